@@ -1,0 +1,1 @@
+//! Building blocks without I/O and without a clock.

@@ -1,0 +1,380 @@
+//! The meaning of a configuration: typed, complete, defaults applied, references resolved to indices.
+//!
+//! Nothing here parses or prints; `check.rs` builds these values and is the only place that refuses input.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use ipnet::IpNet;
+
+/// A whole, valid configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Event loops; `None` = one for each CPU this process may use.
+    pub workers: Option<usize>,
+    /// Admin socket.
+    pub admin: PathBuf,
+    /// HTTP endpoint for metrics, status and the page; `None` = off.
+    pub metrics: Option<SocketAddr>,
+    /// Logging.
+    pub log: Log,
+    /// Limits of the whole process.
+    pub limits: ProcessLimits,
+    /// How long connections may finish after TERM.
+    pub shutdown_grace: Duration,
+    /// Listeners in file order.
+    pub listeners: Vec<Listener>,
+    /// Pools in file order.
+    pub pools: Vec<Pool>,
+    /// VIP failover; `None` = off.
+    pub failover: Option<Failover>,
+}
+
+/// `log:`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// Threshold of the event log (stderr).
+    pub level: log::LevelFilter,
+    /// Where access records go.
+    pub access: AccessTarget,
+    /// Form of both logs.
+    pub format: LogFormat,
+    /// Period of interim access records of long connections; `None` = off.
+    pub interim: Option<Duration>,
+}
+
+/// Where access records go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessTarget {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Appended to a file, reopened on HUP.
+    File(PathBuf),
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value`.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `limits:`; `None` = what the descriptor limit can carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProcessLimits {
+    /// TCP connections.
+    pub connections: Option<u32>,
+    /// UDP sessions.
+    pub udp_sessions: Option<u32>,
+}
+
+/// Transport protocol of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Byte streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// One `bind:` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Bind {
+    /// An IP address and one or more ports.
+    Ip {
+        /// Local address, possibly the wildcard.
+        ip: IpAddr,
+        /// Ports, usually one; 0 lets the kernel choose (a range never contains 0).
+        ports: RangeInclusive<u16>,
+    },
+    /// A unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackendAddress {
+    /// Address and port.
+    Ip(SocketAddr),
+    /// Address only: the port is the one that the client used.
+    SamePort(IpAddr),
+    /// A unix stream socket.
+    Unix(PathBuf),
+}
+
+/// `listeners.NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// Name, unique.
+    pub name: String,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Addresses, at least one.
+    pub bind: Vec<Bind>,
+    /// Index into [`Config::pools`].
+    pub pool: usize,
+    /// If not empty, only these sources are served.
+    pub allow: Vec<IpNet>,
+    /// These sources are refused, whatever `allow` says.
+    pub deny: Vec<IpNet>,
+    /// Caps and rates.
+    pub limits: ListenerLimits,
+    /// Timeouts (TCP).
+    pub timeouts: Timeouts,
+    /// Sources that must start with a PROXY header; empty = none.
+    pub accept_proxy: Vec<IpNet>,
+    /// Session ends (UDP).
+    pub udp: UdpPolicy,
+}
+
+/// `listeners.NAME.limits`; `None` = unlimited.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ListenerLimits {
+    /// Live connections or sessions.
+    pub connections: Option<u32>,
+    /// Live connections or sessions of one source address.
+    pub per_source: Option<u32>,
+    /// New connections of one source address.
+    pub new_per_source: Option<Rate>,
+    /// Sources to which the two above do not apply.
+    pub exempt: Vec<IpNet>,
+    /// Bytes per second towards the client, each connection.
+    pub download: Option<u64>,
+    /// Bytes per second from the client, each connection.
+    pub upload: Option<u64>,
+}
+
+/// Events per period, for example `50/s`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Events.
+    pub events: u32,
+    /// Period.
+    pub per: Duration,
+}
+
+/// `listeners.NAME.timeouts`; `None` = off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timeouts {
+    /// No byte in either direction for so long ends the connection.
+    pub idle: Option<Duration>,
+    /// After one direction has ended, the other may be silent for so long.
+    pub half_close: Option<Duration>,
+    /// Longest life of a connection, jittered by up to a tenth.
+    pub max_age: Option<Duration>,
+}
+
+/// `listeners.NAME.udp`; `None` = unlimited.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UdpPolicy {
+    /// A session without a datagram for so long ends.
+    pub idle: Duration,
+    /// Datagrams from the client after which the session ends.
+    pub requests: Option<u32>,
+    /// Datagrams from the backend after which the session ends.
+    pub replies: Option<u32>,
+}
+
+/// `pools.NAME`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Name, unique.
+    pub name: String,
+    /// Algorithm.
+    pub balance: Balance,
+    /// Parameters of `source_hash`.
+    pub source_hash: SourceHash,
+    /// Backends in file order, at least one, names and addresses unique.
+    pub backends: Vec<Backend>,
+    /// Active health checks.
+    pub health: Health,
+    /// Ejection by failures of real traffic; `None` = off.
+    pub passive: Option<Passive>,
+    /// Connect attempts.
+    pub connect: Connect,
+    /// Ramp of a returning backend; `None` = off.
+    pub slow_start: Option<Duration>,
+    /// What happens to live connections of a backend that goes down.
+    pub on_down: OnDown,
+    /// How long connections of a draining backend may go on; `None` = as long as they like.
+    pub on_drain_finish: Option<Duration>,
+    /// What happens when no backend is up.
+    pub all_down: AllDown,
+    /// PROXY header sent to the backend.
+    pub send_proxy: SendProxy,
+    /// Local address of connections to backends.
+    pub source_address: Option<IpAddr>,
+}
+
+/// `pools.NAME.balance`. All are weighted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Balance {
+    /// Fewest connections in proportion to weight.
+    LeastConn,
+    /// Maglev hash of the client's address.
+    SourceHash,
+    /// Smooth weighted round robin.
+    RoundRobin,
+    /// Two random choices, the less loaded wins.
+    Random,
+    /// Lowest peak-EWMA response time times load.
+    LeastTime,
+}
+
+/// `pools.NAME.source_hash`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceHash {
+    /// Significant bits of an IPv4 source.
+    pub prefix_v4: u8,
+    /// Significant bits of an IPv6 source.
+    pub prefix_v6: u8,
+    /// Whether the source port counts.
+    pub port: bool,
+    /// Cap on a backend's load as a multiple of the mean (> 1); `None` = off.
+    pub bounded_load: Option<f64>,
+    /// Seed; equal on all nodes that shall agree.
+    pub seed: u64,
+}
+
+/// One backend of a pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    /// Name, unique in the pool.
+    pub name: String,
+    /// Address, unique in the pool.
+    pub address: BackendAddress,
+    /// Share; 0 = no new work.
+    pub weight: u32,
+    /// Live connections at most; `None` = unlimited.
+    pub max_connections: Option<u32>,
+    /// Used only when no primary is left.
+    pub backup: bool,
+}
+
+/// `pools.NAME.health`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Health {
+    /// Kind of probe.
+    pub kind: ProbeKind,
+    /// Time between probes of one backend.
+    pub interval: Duration,
+    /// Time one probe may take, connect to verdict.
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend up.
+    pub rise: u32,
+    /// Failures in a row that take it down.
+    pub fall: u32,
+    /// Port if not the backend's own.
+    pub port: Option<u16>,
+    /// Bytes sent after connecting.
+    pub send: Vec<u8>,
+    /// Bytes that the answer must contain.
+    pub expect: Vec<u8>,
+}
+
+/// `pools.NAME.health.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// Connect; optionally send and expect.
+    Tcp,
+    /// Send a datagram and expect an answer.
+    Udp,
+    /// No probes: always up.
+    None,
+}
+
+/// `pools.NAME.passive`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passive {
+    /// Failures within the window that eject.
+    pub failures: u32,
+    /// Window.
+    pub window: Duration,
+    /// First ejection; doubles with each in a row, up to ten times this.
+    pub eject: Duration,
+}
+
+/// `pools.NAME.connect`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Connect {
+    /// Time for all attempts together.
+    pub timeout: Duration,
+    /// Attempts, each to a different backend.
+    pub attempts: u32,
+}
+
+/// `pools.NAME.on_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDown {
+    /// Live connections go on.
+    Keep,
+    /// Live connections are reset.
+    Close,
+}
+
+/// `pools.NAME.all_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllDown {
+    /// Refuse new work.
+    Refuse,
+    /// Try every backend as if it were up, loudly.
+    TryAll,
+}
+
+/// `pools.NAME.send_proxy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendProxy {
+    /// None.
+    Off,
+    /// Version 1, text.
+    V1,
+    /// Version 2, binary.
+    V2,
+}
+
+/// `failover:`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failover {
+    /// This node's name, a key of `nodes`.
+    pub node: String,
+    /// File with the shared secret.
+    pub secret_file: PathBuf,
+    /// Period of beats.
+    pub beat: Duration,
+    /// Silence after which a node counts as dead.
+    pub dead_after: Duration,
+    /// Beat addresses of all nodes, this one included.
+    pub nodes: IndexMap<String, SocketAddr>,
+    /// TCP endpoints that vote by answering.
+    pub witnesses: Vec<SocketAddr>,
+    /// Voters needed; `None` = a majority when there are three or more voters, else 1.
+    pub quorum: Option<u32>,
+    /// Virtual addresses.
+    pub vips: Vec<Vip>,
+    /// Command run on each transition; empty = none.
+    pub notify: Vec<String>,
+}
+
+/// One entry of `failover.vips`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vip {
+    /// Address with prefix length.
+    pub address: IpNet,
+    /// Interface it is installed on.
+    pub interface: String,
+    /// Nodes in order of preference; indices into `nodes`.
+    pub prefer: Vec<usize>,
+    /// Whether a more preferred node takes the address back.
+    pub preempt: bool,
+    /// How long the preferred node must have been healthy first.
+    pub preempt_delay: Duration,
+    /// Pools (indices) that must have a backend.
+    pub requires: Vec<usize>,
+}

@@ -1,0 +1,1 @@
+//! VIP failover between nodes: pure.

@@ -1,0 +1,1 @@
+//! UDP session table: pure, decides on addresses, never sees payload.

@@ -1,0 +1,1 @@
+//! Control to worker: newest snapshot (latest wins), bounded command queue, waker.

@@ -1,0 +1,1 @@
+//! One TCP connection pair as a pure state machine.

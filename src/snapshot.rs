@@ -1,0 +1,1 @@
+//! The immutable view that workers act on.

@@ -1,0 +1,1 @@
+//! Counters shared between workers and control.

@@ -1,0 +1,1 @@
+//! The kernel's facilities, one a file; every `unsafe` block of the crate is below this module.

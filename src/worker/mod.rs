@@ -1,0 +1,1 @@
+//! The data-plane shell: one event loop a core.
