@@ -128,6 +128,14 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// The key of the live entry in slot `index`.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        match self.slot(index)? {
+            Slot { generation, content: Content::Full(_) } => Some(Key { index, generation: *generation }),
+            _ => None,
+        }
+    }
+
     /// All live entries in slot order.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.chunks.iter().flatten().enumerate().filter_map(|(index, slot)| match &slot.content {

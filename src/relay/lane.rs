@@ -100,6 +100,15 @@ impl Lane {
         self.sink_ready = true;
     }
 
+    pub(super) fn forget_source(&mut self) {
+        self.source_ready = false;
+        self.fin_announced = false;
+    }
+
+    pub(super) fn forget_sink(&mut self) {
+        self.sink_ready = false;
+    }
+
     /// What to do now.
     pub fn next(&self) -> Op {
         match (self.piped, self.sink_ready) {

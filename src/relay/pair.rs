@@ -60,6 +60,12 @@ impl Pair {
         Pair { lanes: [Lane::new(short_is_dry), Lane::new(short_is_dry)], broken: None, first_eof: None }
     }
 
+    /// The backend's socket is replaced by a new one before anything was moved: what was known of it is void.
+    pub fn replace_backend(&mut self) {
+        self.lanes[Side::Backend as usize].forget_source();
+        self.lanes[Side::Client as usize].forget_sink();
+    }
+
     /// The lane whose source is `side`.
     pub fn lane(&self, side: Side) -> &Lane {
         &self.lanes[side as usize]
