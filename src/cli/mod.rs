@@ -1,6 +1,7 @@
 //! The command line, one file a command.
 
 pub mod check;
+pub mod demo;
 pub mod reference;
 pub mod run;
 
@@ -24,6 +25,8 @@ pub struct Cli {
 enum Command {
     /// Run in the foreground.
     Run(run::Args),
+    /// See a working balancer: built-in backends, a built-in client, and a table of how the work was spread.
+    Demo(demo::Args),
     /// Validate a configuration; prints every error.
     Check {
         /// Configuration file.
@@ -38,6 +41,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
         Command::ConfigReference => reference::run(),
     }

@@ -126,7 +126,7 @@ impl Control {
 
     fn publish(&mut self) {
         self.version += 1;
-        let workers = self.crew.len();
+        let workers = self.crew.size();
         let budget = Budget::new(&self.config, limits::open_files(), workers);
         self.shared.publish(Arc::new(Snapshot {
             version: self.version,
@@ -136,6 +136,11 @@ impl Control {
             connections_max: budget.connections as u32,
             sessions_max: budget.sessions as u32,
         }));
+    }
+
+    /// What workers and control share.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// Names and addresses of all bound sockets.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::probe::{Prober, Verdict};
 use super::request::BackendOrder;
 use crate::balance::{Mask, Member, Picker, Shares, identity};
-use crate::config::model::{self, BackendAddress};
+use crate::config::model;
 use crate::link::Report;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
@@ -30,15 +30,6 @@ pub struct Pools {
     stats: HashMap<u64, Arc<BackendStats>>,
 }
 
-/// The text of a backend address.
-pub fn address_text(address: &BackendAddress) -> String {
-    match address {
-        BackendAddress::Ip(a) => a.to_string(),
-        BackendAddress::SamePort(ip) => ip.to_string(),
-        BackendAddress::Unix(p) => format!("unix:{}", p.display()),
-    }
-}
-
 impl Pools {
     /// n
     pub fn new(prober: Prober, _epoch: Instant) -> Self {
@@ -59,7 +50,7 @@ impl Pools {
                     .backends
                     .iter()
                     .map(|b| {
-                        let identity = identity(&pool.name, &address_text(&b.address));
+                        let identity = identity(&pool.name, &b.address.to_string());
                         let stats = self
                             .stats
                             .entry(identity)
