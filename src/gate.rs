@@ -38,7 +38,11 @@ pub struct Gate {
 
 impl Gate {
     /// The gate of a listener; `predecessor` is the one that it replaces.
-    pub fn new(config: &model::Listener, stats: Arc<ListenerStats>, predecessor: Option<&Gate>) -> Arc<Gate> {
+    pub fn new(
+        config: &model::Listener,
+        stats: Arc<ListenerStats>,
+        predecessor: Option<&Gate>,
+    ) -> Arc<Gate> {
         let limits = SourceLimits {
             connections: config.limits.per_source,
             new: config.limits.new_per_source,
@@ -81,7 +85,10 @@ impl Gate {
         if !self.stats.active.try_raise(self.connections_max) {
             return Err(Cause::LimitListener);
         }
-        let mut pass = Pass { gate: self.clone(), source: None };
+        let mut pass = Pass {
+            gate: self.clone(),
+            source: None,
+        };
         if let Some(ip) = client.filter(|_| self.counts_sources) {
             let lock = shard(ip, SHARDS) as u8;
             let admitted = self.sources.0[usize::from(lock)].lock().admit(now, ip);
@@ -106,7 +113,9 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.gate.stats.active.lower();
         if let Some((lock, admission)) = self.source {
-            self.gate.sources.0[usize::from(lock)].lock().release(admission);
+            self.gate.sources.0[usize::from(lock)]
+                .lock()
+                .release(admission);
         }
     }
 }

@@ -70,6 +70,8 @@ pub struct Backend {
     pub pool: Arc<str>,
     /// What the file says.
     pub config: model::Backend,
+    /// The PROXY header that its pool wants it to see.
+    pub send_proxy: model::SendProxy,
     /// Its statistics.
     pub stats: Arc<BackendStats>,
 }

@@ -88,7 +88,12 @@ impl Endpoints {
             });
             let predecessor = old.map(|e| &*e.listener.gate);
             let gate = Gate::new(listener, stats.clone(), predecessor);
-            let listener = Arc::new(Listener { id, config: listener.clone(), stats, gate });
+            let listener = Arc::new(Listener {
+                id,
+                config: listener.clone(),
+                stats,
+                gate,
+            });
             entries.push(Entry {
                 listener,
                 bound: kept,

@@ -183,7 +183,9 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
         for side in Side::BOTH {
             loop {
                 let op = pair.next(side);
-                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= budget[side as usize]) {
+                if op == Op::Wait
+                    || (op == Op::Fill && spent[side as usize] >= budget[side as usize])
+                {
                     break;
                 }
                 let done = carry_out(pair, io, side, op);
