@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::config::model::{Bind, Protocol};
-use crate::config::raw::{Notes, Spot};
+use crate::config::notes::{Notes, Spot};
 
 fn any_of(ip: &IpAddr) -> IpAddr {
     match ip {
@@ -79,7 +79,7 @@ impl Bound {
                 notes.error(
                     second,
                     format!(
-                        "`{}` is bound already by {} (`{}`): an address belongs to one listener",
+                        "`{}` overlaps {} (`{}`): an address is bound once",
                         second.value, first.path, first.value
                     ),
                 );
