@@ -35,6 +35,7 @@ pub mod maglev;
 pub mod random;
 pub mod round_robin;
 
+use std::fmt;
 use std::sync::Arc;
 
 pub use explain::{Explanation, Note, Reason};
@@ -179,23 +180,31 @@ impl<L: Loads> View<'_, L> {
 }
 
 /// A pool's algorithm and its tables: immutable, cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Picker(Arc<Tables>);
 
-#[derive(Debug)]
 struct Tables {
     members: Box<[Member]>,
     balance: Balance,
     policy: Policy,
 }
 
-#[derive(Debug)]
 enum Policy {
     LeastConn(Option<Alias>),
     LeastTime(Option<Alias>),
     RoundRobin(round_robin::Schedule),
     Random(Alias),
     SourceHash(maglev::Maglev),
+}
+
+impl fmt::Debug for Picker {
+    /// Without the tables: they are long and follow from the members.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picker")
+            .field("balance", &self.0.balance)
+            .field("members", &self.0.members.len())
+            .finish()
+    }
 }
 
 impl Picker {
