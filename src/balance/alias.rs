@@ -7,7 +7,6 @@ use super::{Loads, Member, Shares, View};
 const DRAWS_MAX: u32 = 32;
 
 /// Draws an index in proportion to its weight.
-#[derive(Debug)]
 pub(super) struct Alias {
     /// A column: keep its own index below this threshold (in 2^-32), else take the other.
     columns: Box<[(u32, u16)]>,

@@ -53,7 +53,8 @@ mod tests {
     /// Columns: weights, active, out, chosen. Broken on purpose: `active` in place of `active + 1` (row 3).
     #[test]
     fn chooses_the_least_loaded_for_its_weight() {
-        let rows: [(&[u32], &[u32], &[usize], usize); 8] = [
+        type Row = (&'static [u32], &'static [u32], &'static [usize], usize);
+        let rows: [Row; 8] = [
             (&[1, 1, 1], &[3, 2, 3], &[], 1),
             (&[1, 1, 1], &[3, 2, 3], &[1, 2], 0),
             (&[3, 1], &[5, 2], &[], 0),
@@ -110,7 +111,7 @@ mod tests {
     }
 
     proptest! {
-        /// The oracle is a scan with exact fractions. Broken on purpose: `<` in place of `>` against a later tie.
+        /// The oracle is a scan with exact fractions. Broken on purpose: shares left out of the capacity.
         #[test]
         fn agrees_with_an_exact_scan(
             pool in proptest::collection::vec((0u32..300, 0u32..2000, any::<bool>(), 1u32..=1024), 1..=64),
@@ -154,7 +155,7 @@ mod tests {
     }
 
     /// Beyond the exact scan: the worst backend stays close to what an exact choice would give, under churn.
-    /// Broken on purpose: one draw instead of two (worst 38 of 20).
+    /// Broken on purpose: one draw and no memory.
     #[test]
     fn sampling_stays_close_to_exact() {
         for weight in [|_: usize| 1u32, |ix: usize| 1 + ix as u32 % 4] {

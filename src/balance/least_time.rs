@@ -86,7 +86,8 @@ mod tests {
     /// Columns: weights, active, latency in ms (0 = unknown), chosen.
     #[test]
     fn chooses_the_least_time_for_its_weight() {
-        let rows: [(&[u32], &[u32], &[u64], usize); 8] = [
+        type Row = (&'static [u32], &'static [u32], &'static [u64], usize);
+        let rows: [Row; 8] = [
             (&[1, 1], &[0, 0], &[5, 4], 1),
             (&[1, 1], &[1, 3], &[5, 4], 0),
             (&[4, 1], &[0, 0], &[8, 3], 0),

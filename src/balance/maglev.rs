@@ -38,13 +38,13 @@ use super::{Loads, Member, Shares, View};
 pub const SLOTS: usize = 65_537;
 
 /// Probes past the own slot after which the rendezvous score decides.
-const PROBES_MAX: u32 = 64;
+pub const PROBES_MAX: u32 = 64;
 
 /// Slots that a backend may have beyond its quota.
-const SLACK: usize = 6;
+pub const SLACK: usize = 6;
 
 /// Most slots that are dealt to those short of their quota.
-const LEVELLED_MAX: usize = 1024;
+pub const LEVELLED_MAX: usize = 1024;
 
 /// Bound on the race, in throws for each slot; coupon collecting needs about ln(SLOTS) = 11.
 const ROUNDS_MAX: usize = 64;
@@ -52,7 +52,6 @@ const ROUNDS_MAX: usize = 64;
 const FREE: u16 = u16::MAX;
 
 /// Flat table: slot to index of a backend.
-#[derive(Debug)]
 pub(super) struct Maglev {
     slots: Box<[u16]>,
     bound: Option<f64>,
@@ -354,7 +353,7 @@ mod tests {
         }
     }
 
-    /// Broken on purpose: no levelling.
+    /// Broken on purpose: the last slots dealt by score alone.
     #[test]
     fn slots_match_weights() {
         let rows: [&[u32]; 8] = [
@@ -396,7 +395,7 @@ mod tests {
     }
 
     /// A backend leaves the configuration: the table is built anew. The bound of a rendezvous hash would be exactly 1 / N.
-    /// Broken on purpose: claims as in plain Maglev (6.8 / N at 1,000).
+    /// Broken on purpose: throws repeated until they hit, which is plain Maglev.
     #[test]
     fn one_of_n_leaving_moves_at_most_one_and_a_half_of_n() {
         for n in [
@@ -421,7 +420,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         /// A backend goes down: exactly its keys move, and they spread by weight. It returns: everything is as before.
-        /// Broken on purpose: probing to the next slot (step 1) still spreads, a fixed next backend does not.
+        /// Broken on purpose: the next eligible backend in place of probing.
         #[test]
         fn a_backend_that_is_down_moves_its_own_keys_only(
             weights in proptest::collection::vec(1u32..6, 2..12),
@@ -488,7 +487,7 @@ mod tests {
         }
     }
 
-    /// Broken on purpose: a random admission in place of the hashed one.
+    /// Broken on purpose: an admission hashed anew for each share.
     #[test]
     fn a_ramping_backend_admits_a_growing_and_stable_share_of_its_keys() {
         let (n, keys) = (4, 40_000);
@@ -529,7 +528,7 @@ mod tests {
         assert_eq!(before, Some(home));
     }
 
-    /// One giant NAT and many others, held connections. Broken on purpose: no check of the bound.
+    /// One giant NAT and many others, held connections. Broken on purpose: everybody is under the bound.
     #[test]
     fn bounded_load_keeps_a_giant_source_under_c_times_the_mean() {
         for (weights, c) in [
