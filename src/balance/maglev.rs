@@ -27,8 +27,9 @@
 //! 2. *Levelling.* The last slots (at most [`LEVELLED_MAX`], fewer with many backends) are dealt by rendezvous score to
 //!    those short of their quota.
 //!
-//! Removing one of N then moves at most 1.5 / N of the keys, and up to 20 backends the slots match the weights within 1 %
-//! of each backend's own share (`tests` below hold both).
+//! Removing one of N equals then moves at most 1.5 / N of the keys (any one: its share and 0.5 / N), and up to 20 backends
+//! the slots match the weights within 1 % of each backend's own share. With 1,000, a backend may have up to a tenth more than
+//! its quota and some have a quarter less: 65 slots are few. The tests below hold these figures.
 
 use super::explain::{Note, Reason, Trace};
 use super::hash::{SplitMix, below, mix2};
@@ -388,30 +389,36 @@ mod tests {
                 .filter(|&&owner| usize::from(owner) == ix)
                 .count();
             assert!(
-                (35..=66 + SLACK).contains(&got),
+                (48..=66 + SLACK).contains(&got),
                 "1,000 backends: {ix} has {got} slots"
             );
         }
     }
 
-    /// A backend leaves the configuration: the table is built anew. The bound of a rendezvous hash would be exactly 1 / N.
+    /// A backend leaves the configuration: the table is built anew. A rendezvous hash would move exactly its share; half as
+    /// much as the mean share may come on top, whatever the weights.
     /// Broken on purpose: throws repeated until they hit, which is plain Maglev.
     #[test]
     fn one_of_n_leaving_moves_at_most_one_and_a_half_of_n() {
         for n in [
             2, 3, 4, 5, 10, 20, 50, 100, 129, 200, 257, 300, 500, 513, 1000,
         ] {
-            let pool = members(&vec![7; n]);
-            let before = owners(&pool);
-            for leaving in [0, n / 2, n - 1] {
-                let mut rest = pool.clone();
-                rest.remove(leaving);
-                let moved = moved(&before, &owners(&rest)) as f64 / SLOTS as f64;
-                assert!(
-                    moved <= 1.5 / n as f64,
-                    "{leaving} of {n} leaves: {:.2} / N moved",
-                    moved * n as f64
-                );
+            for weight in [|_: usize| 7, |ix: usize| 1 + (ix as u32 * 7919) % 10] {
+                let weights: Vec<u32> = (0..n).map(weight).collect();
+                let pool = members(&weights);
+                let before = owners(&pool);
+                for leaving in [0, n / 2, n - 1] {
+                    let mut rest = pool.clone();
+                    rest.remove(leaving);
+                    let moved = moved(&before, &owners(&rest)) as f64 / SLOTS as f64;
+                    let share =
+                        f64::from(weights[leaving]) / f64::from(weights.iter().sum::<u32>());
+                    let (moved, share) = (moved * n as f64, share * n as f64);
+                    assert!(
+                        moved <= share + 0.5,
+                        "{leaving} of {n} leaves: {moved:.2} / N moved, its share is {share:.2}"
+                    );
+                }
             }
         }
     }

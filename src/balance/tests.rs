@@ -163,7 +163,7 @@ fn shares_follow_weights() {
     ] {
         let total: u32 = weights.iter().sum();
         for balance in ALL {
-            let picks = 200_000;
+            let picks = 60_000;
             let counts = spread(
                 &picker(balance, weights),
                 picks,
