@@ -4,6 +4,7 @@
 //! workers, admin socket, HTTP, election) only sends. Whoever asks something sends a [`Request`] with a reply channel in
 //! it and waits with a timeout.
 
+pub mod access_log;
 pub mod request;
 
 pub use request::{BackendOrder, Input, Request, VipOrder};
