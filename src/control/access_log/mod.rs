@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
-use crate::config::model::{AccessTarget, LogFormat};
+use crate::config::model::{AccessTarget, Log, LogFormat};
 use crate::link::Record;
 
 /// Records that may wait: more than the busiest workers produce while one batch is gathered and written.
@@ -41,9 +41,6 @@ const BATCH_BYTES: usize = 64 << 10;
 const FINISH_MAX: Duration = Duration::from_secs(2);
 /// How long a non-blocking target may refuse one batch.
 const WRITE_MAX: Duration = Duration::from_secs(1);
-
-/// Starts the thread that writes access records.
-pub struct AccessLog;
 
 /// What became of the records that reached the thread.
 #[derive(Debug, Default)]
@@ -79,37 +76,39 @@ enum Order {
     Finish,
 }
 
-impl AccessLog {
-    /// Opens `target` and starts the thread; records go to the sender. An error says which file and why.
-    pub fn start(target: &AccessTarget, format: LogFormat) -> io::Result<(Sender<Record>, Handle)> {
-        Self::start_on(Target::open(target)?, format)
+/// Opens the target that the configuration names and starts the thread; records go to the sender. `None`: the log is off,
+/// and workers need not even make records. An error says which file and why.
+pub fn start(log: &Log) -> io::Result<Option<(Sender<Record>, Handle)>> {
+    match log.access {
+        AccessTarget::Off => Ok(None),
+        _ => start_on(Target::open(&log.access)?, log.format).map(Some),
     }
+}
 
-    fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Handle)> {
-        let (records, queue) = bounded(QUEUE_MAX);
-        let (orders, ordered) = bounded(4);
-        let stats = Arc::new(AccessLogStats::default());
-        let writer = Writer {
-            target,
-            format,
-            batch: String::with_capacity(BATCH_BYTES + 4096),
-            batched: 0,
-            torn: false,
-            warned: None,
-            stats: stats.clone(),
-        };
-        let thread = std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || writer.run(&queue, &ordered))?;
-        Ok((
-            records,
-            Handle {
-                orders,
-                thread,
-                stats,
-            },
-        ))
-    }
+fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Handle)> {
+    let (records, queue) = bounded(QUEUE_MAX);
+    let (orders, ordered) = bounded(4);
+    let stats = Arc::new(AccessLogStats::default());
+    let writer = Writer {
+        target,
+        format,
+        batch: String::with_capacity(BATCH_BYTES + 4096),
+        batched: 0,
+        torn: false,
+        warned: None,
+        stats: stats.clone(),
+    };
+    let thread = std::thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || writer.run(&queue, &ordered))?;
+    Ok((
+        records,
+        Handle {
+            orders,
+            thread,
+            stats,
+        },
+    ))
 }
 
 impl Handle {
@@ -409,6 +408,16 @@ mod tests {
         }
     }
 
+    fn start_file(path: &Path) -> (Sender<Record>, Handle) {
+        let log = Log {
+            level: log::LevelFilter::Info,
+            access: AccessTarget::File(path.into()),
+            format: LogFormat::Text,
+            interim: None,
+        };
+        start(&log).unwrap().unwrap()
+    }
+
     fn numbered(id: u64) -> Record {
         Record {
             id,
@@ -434,8 +443,7 @@ mod tests {
     fn every_record_is_written_in_order_and_finish_flushes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        let (records, handle) =
-            AccessLog::start(&AccessTarget::File(path.clone()), LogFormat::Text).unwrap();
+        let (records, handle) = start_file(&path);
         (0..5000).for_each(|id| records.send(numbered(id)).unwrap());
         let stats = handle.stats.clone();
         handle.finish();
@@ -453,8 +461,7 @@ mod tests {
             dir.path().join("access.log"),
             dir.path().join("access.log.1"),
         );
-        let (records, handle) =
-            AccessLog::start(&AccessTarget::File(path.clone()), LogFormat::Text).unwrap();
+        let (records, handle) = start_file(&path);
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
         std::fs::rename(&path, &rotated).unwrap();
         handle.reopen().recv().unwrap();
@@ -470,8 +477,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("d/access.log"), dir.path().join("moved"));
         std::fs::create_dir(path.parent().unwrap()).unwrap();
-        let (records, handle) =
-            AccessLog::start(&AccessTarget::File(path.clone()), LogFormat::Text).unwrap();
+        let (records, handle) = start_file(&path);
         std::fs::rename(path.parent().unwrap(), &moved).unwrap();
         handle.reopen().recv().unwrap();
         records.send(numbered(1)).unwrap();
@@ -484,8 +490,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_costs_records_but_not_the_thread() {
-        let full = AccessTarget::File("/dev/full".into());
-        let (records, handle) = AccessLog::start(&full, LogFormat::Text).unwrap();
+        let (records, handle) = start_file(Path::new("/dev/full"));
         (0..50).for_each(|id| records.send(numbered(id)).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
@@ -511,7 +516,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
-        let (records, handle) = AccessLog::start_on(target, LogFormat::Text).unwrap();
+        let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         records.send(numbered(1)).unwrap();
         handle.reopen().recv().unwrap();
         assert_eq!(handle.stats.lost(), 1);
@@ -529,7 +534,7 @@ mod tests {
         )
         .unwrap();
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
-        let (records, handle) = AccessLog::start_on(target, LogFormat::Text).unwrap();
+        let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
         handle.reopen().recv().unwrap();
         let mut text = vec![0; 4096];
@@ -559,7 +564,7 @@ mod tests {
     fn a_reader_that_does_not_read_delays_nobody_for_long() {
         let (_reader, writer) = io::pipe().unwrap();
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
-        let (records, handle) = AccessLog::start_on(target, LogFormat::Text).unwrap();
+        let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         // More than pipe and channel hold: the worker's side finds the channel full at some point.
         let (mut dropped, started) = (0, Instant::now());
         for id in 0..30_000 {
