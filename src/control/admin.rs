@@ -137,7 +137,10 @@ impl From<VipWord> for VipOrder {
 /// more is replaced. An error is a sentence with the path in it; if another process listens there it names that one.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     bind_inner(path).map_err(|error| {
-        io::Error::new(error.kind(), format!("admin socket {}: {error}", path.display()))
+        io::Error::new(
+            error.kind(),
+            format!("admin socket {}: {error}", path.display()),
+        )
     })
 }
 
@@ -153,7 +156,10 @@ fn bind_inner(path: &Path) -> io::Result<UnixListener> {
     let _alone = lock(&directory)?;
     if let Ok(found) = std::fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is not a socket"));
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "exists and is not a socket",
+            ));
         }
         match UnixStream::connect(path) {
             Ok(stream) => {
@@ -265,7 +271,11 @@ async fn answer(
     let question: Question =
         serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
     match question {
-        Question::Status => asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await,
+        Question::Status => {
+            asker
+                .ask(ANSWER_MAX, |reply| Request::Status { reply })
+                .await
+        }
         Question::Conns { limit } => {
             let limit = limit.min(CONNECTIONS_MAX);
             let request = |reply| Request::Connections { limit, reply };
@@ -273,7 +283,10 @@ async fn answer(
             serde_json::to_value(live).map_err(|error| error.to_string())
         }
         Question::Kill { id } => {
-            match asker.ask(ANSWER_MAX, |reply| Request::Kill { id, reply }).await? {
+            match asker
+                .ask(ANSWER_MAX, |reply| Request::Kill { id, reply })
+                .await?
+            {
                 true => Ok(format!("{id} is ended").into()),
                 false => Err(format!("no connection or session has the id {id}")),
             }
@@ -297,14 +310,18 @@ async fn answer(
             };
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }
-        Question::Reload => {
-            Ok(asker.ask(RELOAD_MAX, |reply| Request::Reload { reply }).await??.into())
-        }
-        Question::Metrics => {
-            Ok(asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?.into())
-        }
+        Question::Reload => Ok(asker
+            .ask(RELOAD_MAX, |reply| Request::Reload { reply })
+            .await??
+            .into()),
+        Question::Metrics => Ok(asker
+            .ask(ANSWER_MAX, |reply| Request::Metrics { reply })
+            .await?
+            .into()),
         Question::Health => {
-            asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await??;
+            asker
+                .ask(ANSWER_MAX, |reply| Request::Health { reply })
+                .await??;
             Ok("ok".into())
         }
         Question::History { since } => Ok(history.borrow().since(since)),

@@ -50,17 +50,24 @@ impl History {
 
     /// Adds one sample.
     pub fn push(&mut self, now: Instant, time: SystemTime, status: &Status) {
-        let passed = self.last.map(|last| now.saturating_duration_since(last).as_secs_f64());
+        let passed = self
+            .last
+            .map(|last| now.saturating_duration_since(last).as_secs_f64());
         self.last = Some(now);
         self.seq += 1;
-        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = time
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         self.times_ms.push_back(since_epoch.as_millis() as u64);
         if self.times_ms.len() > Self::SAMPLES_MAX {
             self.times_ms.pop_front();
         }
         for (name, sample) in samples(status) {
             if self.series.len() < SERIES_MAX || self.series.contains_key(&name) {
-                let series = self.series.entry(name).or_insert_with(|| Series::new(sample.1));
+                let series = self
+                    .series
+                    .entry(name)
+                    .or_insert_with(|| Series::new(sample.1));
                 series.push(sample, passed);
             }
         }
@@ -72,7 +79,11 @@ impl History {
     /// first sample: a reader whose newest is another starts afresh.
     pub fn since(&self, since: u64) -> Value {
         let oldest = self.seq - self.times_ms.len() as u64;
-        let from = if (oldest..=self.seq).contains(&since) { since } else { oldest };
+        let from = if (oldest..=self.seq).contains(&since) {
+            since
+        } else {
+            oldest
+        };
         let skip = (from - oldest) as usize;
         let series: serde_json::Map<String, Value> = self
             .series
@@ -80,7 +91,8 @@ impl History {
             .map(|(name, series)| {
                 let rows = NAMES.iter().zip(&series.values);
                 let rows = rows.map(|(&name, row)| {
-                    let row: Vec<Value> = row.iter().skip(skip).map(|&value| number(value)).collect();
+                    let row: Vec<Value> =
+                        row.iter().skip(skip).map(|&value| number(value)).collect();
                     (name.to_string(), row.into())
                 });
                 (name.clone(), Value::Object(rows.collect()))
@@ -148,24 +160,44 @@ impl Series {
 /// What one sample consists of: the whole, each listener, each backend.
 fn samples(status: &Status) -> Vec<(String, Sample)> {
     let listeners = status.listeners.iter().map(|listener| {
-        let counters =
-            [listener.accepted, listener.bytes_in, listener.bytes_out, listener.refused];
-        (format!("listener/{}", listener.name), (listener.active, counters))
+        let counters = [
+            listener.accepted,
+            listener.bytes_in,
+            listener.bytes_out,
+            listener.refused,
+        ];
+        (
+            format!("listener/{}", listener.name),
+            (listener.active, counters),
+        )
     });
     let backends = status.pools.iter().flat_map(|pool| {
         pool.backends.iter().map(|backend| {
-            let counters = [backend.total, backend.bytes_in, backend.bytes_out, backend.failed];
-            (format!("backend/{}/{}", pool.name, backend.name), (backend.active, counters))
+            let counters = [
+                backend.total,
+                backend.bytes_in,
+                backend.bytes_out,
+                backend.failed,
+            ];
+            (
+                format!("backend/{}/{}", pool.name, backend.name),
+                (backend.active, counters),
+            )
         })
     });
     let listeners: Vec<_> = listeners.collect();
-    let total = listeners.iter().fold((0, [0; COUNTERS]), |(active, mut sum), (_, sample)| {
-        for (total, n) in sum.iter_mut().zip(sample.1) {
-            *total += n;
-        }
-        (active + sample.0, sum)
-    });
-    std::iter::once(("total".to_string(), total)).chain(listeners).chain(backends).collect()
+    let total = listeners
+        .iter()
+        .fold((0, [0; COUNTERS]), |(active, mut sum), (_, sample)| {
+            for (total, n) in sum.iter_mut().zip(sample.1) {
+                *total += n;
+            }
+            (active + sample.0, sum)
+        });
+    std::iter::once(("total".to_string(), total))
+        .chain(listeners)
+        .chain(backends)
+        .collect()
 }
 
 #[cfg(test)]
@@ -208,7 +240,12 @@ mod tests {
         let (mut history, start) = (History::default(), Instant::now());
         push(&mut history, start, 0, &status(100, 0, &[("a", 50)]));
         push(&mut history, start, 1000, &status(110, 2000, &[("a", 60)]));
-        push(&mut history, start, 3000, &status(111, 2000, &[("a", 50), ("b", 7)]));
+        push(
+            &mut history,
+            start,
+            3000,
+            &status(111, 2000, &[("a", 50), ("b", 7)]),
+        );
         push(&mut history, start, 4000, &status(111, 2000, &[("b", 9)]));
         assert_eq!(
             history.since(0),
@@ -237,13 +274,20 @@ mod tests {
             push(&mut history, start, n * 1000, &status(n, 0, &[]));
         }
         // (asked for, from, samples)
-        for (since, from, samples) in
-            [(700, 700, 0), (698, 698, 2), (100, 100, 600), (99, 100, 600), (701, 100, 600)]
-        {
+        for (since, from, samples) in [
+            (700, 700, 0),
+            (698, 698, 2),
+            (100, 100, 600),
+            (99, 100, 600),
+            (701, 100, 600),
+        ] {
             let answer = history.since(since);
             let row = |key: &str| answer["series"]["total"][key].as_array().unwrap().len();
             assert_eq!(
-                (answer["from"].as_u64().unwrap(), answer["times_ms"].as_array().unwrap().len()),
+                (
+                    answer["from"].as_u64().unwrap(),
+                    answer["times_ms"].as_array().unwrap().len()
+                ),
                 (from, samples)
             );
             assert_eq!((row("active"), row("new")), (samples, samples));

@@ -58,9 +58,15 @@ const FIELDS: [(HeaderName, HeaderValue); 6] = [
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         ),
     ),
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (
         HeaderName::from_static("cross-origin-resource-policy"),
@@ -83,20 +89,28 @@ impl Site {
             status: Flight::new(move || {
                 let asker = of_status.clone();
                 async move {
-                    let status = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await?;
+                    let status = asker
+                        .ask(ANSWER_MAX, |reply| Request::Status { reply })
+                        .await?;
                     Ok(status.to_string().into())
                 }
             }),
             metrics: Flight::new(move || {
                 let asker = of_metrics.clone();
                 async move {
-                    let text = asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?;
+                    let text = asker
+                        .ask(ANSWER_MAX, |reply| Request::Metrics { reply })
+                        .await?;
                     Ok(text.into())
                 }
             }),
             health: Flight::new(move || {
                 let asker = of_health.clone();
-                async move { asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await? }
+                async move {
+                    asker
+                        .ask(ANSWER_MAX, |reply| Request::Health { reply })
+                        .await?
+                }
             }),
             history,
         }
@@ -104,9 +118,14 @@ impl Site {
 
     async fn answer(&self, request: &HttpRequest<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response =
-                respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut response = respond(
+                StatusCode::METHOD_NOT_ALLOWED,
+                TEXT,
+                "only GET and HEAD\n".into(),
+            );
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         let found = match request.uri().path() {
@@ -121,9 +140,11 @@ impl Site {
         };
         match found {
             Ok((kind, body)) => respond(StatusCode::OK, kind, body),
-            Err(reason) => {
-                respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n").into())
-            }
+            Err(reason) => respond(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                format!("{reason}\n").into(),
+            ),
         }
     }
 

@@ -42,20 +42,40 @@ impl Metrics<'_> {
         self.process(&mut page);
         page.0.retain(|family| !family.get_metric().is_empty());
         // It fails only for families without name or sample.
-        TextEncoder::new().encode_to_string(&page.0).unwrap_or_default()
+        TextEncoder::new()
+            .encode_to_string(&page.0)
+            .unwrap_or_default()
     }
 
     fn listeners(&self, page: &mut Page) {
         let [mut total, mut refused, mut closed, mut bytes, mut datagrams] = [
-            ("weir_connections_total", "Connections accepted and UDP sessions opened."),
-            ("weir_connections_refused_total", "Connections turned away before a backend was asked."),
-            ("weir_connections_closed_total", "Connections and sessions ended, by cause."),
-            ("weir_bytes_total", "Payload bytes from (in) and to (out) clients."),
-            ("weir_udp_datagrams_total", "Datagrams from (in) and to (out) clients."),
+            (
+                "weir_connections_total",
+                "Connections accepted and UDP sessions opened.",
+            ),
+            (
+                "weir_connections_refused_total",
+                "Connections turned away before a backend was asked.",
+            ),
+            (
+                "weir_connections_closed_total",
+                "Connections and sessions ended, by cause.",
+            ),
+            (
+                "weir_bytes_total",
+                "Payload bytes from (in) and to (out) clients.",
+            ),
+            (
+                "weir_udp_datagrams_total",
+                "Datagrams from (in) and to (out) clients.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
         let [mut active, mut sessions] = [
-            ("weir_connections_active", "Live connections and UDP sessions."),
+            (
+                "weir_connections_active",
+                "Live connections and UDP sessions.",
+            ),
             ("weir_udp_sessions_active", "Live UDP sessions."),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
@@ -86,7 +106,11 @@ impl Metrics<'_> {
             }
             let directions: [(&str, fn(&ListenerShard) -> &_, fn(&ListenerShard) -> &_); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
-                ("out", |shard| &shard.bytes_out, |shard| &shard.datagrams_out),
+                (
+                    "out",
+                    |shard| &shard.bytes_out,
+                    |shard| &shard.datagrams_out,
+                ),
             ];
             for (direction, of_bytes, of_datagrams) in directions {
                 let labels = [name, ("direction", direction)];
@@ -95,36 +119,77 @@ impl Metrics<'_> {
                     datagrams.count(&labels, sum(of_datagrams));
                 }
             }
-            seconds.times(&[name], &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)));
+            seconds.times(
+                &[name],
+                &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)),
+            );
         }
-        page.0.extend([total, active, refused, closed, bytes, seconds, sessions, datagrams]);
+        page.0.extend([
+            total, active, refused, closed, bytes, seconds, sessions, datagrams,
+        ]);
         page.counter(
             "weir_udp_dropped_total",
             "Datagrams dropped, by reason.",
-            self.facts.udp_dropped.iter().map(|&(reason, n)| ([("reason", reason)], n)),
+            self.facts
+                .udp_dropped
+                .iter()
+                .map(|&(reason, n)| ([("reason", reason)], n)),
         );
     }
 
     fn backends(&self, page: &mut Page) {
         let [mut up, mut state, mut active, mut weight, mut eligible] = [
-            ("weir_backend_up", "1 if the backend is healthy (state up or starting)."),
-            ("weir_backend_state", "1 for the state that the backend is in, 0 for the others."),
-            ("weir_backend_active", "Live connections and sessions of the backend."),
+            (
+                "weir_backend_up",
+                "1 if the backend is healthy (state up or starting).",
+            ),
+            (
+                "weir_backend_state",
+                "1 for the state that the backend is in, 0 for the others.",
+            ),
+            (
+                "weir_backend_active",
+                "Live connections and sessions of the backend.",
+            ),
             ("weir_backend_weight", "Weight in force."),
-            ("weir_pool_eligible", "Backends of the pool that take new work now."),
+            (
+                "weir_pool_eligible",
+                "Backends of the pool that take new work now.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
-        let [mut total, mut bytes, mut retries, mut failures, mut probe_failures] = [
-            ("weir_backend_connections_total", "Connections established and sessions opened."),
-            ("weir_backend_bytes_total", "Payload bytes to (in) and from (out) the backend."),
-            ("weir_retries_total", "Attempts to connect here after one elsewhere had failed."),
-            ("weir_backend_failures_total", "Failures of real traffic, by reason."),
+        let [
+            mut total,
+            mut bytes,
+            mut retries,
+            mut failures,
+            mut probe_failures,
+        ] = [
+            (
+                "weir_backend_connections_total",
+                "Connections established and sessions opened.",
+            ),
+            (
+                "weir_backend_bytes_total",
+                "Payload bytes to (in) and from (out) the backend.",
+            ),
+            (
+                "weir_retries_total",
+                "Attempts to connect here after one elsewhere had failed.",
+            ),
+            (
+                "weir_backend_failures_total",
+                "Failures of real traffic, by reason.",
+            ),
             ("weir_probe_failures_total", "Health probes that failed."),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
         let [mut connect, mut probes] = [
             ("weir_connect_seconds", "Time to connect to the backend."),
-            ("weir_probe_seconds", "Time from the start of a health probe to its verdict."),
+            (
+                "weir_probe_seconds",
+                "Time from the start of a health probe to its verdict.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::HISTOGRAM, name, help));
         let unknown = BackendFacts::default();
@@ -139,7 +204,10 @@ impl Metrics<'_> {
             for backend in &pool.backends {
                 let (stats, known) = (
                     &backend.stats,
-                    self.facts.backends.get(&backend.identity).unwrap_or(&unknown),
+                    self.facts
+                        .backends
+                        .get(&backend.identity)
+                        .unwrap_or(&unknown),
                 );
                 let sum = |field: fn(&BackendShard) -> &_| stats.shards.sum(field);
                 let name = ("backend", backend.config.name.as_str());
@@ -151,7 +219,10 @@ impl Metrics<'_> {
                 active.gauge(&labels, stats.active.get());
                 weight.gauge(&labels, backend.config.weight);
                 total.count(&labels, sum(|shard| &shard.total));
-                bytes.count(&[pool_label, name, ("direction", "in")], sum(|shard| &shard.bytes_in));
+                bytes.count(
+                    &[pool_label, name, ("direction", "in")],
+                    sum(|shard| &shard.bytes_in),
+                );
                 bytes.count(
                     &[pool_label, name, ("direction", "out")],
                     sum(|shard| &shard.bytes_out),
@@ -172,7 +243,9 @@ impl Metrics<'_> {
                 probe_failures.count(&labels, known.probe_failures);
             }
         }
-        page.0.extend([up, state, active, weight, eligible, total, bytes, connect, retries]);
+        page.0.extend([
+            up, state, active, weight, eligible, total, bytes, connect, retries,
+        ]);
         page.0.extend([failures, probes, probe_failures]);
     }
 
@@ -187,7 +260,8 @@ impl Metrics<'_> {
             "weir_vip_state",
             "1 for the state that the address is in on this node, 0 for the others.",
             vips().flat_map(|vip| {
-                VIP_STATES.map(|word| ([("vip", &*vip.address), ("state", word)], vip.state == word))
+                VIP_STATES
+                    .map(|word| ([("vip", &*vip.address), ("state", word)], vip.state == word))
             }),
         );
         page.counter(
@@ -198,13 +272,24 @@ impl Metrics<'_> {
         page.gauge(
             "weir_node_alive",
             "1 while beats of the node arrive.",
-            self.facts.nodes.iter().map(|node| ([("node", &*node.name)], node.alive)),
+            self.facts
+                .nodes
+                .iter()
+                .map(|node| ([("node", &*node.name)], node.alive)),
         );
     }
 
     fn workers(&self, page: &mut Page) {
-        let ids: Vec<String> = self.workers.iter().map(|worker| worker.id.to_string()).collect();
-        let workers = || ids.iter().map(|id| [("worker", id.as_str())]).zip(self.workers);
+        let ids: Vec<String> = self
+            .workers
+            .iter()
+            .map(|worker| worker.id.to_string())
+            .collect();
+        let workers = || {
+            ids.iter()
+                .map(|id| [("worker", id.as_str())])
+                .zip(self.workers)
+        };
         page.counter(
             "weir_worker_turns_total",
             "Turns of the worker's event loop.",
@@ -214,7 +299,12 @@ impl Metrics<'_> {
             "weir_worker_turn_seconds_max",
             "Longest turn of the worker's event loop in about the last minute.",
             workers().map(|(labels, worker)| {
-                let longest = self.facts.turn_max.get(worker.id).copied().unwrap_or_default();
+                let longest = self
+                    .facts
+                    .turn_max
+                    .get(worker.id)
+                    .copied()
+                    .unwrap_or_default();
                 (labels, longest.as_secs_f64())
             }),
         );
@@ -248,8 +338,16 @@ impl Metrics<'_> {
                 "Live UDP sessions of the process at most.",
                 self.snapshot.sessions_max.into(),
             ),
-            ("weir_open_fds", "Open file descriptors.", process.open_fds as f64),
-            ("weir_limit_fds", "Open file descriptors at most.", process.limit_fds as f64),
+            (
+                "weir_open_fds",
+                "Open file descriptors.",
+                process.open_fds as f64,
+            ),
+            (
+                "weir_limit_fds",
+                "Open file descriptors at most.",
+                process.limit_fds as f64,
+            ),
             (
                 "process_resident_memory_bytes",
                 "Resident memory size in bytes.",
@@ -293,7 +391,9 @@ impl Metrics<'_> {
             "process_cpu_seconds_total",
             "Total user and system CPU time spent in seconds.",
         );
-        cpu.push(&[], |metric| metric.set_counter(counter(process.cpu.as_secs_f64())));
+        cpu.push(&[], |metric| {
+            metric.set_counter(counter(process.cpu.as_secs_f64()))
+        });
         page.0.push(cpu);
     }
 }
@@ -314,7 +414,9 @@ impl Page {
         samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
     ) {
         let mut family = family(MetricType::COUNTER, name, help);
-        samples.into_iter().for_each(|(labels, value)| family.count(&labels, value));
+        samples
+            .into_iter()
+            .for_each(|(labels, value)| family.count(&labels, value));
         self.0.push(family);
     }
 
@@ -325,7 +427,9 @@ impl Page {
         samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], impl Into<f64>)>,
     ) {
         let mut family = family(MetricType::GAUGE, name, help);
-        samples.into_iter().for_each(|(labels, value)| family.gauge(&labels, value));
+        samples
+            .into_iter()
+            .for_each(|(labels, value)| family.gauge(&labels, value));
         self.0.push(family);
     }
 }
@@ -357,13 +461,16 @@ trait Samples {
     }
     fn times(&mut self, labels: Labels, times: &Times) {
         let mut below = 0;
-        let buckets = BUCKETS_US.iter().zip(&times.buckets).map(|(&bound_us, &n)| {
-            below += n;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound_us as f64 / 1e6);
-            bucket.set_cumulative_count(below);
-            bucket
-        });
+        let buckets = BUCKETS_US
+            .iter()
+            .zip(&times.buckets)
+            .map(|(&bound_us, &n)| {
+                below += n;
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound_us as f64 / 1e6);
+                bucket.set_cumulative_count(below);
+                bucket
+            });
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(times.count());
@@ -422,7 +529,11 @@ impl Peak {
     fn turn(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.began);
         if age >= Self::WINDOW {
-            let kept = if age < 2 * Self::WINDOW { self.current } else { Duration::ZERO };
+            let kept = if age < 2 * Self::WINDOW {
+                self.current
+            } else {
+                Duration::ZERO
+            };
             (self.began, self.previous, self.current) = (now, kept, Duration::ZERO);
         }
     }

@@ -84,7 +84,9 @@ pub fn start(
         drop(local);
         runtime.shutdown_background();
     };
-    let thread = std::thread::Builder::new().name("observer".into()).spawn(serve)?;
+    let thread = std::thread::Builder::new()
+        .name("observer".into())
+        .spawn(serve)?;
     Ok(Handle {
         stop: Some(stop),
         thread: Some(thread),
@@ -125,9 +127,9 @@ impl Asker {
         // A place in the pool of waiting threads, not the observer's own time.
         match tokio::task::spawn_blocking(move || answer.recv_timeout(patience)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(RecvTimeoutError::Timeout)) => {
-                Err(format!("the control thread has not answered for {patience:?}"))
-            }
+            Ok(Err(RecvTimeoutError::Timeout)) => Err(format!(
+                "the control thread has not answered for {patience:?}"
+            )),
             Ok(Err(RecvTimeoutError::Disconnected)) | Err(_) => {
                 Err("the control thread did not take the request".into())
             }
@@ -167,7 +169,9 @@ impl<T: Clone + 'static> Flight<T> {
         let (seat, arrival) = oneshot::channel();
         let busy = "too many clients wait for this".to_string();
         self.waiting.try_send(seat).map_err(|_| busy)?;
-        arrival.await.unwrap_or_else(|_| Err("weir is ending".into()))
+        arrival
+            .await
+            .unwrap_or_else(|_| Err("weir is ending".into()))
     }
 }
 
@@ -177,7 +181,10 @@ async fn sample(asker: Asker, history: Rc<RefCell<History>>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let Ok(status) = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await else {
+        let Ok(status) = asker
+            .ask(ANSWER_MAX, |reply| Request::Status { reply })
+            .await
+        else {
             continue;
         };
         if let Ok(status) = serde_json::from_value(status) {
@@ -259,7 +266,12 @@ impl Seats {
             seats: seats.clone(),
         });
         let task = tokio::task::spawn_local(client(ticket));
-        if let Some(seat) = seats.borrow_mut().taken.iter_mut().find(|seat| seat.id == id) {
+        if let Some(seat) = seats
+            .borrow_mut()
+            .taken
+            .iter_mut()
+            .find(|seat| seat.id == id)
+        {
             seat.task = Some(task.abort_handle());
         }
         task
@@ -273,8 +285,12 @@ impl Seats {
 impl Ticket {
     /// Says whether a request is being answered.
     pub(super) fn set_busy(&self, busy: bool) {
-        if let Some(seat) =
-            self.seats.borrow_mut().taken.iter_mut().find(|seat| seat.id == self.id)
+        if let Some(seat) = self
+            .seats
+            .borrow_mut()
+            .taken
+            .iter_mut()
+            .find(|seat| seat.id == self.id)
         {
             (seat.busy, seat.since) = (busy, Instant::now());
         }
@@ -283,7 +299,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.seats.borrow_mut().taken.retain(|seat| seat.id != self.id);
+        self.seats
+            .borrow_mut()
+            .taken
+            .retain(|seat| seat.id != self.id);
     }
 }
 

@@ -65,10 +65,15 @@ mod tests {
     #[test]
     fn facts_follow_the_process() {
         let before = ProcessFacts::read();
-        let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        let files: Vec<_> = (0..50)
+            .map(|_| std::fs::File::open("/dev/null").unwrap())
+            .collect();
         let after = ProcessFacts::read();
         // Other tests open and close files meanwhile.
-        assert!(after.open_fds + 30 > before.open_fds + files.len() as u64, "{before:?} {after:?}");
+        assert!(
+            after.open_fds + 30 > before.open_fds + files.len() as u64,
+            "{before:?} {after:?}"
+        );
         assert!(after.open_fds < after.limit_fds);
         assert!(after.resident_bytes > 1 << 20 && after.cpu >= before.cpu);
     }

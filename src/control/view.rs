@@ -212,6 +212,35 @@ pub struct Node {
     pub last_beat_ms: Option<u64>,
 }
 
+/// A live connection or session as the commands read it; [`link::LiveConnection`] is what is sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Connection {
+    pub id: u64,
+    pub protocol: String,
+    pub listener: String,
+    pub client: String,
+    pub pool: String,
+    pub backend: String,
+    pub worker: usize,
+    pub state: String,
+    pub age_ms: u64,
+    pub idle_ms: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+impl Connection {
+    /// `pool/backend`, `-` while none is chosen.
+    pub fn place(&self) -> String {
+        match &*self.backend {
+            "" => "-".into(),
+            backend => format!("{}/{backend}", self.pool),
+        }
+    }
+}
+
 /// What only control knows.
 #[derive(Debug, Default)]
 pub struct Facts {
@@ -302,7 +331,10 @@ impl Status {
         workers: &[link::Worker],
         facts: &Facts,
     ) -> Status {
-        let spliced = workers.iter().map(|worker| worker.stats.spliced.get()).sum();
+        let spliced = workers
+            .iter()
+            .map(|worker| worker.stats.spliced.get())
+            .sum();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -324,7 +356,11 @@ impl Status {
                 records_dropped: facts.records_dropped,
             },
             workers: workers.iter().map(|w| worker(w, facts)).collect(),
-            listeners: snapshot.listeners.iter().map(|l| listener(l, snapshot)).collect(),
+            listeners: snapshot
+                .listeners
+                .iter()
+                .map(|l| listener(l, snapshot))
+                .collect(),
             pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
             vips: facts.vips.clone(),
             nodes: facts.nodes.clone(),
@@ -348,7 +384,12 @@ fn listener(listener: &snapshot::Listener, snapshot: &Snapshot) -> Listener {
     Listener {
         name: listener.config.name.clone(),
         protocol: protocol(listener.config.protocol).into(),
-        bind: listener.config.bind.iter().map(|bind| bind.to_string()).collect(),
+        bind: listener
+            .config
+            .bind
+            .iter()
+            .map(|bind| bind.to_string())
+            .collect(),
         pool: pool_name(listener, snapshot).into(),
         active: stats.active.get(),
         accepted: stats.shards.sum(|shard| &shard.accepted),
@@ -378,7 +419,11 @@ fn pool(pool: &snapshot::Pool, facts: &Facts) -> Pool {
 }
 
 fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
-    let known = facts.backends.get(&backend.identity).cloned().unwrap_or_default();
+    let known = facts
+        .backends
+        .get(&backend.identity)
+        .cloned()
+        .unwrap_or_default();
     let stats = &backend.stats;
     let latency_ns = stats.latency_ns(facts.uptime);
     Backend {
@@ -402,7 +447,9 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
 
 /// The name of the pool that a listener sends to.
 pub(super) fn pool_name<'a>(listener: &snapshot::Listener, snapshot: &'a Snapshot) -> &'a str {
-    snapshot.pool_of(listener).map_or("", |pool| &pool.config.name)
+    snapshot
+        .pool_of(listener)
+        .map_or("", |pool| &pool.config.name)
 }
 
 /// The word in documents and labels.

@@ -128,7 +128,11 @@ impl Served {
     /// Sends one HTTP request; status line and headers, body.
     fn http(&self, method: &str, path: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.http).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -148,7 +152,10 @@ fn each_question_has_its_answer() {
     let served = serve(Control::Well);
     let mut admin = served.admin();
     for (question, answer) in [
-        (json!({"command": "kill", "id": 1}), json!({"ok": "1 is ended"})),
+        (
+            json!({"command": "kill", "id": 1}),
+            json!({"ok": "1 is ended"}),
+        ),
         (
             json!({"command": "kill", "id": 2}),
             json!({"error": "no connection or session has the id 2"}),
@@ -173,7 +180,10 @@ fn each_question_has_its_answer() {
             json!({"command": "vip", "address": "2001:db8::1", "order": "allow"}),
             json!({"error": "2001:db8::1 is not ours"}),
         ),
-        (json!({"command": "reload"}), json!({"error": "f.yaml:1:1: no"})),
+        (
+            json!({"command": "reload"}),
+            json!({"error": "f.yaml:1:1: no"}),
+        ),
         (json!({"command": "health"}), json!({"ok": "ok"})),
         (
             json!({"command": "conns", "limit": 1}),
@@ -184,7 +194,13 @@ fn each_question_has_its_answer() {
     }
     assert!(ask(&mut admin, r#"{"command":"status"}"#)["ok"]["generation"].is_u64());
     assert!(ask(&mut admin, r#"{"command":"history","since":0}"#)["ok"]["series"].is_object());
-    for nonsense in ["", "{}", "status", r#"{"command":"dance"}"#, r#"{"command":"kill"}"#] {
+    for nonsense in [
+        "",
+        "{}",
+        "status",
+        r#"{"command":"dance"}"#,
+        r#"{"command":"kill"}"#,
+    ] {
         assert!(ask(&mut admin, nonsense)["error"].is_string(), "{nonsense}");
     }
 }
@@ -203,7 +219,10 @@ fn a_question_without_end_is_refused_and_the_client_dropped() {
 #[test]
 fn the_socket_file_is_for_owner_and_group_only() {
     let served = serve(Control::Well);
-    let mode = std::fs::metadata(&served.path).unwrap().permissions().mode();
+    let mode = std::fs::metadata(&served.path)
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o660, "{mode:o}");
 }
 
@@ -213,7 +232,10 @@ fn a_live_socket_is_refused_a_stale_one_replaced_and_nothing_else_touched() {
     let path = served.path.clone();
     let error = admin::bind(&path).unwrap_err().to_string();
     let pid = std::process::id();
-    assert!(error.ends_with(&format!("another weir (pid {pid}) is running there")), "{error}");
+    assert!(
+        error.ends_with(&format!("another weir (pid {pid}) is running there")),
+        "{error}"
+    );
     served.handle.take().unwrap().stop();
     assert!(path.exists(), "the file outlives a process that dies");
     let listener = admin::bind(&path).unwrap();
@@ -242,7 +264,10 @@ fn of_many_that_start_at_once_on_a_stale_socket_one_wins() {
                     })
                 })
                 .collect();
-            threads.into_iter().filter_map(|thread| thread.join().unwrap().ok()).collect()
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().unwrap().ok())
+                .collect()
         });
         assert_eq!(bound.len(), 1);
     }
@@ -256,26 +281,72 @@ fn http_answers() {
         ("GET", "/", "200", "text/html", "<!doctype html>"),
         ("GET", "/page.css", "200", "text/css", ""),
         ("GET", "/page.js", "200", "text/javascript", ""),
-        ("GET", "/status", "200", "application/json", "\"generation\""),
-        ("GET", "/status?x=1", "200", "application/json", "\"generation\""),
-        ("GET", "/metrics", "200", "text/plain; version=0.0.4", "weir_asked_total"),
+        (
+            "GET",
+            "/status",
+            "200",
+            "application/json",
+            "\"generation\"",
+        ),
+        (
+            "GET",
+            "/status?x=1",
+            "200",
+            "application/json",
+            "\"generation\"",
+        ),
+        (
+            "GET",
+            "/metrics",
+            "200",
+            "text/plain; version=0.0.4",
+            "weir_asked_total",
+        ),
         ("GET", "/healthz", "200", "text/plain", "ok"),
         ("GET", "/history", "200", "application/json", "\"series\""),
-        ("GET", "/history?since=99999999999999999999999", "200", "application/json", "\"from\""),
+        (
+            "GET",
+            "/history?since=99999999999999999999999",
+            "200",
+            "application/json",
+            "\"from\"",
+        ),
         ("GET", "/nothing", "404", "text/plain", "not found"),
         ("GET", "/../etc/passwd", "404", "text/plain", "not found"),
         ("POST", "/", "405", "text/plain", "only GET and HEAD"),
-        ("DELETE", "/status", "405", "text/plain", "only GET and HEAD"),
+        (
+            "DELETE",
+            "/status",
+            "405",
+            "text/plain",
+            "only GET and HEAD",
+        ),
     ] {
         let (head, body) = served.http(method, path);
-        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{method} {path}: {head}");
-        assert!(head.contains(&format!("content-type: {kind}")), "{path}: {head}");
+        assert!(
+            head.starts_with(&format!("http/1.1 {status} ")),
+            "{method} {path}: {head}"
+        );
+        assert!(
+            head.contains(&format!("content-type: {kind}")),
+            "{path}: {head}"
+        );
         assert!(body.contains(part), "{path}: {body}");
-        assert!(head.contains("content-security-policy: default-src 'none'"), "{path}: {head}");
-        assert!(head.contains("x-content-type-options: nosniff"), "{path}: {head}");
+        assert!(
+            head.contains("content-security-policy: default-src 'none'"),
+            "{path}: {head}"
+        );
+        assert!(
+            head.contains("x-content-type-options: nosniff"),
+            "{path}: {head}"
+        );
         if method == "GET" {
             let (bare, none) = served.http("HEAD", path);
-            assert_eq!((bare.lines().next(), none.as_str()), (head.lines().next(), ""), "{path}");
+            assert_eq!(
+                (bare.lines().next(), none.as_str()),
+                (head.lines().next(), ""),
+                "{path}"
+            );
             assert!(bare.contains("content-length: "), "{path}: {bare}");
         }
     }
@@ -315,10 +386,18 @@ fn clients_that_never_finish_a_request_do_not_keep_others_out() {
     for _ in 0..20 {
         assert!(served.http("GET", "/metrics").0.starts_with("http/1.1 200"));
     }
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-    let hangers_on: Vec<UnixStream> =
-        (0..100).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
-    assert_eq!(ask(&mut served.admin(), r#"{"command":"health"}"#)["ok"], "ok");
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    let hangers_on: Vec<UnixStream> = (0..100)
+        .map(|_| UnixStream::connect(&served.path).unwrap())
+        .collect();
+    assert_eq!(
+        ask(&mut served.admin(), r#"{"command":"health"}"#)["ok"],
+        "ok"
+    );
     drop((slow, hangers_on));
 }
 
@@ -333,8 +412,16 @@ fn many_clients_are_few_questions_and_no_answer_is_older_than_its_question() {
                 for _ in 0..50 {
                     let before = served.asked.load(SeqCst);
                     let (_, body) = served.http("GET", "/metrics");
-                    let n: u64 = body.trim().strip_prefix("weir_asked_total ").unwrap().parse().unwrap();
-                    assert!(n >= before, "answer {n} was there before the question after {before}");
+                    let n: u64 = body
+                        .trim()
+                        .strip_prefix("weir_asked_total ")
+                        .unwrap()
+                        .parse()
+                        .unwrap();
+                    assert!(
+                        n >= before,
+                        "answer {n} was there before the question after {before}"
+                    );
                 }
             });
         }
@@ -342,22 +429,36 @@ fn many_clients_are_few_questions_and_no_answer_is_older_than_its_question() {
     let gaps = started.elapsed().as_millis() / FLIGHT_GAP.as_millis();
     let asked = u128::from(served.asked.load(SeqCst));
     // One each gap, one each second for the graphs.
-    assert!(asked <= gaps + started.elapsed().as_secs() as u128 + 3, "{asked} in {gaps} gaps");
+    assert!(
+        asked <= gaps + started.elapsed().as_secs() as u128 + 3,
+        "{asked} in {gaps} gaps"
+    );
 }
 
 #[test]
 fn heads_too_long_or_malformed_are_refused() {
     let served = serve(Control::Well);
-    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(64 << 10));
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "y".repeat(64 << 10)
+    );
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(500));
-    for hostile in [long.as_str(), many.as_str(), "\x16\x03\x01\x02\x00\x01\x00", "GET\r\n\r\n"] {
+    for hostile in [
+        long.as_str(),
+        many.as_str(),
+        "\x16\x03\x01\x02\x00\x01\x00",
+        "GET\r\n\r\n",
+    ] {
         let mut stream = TcpStream::connect(served.http).unwrap();
         let _ = stream.write_all(hostile.as_bytes());
         let mut answer = Vec::new();
         // A reset is an answer as well.
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+            "{answer}"
+        );
     }
     assert!(served.http("GET", "/healthz").0.starts_with("http/1.1 200"));
 }
@@ -367,14 +468,22 @@ fn a_client_that_says_nothing_is_dropped_in_time() {
     let served = serve(Control::Well);
     let mut silent = TcpStream::connect(served.http).unwrap();
     let mut talks_once = TcpStream::connect(served.http).unwrap();
-    talks_once.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    talks_once
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
     let started = Instant::now();
     for stream in [&mut silent, &mut talks_once] {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
     }
-    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
