@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::relay::{By, Cause};
@@ -250,7 +250,7 @@ pub struct Shared {
     /// Process-wide gauges.
     pub process: ProcessStats,
     /// Where access records go; `None` = nowhere.
-    pub records: Option<Sender<Record>>,
+    records: ArcSwapOption<Sender<Record>>,
     /// Where failures seen by real traffic go.
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
@@ -270,7 +270,7 @@ impl Shared {
             version: AtomicU64::new(0),
             workers: ArcSwap::default(),
             process: ProcessStats::default(),
-            records,
+            records: ArcSwapOption::from_pointee(records),
             reports,
             epoch,
             logged_at_s: AtomicU64::new(0),
@@ -331,9 +331,19 @@ impl Shared {
         }
     }
 
+    /// Whether access records are wanted at all.
+    pub fn wants_records(&self) -> bool {
+        self.records.load().is_some()
+    }
+
+    /// Has access records go to `records` from now on.
+    pub fn set_records(&self, records: Option<Sender<Record>>) {
+        self.records.store(records.map(Arc::new));
+    }
+
     /// Hands a record to the log, or counts it as dropped.
     pub fn record(&self, record: Record) {
-        if let Some(records) = &self.records
+        if let Some(records) = &*self.records.load()
             && records.try_send(record).is_err()
         {
             self.process.records_dropped.add(1);
