@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 pub mod conns;
 pub mod demo;
+pub mod explain;
 pub mod kill;
 pub mod reference;
 pub mod reload;
@@ -42,6 +43,8 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Tell which backend a client would get, and why.
+    Explain(explain::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -52,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
+        Command::Explain(args) => explain::run(&args),
         Command::ConfigReference => reference::run(),
     }
 }

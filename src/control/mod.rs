@@ -101,7 +101,7 @@ impl Control {
             reports,
             crew: Crew::new(shared.clone()),
             endpoints: Endpoints::default(),
-            pools: Pools::new(Prober::start(sender.clone())?, shared.epoch),
+            pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
             shared,
             version: 0,
@@ -139,9 +139,10 @@ impl Control {
             version: self.version,
             generation: self.generation,
             listeners: self.endpoints.listeners(),
-            pools: self.pools.publish(),
+            pools: self.pools.publish(Instant::now()),
             connections_max: budget.connections as u32,
             sessions_max: budget.sessions as u32,
+            interim: self.config.log.interim,
         }));
     }
 
@@ -181,7 +182,7 @@ impl Control {
                 Some(_) => DRAIN_CHECK,
                 None => self
                     .pools
-                    .deadline()
+                    .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
             select! {
