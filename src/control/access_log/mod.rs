@@ -570,9 +570,10 @@ mod tests {
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
         let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         // More than pipe and channel hold: the worker's side finds the channel full at some point.
+        let record = numbered(1);
         let (mut dropped, started) = (0, Instant::now());
-        for id in 0..30_000 {
-            dropped += u64::from(records.try_send(numbered(id)).is_err());
+        for _ in 0..30_000 {
+            dropped += u64::from(records.try_send(record.clone()).is_err());
         }
         assert!(dropped > 0);
         assert!(
