@@ -3,14 +3,17 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::config::Config;
 use crate::config::model::{Log, LogFormat};
 use crate::control::{Control, Input, Source};
+use crate::link::{Local, Shared};
 use crate::sys::limits;
 
 /// Configuration refused.
@@ -27,22 +30,54 @@ pub fn run(source: Source) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    match launch(source, config).and_then(Running::serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A balancer with all of its threads started and all of its sockets bound.
+pub struct Running {
+    control: Control,
+    /// Stops it, asks it.
+    pub inputs: Sender<Input>,
+    /// What it does.
+    pub shared: Arc<Shared>,
+}
+
+/// Starts everything, in an order that fails before it leaves traces.
+pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let served = Control::start(source, config).and_then(|(control, inputs)| {
-        watch_signals(inputs)?;
-        control.run()
-    });
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error!("{error:#}");
-            ExitCode::FAILURE
-        }
+    let (control, inputs) = Control::start(source, config)?;
+    watch_signals(inputs.clone())?;
+    let shared = control.shared();
+    Ok(Running {
+        control,
+        inputs,
+        shared,
+    })
+}
+
+impl Running {
+    /// Serves until a signal, or somebody with `inputs`, ends it.
+    pub fn serve(self) -> anyhow::Result<()> {
+        self.control.run()
+    }
+
+    /// Names and addresses of all bound sockets.
+    pub fn bound(&self) -> Vec<(String, Local)> {
+        self.control
+            .bound()
+            .map(|(name, local)| (name.to_string(), local.clone()))
+            .collect()
     }
 }
 

@@ -1,8 +1,19 @@
 //! The command line, one file a command.
 
+pub mod backend;
 pub mod check;
+pub mod client;
+pub mod conns;
+pub mod demo;
+pub mod explain;
+pub mod kill;
 pub mod reference;
+pub mod reload;
 pub mod run;
+pub mod status;
+pub mod table;
+pub mod top;
+pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,12 +35,16 @@ pub struct Cli {
 enum Command {
     /// Run in the foreground.
     Run(run::Args),
+    /// See a working balancer: built-in backends, a built-in client, and a table of how the work was spread.
+    Demo(demo::Args),
     /// Validate a configuration; prints every error.
     Check {
         /// Configuration file.
         #[arg(short, long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Tell which backend a client would get, and why.
+    Explain(explain::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -38,7 +53,9 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
+        Command::Explain(args) => explain::run(&args),
         Command::ConfigReference => reference::run(),
     }
 }

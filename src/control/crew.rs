@@ -34,13 +34,8 @@ impl Crew {
     }
 
     /// Workers that take new connections.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.active.len()
-    }
-
-    /// Whether nobody works.
-    pub fn is_empty(&self) -> bool {
-        self.active.is_empty()
     }
 
     /// Handles on all workers that still run, retired ones included.

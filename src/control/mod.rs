@@ -7,12 +7,19 @@
 //! A change of anything that workers act on ends in one [`Shared::publish`] at the end of the round that made it.
 
 pub mod access_log;
+pub mod admin;
 mod crew;
 mod endpoints;
+pub mod history;
+pub mod http;
+pub mod metrics;
+pub mod observer;
 mod pools;
 pub mod probe;
+pub mod process;
 pub mod request;
 mod sockets;
+pub mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -94,7 +101,7 @@ impl Control {
             reports,
             crew: Crew::new(shared.clone()),
             endpoints: Endpoints::default(),
-            pools: Pools::new(Prober::start(sender.clone())?, shared.epoch),
+            pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
             shared,
             version: 0,
@@ -126,16 +133,22 @@ impl Control {
 
     fn publish(&mut self) {
         self.version += 1;
-        let workers = self.crew.len();
+        let workers = self.crew.size();
         let budget = Budget::new(&self.config, limits::open_files(), workers);
         self.shared.publish(Arc::new(Snapshot {
             version: self.version,
             generation: self.generation,
             listeners: self.endpoints.listeners(),
-            pools: self.pools.publish(),
+            pools: self.pools.publish(Instant::now()),
             connections_max: budget.connections as u32,
             sessions_max: budget.sessions as u32,
+            interim: self.config.log.interim,
         }));
+    }
+
+    /// What workers and control share.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// Names and addresses of all bound sockets.
@@ -169,7 +182,7 @@ impl Control {
                 Some(_) => DRAIN_CHECK,
                 None => self
                     .pools
-                    .deadline()
+                    .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
             select! {
