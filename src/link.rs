@@ -4,10 +4,12 @@
 //! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
 //! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -355,6 +357,10 @@ impl Shared {
         let _ = self.reports.try_send(Report { backend, at, kind });
     }
 }
+
+/// Starts the worker with this number on a thread of its own.
+pub type SpawnWorker =
+    Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
 
 /// The receiving end of a worker's queue.
 pub type Commands = Receiver<Command>;

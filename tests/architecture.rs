@@ -15,7 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["config", "balance", "health", "relay", "flow", "failover"],
     ),
     ("kernel", &["sys"]),
-    ("exchange", &["stats", "snapshot", "link"]),
+    ("exchange", &["stats", "gate", "snapshot", "link"]),
     ("shells", &["worker", "control", "keeper"]),
     ("rim", &["cli", "app"]),
 ];
@@ -117,7 +117,10 @@ fn both_forms_of_imports_are_read() {
             "use crate::{link, stats::{Count, Gauge}, sys};",
             vec!["link", "stats", "sys"],
         ),
-        ("fn f(a: crate::relay::By, b: crate::flow::X)", vec!["relay", "flow"]),
+        (
+            "fn f(a: crate::relay::By, b: crate::flow::X)",
+            vec!["relay", "flow"],
+        ),
         ("use std::io;", vec![]),
     ] {
         assert_eq!(named(line), names, "{line}");

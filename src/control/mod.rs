@@ -33,7 +33,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
-use crate::link::{Command, Record, Report, Shared};
+use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::limits;
@@ -112,7 +112,11 @@ pub struct Control {
 
 impl Control {
     /// Binds every socket, starts every thread and serves. Nothing is left behind if it fails.
-    pub fn start(source: Source, config: Config) -> anyhow::Result<(Control, Sender<Input>)> {
+    pub fn start(
+        source: Source,
+        config: Config,
+        spawn: SpawnWorker,
+    ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
         // First of all: it finds out whether another weir is running here.
@@ -125,7 +129,7 @@ impl Control {
             source,
             inputs,
             reports,
-            crew: Crew::new(shared.clone()),
+            crew: Crew::new(shared.clone(), spawn),
             endpoints: Endpoints::default(),
             pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
@@ -162,8 +166,7 @@ impl Control {
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
         let plan = self.endpoints.plan(&config.listeners, workers)?;
-        self.crew
-            .resize(workers, config::PIPES_PER_WORKER as usize)?;
+        self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
         let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
         self.generation += 1;
