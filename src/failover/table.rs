@@ -771,7 +771,9 @@ impl Table {
                 });
             }
             (Effect::Hold, State::Claiming, Err(why)) => self.trouble(v, why),
-            // An answer to a request that was withdrawn since, or the keeper's news of a repaired address.
+            // Nobody wants it any more.
+            (Effect::Hold, State::Standby, Ok(())) => out.push(Action::Release { vip: v }),
+            // A request that was withdrawn since, or the keeper's news of a repaired address.
             (Effect::Hold, ..) => {}
             (Effect::Release, State::Releasing, _) => vip.state = State::Standby,
             (Effect::Release, ..) => {}
