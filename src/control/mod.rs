@@ -1,1 +1,3 @@
 //! The control-plane shell: configuration, health, publication, administration.
+
+pub mod election;

@@ -570,6 +570,11 @@ impl Table {
         &self.setup
     }
 
+    /// When it was stepped last.
+    pub fn last_step(&self) -> Instant {
+        self.epoch + Duration::from_micros(self.now)
+    }
+
     /// Takes one input; appends what to do, in order.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
         let t = micros(now.saturating_duration_since(self.epoch)).max(self.now);
@@ -682,7 +687,17 @@ impl Table {
         }
     }
 
-    /// Whether every node and witness is heard, so that nothing is in doubt.
+    /// The last claim of a live peer.
+    pub fn peer_claim(&self, n: NodeIx, v: VipIx) -> Option<Claim> {
+        self.claim(n, v)
+    }
+
+    /// Why the keeper is of no use, if so.
+    pub fn keeper_problem(&self) -> Option<&str> {
+        self.keeper.as_ref().err().map(String::as_str)
+    }
+
+    /// Whether every node is heard, so that nothing is in doubt.
     pub fn all_alive(&self) -> bool {
         (0..self.setup.nodes).all(|n| n == self.setup.me || self.alive(n))
     }
