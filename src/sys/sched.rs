@@ -41,9 +41,15 @@ pub fn urgent_thread() -> Urgency {
 }
 
 /// Keeps the memory of this process resident, so that no page fault waits for a busy disk; whether that was permitted.
+///
+/// Only without a limit on locked memory: with one, a later allocation beyond it would fail, which is worse than a fault.
 pub fn lock_memory() -> bool {
     use nix::sys::mman::{MlockAllFlags, mlockall};
-    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).is_ok()
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    let memlock = Resource::RLIMIT_MEMLOCK;
+    let unlimited = setrlimit(memlock, RLIM_INFINITY, RLIM_INFINITY).is_ok()
+        || getrlimit(memlock).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
+    unlimited && mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).is_ok()
 }
 
 fn clock(id: ClockId) -> Duration {
