@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
-use super::wire::{FromKeeper, PACKET_MAX, ToKeeper};
 use super::SUBCOMMAND;
+use super::wire::{FromKeeper, PACKET_MAX, ToKeeper};
 use crate::failover::timers::Timers;
 
 /// The channel to a keeper. Dropping it ends the keeper, unless another process has it too.

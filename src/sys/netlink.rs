@@ -116,10 +116,7 @@ impl Netlink {
                 .push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let how = if fresh { NLM_F_EXCL } else { NLM_F_REPLACE };
-        self.change(
-            RouteNetlinkMessage::NewAddress(message),
-            NLM_F_CREATE | how,
-        )
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | how)
     }
 
     /// Takes an address off. One that is not there is `AddrNotAvailable`.

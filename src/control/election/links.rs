@@ -25,9 +25,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::failover::NodeIx;
-use crate::failover::beat::{
-    Hello, Message, Rejected, Side, Signer, Verifier, WireClaim, session,
-};
+use crate::failover::beat::{Hello, Message, Rejected, Side, Signer, Verifier, WireClaim, session};
 
 /// Connections that may wait to be authenticated.
 pub const STRANGERS_MAX: usize = 64;
@@ -231,9 +229,9 @@ impl Links {
             }
             self.nodes[n].next_dial = Some(now + self.identity.beat);
             let silent = self.nodes[n].active.is_none()
-                || self.nodes[n].heard.is_none_or(|at| {
-                    now.saturating_duration_since(at) > 3 * self.identity.beat
-                });
+                || self.nodes[n]
+                    .heard
+                    .is_none_or(|at| now.saturating_duration_since(at) > 3 * self.identity.beat);
             if self.dials(n) && silent {
                 self.dial(registry, now, n, false, news);
             }

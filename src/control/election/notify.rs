@@ -73,12 +73,17 @@ fn tell(
                     && let Err(TrySendError::Full(_)) =
                         runs.try_send((command.clone(), event.clone()))
                 {
-                    log::warn!("notify: {COMMANDS_MAX} commands wait already, this one is left out");
+                    log::warn!(
+                        "notify: {COMMANDS_MAX} commands wait already, this one is left out"
+                    );
                 }
                 let _ = events.try_send(event);
             }
             Note::Recording(recording) => {
-                log::debug!("failover inputs up to the transition: {}", recording.to_json());
+                log::debug!(
+                    "failover inputs up to the transition: {}",
+                    recording.to_json()
+                );
             }
             Note::Command(new) => command = new,
         }
@@ -87,8 +92,17 @@ fn tell(
 
 /// Runs the command with the event in its environment; it gets ten seconds.
 fn run(node: &str, argv: &[String], event: &Event) {
-    let (Some((program, arguments)), Event::Transition { vip, interface, from, to, reason, holder }) =
-        (argv.split_first(), event)
+    let (
+        Some((program, arguments)),
+        Event::Transition {
+            vip,
+            interface,
+            from,
+            to,
+            reason,
+            holder,
+        },
+    ) = (argv.split_first(), event)
     else {
         return;
     };
