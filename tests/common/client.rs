@@ -56,7 +56,9 @@ pub fn round_trip(stream: &mut TcpStream, bytes: &[u8]) {
 #[track_caller]
 pub fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("reading to a clean end");
+    stream
+        .read_to_end(&mut bytes)
+        .expect("reading to a clean end");
     bytes
 }
 
@@ -66,6 +68,9 @@ pub fn read_to_reset(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => bytes,
-        other => panic!("expected a reset, got {other:?} after {} bytes", bytes.len()),
+        other => panic!(
+            "expected a reset, got {other:?} after {} bytes",
+            bytes.len()
+        ),
     }
 }

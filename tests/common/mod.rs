@@ -99,8 +99,14 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let (mut reader, writer) = std::io::pipe().unwrap();
-    command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
-    let mut child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer);
+    let mut child = command
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     // The command holds copies of the pipe's end until it is told otherwise.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (sender, receiver) = std::sync::mpsc::channel();

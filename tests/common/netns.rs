@@ -24,7 +24,9 @@ impl Netns {
     pub fn new(role: &str) -> Netns {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep);
-        let netns = Netns { name: format!("weir-{}-{}-{role}", std::process::id(), number()) };
+        let netns = Netns {
+            name: format!("weir-{}-{}-{role}", std::process::id(), number()),
+        };
         ip(&["netns", "add", &netns.name]);
         netns.ip(&["link", "set", "lo", "up"]);
         netns
@@ -74,14 +76,18 @@ impl Netns {
                 setns(file, CloneFlags::CLONE_NEWNET).unwrap();
                 action()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
     }
 }
 
@@ -89,7 +95,9 @@ impl Drop for Netns {
 #[track_caller]
 pub fn link(name: &str, ends: [(&Netns, &str); 2]) {
     let [(a, a_address), (b, b_address)] = ends;
-    ip(&["link", "add", name, "netns", &a.name, "type", "veth", "peer", name, "netns", &b.name]);
+    ip(&[
+        "link", "add", name, "netns", &a.name, "type", "veth", "peer", name, "netns", &b.name,
+    ]);
     for (netns, address) in [(a, a_address), (b, b_address)] {
         add_address(netns, name, address);
         netns.ip(&["link", "set", name, "up"]);
@@ -98,7 +106,11 @@ pub fn link(name: &str, ends: [(&Netns, &str); 2]) {
 
 fn add_address(netns: &Netns, interface: &str, address: &str) {
     // An IPv6 address could not be bound before duplicate address detection has ended.
-    let v6: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+    let v6: &[&str] = if address.contains(':') {
+        &["nodad"]
+    } else {
+        &[]
+    };
     netns.ip(&[&["addr", "add", address, "dev", interface], v6].concat());
 }
 
@@ -120,7 +132,17 @@ impl Bridge {
     pub fn plug(&self, host: &Netns, address: &str) -> String {
         let port = format!("p{}", number());
         ip(&[
-            "link", "add", &port, "netns", &self.netns.name, "type", "veth", "peer", "eth0", "netns", &host.name,
+            "link",
+            "add",
+            &port,
+            "netns",
+            &self.netns.name,
+            "type",
+            "veth",
+            "peer",
+            "eth0",
+            "netns",
+            &host.name,
         ]);
         self.netns.ip(&["link", "set", &port, "master", "br0"]);
         self.netns.ip(&["link", "set", &port, "up"]);
@@ -132,7 +154,8 @@ impl Bridge {
     /// Cuts or mends the cable of a port.
     #[track_caller]
     pub fn cable(&self, port: &str, connected: bool) {
-        self.netns.ip(&["link", "set", port, if connected { "up" } else { "down" }]);
+        self.netns
+            .ip(&["link", "set", port, if connected { "up" } else { "down" }]);
     }
 
     /// The namespace of the switch itself.
@@ -151,8 +174,13 @@ impl Default for Bridge {
 #[track_caller]
 pub fn counted(netns: &Netns, name: &str) -> u64 {
     let listing = netns.nft(&format!("list counter inet weir {name}"));
-    let packets = listing.split_whitespace().skip_while(|word| *word != "packets").nth(1);
-    packets.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no counter in {listing}"))
+    let packets = listing
+        .split_whitespace()
+        .skip_while(|word| *word != "packets")
+        .nth(1);
+    packets
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("no counter in {listing}"))
 }
 
 /// `ADDRESS:PORT` of either family.
@@ -174,7 +202,9 @@ fn ip(arguments: &[&str]) {
 fn sweep() {
     for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix("weir-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let pid = name
+            .strip_prefix("weir-")
+            .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
             let _ = Command::new("ip").args(["netns", "delete", &name]).status();
         }

@@ -22,7 +22,10 @@ pub struct Program {
 
 /// A directory that servers which give up root can still enter.
 fn directory() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
+    let dir = tempfile::Builder::new()
+        .prefix("weir-test-")
+        .tempdir()
+        .unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
 }
@@ -32,9 +35,19 @@ impl Program {
     #[track_caller]
     pub fn start(mut start: Command, port: Port, dir: tempfile::TempDir) -> Program {
         let output = fs::File::create(dir.path().join("output")).unwrap();
-        start.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        let child = start.spawn().unwrap_or_else(|error| panic!("{start:?}: {error}"));
-        let mut program = Program { child, port, dir, farewell: Signal::SIGKILL };
+        start
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        let child = start
+            .spawn()
+            .unwrap_or_else(|error| panic!("{start:?}: {error}"));
+        let mut program = Program {
+            child,
+            port,
+            dir,
+            farewell: Signal::SIGKILL,
+        };
         wait_until(&format!("{start:?} listens"), || {
             if let Some(status) = program.child.try_wait().unwrap() {
                 panic!("{start:?}: {status}: {}", program.output());
@@ -81,7 +94,9 @@ impl Program {
         );
         fs::write(dir.path().join("nginx.conf"), configuration).unwrap();
         let mut start = command(find("nginx").unwrap());
-        start.args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(dir.path());
+        start
+            .args(["-e", "stderr", "-c", "nginx.conf", "-p"])
+            .arg(dir.path());
         Program::start(start, port, dir)
     }
 
@@ -89,7 +104,9 @@ impl Program {
         let (dir, port) = (directory(), Port::reserve());
         let mut start = command(find("redis-server").unwrap());
         start.args(["--bind", "127.0.0.1", "--port", &port.number.to_string()]);
-        start.args(["--save", "", "--appendonly", "no", "--dir"]).arg(dir.path());
+        start
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(dir.path());
         Program::start(start, port, dir)
     }
 
@@ -102,22 +119,37 @@ impl Program {
             if nix::unistd::Uid::effective().is_root() {
                 start.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
             }
-            start.args(["--pdeathsig", "KILL", "--"]).arg(find(program).unwrap());
+            start
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(find(program).unwrap());
             start.current_dir("/").env("LC_ALL", "C");
             start
         };
         let data = dir.path().join("data");
         fs::create_dir(&data).unwrap();
         if nix::unistd::Uid::effective().is_root() {
-            let user = nix::unistd::User::from_name("postgres").unwrap().expect("user postgres");
-            std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            let user = nix::unistd::User::from_name("postgres")
+                .unwrap()
+                .expect("user postgres");
+            std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+                .unwrap();
         }
         let mut initialise = as_server("initdb");
-        initialise.args(["--no-sync", "--auth=trust", "--username=postgres", "-D"]).arg(&data);
+        initialise
+            .args(["--no-sync", "--auth=trust", "--username=postgres", "-D"])
+            .arg(&data);
         run(&mut initialise);
         let mut start = as_server("postgres");
         start.arg("-D").arg(&data);
-        start.args(["-h", "127.0.0.1", "-p", &port.number.to_string(), "-k", "", "-F"]);
+        start.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port.number.to_string(),
+            "-k",
+            "",
+            "-F",
+        ]);
         let mut program = Program::start(start, port, dir);
         program.farewell = Signal::SIGQUIT;
         program
@@ -126,7 +158,13 @@ impl Program {
     pub fn iperf3() -> Program {
         let (dir, port) = (directory(), Port::reserve());
         let mut start = command(find("iperf3").unwrap());
-        start.args(["--server", "--bind", "127.0.0.1", "--port", &port.number.to_string()]);
+        start.args([
+            "--server",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            &port.number.to_string(),
+        ]);
         Program::start(start, port, dir)
     }
 
@@ -144,7 +182,12 @@ impl Program {
         let (dir, port) = (directory(), Port::reserve());
         let mut start = command(find("socat").unwrap());
         start.current_dir(dir.path()).args(["-t", "20"]);
-        start.arg(format!("TCP-LISTEN:{},bind=127.0.0.1,reuseaddr,fork", port.number)).arg(other);
+        start
+            .arg(format!(
+                "TCP-LISTEN:{},bind=127.0.0.1,reuseaddr,fork",
+                port.number
+            ))
+            .arg(other);
         Program::start(start, port, dir)
     }
 }
@@ -154,7 +197,11 @@ impl Drop for Program {
         let _ = kill(Pid::from_raw(self.child.id() as i32), self.farewell);
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!("the server on {} wrote:\n{}", self.port.address(), self.output());
+            println!(
+                "the server on {} wrote:\n{}",
+                self.port.address(),
+                self.output()
+            );
         }
     }
 }

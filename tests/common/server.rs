@@ -36,7 +36,10 @@ impl Port {
             if let Some(lock) = Port::lock(number)
                 && TcpListener::bind(("0.0.0.0", number)).is_ok()
             {
-                return Port { number, _lock: lock };
+                return Port {
+                    number,
+                    _lock: lock,
+                };
             }
         }
         panic!("no free port");
@@ -50,7 +53,10 @@ impl Port {
                 let number = ports[0].number + step;
                 match Port::lock(number) {
                     Some(lock) if TcpListener::bind(("0.0.0.0", number)).is_ok() => {
-                        ports.push(Port { number, _lock: lock });
+                        ports.push(Port {
+                            number,
+                            _lock: lock,
+                        });
                     }
                     _ => continue 'starts,
                 }
@@ -87,7 +93,10 @@ impl Server {
     }
 
     /// Serves each connection on a thread of its own.
-    pub fn each_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Server {
+    pub fn each_on(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> Server {
         let serve = Arc::new(serve);
         Server::on(listener, move |stream| {
             let serve = serve.clone();
@@ -113,7 +122,12 @@ impl Server {
                 serve(stream);
             }
         });
-        Server { address, accepted, listener, thread: Some(thread) }
+        Server {
+            address,
+            accepted,
+            listener,
+            thread: Some(thread),
+        }
     }
 
     /// Connections so far.
@@ -196,7 +210,9 @@ pub fn bind(address: impl Into<SocketAddr>) -> TcpListener {
     let address = address.into();
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap_or_else(|error| panic!("{address}: {error}"));
+    socket
+        .bind(&address.into())
+        .unwrap_or_else(|error| panic!("{address}: {error}"));
     socket.listen(4096).unwrap();
     socket.into()
 }
@@ -211,7 +227,9 @@ pub struct Blackhole {
 impl Blackhole {
     pub fn new() -> Blackhole {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .unwrap();
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let queued = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -219,7 +237,11 @@ impl Blackhole {
         let probe = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let answer = probe.connect_timeout(&address.into(), Duration::from_millis(50));
         assert!(answer.is_err(), "a full listening queue answered");
-        Blackhole { address, _listener: listener, _queued: queued }
+        Blackhole {
+            address,
+            _listener: listener,
+            _queued: queued,
+        }
     }
 }
 

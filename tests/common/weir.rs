@@ -58,7 +58,11 @@ impl Log {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || written.ended == 2 {
-                let why = if left.is_zero() { "in vain" } else { "but weir has ended" };
+                let why = if left.is_zero() {
+                    "in vain"
+                } else {
+                    "but weir has ended"
+                };
                 let (out, err) = (written.out.join("\n"), written.err.join("\n"));
                 drop(written);
                 panic!("waited {why} for: {what}\nstdout:\n{out}\nstderr:\n{err}");
@@ -79,7 +83,12 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// With this configuration. `admin` and `log` are added unless it says something about them.
     pub fn new(yaml: &str) -> Self {
-        Self { yaml: yaml.to_owned(), netns: None, env: Vec::new(), wrapper: Vec::new() }
+        Self {
+            yaml: yaml.to_owned(),
+            netns: None,
+            env: Vec::new(),
+            wrapper: Vec::new(),
+        }
     }
 
     /// Inside a network namespace.
@@ -104,14 +113,23 @@ impl<'a> Launch<'a> {
     #[track_caller]
     pub fn start(self) -> Weir {
         let weir = self.spawn();
-        weir.log.wait("ready", |written| written.err.iter().any(|line| message(line) == "ready").then_some(()));
+        weir.log.wait("ready", |written| {
+            written
+                .err
+                .iter()
+                .any(|line| message(line) == "ready")
+                .then_some(())
+        });
         weir
     }
 
     /// Starts it and waits for nothing.
     #[track_caller]
     pub fn spawn(self) -> Weir {
-        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("weir-test-")
+            .tempdir()
+            .unwrap();
         let file = dir.path().join("weir.yaml");
         std::fs::write(&file, complete(&self.yaml, dir.path())).unwrap();
 
@@ -144,7 +162,12 @@ fn complete(yaml: &str, dir: &Path) -> String {
 fn message(line: &str) -> String {
     match serde_json::from_str::<serde_json::Value>(line) {
         Ok(object) => object["message"].as_str().unwrap_or_default().to_owned(),
-        Err(_) => line.splitn(3, ' ').last().unwrap_or_default().trim().to_owned(),
+        Err(_) => line
+            .splitn(3, ' ')
+            .last()
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
     }
 }
 
@@ -165,7 +188,10 @@ impl Weir {
     /// Runs weir with these arguments, in a directory of its own, and waits for nothing.
     #[track_caller]
     pub fn arguments(arguments: &[&str]) -> Weir {
-        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("weir-test-")
+            .tempdir()
+            .unwrap();
         let mut start = command(env!("CARGO_BIN_EXE_weir"));
         start.args(arguments).current_dir(&dir);
         Weir::spawn(start, dir)
@@ -173,8 +199,13 @@ impl Weir {
 
     #[track_caller]
     fn spawn(mut start: std::process::Command, dir: tempfile::TempDir) -> Weir {
-        start.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = start.spawn().unwrap_or_else(|error| panic!("{start:?}: {error}"));
+        start
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = start
+            .spawn()
+            .unwrap_or_else(|error| panic!("{start:?}: {error}"));
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take().unwrap(), false);
         log.follow(child.stderr.take().unwrap(), true);
@@ -184,7 +215,10 @@ impl Weir {
     /// The first address that a listener bound.
     #[track_caller]
     pub fn address(&self, listener: &str) -> String {
-        self.addresses(listener).first().cloned().unwrap_or_else(|| panic!("no listener {listener}"))
+        self.addresses(listener)
+            .first()
+            .cloned()
+            .unwrap_or_else(|| panic!("no listener {listener}"))
     }
 
     /// All addresses that a listener bound, in the order in which weir told of them.
@@ -192,7 +226,9 @@ impl Weir {
         let prefix = format!("listening: {listener} ");
         let written = self.log.written.lock().unwrap();
         let messages = written.err.iter().map(|line| message(line));
-        messages.filter_map(|text| text.strip_prefix(&prefix).map(str::to_owned)).collect()
+        messages
+            .filter_map(|text| text.strip_prefix(&prefix).map(str::to_owned))
+            .collect()
     }
 
     /// Process id.
@@ -212,7 +248,11 @@ impl Weir {
 
     /// Replaces the configuration file.
     pub fn rewrite(&self, yaml: &str) {
-        std::fs::write(self.dir.path().join("weir.yaml"), complete(yaml, self.dir.path())).unwrap();
+        std::fs::write(
+            self.dir.path().join("weir.yaml"),
+            complete(yaml, self.dir.path()),
+        )
+        .unwrap();
     }
 
     /// The access records so far.
@@ -246,7 +286,8 @@ impl Weir {
     /// Waits for a line on standard error that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, text: &str) -> String {
-        let found = |written: &Written| written.err.iter().find(|line| line.contains(text)).cloned();
+        let found =
+            |written: &Written| written.err.iter().find(|line| line.contains(text)).cloned();
         self.log.wait(text, found)
     }
 
@@ -258,7 +299,8 @@ impl Weir {
     /// Waits for the process to end, and until everything it wrote has been read.
     #[track_caller]
     pub fn wait_for_end(&mut self) -> ExitStatus {
-        self.log.wait("the end", |written| (written.ended == 2).then_some(()));
+        self.log
+            .wait("the end", |written| (written.ended == 2).then_some(()));
         self.child.wait().unwrap()
     }
 
@@ -279,20 +321,31 @@ impl Weir {
     /// What its descriptors point at: `socket:[1]`, `pipe:[2]`, `/dev/null`.
     pub fn descriptors(&self) -> Vec<String> {
         let directory = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
-        let links = directory.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let links = directory
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok());
         links.map(|link| link.display().to_string()).collect()
     }
 
     /// How many of its descriptors are sockets.
     pub fn sockets(&self) -> usize {
-        self.descriptors().iter().filter(|link| link.starts_with("socket:")).count()
+        self.descriptors()
+            .iter()
+            .filter(|link| link.starts_with("socket:"))
+            .count()
     }
 
     /// A size in KiB from `/proc/PID/status`, for example `RssAnon`.
     pub fn memory_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
     }
 
     /// User and system time it has used, in ticks of 1/100 s.
@@ -310,7 +363,11 @@ impl Drop for Weir {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!("weir {} wrote:\n{}", self.child.id(), self.stderr().join("\n"));
+            println!(
+                "weir {} wrote:\n{}",
+                self.child.id(),
+                self.stderr().join("\n")
+            );
         }
     }
 }

@@ -43,7 +43,9 @@ fn wrk_to_nginx_has_no_socket_errors() {
     }
     // wrk ends its last connections in the middle of an answer; none of the others may have ended badly.
     let records = weir.stop();
-    let bad = records.iter().filter(|r| !["finished", "client_reset"].contains(&r.cause.as_str()));
+    let bad = records
+        .iter()
+        .filter(|r| !["finished", "client_reset"].contains(&r.cause.as_str()));
     assert_eq!(bad.count(), 0);
     assert!(records.len() > 500, "{} connections", records.len());
 }
@@ -58,7 +60,10 @@ fn ab_to_nginx_has_no_failed_requests() {
     let weir = weir_before(&nginx);
     let url = format!("http://{}/file", weir.address("main"));
     for options in [&["-k"][..], &[]] {
-        let report = run(program("ab").args(["-q", "-n", "5000", "-c", "50"]).args(options).arg(&url));
+        let report = run(program("ab")
+            .args(["-q", "-n", "5000", "-c", "50"])
+            .args(options)
+            .arg(&url));
         assert!(report.contains("Complete requests:      5000"), "{report}");
         assert!(report.contains("Failed requests:        0"), "{report}");
         assert!(!report.contains("Non-2xx"), "{report}");
@@ -75,7 +80,19 @@ fn redis_benchmark_with_pipelining() {
     let address = weir.address("main");
     let (host, port) = split(&address);
     let mut benchmark = program("redis-benchmark");
-    benchmark.args(["-h", host, "-p", port, "-P", "16", "-n", "100000", "-q", "-t", "set,get,lrange_100"]);
+    benchmark.args([
+        "-h",
+        host,
+        "-p",
+        port,
+        "-P",
+        "16",
+        "-n",
+        "100000",
+        "-q",
+        "-t",
+        "set,get,lrange_100",
+    ]);
     let report = run(&mut benchmark);
     assert_eq!(report.matches("requests per second").count(), 4, "{report}");
     assert!(!report.to_lowercase().contains("error"), "{report}");
@@ -92,17 +109,29 @@ fn pgbench_fails_no_transaction() {
     let (host, port) = split(&address);
     let pgbench = |options: &[&str]| {
         let mut benchmark = program("pgbench");
-        benchmark.args(["-h", host, "-p", port, "-U", "postgres"]).args(options).arg("postgres");
+        benchmark
+            .args(["-h", host, "-p", port, "-U", "postgres"])
+            .args(options)
+            .arg("postgres");
         run(&mut benchmark)
     };
     pgbench(&["-i", "-s", "1", "-q"]);
     // Held connections, then one connection a transaction.
-    for options in [&["-c", "8", "-j", "2", "-T", "2"][..], &["-C", "-c", "4", "-j", "2", "-T", "2", "-S"]] {
+    for options in [
+        &["-c", "8", "-j", "2", "-T", "2"][..],
+        &["-C", "-c", "4", "-j", "2", "-T", "2", "-S"],
+    ] {
         let report = pgbench(options);
-        assert!(report.contains("number of failed transactions: 0"), "{report}");
+        assert!(
+            report.contains("number of failed transactions: 0"),
+            "{report}"
+        );
     }
     let records = weir.stop();
-    assert!(records.iter().all(|record| record.cause == "finished"), "{records:?}");
+    assert!(
+        records.iter().all(|record| record.cause == "finished"),
+        "{records:?}"
+    );
 }
 
 #[test]
@@ -123,7 +152,9 @@ fn iperf3_in_every_direction() {
     ];
     for options in per_test {
         let mut client = program("iperf3");
-        client.args(["-c", host, "-p", port, "--time", "1", "--json"]).args(options);
+        client
+            .args(["-c", host, "-p", port, "--time", "1", "--json"])
+            .args(options);
         let report = run(&mut client);
         let report: serde_json::Value = serde_json::from_str(&report).expect(&report);
         assert!(report.get("error").is_none(), "{options:?}: {report}");
@@ -137,8 +168,14 @@ fn iperf3_in_every_direction() {
     }
     let records = weir.stop();
     let spliced: u64 = records.iter().map(|record| record.spliced).sum();
-    let moved: u64 = records.iter().map(|record| record.bytes_up + record.bytes_down).sum();
-    assert!(spliced > moved / 2, "bulk data should be spliced: {spliced} of {moved}");
+    let moved: u64 = records
+        .iter()
+        .map(|record| record.bytes_up + record.bytes_down)
+        .sum();
+    assert!(
+        spliced > moved / 2,
+        "bulk data should be spliced: {spliced} of {moved}"
+    );
 }
 
 #[test]
@@ -151,18 +188,37 @@ fn curl_uploads_100_megabytes() {
     let file = nginx.dir().join("upload");
     let size = 100_000_000;
     let mut rng = weir::base::Rng::new(1);
-    let bytes: Vec<u8> = std::iter::repeat_with(|| rng.next_u64().to_le_bytes()).take(size / 8).flatten().collect();
+    let bytes: Vec<u8> = std::iter::repeat_with(|| rng.next_u64().to_le_bytes())
+        .take(size / 8)
+        .flatten()
+        .collect();
     std::fs::write(&file, &bytes).unwrap();
     let url = format!("http://{}/put/file", weir.address("main"));
-    run(program("curl").args(["-sS", "--fail", "--max-time", "60", "-T"]).arg(&file).arg(&url));
+    run(program("curl")
+        .args(["-sS", "--fail", "--max-time", "60", "-T"])
+        .arg(&file)
+        .arg(&url));
     let arrived = std::fs::read(nginx.dir().join("www/put/file")).unwrap();
-    assert!(arrived == bytes, "{} of {size} bytes, or others", arrived.len());
+    assert!(
+        arrived == bytes,
+        "{} of {size} bytes, or others",
+        arrived.len()
+    );
 
     let down = nginx.dir().join("download");
-    run(program("curl").args(["-sS", "--fail", "--max-time", "60", "-o"]).arg(&down).arg(&url));
-    assert!(std::fs::read(&down).unwrap() == bytes, "the download differs");
+    run(program("curl")
+        .args(["-sS", "--fail", "--max-time", "60", "-o"])
+        .arg(&down)
+        .arg(&url));
+    assert!(
+        std::fs::read(&down).unwrap() == bytes,
+        "the download differs"
+    );
     let records = weir.wait_for_records(2);
-    assert!(records[0].bytes_up as usize > size && records[1].bytes_down as usize > size, "{records:?}");
+    assert!(
+        records[0].bytes_up as usize > size && records[1].bytes_down as usize > size,
+        "{records:?}"
+    );
 }
 
 /// The server answers only after the client's end of stream.
@@ -180,7 +236,10 @@ fn socat_client_ends_first() {
     let expected = sha256(&input);
     assert_eq!(answer, expected);
     let record = &weir.wait_for_records(1)[0];
-    assert_eq!((record.end(), record.bytes_up), (("finished", "client"), 3_000_000));
+    assert_eq!(
+        (record.end(), record.bytes_up),
+        (("finished", "client"), 3_000_000)
+    );
 }
 
 /// The client sends on after the server's end of stream.
@@ -197,9 +256,14 @@ fn socat_server_ends_first() {
     stream.write_all(&vec![9; 3_000_000]).unwrap();
     drop(stream);
     let record = &weir.wait_for_records(1)[0];
-    assert_eq!((record.end(), record.bytes_up), (("finished", "backend"), 3_000_000));
+    assert_eq!(
+        (record.end(), record.bytes_up),
+        (("finished", "backend"), 3_000_000)
+    );
     let got = server.dir().join("got");
-    wait_until("everything has been written", || got.metadata().is_ok_and(|file| file.len() == 3_000_000));
+    wait_until("everything has been written", || {
+        got.metadata().is_ok_and(|file| file.len() == 3_000_000)
+    });
 }
 
 /// As `sha256sum` prints it for its standard input.
