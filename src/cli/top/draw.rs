@@ -16,7 +16,6 @@ const KEYS: &[(&str, &str)] = &[
     ("1-4", "view"),
     ("↑↓", "select"),
     ("Enter", "open"),
-    ("Esc", "back"),
     ("/", "filter"),
     ("s r", "sort"),
     ("k", "kill"),

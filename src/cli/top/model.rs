@@ -55,13 +55,13 @@ impl View {
     pub fn columns(self) -> &'static [(&'static str, u16, bool)] {
         match self {
             View::Backends => &[
-                ("BACKEND", 12, false),
-                ("ADDRESS", 15, false),
+                ("BACKEND", 10, false),
+                ("ADDRESS", 14, false),
                 ("STATE", 8, false),
                 ("LIVE", 5, true),
-                ("NEW/S", 6, true),
-                ("IN", 9, true),
-                ("OUT", 9, true),
+                ("NEW/S", 5, true),
+                ("IN/S", 7, true),
+                ("OUT/S", 7, true),
                 ("FAIL", 5, true),
                 ("CONNECT", 7, true),
             ],
@@ -71,10 +71,10 @@ impl View {
                 ("BIND", 16, false),
                 ("POOL", 8, false),
                 ("LIVE", 5, true),
-                ("NEW/S", 6, true),
+                ("NEW/S", 5, true),
                 ("REFUSED", 7, true),
-                ("IN", 9, true),
-                ("OUT", 9, true),
+                ("IN/S", 7, true),
+                ("OUT/S", 7, true),
             ],
             View::Connections => &[
                 ("ID", 8, true),
@@ -84,8 +84,8 @@ impl View {
                 ("STATE", 10, false),
                 ("AGE", 6, true),
                 ("IDLE", 6, true),
-                ("UP", 8, true),
-                ("DOWN", 9, true),
+                ("UP/S", 7, true),
+                ("DOWN/S", 7, true),
             ],
             View::Vips => &[
                 ("VIP", 18, false),
@@ -366,8 +366,8 @@ impl Model {
                     toned(&backend.state, tone(&backend.state)),
                     number(backend.active, backend.active.to_string()),
                     number(new, count(new)),
-                    number(up, rate(up)),
-                    number(down, rate(down)),
+                    number(up, per_second(up)),
+                    number(down, per_second(down)),
                     Cell {
                         tone: if failed > 0.0 { Tone::Bad } else { Tone::Plain },
                         ..number(backend.failed as f64, count(backend.failed as f64))
@@ -407,8 +407,8 @@ impl Model {
                         },
                         ..number(listener.refused as f64, count(listener.refused as f64))
                     },
-                    number(up, rate(up)),
-                    number(down, rate(down)),
+                    number(up, per_second(up)),
+                    number(down, per_second(down)),
                 ],
                 id,
                 target: Target::Connections {
@@ -442,8 +442,8 @@ impl Model {
                     text(&connection.state),
                     number(connection.age_ms as f64, age(connection.age_ms / 1000)),
                     number(connection.idle_ms as f64, age(connection.idle_ms / 1000)),
-                    number(up, rate(up)),
-                    number(down, rate(down)),
+                    number(up, per_second(up)),
+                    number(down, per_second(down)),
                 ],
                 id,
                 target: Target::Detail(connection.id),
@@ -594,6 +594,11 @@ fn number(key: impl Into<f64>, text: String) -> Cell {
         tone: Tone::Plain,
         key: Key::Number(key.into()),
     }
+}
+
+/// A rate under a head that says it is one.
+fn per_second(bytes: f64) -> String {
+    rate(bytes).trim_end_matches("/s").to_string()
 }
 
 /// New, failed or refused, bytes up, bytes down.

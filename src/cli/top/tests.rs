@@ -124,9 +124,9 @@ fn a_frame_of_80_by_24_shows_what_matters() {
     for part in [
         "weir 0.1.0 up 11s  3 live  7 new/s  0 B/s in  2.0 MB/s out",
         "to clients, peak 11.0 kB/s",
-        "1 Backends   2 Listeners   3 Connections   4 VIPs",
-        "web/b        10.0.0.11:8080  down",
-        "9.0 MB/s",
+        " 1 Backends  2 Listeners  3 Connections  4 VIPs",
+        " web/b      10.0.0.11:8080 down",
+        "  9.0 MB  ",
         "0.31 ms",
         "q quit",
     ] {
