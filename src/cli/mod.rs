@@ -59,6 +59,9 @@ enum Command {
     Top(top::Args),
     /// Read the configuration again; waits, and fails if it is refused.
     Reload(reload::Args),
+    /// The process that installs VIPs; started by `weir run`, never by hand.
+    #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
+    Keeper,
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Top(args) => top::run(args),
+        Command::Keeper => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
     }
 }
