@@ -6,3 +6,4 @@ pub mod epoll;
 pub mod limits;
 pub mod pipe;
 pub mod socket;
+pub mod systemd;
