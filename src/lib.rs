@@ -17,7 +17,7 @@
 //! | values | [`base`] | nothing: no I/O, no clock |
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
-//! | exchange | [`stats`] [`snapshot`] [`link`] | shared memory between the shells |
+//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] | shared memory between the shells |
 //! | shells | [`worker`] [`control`] [`keeper`] | sockets, files, processes, the clock |
 //! | rim | [`cli`] [`app`] | everything |
 //!
@@ -41,6 +41,7 @@ pub mod relay;
 
 pub mod sys;
 
+pub mod gate;
 pub mod link;
 pub mod snapshot;
 pub mod stats;

@@ -35,6 +35,7 @@ pub mod maglev;
 pub mod random;
 pub mod round_robin;
 
+use std::fmt;
 use std::sync::Arc;
 
 pub use explain::{Explanation, Note, Reason};
@@ -179,23 +180,31 @@ impl<L: Loads> View<'_, L> {
 }
 
 /// A pool's algorithm and its tables: immutable, cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Picker(Arc<Tables>);
 
-#[derive(Debug)]
 struct Tables {
     members: Box<[Member]>,
     balance: Balance,
     policy: Policy,
 }
 
-#[derive(Debug)]
 enum Policy {
     LeastConn(Option<Alias>),
     LeastTime(Option<Alias>),
     RoundRobin(round_robin::Schedule),
     Random(Alias),
     SourceHash(maglev::Maglev),
+}
+
+impl fmt::Debug for Picker {
+    /// Without the tables: they are long and follow from the members.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picker")
+            .field("balance", &self.0.balance)
+            .field("members", &self.0.members.len())
+            .finish()
+    }
 }
 
 impl Picker {
@@ -333,17 +342,26 @@ impl Picker {
     }
 }
 
-/// The tier that takes new work: the primaries that are up, or, when none is, the backups that are.
+/// The tier that takes new work: the first of these sets that is not empty.
 ///
-/// `up` and `backup` have one bit a backend. Backends of weight 0 must not be in `up`: they take no work, so they must
-/// not keep the backups idle.
-pub fn tier(up: &Mask, backup: &Mask) -> Mask {
-    let primaries = up.and_not(backup);
-    if primaries.is_empty() {
-        up.and(backup)
-    } else {
-        primaries
-    }
+/// 1. primaries that are ready
+/// 2. primaries that nobody has probed yet: at a start traffic need not wait for the first probes
+/// 3. backups that are ready
+/// 4. backups that nobody has probed yet
+///
+/// One bit a backend. Backends of weight 0 belong in neither `ready` nor `untested`: they take no work, so they must not keep
+/// the next tier idle.
+pub fn tier(ready: &Mask, untested: &Mask, backup: &Mask) -> Mask {
+    let primary = |set: &Mask| set.and_not(backup);
+    let sets = [
+        primary(ready),
+        primary(untested),
+        ready.and(backup),
+        untested.and(backup),
+    ];
+    sets.into_iter()
+        .find(|set| !set.is_empty())
+        .unwrap_or_else(|| Mask::new(ready.len()))
 }
 
 #[cfg(test)]

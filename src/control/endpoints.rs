@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound};
 use crate::config::model::{self, Protocol};
+use crate::gate::Gate;
 use crate::link::{ListenSocket, Local};
 use crate::snapshot::Listener;
 use crate::stats::ListenerStats;
@@ -85,10 +86,13 @@ impl Endpoints {
                     .cloned()
                     .collect()
             });
+            let predecessor = old.map(|e| &*e.listener.gate);
+            let gate = Gate::new(listener, stats.clone(), predecessor);
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
                 stats,
+                gate,
             });
             entries.push(Entry {
                 listener,

@@ -135,6 +135,7 @@ impl Control {
             pools: self.pools.publish(),
             connections_max: budget.connections as u32,
             sessions_max: budget.sessions as u32,
+            interim: self.config.log.interim,
         }));
     }
 

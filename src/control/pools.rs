@@ -60,6 +60,7 @@ impl Pools {
                             identity,
                             pool: name.clone(),
                             config: b.clone(),
+                            send_proxy: pool.send_proxy,
                             stats,
                         })
                     })
