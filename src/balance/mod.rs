@@ -132,9 +132,12 @@ impl Shares {
 
 /// What one worker remembers of one pool between picks: its place in the schedule, its random numbers, its rotation.
 ///
-/// A cursor outlives pickers: after a reload or a change of weights it goes on with the new one.
+/// A cursor outlives pickers: given one with other members or weights, it forgets what it knew of single backends and goes
+/// on from its place.
 #[derive(Debug, Clone)]
 pub struct Cursor {
+    /// Of the picker that the credits and the runner-up belong to.
+    fingerprint: u64,
     rng: SplitMix,
     /// Round robin: next slot of the schedule, taken modulo its length.
     position: usize,
@@ -149,6 +152,7 @@ impl Cursor {
     pub fn new(seed: u64) -> Cursor {
         let mut rng = SplitMix::new(seed);
         Cursor {
+            fingerprint: 0,
             position: rng.next() as usize >> 16,
             rng,
             credits: Vec::new(),
@@ -185,6 +189,8 @@ pub struct Picker(Arc<Tables>);
 
 struct Tables {
     members: Box<[Member]>,
+    /// Differs between pickers whose members differ in order, identity or weight.
+    fingerprint: u64,
     balance: Balance,
     policy: Policy,
 }
@@ -228,8 +234,12 @@ impl Picker {
                 Policy::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load))
             }
         };
+        let fingerprint = members.iter().fold(members.len() as u64, |hash, member| {
+            hash::mix2(hash::mix2(hash, member.identity), u64::from(member.weight))
+        });
         Picker(Arc::new(Tables {
             members: members.into(),
+            fingerprint,
             balance,
             policy,
         }))
@@ -316,6 +326,11 @@ impl Picker {
             tables.members.len(),
             "the mask belongs to another pool"
         );
+        if cursor.fingerprint != tables.fingerprint {
+            cursor.fingerprint = tables.fingerprint;
+            cursor.credits.clear();
+            cursor.runner_up = None;
+        }
         let view = View {
             members: &tables.members,
             loads,

@@ -90,11 +90,21 @@ pub(super) fn spread(picker: &Picker, picks: u64, shares: &Shares, eligible: &Ma
     counts
 }
 
+type Row = (u32, bool, u32, u64, u32);
+
+/// Weight, eligible, active, latency in ms, share.
+fn pools(sizes: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Row>> {
+    let row = (0u32..4, any::<bool>(), 0u32..5, 0u64..3, 1u32..1100);
+    proptest::collection::vec(row, sizes)
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     /// Broken on purpose: the check of weights in `View::may`, the mask check in `round_robin`.
     #[test]
     fn only_eligible_backends_of_some_weight_and_none_only_when_there_is_none(
-        pool in proptest::collection::vec((0u32..4, any::<bool>(), 0u32..5, 0u64..3, 1u32..1100), 1..200),
+        pool in prop_oneof![pools(1..4), pools(1..200)],
         seed in any::<u64>(),
         bounded in any::<bool>(),
     ) {
@@ -216,4 +226,21 @@ fn shares_are_relative_to_the_eligible() {
         Shares::full(),
         "a pool that ramps as a whole ramps nobody"
     );
+}
+
+/// A backend that owed many turns at its old weight owes none at the new one. Broken on purpose: credits kept.
+#[test]
+fn new_weights_start_with_a_clean_slate() {
+    let (mut cursor, idle, all) = (Cursor::new(0), Fake::new(&[0, 0]), Mask::full(2));
+    let mut picks = |weights: &[u32], n: usize| -> Vec<usize> {
+        let picker = picker(Balance::LeastConn, weights);
+        let mut pick = || {
+            picker
+                .pick(&mut cursor, 0, &idle, &Shares::full(), &all)
+                .unwrap()
+        };
+        (0..n).map(|_| pick()).collect()
+    };
+    picks(&[1000, 1], 400);
+    assert_eq!(picks(&[1, 1], 4), [0, 1, 0, 1]);
 }

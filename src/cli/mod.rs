@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod explain;
 pub mod reference;
 pub mod run;
 
@@ -33,6 +34,8 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Tell which backend a client would get, and why.
+    Explain(explain::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -43,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
+        Command::Explain(args) => explain::run(&args),
         Command::ConfigReference => reference::run(),
     }
 }

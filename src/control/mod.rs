@@ -94,7 +94,7 @@ impl Control {
             reports,
             crew: Crew::new(shared.clone()),
             endpoints: Endpoints::default(),
-            pools: Pools::new(Prober::start(sender.clone())?, shared.epoch),
+            pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
             shared,
             version: 0,
@@ -132,7 +132,7 @@ impl Control {
             version: self.version,
             generation: self.generation,
             listeners: self.endpoints.listeners(),
-            pools: self.pools.publish(),
+            pools: self.pools.publish(Instant::now()),
             connections_max: budget.connections as u32,
             sessions_max: budget.sessions as u32,
             interim: self.config.log.interim,
@@ -175,7 +175,7 @@ impl Control {
                 Some(_) => DRAIN_CHECK,
                 None => self
                     .pools
-                    .deadline()
+                    .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
             select! {

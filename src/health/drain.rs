@@ -77,27 +77,33 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    /// 2,000 over 20 s: none in the first half, 200 in each second of the other.
-    /// Broken on purpose: no carry (the rate falls and the rest goes at once in the end).
+    /// 2,000 over 20 s: none in the first half, 200 in each second of the other, whether asked when due or all the time.
+    /// Broken on purpose: no carry (asked all the time, nothing is ever due until everything is).
     #[test]
     fn two_thousand_over_twenty_seconds_close_at_a_flat_rate() {
-        let start = Instant::now();
-        let (mut drain, mut now, mut live, mut seconds) =
-            (Drain::new(start, ms(20_000)), start, 2000, [0; 20]);
-        while live > 0 {
-            now = drain.deadline(live).max(now + ms(1));
-            let closed = drain.due(now, live);
-            assert!(closed <= 3, "{closed} at once");
-            live -= closed;
-            seconds[((now - start).as_millis() as usize / 1000).min(19)] += closed;
+        for eager in [false, true] {
+            let start = Instant::now();
+            let (mut drain, mut now, mut live, mut seconds) =
+                (Drain::new(start, ms(20_000)), start, 2000, [0; 20]);
+            while live > 0 {
+                now = if eager {
+                    now + ms(1)
+                } else {
+                    drain.deadline(live).max(now)
+                };
+                let closed = drain.due(now, live);
+                assert!(closed <= 3, "{closed} at once");
+                live -= closed;
+                seconds[((now - start).as_millis() as usize / 1000).min(19)] += closed;
+            }
+            assert_eq!(seconds[..10], [0; 10]);
+            assert!(
+                seconds[10..]
+                    .iter()
+                    .all(|closed| (195..=205).contains(closed)),
+                "eager {eager}: {seconds:?}"
+            );
         }
-        assert_eq!(seconds[..10], [0; 10]);
-        assert!(
-            seconds[10..]
-                .iter()
-                .all(|closed| (195..=205).contains(closed)),
-            "{seconds:?}"
-        );
     }
 
     proptest! {

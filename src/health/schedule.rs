@@ -108,8 +108,9 @@ impl Schedule {
         };
         entry.running = false;
         self.running -= 1;
-        let due = entry.due + jittered(next_in, random);
-        self.put(key, due.max(now));
+        let step = jittered(next_in, random);
+        let due = entry.due + step;
+        self.put(key, if due < now { now + step } else { due });
     }
 
     /// When [`start`](Schedule::start) will have something; `None` = not before a probe finishes or one is added.
@@ -290,7 +291,6 @@ mod tests {
     }
 
     /// More work than the cap allows: the rate is flat at the cap, and everybody gets a turn.
-    /// Broken on purpose: missed turns made up for.
     #[test]
     fn beyond_the_cap_the_rate_is_that_of_the_cap() {
         let seconds = minute(500, 64, ms(1000));
@@ -298,6 +298,22 @@ mod tests {
             seconds.iter().all(|&starts| (60..=68).contains(&starts)),
             "{seconds:?}"
         );
+    }
+
+    /// The process was frozen for a minute: everybody is probed once, and then at the usual pace.
+    /// Broken on purpose: missed turns made up for.
+    #[test]
+    fn after_a_stall_nobody_is_probed_in_a_burst() {
+        let (mut schedule, start) = (Schedule::new(8), Instant::now());
+        schedule.add(start, INTERVAL, &[0, 1, 2, 3, 4]);
+        let mut starts = [0; 5];
+        for at in 60_000..61_500 {
+            while let Some(key) = schedule.start(start + ms(at)) {
+                starts[key as usize] += 1;
+                schedule.finish(start + ms(at), key, INTERVAL, 0);
+            }
+        }
+        assert_eq!(starts, [1; 5]);
     }
 
     proptest! {
