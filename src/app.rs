@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
 use crate::config::model::{Log, LogFormat};
+use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
 use crate::link::{Local, Shared};
 use crate::sys::limits;
@@ -23,17 +24,32 @@ static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
 /// `weir run`: serves until a signal ends it.
 pub fn run(source: Source) -> ExitCode {
+    let inheritance = match Inheritance::receive() {
+        Ok(inheritance) => inheritance,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let predecessor = inheritance.successor.clone();
+    let refuse = |reason: &str| {
+        if let Some(predecessor) = &predecessor {
+            predecessor.refuse(reason);
+        }
+    };
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
+            refuse(&errors.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match launch(source, config).and_then(Running::serve) {
+    match launch(source, config, inheritance).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
+            refuse(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -49,14 +65,14 @@ pub struct Running {
 }
 
 /// Starts everything, in an order that fails before it leaves traces.
-pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
+pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let (control, inputs) = Control::start(source, config)?;
+    let (control, inputs) = Control::start(source, config, inheritance)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {
@@ -125,7 +141,7 @@ fn abort_on_panic() {
 }
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR2])?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

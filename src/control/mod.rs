@@ -9,10 +9,13 @@
 pub mod access_log;
 mod crew;
 mod endpoints;
+mod notifier;
 mod pools;
 pub mod probe;
 pub mod request;
 mod sockets;
+mod succession;
+pub mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,8 +31,12 @@ use crate::sys::limits;
 
 use crew::Crew;
 use endpoints::Endpoints;
+use notifier::Notifier;
 use pools::Pools;
 use probe::Prober;
+use succession::Succession;
+use upgrade::Inheritance;
+
 pub use request::{BackendOrder, Input, Request, VipOrder};
 
 /// Failures seen by real traffic that may wait.
@@ -78,11 +85,19 @@ pub struct Control {
     generation: u64,
     stopping: Option<Instant>,
     access_log: Option<access_log::Handle>,
+    reload_error: Option<String>,
+    succession: Succession,
+    notifier: Notifier,
 }
 
 impl Control {
-    /// Binds every socket, starts every thread and serves. Nothing is left behind if it fails.
-    pub fn start(source: Source, config: Config) -> anyhow::Result<(Control, Sender<Input>)> {
+    /// Binds every socket that was not inherited, starts every thread and serves (or waits until its predecessor lets go).
+    /// Nothing is left behind if it fails.
+    pub fn start(
+        source: Source,
+        config: Config,
+        inheritance: Inheritance,
+    ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
         let access = access_log::start(&config.log)?;
@@ -101,6 +116,9 @@ impl Control {
             generation: 0,
             stopping: None,
             access_log,
+            reload_error: None,
+            notifier: Notifier::new(inheritance.successor.is_some(), Instant::now()),
+            succession: Succession::new(inheritance, sender.clone()),
         };
         control.apply(config)?;
         Ok((control, sender))
@@ -109,7 +127,10 @@ impl Control {
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
-        let plan = self.endpoints.plan(&config.listeners, workers)?;
+        let heirlooms = &mut self.succession.heirlooms;
+        let plan = self
+            .endpoints
+            .plan(&config.listeners, workers, heirlooms)?;
         self.crew
             .resize(workers, config::PIPES_PER_WORKER as usize)?;
         self.pools.configure(&config.pools, workers, Instant::now());
@@ -117,7 +138,7 @@ impl Control {
         self.generation += 1;
         self.config = config;
         self.publish();
-        self.crew.listen(dealt);
+        self.crew.listen(self.succession.hold(dealt));
         for (listener, local) in closed {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
@@ -154,7 +175,10 @@ impl Control {
         for (name, local) in self.endpoints.bound() {
             log::info!("listening: {name} {local}");
         }
+        self.announce()?;
         log::info!("ready");
+        let status = self.status_line();
+        self.notifier.ready(status);
         loop {
             let now = Instant::now();
             let changed = self.pools.tick(now);
@@ -165,6 +189,7 @@ impl Control {
                 self.publish();
             }
             self.crew.reap();
+            self.show_life(now);
             if self
                 .stopping
                 .is_some_and(|deadline| self.is_idle() || now >= deadline)
@@ -178,6 +203,9 @@ impl Control {
                     .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
+            let wait = self.notifier.deadline().map_or(wait, |at| {
+                wait.min(at.saturating_duration_since(now))
+            });
             select! {
                 recv(self.inputs) -> input => match input {
                     Ok(input) => if !self.handle(input) { break },
@@ -209,6 +237,12 @@ impl Control {
             Input::Signal(libc::SIGHUP) => {
                 let _ = self.reload();
             }
+            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
+            Input::Upgrade(event) => return self.on_upgrade(event),
+            Input::Signal(_) if self.succession.is_waiting() => return false,
+            Input::Signal(_) if std::mem::take(&mut self.succession.retired) => {
+                log::info!("stopping, as soon as the connections that are left have finished");
+            }
             Input::Signal(_) if self.stopping.is_some() => return false,
             Input::Signal(_) => self.begin_stop(),
             Input::Request(request) => self.answer(request),
@@ -224,12 +258,61 @@ impl Control {
             humantime::format_duration(grace)
         );
         self.stopping = Some(Instant::now() + grace);
+        self.succession.abandon();
+        self.notifier
+            .stopping(format!("stopping: {open} connections may finish"));
         for (listener, local) in self.endpoints.close_all() {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
     }
 
+    /// One line for the service manager.
+    fn status_line(&self) -> String {
+        let mut line = format!(
+            "generation {}: {} listeners, {} connections, {} UDP sessions",
+            self.generation,
+            self.config.listeners.len(),
+            self.shared.process.connections.get(),
+            self.shared.process.udp_sessions.get(),
+        );
+        let errors = [
+            ("reload refused", &self.reload_error),
+            ("upgrade failed", &self.succession.error),
+        ];
+        for (what, error) in errors {
+            if let Some(error) = error {
+                line = format!("{what}: {error}; {line}");
+            }
+        }
+        line
+    }
+
+    /// Signs of life for the service manager, as long as every worker turns.
+    fn show_life(&mut self, now: Instant) {
+        let epoch = self.shared.epoch;
+        let busy = self.crew.handles().filter_map(|worker| {
+            let since_ms = worker.stats.busy_since_ms.get();
+            let since = epoch.checked_add(Duration::from_millis(since_ms))?;
+            Some((worker.id, now.saturating_duration_since(since)))
+        });
+        self.notifier.feed(now, busy);
+        if self.notifier.wants_status(now) {
+            let status = self.status_line();
+            self.notifier.status(status);
+        }
+    }
+
     fn reload(&mut self) -> Result<String, String> {
+        self.succession.busy()?;
+        self.notifier.reloading();
+        let outcome = self.read_again();
+        self.reload_error = outcome.clone().err();
+        let status = self.status_line();
+        self.notifier.ready(status);
+        outcome
+    }
+
+    fn read_again(&mut self) -> Result<String, String> {
         let outcome = self
             .source
             .load()

@@ -60,6 +60,15 @@ impl Notifier {
         self.send(&[NotifyState::Ready, NotifyState::Status(&self.status)]);
     }
 
+    /// Another line of status.
+    pub fn status(&mut self, status: String) {
+        let status = one_line(&status);
+        if status != self.status {
+            self.status = status;
+            self.send(&[NotifyState::Status(&self.status)]);
+        }
+    }
+
     /// A reload begins; [`ready`](Self::ready) ends it.
     pub fn reloading(&self) {
         // Type=notify-reload demands the time stamp in the same datagram; older service managers ignore it.
@@ -81,20 +90,24 @@ impl Notifier {
         self.silent = true;
     }
 
-    /// When [`tick`](Self::tick) is due.
+    /// When [`feed`](Self::feed) is due.
     pub fn deadline(&self) -> Option<Instant> {
         let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.next);
         watchdog.filter(|_| !self.silent)
     }
 
-    /// Feeds the watchdog if that is due and no worker is stuck, and refreshes the status line. `busy` holds, for each
-    /// worker, its number and for how long its current turn has lasted.
-    pub fn tick(
-        &mut self,
-        now: Instant,
-        busy: impl Iterator<Item = (usize, Duration)>,
-        status: impl FnOnce() -> String,
-    ) {
+    /// Whether the line of status has become old.
+    pub fn wants_status(&mut self, now: Instant) -> bool {
+        let is_old = !self.silent && now.duration_since(self.status_at) >= STATUS_PERIOD;
+        if is_old {
+            self.status_at = now;
+        }
+        is_old
+    }
+
+    /// Feeds the watchdog if that is due and no worker is stuck. `busy` holds, for each worker, its number and for how
+    /// long its current turn has lasted.
+    pub fn feed(&mut self, now: Instant, busy: impl Iterator<Item = (usize, Duration)>) {
         if self.silent {
             return;
         }
@@ -117,14 +130,6 @@ impl Notifier {
                         humantime::format_duration(time)
                     );
                 }
-            }
-        }
-        if now.duration_since(self.status_at) >= STATUS_PERIOD {
-            self.status_at = now;
-            let status = one_line(&status());
-            if status != self.status {
-                self.status = status;
-                self.send(&[NotifyState::Status(&self.status)]);
             }
         }
     }

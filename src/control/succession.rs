@@ -1,0 +1,177 @@
+//! Control's part in an upgrade, on both sides; [`upgrade`](super::upgrade) has the theory.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use super::upgrade::{Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
+use super::{Control, Input};
+use crate::link::{Command, ListenSocket};
+
+/// Listening sockets by the position of the worker that shall serve them.
+type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
+
+/// Where this process stands between one that came before it and one that comes after it.
+#[derive(Debug)]
+pub struct Succession {
+    inputs: Sender<Input>,
+    program: Program,
+    /// Not claimed yet.
+    pub heirlooms: Heirlooms,
+    /// Since this process was started by another one, until it serves; with what it will serve then.
+    waiting: Option<(Successor, Dealt)>,
+    /// An upgrade is under way.
+    predecessor: Option<Predecessor>,
+    /// Another process serves; this one drains, and was not told to stop yet.
+    pub retired: bool,
+    /// Why the last upgrade failed.
+    pub error: Option<String>,
+}
+
+impl Succession {
+    /// At the start of a process.
+    pub fn new(inheritance: Inheritance, inputs: Sender<Input>) -> Succession {
+        Succession {
+            inputs,
+            program: Program::own(),
+            heirlooms: inheritance.heirlooms,
+            waiting: inheritance.successor.map(|s| (s, Dealt::new())),
+            predecessor: None,
+            retired: false,
+            error: None,
+        }
+    }
+
+    /// Whether another process still serves in place of this one.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Keeps sockets back until this process is to serve.
+    pub fn hold(&mut self, dealt: Dealt) -> Dealt {
+        match &mut self.waiting {
+            Some((_, held)) => std::mem::replace(held, dealt),
+            None => dealt,
+        }
+    }
+
+    /// Why the configuration cannot change now.
+    pub fn busy(&self) -> Result<(), String> {
+        match self.waiting.is_some() || self.predecessor.is_some() {
+            true => Err("an upgrade is under way".to_string()),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives an upgrade under way up.
+    pub fn abandon(&mut self) {
+        if let Some(predecessor) = self.predecessor.take() {
+            predecessor.abandon();
+        }
+    }
+}
+
+impl Control {
+    /// Tells a predecessor that this process could serve.
+    pub(super) fn announce(&mut self) -> anyhow::Result<()> {
+        let Succession {
+            inputs,
+            heirlooms,
+            waiting,
+            ..
+        } = &mut self.succession;
+        match waiting {
+            Some((successor, _)) => successor.announce(heirlooms, inputs.clone())?,
+            None => {
+                for label in heirlooms.discard() {
+                    log::warn!("a socket that was passed fits no listener and is closed: {label}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the binary on disk.
+    pub(super) fn begin_upgrade(&mut self) {
+        let refused = match (self.stopping, self.succession.busy()) {
+            (Some(_), _) => Some("this process is about to end".to_string()),
+            (None, busy) => busy.err(),
+        };
+        if let Some(reason) = refused {
+            log::warn!("upgrade refused: {reason}");
+            return;
+        }
+        let estate = Estate {
+            workers: self.crew.handles().cloned().collect(),
+            listeners: self.endpoints.labels(),
+            own: Vec::new(),
+        };
+        let Succession {
+            program, inputs, ..
+        } = &self.succession;
+        log::info!("upgrade: starting {}", program.path.display());
+        match Predecessor::begin(program.clone(), estate, inputs.clone()) {
+            Ok(predecessor) => self.succession.predecessor = Some(predecessor),
+            Err(error) => self.upgrade_failed(format!("{error:#}")),
+        }
+    }
+
+    fn upgrade_failed(&mut self, reason: String) {
+        log::error!("upgrade failed, this process goes on: {reason}");
+        self.succession.error = Some(reason);
+        let status = self.status_line();
+        self.notifier.status(status);
+    }
+
+    /// A step of an upgrade; false ends the process.
+    pub(super) fn on_upgrade(&mut self, event: Event) -> bool {
+        match event {
+            Event::Failed { reason, back } => {
+                self.succession.predecessor = None;
+                let mut dealt = Dealt::new();
+                for (ix, socket) in back.into_iter().enumerate() {
+                    let worker = ix % self.crew.size().max(1);
+                    dealt.entry(worker).or_default().push(socket);
+                }
+                self.crew.listen(dealt);
+                self.upgrade_failed(reason);
+            }
+            Event::Done(done) => {
+                let grace = self.config.shutdown_grace;
+                log::info!(
+                    "upgrade: process {} serves; {} connections may finish here within {}",
+                    done.pid,
+                    self.shared.process.connections.get(),
+                    humantime::format_duration(grace)
+                );
+                self.succession.predecessor = None;
+                self.succession.retired = true;
+                self.notifier.hand_over(done.pid);
+                for (listener, local) in &done.unused {
+                    self.crew
+                        .all(|| Command::Unlisten(*listener, local.clone()));
+                }
+                done.tell();
+                self.endpoints.forget();
+                self.stopping = Some(Instant::now() + grace);
+            }
+            Event::Go => {
+                if let Some((successor, held)) = self.succession.waiting.take() {
+                    self.crew.listen(held);
+                    successor.serving();
+                    log::info!("upgrade: serving");
+                }
+            }
+            Event::Main => {
+                let status = self.status_line();
+                self.notifier.speak(status);
+            }
+            Event::Abandoned => {
+                log::error!("upgrade: the old process gave it up");
+                return false;
+            }
+        }
+        true
+    }
+}
