@@ -145,9 +145,9 @@ impl Endpoints {
     }
 
     fn has(&self, id: u32, local: &Local) -> bool {
-        self.entries
-            .iter()
-            .any(|entry| entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local))
+        self.entries.iter().any(|entry| {
+            entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local)
+        })
     }
 
     /// Listeners for the snapshot.

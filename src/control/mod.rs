@@ -96,8 +96,9 @@ impl Control {
     pub fn start(
         source: Source,
         config: Config,
-        inheritance: Inheritance,
+        mut inheritance: Inheritance,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
+        let knowledge = std::mem::take(&mut inheritance.knowledge);
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
         let access = access_log::start(&config.log)?;
@@ -121,6 +122,7 @@ impl Control {
             succession: Succession::new(inheritance, sender.clone()),
         };
         control.apply(config)?;
+        control.pools.learn(knowledge, Instant::now());
         Ok((control, sender))
     }
 
@@ -128,9 +130,7 @@ impl Control {
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
         let heirlooms = &mut self.succession.heirlooms;
-        let plan = self
-            .endpoints
-            .plan(&config.listeners, workers, heirlooms)?;
+        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
         self.crew
             .resize(workers, config::PIPES_PER_WORKER as usize)?;
         self.pools.configure(&config.pools, workers, Instant::now());
@@ -203,9 +203,10 @@ impl Control {
                     .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
-            let wait = self.notifier.deadline().map_or(wait, |at| {
-                wait.min(at.saturating_duration_since(now))
-            });
+            let wait = self
+                .notifier
+                .deadline()
+                .map_or(wait, |at| wait.min(at.saturating_duration_since(now)));
             select! {
                 recv(self.inputs) -> input => match input {
                     Ok(input) => if !self.handle(input) { break },

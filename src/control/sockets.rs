@@ -97,7 +97,13 @@ pub fn bind(
 /// first served (the others have theirs already); those that stand alone go round.
 pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSocket>> {
     let mut dealt: BTreeMap<usize, Vec<ListenSocket>> = BTreeMap::new();
-    for (rotation, Bound { sockets, is_alone, .. }) in bound.into_iter().enumerate() {
+    for (
+        rotation,
+        Bound {
+            sockets, is_alone, ..
+        },
+    ) in bound.into_iter().enumerate()
+    {
         let first = match is_alone {
             false => workers.saturating_sub(sockets.len()),
             true => rotation,

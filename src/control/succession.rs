@@ -105,6 +105,7 @@ impl Control {
         let estate = Estate {
             workers: self.crew.handles().cloned().collect(),
             listeners: self.endpoints.labels(),
+            knowledge: self.pools.knowledge(),
             own: Vec::new(),
         };
         let Succession {

@@ -228,7 +228,8 @@ mod tests {
     fn a_spawned_program_is_no_child_of_ours_and_inherits_the_channel() {
         let (near, far) = Channel::pair().unwrap();
         near.set_timeout(Duration::from_secs(10)).unwrap();
-        let script = "eval \"exec 9>&$END\"; printf '%s %s' $$ \"$(cut -d' ' -f4 /proc/$$/stat)\" >&9";
+        let script =
+            "eval \"exec 9>&$END\"; printf '%s %s' $$ \"$(cut -d' ' -f4 /proc/$$/stat)\" >&9";
         let arguments = ["-c", script].map(OsString::from);
         let pid = spawn(&"/bin/sh".into(), arguments, "END", &[], far).unwrap();
         let said = near.receive().unwrap().unwrap().bytes;

@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use super::{Address, Event, Label, Line, Note, START_MAX, VARIABLE};
 use crate::config::model::{Listener, Protocol};
 use crate::control::Input;
+use crate::control::pools::Knowledge;
 use crate::link::Local;
 use crate::sys::handover::Channel;
 use crate::sys::{socket, systemd};
@@ -19,6 +20,8 @@ use crate::sys::{socket, systemd};
 pub struct Inheritance {
     /// The sockets.
     pub heirlooms: Heirlooms,
+    /// What a predecessor knew of backends.
+    pub knowledge: Vec<Knowledge>,
     /// The conversation with the predecessor, if there is one.
     pub successor: Option<Successor>,
 }
@@ -48,7 +51,7 @@ impl Inheritance {
         let Some(number) = std::env::var_os(VARIABLE) else {
             return Ok(Inheritance {
                 heirlooms,
-                successor: None,
+                ..Inheritance::default()
             });
         };
         let number = number.to_str().and_then(|text| text.parse().ok());
@@ -56,8 +59,10 @@ impl Inheritance {
         let channel = Channel::inherited(fd).with_context(|| format!("{VARIABLE}={fd}"))?;
         channel.set_timeout(START_MAX)?;
         let line = Line(Arc::new(channel));
+        let mut knowledge = Vec::new();
         loop {
             match line.hear()? {
+                Some((Note::Knowledge(part), _)) => knowledge.extend(part),
                 Some((Note::Sockets(labels), fds)) => {
                     heirlooms.0.extend(labels.into_iter().zip(fds));
                 }
@@ -68,6 +73,7 @@ impl Inheritance {
         }
         Ok(Inheritance {
             heirlooms,
+            knowledge,
             successor: Some(Successor { line }),
         })
     }

@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::pools::Knowledge;
 use crate::config::model::Protocol;
 use crate::link::{ListenSocket, Local};
 
@@ -126,6 +127,8 @@ impl Label {
 enum Note {
     /// Sockets; the descriptors are in the message, in this order.
     Sockets(Vec<Label>),
+    /// What is known of backends.
+    Knowledge(Vec<Knowledge>),
     /// That was all.
     Everything,
     /// Serve.

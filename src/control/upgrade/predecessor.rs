@@ -13,12 +13,16 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::{Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
 use crate::control::Input;
+use crate::control::pools::Knowledge;
 use crate::link::{self, Command, ListenSocket, Local};
 use crate::sys::handover::{self, Channel, DESCRIPTORS_MAX};
 use crate::sys::systemd;
 
 /// How often workers are asked again for a socket that is on its way between two of them.
 const GATHER_PAUSE: Duration = Duration::from_millis(20);
+
+/// Backends in one message: a reason is a short sentence.
+const KNOWLEDGE_MAX: usize = 128;
 
 /// What is started: the binary that this process was started as, looked up again, with the same arguments.
 #[derive(Debug, Clone)]
@@ -49,6 +53,8 @@ pub struct Estate {
     pub workers: Vec<link::Worker>,
     /// Every listening socket: [`ListenSocket::listener`] and address, its name, and how many of them there are.
     pub listeners: HashMap<(u32, Local), (Label, usize)>,
+    /// What is known of backends.
+    pub knowledge: Vec<Knowledge>,
     /// Sockets of our own.
     pub own: Vec<(String, OwnedFd)>,
 }
@@ -144,7 +150,9 @@ fn introduce(
         let place = (socket.listener, socket.local.clone());
         estate.listeners.get(&place).map(|(label, _)| label.clone())
     };
-    let listening = sockets.iter().filter_map(|s| Some((label(s)?, s.fd.as_fd())));
+    let listening = sockets
+        .iter()
+        .filter_map(|s| Some((label(s)?, s.fd.as_fd())));
     let own = estate.own.iter();
     let all: Vec<(Label, BorrowedFd)> = listening
         .chain(own.map(|(name, fd)| (Label::Own(name.clone()), fd.as_fd())))
@@ -152,6 +160,9 @@ fn introduce(
     for part in all.chunks(DESCRIPTORS_MAX) {
         let (labels, fds): (Vec<Label>, Vec<BorrowedFd>) = part.iter().cloned().unzip();
         line.say_with(&Note::Sockets(labels), &fds)?;
+    }
+    for part in estate.knowledge.chunks(KNOWLEDGE_MAX) {
+        line.say(&Note::Knowledge(part.to_vec()))?;
     }
     line.say(&Note::Everything)?;
 
