@@ -1,10 +1,19 @@
 //! The command line, one file a command.
 
+pub mod backend;
 pub mod check;
+pub mod client;
+pub mod conns;
 pub mod demo;
 pub mod explain;
+pub mod kill;
 pub mod reference;
+pub mod reload;
 pub mod run;
+pub mod status;
+pub mod table;
+pub mod top;
+pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

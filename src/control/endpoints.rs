@@ -1,13 +1,13 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::sockets::{self, BindError, Bound};
+use super::sockets::{self, BindError, Bound, Dealt};
 use super::upgrade::{Heirlooms, Label};
 use crate::config::model::{self, Protocol};
 use crate::gate::Gate;
-use crate::link::{ListenSocket, Local};
+use crate::link::Local;
 use crate::snapshot::Listener;
 use crate::stats::ListenerStats;
 
@@ -87,7 +87,7 @@ impl Endpoints {
         plan: Plan,
         listeners: &[model::Listener],
         workers: usize,
-    ) -> (BTreeMap<usize, Vec<ListenSocket>>, Vec<(u32, Local)>) {
+    ) -> (Dealt, Vec<(u32, Local)>) {
         let mut entries: Vec<Entry> = Vec::new();
         for (listener, &id) in listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);

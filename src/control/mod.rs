@@ -7,15 +7,22 @@
 //! A change of anything that workers act on ends in one [`Shared::publish`] at the end of the round that made it.
 
 pub mod access_log;
+pub mod admin;
 mod crew;
 mod endpoints;
+pub mod history;
+pub mod http;
+pub mod metrics;
+pub mod observer;
 mod notifier;
 mod pools;
 pub mod probe;
+pub mod process;
 pub mod request;
 mod sockets;
 mod succession;
 pub mod upgrade;
+pub mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;

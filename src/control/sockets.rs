@@ -32,6 +32,9 @@ pub struct Bound {
     pub is_alone: bool,
 }
 
+/// Listening sockets by position among the workers.
+pub type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
+
 /// The addresses that a listener asks for, ranges written out.
 pub fn wanted(listener: &Listener) -> Vec<Local> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
@@ -95,16 +98,11 @@ pub fn bind(
 
 /// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
 /// first served (the others have theirs already); those that stand alone go round.
-pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSocket>> {
-    let mut dealt: BTreeMap<usize, Vec<ListenSocket>> = BTreeMap::new();
-    for (
-        rotation,
-        Bound {
-            sockets, is_alone, ..
-        },
-    ) in bound.into_iter().enumerate()
-    {
-        let first = match is_alone {
+pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
+    let mut dealt = Dealt::new();
+    for (rotation, bound) in bound.into_iter().enumerate() {
+        let sockets = bound.sockets;
+        let first = match bound.is_alone {
             false => workers.saturating_sub(sockets.len()),
             true => rotation,
         };

@@ -1,16 +1,13 @@
 //! Control's part in an upgrade, on both sides; [`upgrade`](super::upgrade) has the theory.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::upgrade::{Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
 use super::{Control, Input};
-use crate::link::{Command, ListenSocket};
-
-/// Listening sockets by the position of the worker that shall serve them.
-type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
+use super::sockets::Dealt;
+use crate::link::Command;
 
 /// Where this process stands between one that came before it and one that comes after it.
 #[derive(Debug)]
