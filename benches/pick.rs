@@ -80,7 +80,13 @@ fn pick(c: &mut Criterion) {
                 let (mut cursor, mut keys, shares) = (Cursor::new(7), Rng::new(9), Shares::full());
                 group.bench_function(BenchmarkId::new(state, n), |b| {
                     b.iter(|| {
-                        black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible))
+                        black_box(picker.pick(
+                            &mut cursor,
+                            keys.next_u64(),
+                            &stats,
+                            &shares,
+                            &eligible,
+                        ))
                     });
                 });
             }
@@ -106,7 +112,9 @@ fn bounded(c: &mut Criterion) {
         let (mut cursor, mut keys) = (Cursor::new(7), Rng::new(9));
         let (shares, eligible) = (Shares::full(), Mask::full(n));
         group.bench_function(BenchmarkId::from_parameter(n), |b| {
-            b.iter(|| black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible)));
+            b.iter(|| {
+                black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible))
+            });
         });
     }
     group.finish();

@@ -20,10 +20,10 @@ const RELOAD_MAX: Duration = Duration::from_secs(125);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Admin socket of the running weir.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_PATH)]
     pub socket: PathBuf,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
 }
 

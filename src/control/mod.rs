@@ -10,11 +10,12 @@ pub mod access_log;
 pub mod admin;
 mod crew;
 mod endpoints;
+mod facts;
 pub mod history;
 pub mod http;
 pub mod metrics;
-pub mod observer;
 mod notifier;
+pub mod observer;
 mod pools;
 pub mod probe;
 pub mod process;
@@ -24,20 +25,25 @@ mod succession;
 pub mod upgrade;
 pub mod view;
 
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
+use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
-use crate::link::{Command, Report, Shared};
+use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::limits;
 
 use crew::Crew;
 use endpoints::Endpoints;
+use metrics::Peak;
 use notifier::Notifier;
 use pools::Pools;
 use probe::Prober;
@@ -50,6 +56,8 @@ pub use request::{BackendOrder, Input, Request, VipOrder};
 const REPORTS_MAX: usize = 4096;
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
+/// How long the old observer goes on after a reload that moves it.
+const OBSERVER_DELAY: Duration = Duration::from_millis(200);
 /// Longest sleep.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
@@ -76,6 +84,13 @@ impl Source {
             Source::Flags(config) => Ok((**config).clone()),
         }
     }
+
+    fn file(&self) -> Option<String> {
+        match self {
+            Source::File(path) => Some(path.display().to_string()),
+            Source::Flags(_) => None,
+        }
+    }
 }
 
 /// The control thread's state.
@@ -91,8 +106,17 @@ pub struct Control {
     version: u64,
     generation: u64,
     stopping: Option<Instant>,
-    access_log: Option<access_log::Handle>,
+    access_log: Option<(Sender<Record>, access_log::Handle)>,
+    admin: UnixListener,
+    /// Kept for a successor.
+    http: Option<TcpListener>,
+    observer: Option<observer::Handle>,
+    /// A new metrics address, to be served as soon as whoever asked for the reload has been answered.
+    new_http: Option<(Instant, Option<TcpListener>)>,
+    inputs_sender: Sender<Input>,
+    peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
+    reload_failures: u64,
     succession: Succession,
     notifier: Notifier,
 }
@@ -103,19 +127,30 @@ impl Control {
     pub fn start(
         source: Source,
         config: Config,
-        mut inheritance: Inheritance,
+        inheritance: Inheritance,
+        spawn: SpawnWorker,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
-        let knowledge = std::mem::take(&mut inheritance.knowledge);
+        let (mut succession, knowledge) = Succession::new(inheritance);
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
-        let access = access_log::start(&config.log)?;
-        let (records, access_log) = access.unzip();
+        // First of all: it finds out whether another weir is running here.
+        let heirlooms = &mut succession.heirlooms;
+        let admin = match heirlooms.claim_own(&admin_name(&config)) {
+            Some(fd) => fd.into(),
+            None => admin::bind(&config.admin)?,
+        };
+        let http = match heirlooms.claim_own(&http_name(&config)) {
+            Some(fd) => Some(fd.into()),
+            None => config.metrics.map(bind_http).transpose()?,
+        };
+        let access_log = access_log::start(&config.log)?;
+        let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
         let mut control = Control {
             source,
             inputs,
             reports,
-            crew: Crew::new(shared.clone()),
+            crew: Crew::new(shared.clone(), spawn),
             endpoints: Endpoints::default(),
             pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
@@ -124,13 +159,36 @@ impl Control {
             generation: 0,
             stopping: None,
             access_log,
+            observer: None,
+            http: None,
+            new_http: None,
+            inputs_sender: sender.clone(),
+            peaks: HashMap::new(),
             reload_error: None,
-            notifier: Notifier::new(inheritance.successor.is_some(), Instant::now()),
-            succession: Succession::new(inheritance, sender.clone()),
+            reload_failures: 0,
+            admin,
+            notifier: Notifier::new(succession.is_waiting(), Instant::now()),
+            succession,
         };
-        control.apply(config)?;
+        if let Err(error) = control.apply(config) {
+            control.remove_admin();
+            return Err(error);
+        }
         control.pools.learn(knowledge, Instant::now());
+        control.http = http;
+        if !control.succession.is_waiting() {
+            control.observe()?;
+        }
         Ok((control, sender))
+    }
+
+    /// Serves the admin socket, and HTTP if it is wanted.
+    fn observe(&mut self) -> std::io::Result<()> {
+        self.observer = None;
+        let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
+        let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
+        self.observer = Some(handle);
+        Ok(())
     }
 
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
@@ -138,8 +196,7 @@ impl Control {
         let workers = config.workers.unwrap_or_else(limits::cpus);
         let heirlooms = &mut self.succession.heirlooms;
         let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
-        self.crew
-            .resize(workers, config::PIPES_PER_WORKER as usize)?;
+        self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
         let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
         self.generation += 1;
@@ -197,6 +254,10 @@ impl Control {
             }
             self.crew.reap();
             self.show_life(now);
+            if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
+                self.http = http;
+                self.observe()?;
+            }
             if self
                 .stopping
                 .is_some_and(|deadline| self.is_idle() || now >= deadline)
@@ -227,11 +288,19 @@ impl Control {
         }
         self.crew.all(|| Command::ShedAll(Cause::Shutdown));
         self.crew.stop();
-        if let Some(log) = self.access_log.take() {
-            drop(self.shared);
+        self.observer = None;
+        self.remove_admin();
+        if let Some((_, log)) = self.access_log.take() {
             log.finish();
         }
         Ok(())
+    }
+
+    /// Removes the admin socket's file, unless another process serves there.
+    fn remove_admin(&self) {
+        if self.succession.is_in_office() {
+            admin::remove(&self.admin);
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -311,10 +380,12 @@ impl Control {
     }
 
     fn reload(&mut self) -> Result<String, String> {
-        self.succession.busy()?;
+        if let Err(reason) = self.succession.busy() {
+            log::warn!("reload refused: {reason}");
+            return Err(reason);
+        }
         self.notifier.reloading();
         let outcome = self.read_again();
-        self.reload_error = outcome.clone().err();
         let status = self.status_line();
         self.notifier.ready(status);
         outcome
@@ -325,16 +396,57 @@ impl Control {
             .source
             .load()
             .map_err(|errors| errors.to_string())
-            .and_then(|config| self.apply(config).map_err(|error| format!("{error:#}")));
+            .and_then(|config| self.replace(config).map_err(|error| format!("{error:#}")));
         match outcome {
             Ok(()) => {
+                self.reload_error = None;
                 log::info!("reloaded: generation {}", self.generation);
                 Ok(format!("generation {}", self.generation))
             }
             Err(error) => {
                 log::error!("reload refused, the old configuration stays in force: {error}");
+                self.reload_failures += 1;
+                self.reload_error = Some(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// Replaces the running configuration. Everything that can fail comes first.
+    fn replace(&mut self, config: Config) -> anyhow::Result<()> {
+        if config.admin != self.config.admin {
+            anyhow::bail!("admin: moving the admin socket needs a restart");
+        }
+        let http = match config.metrics == self.config.metrics {
+            true => None,
+            false => Some(config.metrics.map(bind_http).transpose()?),
+        };
+        let log = config.log.clone();
+        self.apply(config)?;
+        if let Some(http) = http {
+            self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));
+        }
+        log::set_max_level(log.level);
+        self.follow_log(&log);
+        Ok(())
+    }
+
+    /// Brings the access log in line with the configuration, and opens its file again (rotation).
+    fn follow_log(&mut self, log: &crate::config::model::Log) {
+        let wanted = log.access != AccessTarget::Off;
+        let outcome = match &self.access_log {
+            Some((_, handle)) if wanted => handle.retarget(&log.access, log.format),
+            Some(_) => Ok(()),
+            None => access_log::start(log).map(|started| self.access_log = started),
+        };
+        let records = self
+            .access_log
+            .as_ref()
+            .filter(|_| wanted)
+            .map(|(records, _)| records.clone());
+        self.shared.set_records(records);
+        if let Err(error) = outcome {
+            log::error!("access log: {error}; it goes on as before");
         }
     }
 
@@ -352,19 +464,22 @@ impl Control {
             }
         }
     }
+}
 
-    fn answer(&mut self, request: Request) {
-        match request {
-            Request::Reload { reply } => drop(reply.send(self.reload())),
-            Request::Backend {
-                pool,
-                name,
-                order,
-                reply,
-            } => {
-                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
-            }
-            _ => {}
-        }
+/// What the admin socket is called in an upgrade.
+fn admin_name(config: &Config) -> String {
+    format!("admin {}", config.admin.display())
+}
+
+/// What the socket of the metrics is called in an upgrade.
+fn http_name(config: &Config) -> String {
+    match config.metrics {
+        Some(address) => format!("metrics {address}"),
+        None => String::new(),
     }
+}
+
+fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|error| anyhow::anyhow!("metrics: cannot bind {address}: {error}"))
 }

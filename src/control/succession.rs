@@ -1,18 +1,17 @@
 //! Control's part in an upgrade, on both sides; [`upgrade`](super::upgrade) has the theory.
 
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
-
-use super::upgrade::{Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
-use super::{Control, Input};
+use super::pools::Knowledge;
 use super::sockets::Dealt;
+use super::upgrade::{Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
+use super::{Control, admin, admin_name, http_name};
 use crate::link::Command;
 
 /// Where this process stands between one that came before it and one that comes after it.
 #[derive(Debug)]
 pub struct Succession {
-    inputs: Sender<Input>,
     program: Program,
     /// Not claimed yet.
     pub heirlooms: Heirlooms,
@@ -20,7 +19,9 @@ pub struct Succession {
     waiting: Option<(Successor, Dealt)>,
     /// An upgrade is under way.
     predecessor: Option<Predecessor>,
-    /// Another process serves; this one drains, and was not told to stop yet.
+    /// Another process serves; this one drains.
+    handed_over: bool,
+    /// That was the only reason to end so far: nobody has told it to stop.
     pub retired: bool,
     /// Why the last upgrade failed.
     pub error: Option<String>,
@@ -28,16 +29,22 @@ pub struct Succession {
 
 impl Succession {
     /// At the start of a process.
-    pub fn new(inheritance: Inheritance, inputs: Sender<Input>) -> Succession {
-        Succession {
-            inputs,
+    pub fn new(inheritance: Inheritance) -> (Succession, Vec<Knowledge>) {
+        let succession = Succession {
             program: Program::own(),
             heirlooms: inheritance.heirlooms,
             waiting: inheritance.successor.map(|s| (s, Dealt::new())),
             predecessor: None,
+            handed_over: false,
             retired: false,
             error: None,
-        }
+        };
+        (succession, inheritance.knowledge)
+    }
+
+    /// Whether this process is the service: what bears the service's name (files of sockets) is its own.
+    pub fn is_in_office(&self) -> bool {
+        self.waiting.is_none() && !self.handed_over
     }
 
     /// Whether another process still serves in place of this one.
@@ -73,13 +80,10 @@ impl Control {
     /// Tells a predecessor that this process could serve.
     pub(super) fn announce(&mut self) -> anyhow::Result<()> {
         let Succession {
-            inputs,
-            heirlooms,
-            waiting,
-            ..
+            heirlooms, waiting, ..
         } = &mut self.succession;
         match waiting {
-            Some((successor, _)) => successor.announce(heirlooms, inputs.clone())?,
+            Some((successor, _)) => successor.announce(heirlooms, self.inputs_sender.clone())?,
             None => {
                 for label in heirlooms.discard() {
                     log::warn!("a socket that was passed fits no listener and is closed: {label}");
@@ -99,20 +103,32 @@ impl Control {
             log::warn!("upgrade refused: {reason}");
             return;
         }
+        let own = match self.own_sockets() {
+            Ok(own) => own,
+            Err(error) => return self.upgrade_failed(error.to_string()),
+        };
         let estate = Estate {
             workers: self.crew.handles().cloned().collect(),
             listeners: self.endpoints.labels(),
             knowledge: self.pools.knowledge(),
-            own: Vec::new(),
+            own,
         };
-        let Succession {
-            program, inputs, ..
-        } = &self.succession;
+        let program = self.succession.program.clone();
+        self.succession.error = None;
         log::info!("upgrade: starting {}", program.path.display());
-        match Predecessor::begin(program.clone(), estate, inputs.clone()) {
+        match Predecessor::begin(program, estate, self.inputs_sender.clone()) {
             Ok(predecessor) => self.succession.predecessor = Some(predecessor),
             Err(error) => self.upgrade_failed(format!("{error:#}")),
         }
+    }
+
+    /// Duplicates of our own sockets, with their names.
+    fn own_sockets(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
+        let mut own = vec![(admin_name(&self.config), self.admin.try_clone()?.into())];
+        if let Some(http) = &self.http {
+            own.push((http_name(&self.config), http.try_clone()?.into()));
+        }
+        Ok(own)
     }
 
     fn upgrade_failed(&mut self, reason: String) {
@@ -145,10 +161,15 @@ impl Control {
                 );
                 self.succession.predecessor = None;
                 self.succession.retired = true;
+                self.succession.handed_over = true;
+                self.observer = None;
                 self.notifier.hand_over(done.pid);
                 for (listener, local) in &done.unused {
                     self.crew
                         .all(|| Command::Unlisten(*listener, local.clone()));
+                }
+                if done.unused_own.contains(&admin_name(&self.config)) {
+                    admin::remove(&self.admin);
                 }
                 done.tell();
                 self.endpoints.forget();
@@ -157,6 +178,9 @@ impl Control {
             Event::Go => {
                 if let Some((successor, held)) = self.succession.waiting.take() {
                     self.crew.listen(held);
+                    if let Err(error) = self.observe() {
+                        log::error!("admin socket and metrics: {error}");
+                    }
                     successor.serving();
                     log::info!("upgrade: serving");
                 }

@@ -339,6 +339,7 @@ mod tests {
     use std::time::SystemTime;
 
     use crate::config::model::{self, BackendAddress, Protocol};
+    use crate::gate::Gate;
     use crate::link::Local;
     use crate::relay::{By, Cause};
     use crate::snapshot::{Backend, Listener};
@@ -382,15 +383,18 @@ mod tests {
                     backup: false,
                 },
                 stats: BackendStats::new(1),
+                send_proxy: model::SendProxy::Off,
             })
         });
+        let stats = ListenerStats::new(1);
         Record {
             time: SystemTime::now(),
             id: 7,
             listener: Arc::new(Listener {
                 id: 1,
+                gate: Gate::new(&config, stats.clone(), None),
                 config,
-                stats: ListenerStats::new(1),
+                stats,
             }),
             client: Some(address("192.0.2.1:40000")),
             local: Arc::new(Local::Ip(address("192.0.2.9:80"))),
@@ -566,9 +570,10 @@ mod tests {
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
         let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         // More than pipe and channel hold: the worker's side finds the channel full at some point.
+        let record = numbered(1);
         let (mut dropped, started) = (0, Instant::now());
-        for id in 0..30_000 {
-            dropped += u64::from(records.try_send(numbered(id)).is_err());
+        for _ in 0..30_000 {
+            dropped += u64::from(records.try_send(record.clone()).is_err());
         }
         assert!(dropped > 0);
         assert!(

@@ -69,7 +69,7 @@ pub enum Label {
         /// What it is bound to.
         local: Address,
     },
-    /// One of our own: `admin`, `metrics`, `beats`.
+    /// One of our own, such as `admin /run/weir/admin.sock`.
     Own(String),
 }
 
@@ -173,8 +173,10 @@ pub enum Event {
 pub struct Done {
     /// The successor's process id.
     pub pid: u32,
-    /// Sockets that it has no use for.
+    /// Addresses that it has no use for.
     pub unused: Vec<(u32, Local)>,
+    /// The same of our own sockets.
+    pub unused_own: Vec<String>,
     line: Line,
 }
 

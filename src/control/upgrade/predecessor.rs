@@ -128,9 +128,18 @@ fn hand_over(
             let _ = line.say(&Note::Abandon);
         }
     }
-    let unused = outcome?;
+    let unused_labels = outcome?;
     back.clear();
-    Ok(Done { pid, unused, line })
+    let is_unused = |label: &Label| unused_labels.contains(label);
+    let listeners = estate.listeners.iter();
+    let unused = listeners.filter(|(_, (label, _))| is_unused(label));
+    let own = estate.own.iter().map(|(name, _)| name.clone());
+    Ok(Done {
+        pid,
+        unused: unused.map(|(place, _)| place.clone()).collect(),
+        unused_own: own.filter(|n| is_unused(&Label::Own(n.clone()))).collect(),
+        line,
+    })
 }
 
 fn is_timeout(error: &anyhow::Error) -> bool {
@@ -145,7 +154,7 @@ fn introduce(
     line: &Line,
     sockets: Vec<ListenSocket>,
     back: &mut Vec<ListenSocket>,
-) -> anyhow::Result<Vec<(u32, Local)>> {
+) -> anyhow::Result<Vec<Label>> {
     let label = |socket: &ListenSocket| {
         let place = (socket.listener, socket.local.clone());
         estate.listeners.get(&place).map(|(label, _)| label.clone())
@@ -171,11 +180,9 @@ fn introduce(
         Note::Refused(reason) => bail!("{reason}"),
         other => bail!("the new process said {other:?}"),
     };
-    let is_unused = |place: &(u32, Local)| {
-        let label = estate.listeners.get(place).map(|(label, _)| label);
-        label.is_some_and(|label| unused.contains(label))
-    };
-    let (unused, used): (Vec<_>, Vec<_>) = estate.listeners.keys().cloned().partition(is_unused);
+    let listeners = estate.listeners.iter();
+    let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
+    let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
     line.0.set_timeout(STEP_MAX)?;
     *back = sockets;
     back.retain(|socket| used.contains(&(socket.listener, socket.local.clone())));
