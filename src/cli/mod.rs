@@ -6,6 +6,7 @@ pub mod client;
 pub mod conns;
 pub mod demo;
 pub mod explain;
+pub mod generate;
 pub mod kill;
 pub mod reference;
 pub mod reload;
@@ -59,6 +60,9 @@ enum Command {
     Reload(reload::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
+    /// Make manual pages or shell completions.
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Runs the command line of this process.
@@ -75,5 +79,6 @@ pub fn main() -> ExitCode {
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::ConfigReference => reference::run(),
+        Command::Generate(args) => generate::run(&args),
     }
 }

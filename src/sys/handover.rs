@@ -97,6 +97,8 @@ impl Channel {
             let message = loop {
                 match recvmsg::<()>(fd, &mut parts, Some(&mut space), flags) {
                     Err(Errno::EINTR) => {}
+                    // It has gone without having read everything.
+                    Err(Errno::ECONNRESET) => return Ok(None),
                     other => break other?,
                 }
             };

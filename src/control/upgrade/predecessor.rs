@@ -168,12 +168,13 @@ fn introduce(
         .collect();
     for part in all.chunks(DESCRIPTORS_MAX) {
         let (labels, fds): (Vec<Label>, Vec<BorrowedFd>) = part.iter().cloned().unzip();
-        line.say_with(&Note::Sockets(labels), &fds)?;
+        tell(line, &Note::Sockets(labels), &fds, "get ready")?;
     }
     for part in estate.knowledge.chunks(KNOWLEDGE_MAX) {
-        line.say(&Note::Knowledge(part.to_vec()))?;
+        let note = Note::Knowledge(part.to_vec());
+        tell(line, &note, &[], "get ready")?;
     }
-    line.say(&Note::Everything)?;
+    tell(line, &Note::Everything, &[], "get ready")?;
 
     let unused = match hear(line, "get ready")? {
         Note::Ready { unused } => unused,
@@ -196,21 +197,35 @@ fn introduce(
                 .with_context(|| format!("worker {} does not answer", worker.id))?;
         }
     }
-    line.say(&Note::Go)?;
+    tell(line, &Note::Go, &[], "serve")?;
     match hear(line, "serve")? {
         Note::Serving => Ok(unused),
         other => bail!("the new process said {other:?}"),
     }
 }
 
+fn tell(line: &Line, note: &Note, fds: &[BorrowedFd], to_what: &str) -> anyhow::Result<()> {
+    line.say_with(note, fds).map_err(|e| trouble(e, to_what))
+}
+
 fn hear(line: &Line, to_what: &str) -> anyhow::Result<Note> {
     match line.hear() {
         Ok(Some((note, _))) => Ok(note),
-        Ok(None) => bail!("the new process ended before it could {to_what}; its log says why"),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(error).context(format!("the new process did not {to_what} in time"))
+        Ok(None) => Err(trouble(io::ErrorKind::BrokenPipe.into(), to_what)),
+        Err(error) => Err(trouble(error, to_what)),
+    }
+}
+
+fn trouble(error: io::Error, to_what: &str) -> anyhow::Error {
+    match error.kind() {
+        // The error itself stays inside: see `is_timeout`.
+        io::ErrorKind::WouldBlock => {
+            anyhow::Error::from(error).context(format!("the new process did not {to_what} in time"))
         }
-        Err(error) => Err(error.into()),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            anyhow::anyhow!("the new process ended before it could {to_what}; its log says why")
+        }
+        _ => error.into(),
     }
 }
 
