@@ -483,3 +483,5 @@ fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .map_err(|error| anyhow::anyhow!("metrics: cannot bind {address}: {error}"))
 }
+
+pub mod election;

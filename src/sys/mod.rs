@@ -5,6 +5,10 @@
 pub mod epoll;
 pub mod handover;
 pub mod limits;
+pub mod neigh;
+pub mod netlink;
 pub mod pipe;
+pub mod sched;
+pub mod secret;
 pub mod socket;
 pub mod systemd;

@@ -34,7 +34,7 @@ fn echoes(address: &str) -> TcpStream {
     stream
 }
 
-/// Break tried: having the old process close its sockets before the new one serves.
+/// Break tried: binding anew instead of taking over what was inherited; removing the admin socket's file at the end.
 #[test]
 fn the_new_process_serves_and_the_old_one_finishes() {
     let server = Server::echo();
@@ -68,7 +68,7 @@ fn the_new_process_serves_and_the_old_one_finishes() {
     assert_ne!(second, third);
 }
 
-/// Break tried: stopping to accept before the new process has said that it is ready.
+/// Break tried: letting the sockets go before the new process has said that it is ready.
 #[test]
 fn a_successor_that_refuses_or_dies_changes_nothing() {
     let server = Server::echo();
@@ -192,7 +192,7 @@ fn under_load(upgrades: usize, seconds: u32) {
     wait_until("all of them end", || !service.successors().iter().any(left));
 }
 
-/// Break tried: accepting from and closing the sockets that are handed over (RSTs show up as socket errors).
+/// Break tried: binding anew instead of taking over what was inherited.
 #[test]
 fn no_request_fails_under_load() {
     under_load(4, 4);
