@@ -4,9 +4,13 @@
 //! changes are logged, and the outcome becomes [`Pool`]s of the next snapshot. What is known of a backend belongs to its
 //! identity (pool and address) and survives reloads.
 
+mod knowledge;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use knowledge::Knowledge;
 
 use super::probe::{Probe, Prober, Verdict};
 use super::request::BackendOrder;

@@ -63,6 +63,11 @@ pub fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("not an internet socket"))
 }
 
+/// Whether other sockets can be bound to the same address (SO_REUSEPORT).
+pub fn shares_port(fd: &OwnedFd) -> io::Result<bool> {
+    SockRef::from(fd).reuse_port()
+}
+
 /// Why no connection was accepted.
 #[derive(Debug)]
 pub enum AcceptError {

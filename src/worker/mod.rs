@@ -216,6 +216,11 @@ impl Worker {
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
                 }
+                Command::Share { reply } => drop(reply.send(listeners.share())),
+                Command::Release { sockets, reply } => {
+                    listeners.release(poll, &sockets);
+                    let _ = reply.send(());
+                }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => drop(reply.send(tcp.list(context, limit))),
                 Command::Kill { id, reply } => drop(reply.send(tcp.kill(context, id))),
