@@ -102,6 +102,8 @@ pub enum Phase {
 pub enum Fit {
     /// It will not, whatever happens.
     Unable,
+    /// It has just started and still listens; then it can. Lesser nodes leave it a free address.
+    Soon,
     /// It serves, but a required pool has no backend.
     NoBackend,
     /// It can take the address now.
@@ -981,10 +983,8 @@ impl Table {
                 _ => return None,
             }
         }
-        if from.is_none() {
-            if self.fading(v).is_some() || self.best(v) != Some(me) {
-                return None;
-            }
+        if from.is_none() && (self.fading(v).is_some() || self.best(v) != Some(me)) {
+            return None;
         }
         self.backed(v).ok()?;
         Some(match (from, self.vips[v].last_holder) {
@@ -1061,14 +1061,15 @@ impl Table {
         self.rank(v, n) < self.rank(v, self.setup.me)
     }
 
-    /// The first in order of those that could take the address now.
+    /// The first in order of those that could take a free address.
     fn best(&self, v: VipIx) -> Option<NodeIx> {
         (0..self.setup.nodes)
             .filter(|n| {
                 if *n == self.setup.me {
                     self.fit(v).0 == Fit::Ready
                 } else {
-                    self.claim(*n, v).is_some_and(|c| c.fit == Fit::Ready)
+                    self.claim(*n, v)
+                        .is_some_and(|c| matches!(c.fit, Fit::Ready | Fit::Soon))
                 }
             })
             .min_by_key(|n| self.rank(v, *n))
@@ -1089,6 +1090,21 @@ impl Table {
 
     /// How fit we are, and what is in the way.
     fn fit(&self, v: VipIx) -> (Fit, Reason) {
+        let (fit, why) = self.fit_when_settled(v);
+        let fresh = self.now < self.vips[v].quiet_until && self.has_peers();
+        match (self.listening(), fresh) {
+            _ if fit == Fit::Unable => (fit, why),
+            (true, _) if fit == Fit::Ready && self.listening_why == Reason::Starting => {
+                (Fit::Soon, Reason::Starting)
+            }
+            (true, _) => (Fit::Unable, self.listening_why.clone()),
+            (false, true) => (Fit::Unable, Reason::Starting),
+            (false, false) => (fit, why),
+        }
+    }
+
+    /// The same, once we have listened.
+    fn fit_when_settled(&self, v: VipIx) -> (Fit, Reason) {
         let vip = &self.vips[v];
         let unable = |reason| (Fit::Unable, reason);
         if !vip.rule.prefer.contains(&self.setup.me) {
@@ -1110,12 +1126,6 @@ impl Table {
         }
         if !vip.link_up {
             return unable(Reason::LinkDown);
-        }
-        if self.listening() {
-            return unable(self.listening_why.clone());
-        }
-        if self.now < vip.quiet_until && self.has_peers() {
-            return unable(Reason::Starting);
         }
         if vip.demoted {
             return unable(Reason::Demoted);
@@ -1214,7 +1224,7 @@ impl Table {
             State::Active if fit < Fit::Ready => why,
             State::Active | State::Claiming | State::Releasing => vip.reason.clone(),
             State::Standby | State::Fault => {
-                if fit == Fit::Unable {
+                if fit <= Fit::Soon {
                     return why;
                 }
                 if let Some((n, _)) = self.holders(v).min_by_key(|(n, _)| self.rank(v, *n)) {
@@ -1429,12 +1439,14 @@ mod tests {
     /// Who claims a free address, by what the other node says of itself.
     #[test]
     fn who_claims() {
-        let rows: [(NodeIx, Claim, bool); 8] = [
+        let rows: [(NodeIx, Claim, bool); 10] = [
             // me, what the other says, whether I claim
             (0, IDLE, true),
             (1, IDLE, false),
             (1, claim(Phase::Free, Fit::NoBackend), true),
             (1, claim(Phase::Free, Fit::Unable), true),
+            (1, claim(Phase::Free, Fit::Soon), false),
+            (0, claim(Phase::Free, Fit::Soon), true),
             (0, HELD, false),
             (0, claim(Phase::Claiming, Fit::Ready), false),
             (0, claim(Phase::Leaving, Fit::Unable), false),

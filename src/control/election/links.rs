@@ -161,9 +161,14 @@ impl Links {
         })
     }
 
-    /// Says farewell on every connection and gives the listening socket back.
-    pub fn close(mut self, registry: &Registry) -> OwnedFd {
-        self.part_all(registry);
+    /// Closes every connection and gives the listening socket back.
+    ///
+    /// With a farewell the peers know that we live on; without one they ask, find the port closed, and know at once that we
+    /// do not.
+    pub fn close(mut self, registry: &Registry, farewell: bool) -> OwnedFd {
+        if farewell {
+            self.part_all(registry);
+        }
         let _ = registry.deregister(&mut self.listener);
         std::net::TcpListener::from(self.listener).into()
     }
