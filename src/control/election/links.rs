@@ -103,6 +103,9 @@ struct Node {
     heard: Option<Instant>,
     boot: Option<u64>,
     next_dial: Option<Instant>,
+    /// The connection ended without a farewell: ask at every tick until then whether the port is still open. Once is not
+    /// enough, because the sockets of a process that was killed do not close at the same instant.
+    ask_until: Option<Instant>,
 }
 
 /// All beat connections of this process.
@@ -229,6 +232,11 @@ impl Links {
             self.drop_conn(registry, id);
         }
         for n in 0..self.nodes.len() {
+            let node = &self.nodes[n];
+            if node.active.is_none() && node.ask_until.is_some_and(|until| now < until) {
+                self.dial(registry, now, n, !self.dials(n), news);
+                continue;
+            }
             if self.nodes[n].next_dial.is_some_and(|at| at > now) {
                 continue;
             }
@@ -581,6 +589,7 @@ impl Links {
         if let (Some(n), true) = (node, active && authenticated) {
             self.nodes[n].next_dial = Some(now);
             if !farewell {
+                self.nodes[n].ask_until = Some(now + self.identity.dead_after);
                 // Has the process ended, or only the connection? Ask.
                 let probe = !self.dials(n);
                 self.dial(registry, now, n, probe, news);
