@@ -265,6 +265,7 @@ impl Control {
             if changed {
                 self.publish();
             }
+            self.pools.tell();
             self.crew.reap();
             self.show_life(now);
             if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
