@@ -1,1 +1,321 @@
-//! Control to worker: newest snapshot (latest wins), bounded command queue, waker.
+//! What passes between control and the workers, and between workers.
+//!
+//! Downwards: the newest [`Snapshot`] (latest wins) and [`Command`]s (bounded queue, never lost: the sender waits).
+//! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
+//! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use crate::relay::{By, Cause};
+use crate::snapshot::{Backend, Listener, Snapshot};
+use crate::stats::{ProcessStats, WorkerStats};
+
+/// Commands that may wait for one worker.
+pub const COMMANDS_MAX: usize = 4096;
+
+/// A bound, listening socket and where it belongs.
+#[derive(Debug)]
+pub struct ListenSocket {
+    /// [`Listener::id`].
+    pub listener: u32,
+    /// The address it is bound to (the port that the kernel chose, if the file says 0).
+    pub local: Local,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+/// A local address of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Local {
+    /// Address and port.
+    Ip(SocketAddr),
+    /// Path.
+    Unix(std::path::PathBuf),
+}
+
+impl std::fmt::Display for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Local::Ip(address) => address.fmt(f),
+            Local::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A connection accepted by one worker and served by another.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its listener.
+    pub listener: Arc<Listener>,
+    /// The client's address, unless it came over a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The listening socket's address.
+    pub local: Arc<Local>,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+/// What a worker is told to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve this listening socket.
+    Listen(ListenSocket),
+    /// Accept what is queued on this listener's sockets, then close them.
+    Unlisten(u32),
+    /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
+    Adopt(Box<Accepted>),
+    /// Describe live connections, at most so many.
+    List {
+        /// At most.
+        limit: usize,
+        /// Where the answer goes.
+        reply: Sender<Vec<LiveConnection>>,
+    },
+    /// End one connection or session.
+    Kill {
+        /// Its id.
+        id: u64,
+        /// Whether it was there.
+        reply: Sender<bool>,
+    },
+    /// End up to `count` connections of a backend.
+    Shed {
+        /// [`Backend::identity`].
+        backend: u64,
+        /// At most.
+        count: usize,
+        /// As what they end.
+        cause: Cause,
+    },
+    /// End every connection and session.
+    ShedAll(Cause),
+    /// Give the listening sockets to `to`, finish what is open, then end the thread.
+    Retire {
+        /// Another worker.
+        to: Worker,
+    },
+    /// End the thread now.
+    Stop,
+}
+
+/// A live connection as an operator sees it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LiveConnection {
+    /// For `weir kill`.
+    pub id: u64,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Listener name.
+    pub listener: String,
+    /// Client address.
+    pub client: String,
+    /// Pool name.
+    pub pool: String,
+    /// Backend name, empty while none is chosen.
+    pub backend: String,
+    /// Serving worker.
+    pub worker: usize,
+    /// `connecting`, `open`, `half_closed` or `closing`.
+    pub state: &'static str,
+    /// Age, milliseconds.
+    pub age_ms: u64,
+    /// Since the last byte, milliseconds.
+    pub idle_ms: u64,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+}
+
+/// The access record of one ended connection or session.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// When it ended.
+    pub time: SystemTime,
+    /// Unique in this process.
+    pub id: u64,
+    /// Its listener.
+    pub listener: Arc<Listener>,
+    /// Client address, unless it came over a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The address that the client used.
+    pub local: Arc<Local>,
+    /// The backend that served it, if any.
+    pub backend: Option<Arc<Backend>>,
+    /// The backend's socket address where it is not the configured one (a port range).
+    pub backend_port: u16,
+    /// Attempts to connect.
+    pub attempts: u32,
+    /// Bytes from the client, delivered.
+    pub bytes_up: u64,
+    /// Bytes to the client, delivered.
+    pub bytes_down: u64,
+    /// Microseconds from the first attempt to the established connection.
+    pub connect_us: Option<u64>,
+    /// Microseconds from accepting to the backend's first byte.
+    pub first_byte_us: Option<u64>,
+    /// Microseconds from accepting to the end.
+    pub duration_us: u64,
+    /// Bytes moved by splice.
+    pub spliced: u64,
+    /// Who ended it.
+    pub closed_by: By,
+    /// Why.
+    pub cause: Cause,
+    /// Still alive: an interim record.
+    pub interim: bool,
+}
+
+/// A failure or recovery of a backend, seen by real traffic.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// [`Backend::identity`].
+    pub backend: u64,
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub kind: ReportKind,
+}
+
+/// See [`Report`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportKind {
+    /// Connection refused.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// Reset before the first byte.
+    ResetEarly,
+}
+
+impl ReportKind {
+    /// The word in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReportKind::Refused => "refused",
+            ReportKind::TimedOut => "timed_out",
+            ReportKind::ResetEarly => "reset_early",
+        }
+    }
+}
+
+/// A handle on one worker.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Its number.
+    pub id: usize,
+    /// Its queue.
+    pub commands: Sender<Command>,
+    /// Wakes it from poll.
+    pub waker: Arc<mio::Waker>,
+    /// Its statistics.
+    pub stats: Arc<WorkerStats>,
+}
+
+impl Worker {
+    /// Queues a command, waiting for room, and wakes the worker. False if the worker has ended.
+    pub fn send(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok() && self.wake()
+    }
+
+    /// Queues a command unless the queue is full; gives it back then.
+    pub fn try_send(&self, command: Command) -> Result<(), Command> {
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                self.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
+        }
+    }
+
+    /// Wakes the worker from poll.
+    pub fn wake(&self) -> bool {
+        self.waker.wake().is_ok()
+    }
+}
+
+/// What all workers and control share.
+#[derive(Debug)]
+pub struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    version: AtomicU64,
+    workers: ArcSwap<Vec<Worker>>,
+    /// Process-wide gauges.
+    pub process: ProcessStats,
+    /// Where access records go; `None` = nowhere.
+    pub records: Option<Sender<Record>>,
+    /// Where failures seen by real traffic go.
+    pub reports: Sender<Report>,
+    /// Start of the workers' common clock.
+    pub epoch: Instant,
+}
+
+impl Shared {
+    /// With an empty snapshot and no workers.
+    pub fn new(records: Option<Sender<Record>>, reports: Sender<Report>, epoch: Instant) -> Arc<Shared> {
+        Arc::new(Shared {
+            snapshot: ArcSwap::default(),
+            version: AtomicU64::new(0),
+            workers: ArcSwap::default(),
+            process: ProcessStats::default(),
+            records,
+            reports,
+            epoch,
+        })
+    }
+
+    /// Makes `snapshot` the newest and wakes every worker.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        let version = snapshot.version;
+        self.snapshot.store(snapshot);
+        self.version.store(version, Ordering::Release);
+        for worker in self.workers.load().iter() {
+            worker.wake();
+        }
+    }
+
+    /// The newest snapshot if it is newer than `version`.
+    pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
+        (self.version.load(Ordering::Acquire) != version).then(|| self.snapshot.load_full())
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The workers that take new connections.
+    pub fn workers(&self) -> arc_swap::Guard<Arc<Vec<Worker>>> {
+        self.workers.load()
+    }
+
+    /// Replaces the list of workers that take new connections.
+    pub fn set_workers(&self, workers: Vec<Worker>) {
+        self.workers.store(Arc::new(workers));
+    }
+
+    /// Hands a record to the log, or counts it as dropped.
+    pub fn record(&self, record: Record) {
+        if let Some(records) = &self.records
+            && records.try_send(record).is_err()
+        {
+            self.process.records_dropped.add(1);
+        }
+    }
+
+    /// Hands a failure to control, if it has room for it.
+    pub fn report(&self, backend: u64, kind: ReportKind, at: Instant) {
+        let _ = self.reports.try_send(Report { backend, at, kind });
+    }
+}
+
+/// The receiving end of a worker's queue.
+pub type Commands = Receiver<Command>;

@@ -1,1 +1,282 @@
 //! Counters shared between workers and control.
+//!
+//! What only adds up is sharded by worker: each worker writes its own cache line, control sums. What decides (live
+//! connections of a backend, of a listener, of the process) is one atomic that all workers agree on, because
+//! least-connection and caps must be exact over all of them. All accesses are relaxed: the values order nothing.
+//!
+//! Statistics belong to an identity (listener name; pool and address), not to a configuration, so they survive reloads.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use crate::relay::Cause;
+
+/// A counter.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+    /// Current value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+    /// Overwrites.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+    /// Raises to at least `n`.
+    pub fn raise(&self, n: u64) {
+        self.0.fetch_max(n, Relaxed);
+    }
+    /// Reads and zeroes.
+    pub fn take(&self) -> u64 {
+        self.0.swap(0, Relaxed)
+    }
+}
+
+/// Live things, with an optional cap that holds exactly over all threads.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU32);
+
+impl Gauge {
+    /// Adds one unless that would exceed `cap`.
+    pub fn try_raise(&self, cap: Option<u32>) -> bool {
+        match cap {
+            None => {
+                self.0.fetch_add(1, Relaxed);
+                true
+            }
+            Some(cap) => self.0.fetch_update(Relaxed, Relaxed, |n| (n < cap).then_some(n + 1)).is_ok(),
+        }
+    }
+    /// Adds one.
+    pub fn raise(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+    /// Takes one off.
+    pub fn lower(&self) {
+        let before = self.0.fetch_sub(1, Relaxed);
+        debug_assert!(before > 0, "a gauge fell below zero");
+    }
+    /// Current value.
+    pub fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds of the histogram buckets, microseconds; the last bucket is open.
+pub const BUCKETS_US: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
+    60_000_000, 3_600_000_000,
+];
+
+/// A histogram of durations.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Count; BUCKETS_US.len() + 1],
+    sum_us: Count,
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn observe_us(&self, us: u64) {
+        self.buckets[BUCKETS_US.partition_point(|&bound| bound < us)].add(1);
+        self.sum_us.add(us);
+    }
+    /// Adds this histogram to `(buckets, sum in microseconds)`; buckets are not cumulative.
+    pub fn add_to(&self, buckets: &mut [u64; BUCKETS_US.len() + 1], sum_us: &mut u64) {
+        for (total, bucket) in buckets.iter_mut().zip(&self.buckets) {
+            *total += bucket.get();
+        }
+        *sum_us += self.sum_us.get();
+    }
+}
+
+/// One `T` for each worker, each on cache lines of its own. More workers than shards share some.
+#[derive(Debug)]
+pub struct Sharded<T>(Box<[CachePadded<T>]>);
+
+impl<T: Default> Sharded<T> {
+    /// `shards` copies, at least one.
+    pub fn new(shards: usize) -> Self {
+        Self((0..shards.max(1)).map(|_| CachePadded::default()).collect())
+    }
+    /// The shard of worker `worker`.
+    pub fn of(&self, worker: usize) -> &T {
+        &self.0[worker % self.0.len()]
+    }
+    /// All shards.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|shard| &**shard)
+    }
+    /// Adds up one counter over all shards.
+    pub fn sum(&self, field: impl Fn(&T) -> &Count) -> u64 {
+        self.iter().map(|shard| field(shard).get()).sum()
+    }
+}
+
+/// Statistics of one listener.
+#[derive(Debug)]
+pub struct ListenerStats {
+    /// Live connections or sessions.
+    pub active: Gauge,
+    /// What adds up.
+    pub shards: Sharded<ListenerShard>,
+}
+
+/// See [`ListenerStats`].
+#[derive(Debug, Default)]
+pub struct ListenerShard {
+    /// Connections accepted, sessions opened.
+    pub accepted: Count,
+    /// Bytes from clients.
+    pub bytes_in: Count,
+    /// Bytes to clients.
+    pub bytes_out: Count,
+    /// Endings by [`Cause`] (index `cause as usize`).
+    pub closed: [Count; Cause::ALL.len()],
+    /// Lifetimes.
+    pub seconds: Histogram,
+    /// Datagrams from clients.
+    pub datagrams_in: Count,
+    /// Datagrams to clients.
+    pub datagrams_out: Count,
+}
+
+impl ListenerStats {
+    /// All zero.
+    pub fn new(shards: usize) -> Arc<Self> {
+        Arc::new(Self { active: Gauge::default(), shards: Sharded::new(shards) })
+    }
+    /// Connections turned away before a backend was asked.
+    pub fn refused(&self) -> u64 {
+        Cause::ALL.iter().filter(|cause| cause.is_refusal()).map(|&cause| self.closed(cause)).sum()
+    }
+    /// Endings with `cause`.
+    pub fn closed(&self, cause: Cause) -> u64 {
+        self.shards.sum(|shard| &shard.closed[cause as usize])
+    }
+}
+
+/// Statistics of one backend (pool and address).
+#[derive(Debug)]
+pub struct BackendStats {
+    /// Live connections and sessions, raised before connecting.
+    pub active: Gauge,
+    /// Smoothed response time, nanoseconds; 0 = unknown.
+    pub latency_ns: Count,
+    /// When `latency_ns` was last updated, nanoseconds of the workers' common clock.
+    pub latency_at_ns: Count,
+    /// What adds up.
+    pub shards: Sharded<BackendShard>,
+}
+
+/// See [`BackendStats`].
+#[derive(Debug, Default)]
+pub struct BackendShard {
+    /// Connections established, sessions opened.
+    pub total: Count,
+    /// Failed attempts: refused.
+    pub refused: Count,
+    /// Failed attempts: timed out.
+    pub timed_out: Count,
+    /// Failed attempts: our own fault (no route, no ports, no descriptors).
+    pub local_errors: Count,
+    /// Connections reset before the first byte came back.
+    pub reset_early: Count,
+    /// Attempts that followed a failed one.
+    pub retries: Count,
+    /// Bytes to the backend.
+    pub bytes_in: Count,
+    /// Bytes from the backend.
+    pub bytes_out: Count,
+    /// Time to connect.
+    pub connect: Histogram,
+}
+
+impl BackendStats {
+    /// All zero.
+    pub fn new(shards: usize) -> Arc<Self> {
+        Arc::new(Self {
+            active: Gauge::default(),
+            latency_ns: Count::default(),
+            latency_at_ns: Count::default(),
+            shards: Sharded::new(shards),
+        })
+    }
+    /// Failures of real traffic of every kind.
+    pub fn failed(&self) -> u64 {
+        [|s: &BackendShard| &s.refused, |s| &s.timed_out, |s| &s.local_errors, |s| &s.reset_early]
+            .into_iter()
+            .map(|field| self.shards.sum(field))
+            .sum()
+    }
+}
+
+/// Statistics of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Live connections, including those on their way from another worker.
+    pub connections: CachePadded<Gauge>,
+    /// Live UDP sessions.
+    pub udp_sessions: Gauge,
+    /// Turns of the event loop.
+    pub turns: Count,
+    /// Longest turn since last read, nanoseconds.
+    pub turn_ns_max: Count,
+    /// When the last turn began or ended, milliseconds of the workers' common clock; `u64::MAX` while asleep in poll.
+    pub busy_since_ms: Count,
+    /// Bytes moved by splice.
+    pub spliced: Count,
+}
+
+/// Statistics of the process.
+#[derive(Debug, Default)]
+pub struct ProcessStats {
+    /// Live TCP connections.
+    pub connections: Gauge,
+    /// Live UDP sessions.
+    pub udp_sessions: Gauge,
+    /// Access records that the log could not take.
+    pub records_dropped: Count,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capped_gauge_is_exact_over_threads() {
+        let gauge = Gauge::default();
+        let admitted = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        if gauge.try_raise(Some(777)) {
+                            admitted.fetch_add(1, Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((gauge.get(), admitted.into_inner()), (777, 777));
+    }
+
+    #[test]
+    fn a_duration_lands_in_the_bucket_that_holds_it() {
+        for (us, bucket) in [(0, 0), (100, 0), (101, 1), (3_600_000_000, 15), (u64::MAX, 16)] {
+            let histogram = Histogram::default();
+            histogram.observe_us(us);
+            let (mut buckets, mut sum) = ([0; 17], 0);
+            histogram.add_to(&mut buckets, &mut sum);
+            assert_eq!(buckets.iter().position(|&n| n == 1), Some(bucket), "{us}");
+        }
+    }
+}

@@ -1,1 +1,13 @@
 //! Building blocks without I/O and without a clock.
+
+pub mod rng;
+pub mod run_queue;
+pub mod slab;
+pub mod timers;
+pub mod token;
+
+pub use rng::Rng;
+pub use run_queue::RunQueue;
+pub use slab::{Key, Slab};
+pub use timers::Timers;
+pub use token::{Kind, Side, Token};

@@ -1,1 +1,15 @@
 //! One TCP connection pair as a pure state machine.
+//!
+//! [`Lane`] is one direction and answers "what next?"; [`Pair`] is the two lanes of a connection and knows how it ends;
+//! [`pump`] drives a pair over anything that can carry out an [`Op`] (real sockets in `worker/io.rs`, a fake
+//! edge-triggered kernel in `tests/relay_sim.rs`); [`Cause`] is the one vocabulary of endings.
+
+mod cause;
+mod gear;
+mod lane;
+mod pair;
+
+pub use cause::{By, Cause, Ending};
+pub use gear::{Conduit, Gear};
+pub use lane::{Done, Lane, Op};
+pub use pair::{Io, Outcome, Pair, Pumped, pump};

@@ -1,1 +1,8 @@
 //! The kernel's facilities, one a file; every `unsafe` block of the crate is below this module.
+//!
+//! Calls return named outcomes where the caller must tell them apart, and `io::Error` where it need not.
+
+pub mod epoll;
+pub mod limits;
+pub mod pipe;
+pub mod socket;

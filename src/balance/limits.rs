@@ -1,0 +1,1 @@
+//! Caps, rates and bandwidth of clients: pure.

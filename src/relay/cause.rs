@@ -1,0 +1,135 @@
+//! Why a connection or session ended: one vocabulary for the access log, the metrics and the tests.
+
+use crate::base::Side;
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
+        /// Why a connection or session ended.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Cause { $($(#[$doc])* $variant,)* }
+
+        impl Cause {
+            /// All causes, in declaration order (`ALL[cause as usize] == cause`).
+            pub const ALL: &[Cause] = &[$(Cause::$variant,)*];
+
+            /// The word in logs and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Cause::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// Both sides ended their streams.
+    Finished = "finished",
+    /// The client reset the connection.
+    ClientReset = "client_reset",
+    /// The backend reset the connection.
+    BackendReset = "backend_reset",
+    /// No byte for `timeouts.idle`.
+    IdleTimeout = "idle_timeout",
+    /// One direction had ended and the other was silent for `timeouts.half_close`.
+    HalfCloseTimeout = "half_close_timeout",
+    /// Every attempt to connect failed.
+    ConnectFailed = "connect_failed",
+    /// `connect.timeout` passed.
+    ConnectTimeout = "connect_timeout",
+    /// No backend was eligible.
+    NoBackend = "no_backend",
+    /// The source is not allowed.
+    Denied = "denied",
+    /// `listeners.NAME.limits.connections` was reached.
+    LimitListener = "limit_listener",
+    /// `listeners.NAME.limits.per_source` was reached.
+    LimitSource = "limit_source",
+    /// `listeners.NAME.limits.new_per_source` was exceeded.
+    LimitRate = "limit_rate",
+    /// `limits` of the process, or the descriptors, were exhausted.
+    LimitProcess = "limit_process",
+    /// A source that must send a PROXY header did not.
+    BadProxyHeader = "bad_proxy_header",
+    /// `timeouts.max_age` passed.
+    MaxAge = "max_age",
+    /// The backend went down and its pool says `on_down: close`.
+    BackendDown = "backend_down",
+    /// The backend is draining and `on_drain.finish` passed.
+    Drained = "drained",
+    /// Ended by the operator.
+    Killed = "killed",
+    /// weir stopped and `shutdown_grace` passed.
+    Shutdown = "shutdown",
+}
+
+/// Who ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The client.
+    Client,
+    /// The backend.
+    Backend,
+    /// weir itself.
+    Weir,
+}
+
+impl By {
+    /// The word in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            By::Client => "client",
+            By::Backend => "backend",
+            By::Weir => "weir",
+        }
+    }
+}
+
+impl From<Side> for By {
+    fn from(side: Side) -> By {
+        match side {
+            Side::Client => By::Client,
+            Side::Backend => By::Backend,
+        }
+    }
+}
+
+/// How the sockets are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// `close`: the kernel delivers what is queued, then FIN.
+    Fin,
+    /// RST, once what was received has been delivered.
+    Reset,
+}
+
+impl Cause {
+    /// A stream that nobody ended must not look complete to its reader, so only quiet or finished connections get FIN.
+    pub fn ending(self) -> Ending {
+        match self {
+            Cause::Finished | Cause::IdleTimeout | Cause::HalfCloseTimeout => Ending::Fin,
+            _ => Ending::Reset,
+        }
+    }
+
+    /// Whether the connection was turned away before a backend was asked.
+    pub fn is_refusal(self) -> bool {
+        use Cause::*;
+        matches!(self, NoBackend | Denied | LimitListener | LimitSource | LimitRate | LimitProcess | BadProxyHeader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_indexed_by_the_discriminant_and_words_are_unique() {
+        let mut words: Vec<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
+        for (ix, &cause) in Cause::ALL.iter().enumerate() {
+            assert_eq!(cause as usize, ix);
+        }
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Cause::ALL.len());
+    }
+}

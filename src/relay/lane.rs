@@ -1,0 +1,290 @@
+//! One direction of a connection: pure, and asked "what next?".
+//!
+//! # Theory of operation
+//!
+//! A lane carries bytes from a *source* socket to a *sink* socket through a *conduit* (a buffer or a pipe). It never
+//! reads more than it can at once try to write: a fill is allowed only when the conduit is empty and the sink is ready.
+//! So a slow reader holds at most one conduit's worth, the rest stays in the kernel's receive buffer and slows the
+//! sender; and "pipe full" never has to be told from "socket empty" (splice answers EAGAIN for both), because an empty
+//! pipe is not full.
+//!
+//! Readiness bits are set only by events and cleared only by the kernel's word: EAGAIN, or a read or write that moved
+//! less than asked on a socket where that is conclusive (TCP without urgent data: epoll(7), Q9). A short read after an
+//! event that announced the peer's FIN (EPOLLRDHUP) took everything there was, FIN being last by nature: it is the end
+//! of the stream, known without asking again.
+//!
+//! # Invariant (the no-stall lemma)
+//!
+//! [`Op::Wait`] on an unfinished lane means that the kernel still owes an edge: the sink is not ready, or the conduit is
+//! empty and the source is not ready. [`Lane::is_owed_an_edge`] says so, and every pump asserts it.
+
+use super::gear::{Conduit, Gear};
+
+/// What a lane wants done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Read from the source into the empty conduit.
+    Fill,
+    /// Write `bytes` from the conduit to the sink.
+    Drain {
+        /// Bytes in the conduit.
+        bytes: usize,
+    },
+    /// Send FIN to the sink.
+    ShutSink,
+    /// Nothing until an event.
+    Wait,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// So many bytes moved; `short` if that is less than there was room or content for.
+    Moved {
+        /// At least 1.
+        bytes: usize,
+        /// Less than asked.
+        short: bool,
+    },
+    /// EAGAIN.
+    Blocked,
+    /// End of stream (fill), or FIN sent (shut).
+    Eof,
+    /// The socket is gone: reset, broken pipe, timed out.
+    Failed,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default)]
+pub struct Lane {
+    moved: u64,
+    piped: u32,
+    gear: Gear,
+    /// Where the piped bytes are; changes only while there are none.
+    conduit: Conduit,
+    source_ready: bool,
+    sink_ready: bool,
+    /// The source's FIN has been announced.
+    fin_announced: bool,
+    /// A short read or write is as good as EAGAIN.
+    short_is_dry: bool,
+    eof: bool,
+    shut: bool,
+}
+
+impl Lane {
+    /// A lane between two sockets whose readiness is not known yet. `short_is_dry`: both are TCP sockets, so that a short
+    /// transfer proves that there was no more.
+    pub fn new(short_is_dry: bool) -> Lane {
+        Lane { short_is_dry, ..Lane::default() }
+    }
+
+    /// The source is readable (or at its end, or broken).
+    pub fn mark_source(&mut self) {
+        self.source_ready = true;
+    }
+
+    /// The source's peer has sent FIN (EPOLLRDHUP).
+    pub fn mark_fin(&mut self) {
+        self.source_ready = true;
+        self.fin_announced = true;
+    }
+
+    /// The source has urgent data (reads stop at its mark) or an error waiting behind its data: short reads prove nothing.
+    pub fn mark_urgent(&mut self) {
+        self.short_is_dry = false;
+    }
+
+    /// The sink is writable (or broken).
+    pub fn mark_sink(&mut self) {
+        self.sink_ready = true;
+    }
+
+    pub(super) fn forget_source(&mut self) {
+        self.source_ready = false;
+        self.fin_announced = false;
+    }
+
+    pub(super) fn forget_sink(&mut self) {
+        self.sink_ready = false;
+    }
+
+    /// What to do now.
+    pub fn next(&self) -> Op {
+        match (self.piped, self.sink_ready) {
+            (1.., true) => Op::Drain { bytes: self.piped as usize },
+            (1.., false) => Op::Wait,
+            _ if self.eof && !self.shut => Op::ShutSink,
+            (0, true) if self.source_ready && !self.eof => Op::Fill,
+            _ => Op::Wait,
+        }
+    }
+
+    /// Learns what came of `op`. A failure is the pair's affair; here it ends the source or empties the conduit.
+    pub fn done(&mut self, op: Op, done: Done, copy_buffer: usize) {
+        match (op, done) {
+            (Op::Fill, Done::Moved { bytes, short }) => {
+                debug_assert_eq!(self.piped, 0);
+                self.gear.observe(bytes >= copy_buffer);
+                self.piped = bytes as u32;
+                if short && self.short_is_dry && self.conduit == Conduit::Buffer {
+                    self.eof = self.fin_announced;
+                    self.source_ready = false;
+                }
+            }
+            (Op::Fill, Done::Blocked) => self.source_ready = false,
+            (Op::Fill, Done::Eof | Done::Failed) => self.eof = true,
+            (Op::Drain { .. }, Done::Moved { bytes, short }) => {
+                debug_assert!(bytes <= self.piped as usize);
+                self.piped -= bytes as u32;
+                self.moved += bytes as u64;
+                if short && self.short_is_dry && self.conduit == Conduit::Buffer {
+                    self.sink_ready = false;
+                }
+            }
+            (Op::Drain { .. }, Done::Blocked) => self.sink_ready = false,
+            (Op::Drain { .. }, Done::Eof | Done::Failed) => self.piped = 0,
+            (Op::ShutSink, _) => self.shut = true,
+            (Op::Wait, _) => {}
+        }
+    }
+
+    /// Bytes delivered to the sink so far.
+    pub fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Bytes in the conduit.
+    pub fn piped(&self) -> usize {
+        self.piped as usize
+    }
+
+    /// The source has ended.
+    pub fn eof(&self) -> bool {
+        self.eof
+    }
+
+    /// Everything was delivered, FIN included.
+    pub fn finished(&self) -> bool {
+        self.shut
+    }
+
+    /// Everything was delivered but the FIN.
+    pub(super) fn drained(&self) -> bool {
+        self.eof && self.piped == 0
+    }
+
+    /// What the next fill should go through.
+    pub(super) fn wanted(&self) -> Conduit {
+        self.gear.conduit()
+    }
+
+    /// Settles what the next fill goes through; a pipe that is not to be had makes the lane small again.
+    pub(super) fn settle(&mut self, conduit: Conduit) {
+        debug_assert_eq!(self.piped, 0, "the conduit changes only while empty");
+        if conduit == Conduit::Buffer && self.wanted() == Conduit::Pipe {
+            self.gear = Gear::default();
+        }
+        self.conduit = conduit;
+    }
+
+    /// Where the piped bytes are.
+    pub(super) fn conduit(&self) -> Conduit {
+        self.conduit
+    }
+
+    /// The no-stall lemma; see the module.
+    pub fn is_owed_an_edge(&self) -> bool {
+        self.shut || !self.sink_ready || (self.piped == 0 && !self.source_ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Done::*;
+
+    /// `r`: source ready, `w`: sink ready, `f`: FIN announced, `u`: urgent; then pairs of expected op and result.
+    fn run(short_is_dry: bool, marks: &str, steps: &[(Op, Done)]) -> Lane {
+        let mut lane = Lane::new(short_is_dry);
+        for mark in marks.chars() {
+            match mark {
+                'r' => lane.mark_source(),
+                'w' => lane.mark_sink(),
+                'f' => lane.mark_fin(),
+                'u' => lane.mark_urgent(),
+                _ => unreachable!(),
+            }
+        }
+        for (n, &(op, done)) in steps.iter().enumerate() {
+            assert_eq!(lane.next(), op, "step {n}");
+            if op == Op::Fill {
+                lane.settle(lane.wanted());
+            }
+            lane.done(op, done, 100);
+        }
+        lane
+    }
+
+    fn moved(bytes: usize) -> Done {
+        Moved { bytes, short: false }
+    }
+    fn short(bytes: usize) -> Done {
+        Moved { bytes, short: true }
+    }
+    fn drain(bytes: usize) -> Op {
+        Op::Drain { bytes }
+    }
+
+    #[test]
+    fn what_comes_next() {
+        let rows: &[(&str, bool, &str, &[(Op, Done)], Op)] = &[
+            ("nothing known", true, "", &[], Op::Wait),
+            ("no read without a ready sink", true, "r", &[], Op::Wait),
+            ("no read without a ready source", true, "w", &[], Op::Wait),
+            ("both ready", true, "rw", &[], Op::Fill),
+            ("drain before fill", true, "rw", &[(Op::Fill, moved(100))], drain(100)),
+            ("partial drain goes on", false, "rw", &[(Op::Fill, moved(9)), (drain(9), short(4))], drain(5)),
+            ("short write is a full sink", true, "rw", &[(Op::Fill, moved(9)), (drain(9), short(4))], Op::Wait),
+            ("blocked sink", true, "rw", &[(Op::Fill, moved(9)), (drain(9), Blocked)], Op::Wait),
+            ("full read: read again", true, "rw", &[(Op::Fill, moved(100)), (drain(100), moved(100))], Op::Fill),
+            ("short read: source dry", true, "rw", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Wait),
+            ("inconclusive short read", false, "rw", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Fill),
+            ("urgent data: inconclusive", true, "rwu", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Fill),
+            ("EAGAIN", true, "rw", &[(Op::Fill, Blocked)], Op::Wait),
+            ("end of stream", true, "rw", &[(Op::Fill, Eof)], Op::ShutSink),
+            ("FIN after the bytes", true, "rwf", &[(Op::Fill, short(9))], drain(9)),
+            ("FIN inferred", true, "rwf", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::ShutSink),
+            (
+                "FIN not inferred from a full read",
+                true,
+                "rwf",
+                &[(Op::Fill, moved(100)), (drain(100), moved(100))],
+                Op::Fill,
+            ),
+            (
+                "FIN not inferred past urgent data",
+                true,
+                "rwfu",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::Fill,
+            ),
+            ("finished", true, "rw", &[(Op::Fill, Eof), (Op::ShutSink, Eof)], Op::Wait),
+        ];
+        for (name, short_is_dry, marks, steps, expected) in rows {
+            let lane = run(*short_is_dry, marks, steps);
+            assert_eq!(lane.next(), *expected, "{name}");
+            assert!(*expected != Op::Wait || lane.is_owed_an_edge(), "{name}: stalled");
+        }
+    }
+
+    #[test]
+    fn a_bulk_lane_asks_for_a_pipe_and_then_trusts_only_eagain() {
+        let mut steps = vec![(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(3);
+        steps.push((Op::Fill, short(500)));
+        steps.push((drain(500), short(200)));
+        let lane = run(true, "rwf", &steps);
+        assert_eq!(lane.conduit(), Conduit::Pipe);
+        assert_eq!(lane.next(), drain(300), "a short splice says nothing about the sink");
+    }
+}

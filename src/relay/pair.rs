@@ -1,0 +1,217 @@
+//! The two lanes of a connection, and how it ends.
+//!
+//! # Theory of operation
+//!
+//! Lane `Client` carries what the client sends, lane `Backend` what the backend sends. They are independent, FIN included,
+//! until one side breaks (RST, or a write that finds the peer gone). From then on only the lane *from* the broken side
+//! runs: what was received before the reset still reaches the other side, then that side is reset too. What was on its
+//! way to the broken side has no reader any more and is dropped.
+//!
+//! A write that fails may be the first to hear of a reset, with bytes of the broken side still unread (a server that
+//! answers early and closes): they are read to the end and delivered before the reset.
+
+use super::gear::Conduit;
+use super::lane::{Done, Lane, Op};
+use crate::base::Side;
+
+/// How a pair ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both streams ended; `first` ended first.
+    Finished {
+        /// Who sent FIN first.
+        first: Side,
+    },
+    /// `by` broke the connection; everything received from it before has been delivered.
+    Reset {
+        /// Who.
+        by: Side,
+    },
+}
+
+/// Carries out what lanes ask for. `lane` is named by its source.
+pub trait Io {
+    /// Size of the copy buffer, bytes.
+    fn copy_buffer(&self) -> usize;
+    /// A pipe for `lane` is wanted (its conduit is empty); false if none is to be had.
+    fn acquire_pipe(&mut self, lane: Side) -> bool;
+    /// Reads from the source of `lane` into the empty conduit.
+    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done;
+    /// Writes up to `bytes` from the conduit to the sink of `lane`. What a buffer still holds after a short or blocked
+    /// write is kept until the next drain.
+    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize) -> Done;
+    /// Sends FIN to the sink of `lane`.
+    fn shut(&mut self, lane: Side) -> Done;
+    /// Forgets what the conduit of `lane` holds.
+    fn discard(&mut self, lane: Side);
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    lanes: [Lane; 2],
+    broken: Option<Side>,
+    first_eof: Option<Side>,
+}
+
+impl Pair {
+    /// A pair whose sockets' readiness is not known yet; `short_is_dry` as in [`Lane::new`].
+    pub fn new(short_is_dry: bool) -> Pair {
+        Pair { lanes: [Lane::new(short_is_dry), Lane::new(short_is_dry)], broken: None, first_eof: None }
+    }
+
+    /// The backend's socket is replaced by a new one before anything was moved: what was known of it is void.
+    pub fn replace_backend(&mut self) {
+        self.lanes[Side::Backend as usize].forget_source();
+        self.lanes[Side::Client as usize].forget_sink();
+    }
+
+    /// The lane whose source is `side`.
+    pub fn lane(&self, side: Side) -> &Lane {
+        &self.lanes[side as usize]
+    }
+
+    /// The socket of `side` is readable.
+    pub fn mark_readable(&mut self, side: Side) {
+        self.lanes[side as usize].mark_source();
+    }
+
+    /// The socket of `side` has received FIN (and no error is pending: after a RST the kernel says EPOLLRDHUP too).
+    pub fn mark_fin(&mut self, side: Side) {
+        self.lanes[side as usize].mark_fin();
+    }
+
+    /// The socket of `side` has urgent data.
+    pub fn mark_urgent(&mut self, side: Side) {
+        self.lanes[side as usize].mark_urgent();
+    }
+
+    /// The socket of `side` has an error pending: both lanes will meet it, after what can still be read.
+    pub fn mark_broken(&mut self, side: Side) {
+        self.mark_urgent(side);
+        self.mark_readable(side);
+        self.mark_writable(side);
+    }
+
+    /// The socket of `side` is writable.
+    pub fn mark_writable(&mut self, side: Side) {
+        self.lanes[side.other() as usize].mark_sink();
+    }
+
+    /// Bytes that came from `side` and were delivered to the other.
+    pub fn moved_from(&self, side: Side) -> u64 {
+        self.lanes[side as usize].moved()
+    }
+
+    /// Exactly one direction has ended.
+    pub fn half_closed(&self) -> bool {
+        self.lanes[0].eof() != self.lanes[1].eof()
+    }
+
+    /// What the lane from `side` wants.
+    pub fn next(&self, side: Side) -> Op {
+        let lane = self.lane(side);
+        match (self.broken, lane.next()) {
+            (None, Op::ShutSink) if self.lane(side.other()).drained() => Op::Wait, // both ended: closing says FIN
+            (None, op) => op,
+            (Some(broken), op @ (Op::Fill | Op::Drain { .. })) if broken == side => op,
+            (Some(_), _) => Op::Wait,
+        }
+    }
+
+    /// Learns what came of an operation of the lane from `side`.
+    pub fn done(&mut self, side: Side, op: Op, done: Done, copy_buffer: usize) {
+        self.lanes[side as usize].done(op, done, copy_buffer);
+        if self.lane(side).eof() {
+            self.first_eof.get_or_insert(side);
+        }
+        let culprit = match (op, done) {
+            (Op::Fill, Done::Failed) => side,
+            (Op::Drain { .. }, Done::Failed) => side.other(),
+            _ => return,
+        };
+        if self.broken.is_some() {
+            // The side that was to get the last bytes is gone as well.
+            self.lanes[side as usize].done(Op::Fill, Done::Eof, copy_buffer);
+        } else {
+            self.broken = Some(culprit);
+            self.lanes[culprit as usize].mark_source();
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.broken {
+            Some(by) => self.lane(by).drained().then_some(Outcome::Reset { by }),
+            None => (self.lanes[0].drained() && self.lanes[1].drained())
+                .then(|| Outcome::Finished { first: self.first_eof.unwrap_or(Side::Client) }),
+        }
+    }
+
+    /// The no-stall lemma for the whole pair.
+    pub fn is_owed_an_edge(&self) -> bool {
+        match self.broken {
+            Some(by) => self.lane(by).is_owed_an_edge(),
+            None => self.lanes.iter().all(Lane::is_owed_an_edge),
+        }
+    }
+}
+
+/// Why a pump stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pumped {
+    /// Every lane waits for an event.
+    Idle,
+    /// The budget is spent; there is more to do.
+    More,
+    /// The pair has ended.
+    Ended(Outcome),
+}
+
+/// Runs both lanes until they wait, until each has filled `budget` bytes, or until the pair ends.
+pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: usize) -> Pumped {
+    let mut spent = [0usize; 2];
+    loop {
+        let mut progress = false;
+        for side in Side::BOTH {
+            loop {
+                let op = pair.next(side);
+                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= budget) {
+                    break;
+                }
+                let done = carry_out(pair, io, side, op);
+                pair.done(side, op, done, io.copy_buffer());
+                match (op, done) {
+                    (Op::Fill, Done::Moved { bytes, .. }) => spent[side as usize] += bytes,
+                    (Op::Drain { .. }, Done::Failed) => io.discard(side),
+                    _ => {}
+                }
+                progress = true;
+            }
+        }
+        if let Some(outcome) = pair.outcome() {
+            return Pumped::Ended(outcome);
+        }
+        if !progress {
+            if Side::BOTH.into_iter().any(|side| pair.next(side) != Op::Wait) {
+                return Pumped::More;
+            }
+            debug_assert!(pair.is_owed_an_edge(), "stalled: {pair:?}");
+            return Pumped::Idle;
+        }
+    }
+}
+
+fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op) -> Done {
+    let lane = &mut pair.lanes[side as usize];
+    match op {
+        Op::Fill => {
+            let pipe = lane.wanted() == Conduit::Pipe && io.acquire_pipe(side);
+            lane.settle(if pipe { Conduit::Pipe } else { Conduit::Buffer });
+            io.fill(side, lane.conduit())
+        }
+        Op::Drain { bytes } => io.drain(side, lane.conduit(), bytes),
+        Op::ShutSink => io.shut(side),
+        Op::Wait => Done::Blocked,
+    }
+}

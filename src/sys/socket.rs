@@ -1,0 +1,302 @@
+//! Stream sockets: listening, accepting, connecting, reading, writing, ending.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+/// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
+/// TCP_NODELAY from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
+pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::from(u16::MAX))?;
+    Ok(socket.into())
+}
+
+/// A unix listening socket. A socket file that nobody listens on any more is replaced; anything else is an error.
+pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::FileTypeExt;
+    let address = SockAddr::unix(path)?;
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not a socket"));
+        }
+        match Socket::new(Domain::UNIX, Type::STREAM, None)?.connect(&address) {
+            Ok(()) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+            Err(_) => std::fs::remove_file(path)?,
+        }
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&address)?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// The address that a TCP socket is bound to.
+pub fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
+    SockRef::from(fd).local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an internet socket"))
+}
+
+/// Why no connection was accepted.
+#[derive(Debug)]
+pub enum AcceptError {
+    /// The queue is empty.
+    Empty,
+    /// The connection ended while it waited (ECONNABORTED and the network errors that accept(2) passes on): try the next.
+    Gone,
+    /// No descriptor or no memory (EMFILE, ENFILE, ENOBUFS, ENOMEM): pause.
+    Exhausted(io::Error),
+    /// The listening socket is of no use any more.
+    Broken(io::Error),
+}
+
+/// Accepts one connection, non-blocking; the peer is `None` on a unix socket.
+pub fn accept(listener: RawFd) -> Result<(OwnedFd, Option<SocketAddr>), AcceptError> {
+    let mut storage = MaybeUninit::<libc::sockaddr_storage>::uninit();
+    let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: `storage` is writable for `len` bytes and both outlive the call.
+    let fd = unsafe {
+        libc::accept4(listener, storage.as_mut_ptr().cast(), &mut len, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+    };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error().unwrap_or(0) {
+            libc::EAGAIN => AcceptError::Empty,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Exhausted(error),
+            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => AcceptError::Broken(error),
+            _ => AcceptError::Gone,
+        });
+    }
+    // SAFETY: accept4 returned a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the kernel has written a socket address of its family; it is read only as that family.
+    let peer = unsafe { internet_address(storage.as_ptr()) };
+    Ok((fd, peer))
+}
+
+/// # Safety
+/// `storage` points at a `sockaddr_storage` whose family is initialised, and the rest as the family demands.
+unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<SocketAddr> {
+    // SAFETY: by contract; each cast matches the family just read.
+    unsafe {
+        match i32::from((*storage.cast::<libc::sockaddr>()).sa_family) {
+            libc::AF_INET => {
+                let a = &*storage.cast::<libc::sockaddr_in>();
+                let ip = Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr));
+                Some(SocketAddr::from((ip, u16::from_be(a.sin_port))))
+            }
+            libc::AF_INET6 => {
+                let a = &*storage.cast::<libc::sockaddr_in6>();
+                let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
+                Some(std::net::SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a connection attempt failed. The first two are the backend's fault, the rest ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectError {
+    /// Refused or reset.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// No route, network down, not permitted.
+    Unreachable,
+    /// No free local port or address.
+    NoPorts,
+    /// No descriptor or memory.
+    Exhausted,
+}
+
+impl ConnectError {
+    /// The word in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConnectError::Refused => "refused",
+            ConnectError::TimedOut => "timed_out",
+            ConnectError::Unreachable => "unreachable",
+            ConnectError::NoPorts => "no_ports",
+            ConnectError::Exhausted => "exhausted",
+        }
+    }
+
+    /// Whether the backend, rather than this host, is to blame.
+    pub fn blames_backend(self) -> bool {
+        matches!(self, ConnectError::Refused | ConnectError::TimedOut)
+    }
+
+    fn from_errno(errno: i32) -> ConnectError {
+        match errno {
+            libc::ETIMEDOUT => ConnectError::TimedOut,
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM => {
+                ConnectError::Unreachable
+            }
+            // On a unix socket EAGAIN means that the listener's queue is full, on an internet one that no port is free.
+            libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EAGAIN => ConnectError::NoPorts,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => ConnectError::Exhausted,
+            _ => ConnectError::Refused,
+        }
+    }
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> ConnectError {
+        ConnectError::from_errno(error.raw_os_error().unwrap_or(0))
+    }
+}
+
+/// Where to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// TCP.
+    Ip(SocketAddr),
+    /// Unix stream socket.
+    Unix(std::path::PathBuf),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Ip(address) => address.fmt(f),
+            Target::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Starts a non-blocking connection; a writable event without an error completes it. `source` binds the local address,
+/// leaving the port to the moment of connecting (IP_BIND_ADDRESS_NO_PORT, ip(7)).
+pub fn connect(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, ConnectError> {
+    let (socket, outcome) = match target {
+        Target::Ip(address) => {
+            let socket = Socket::new(Domain::for_address(*address), Type::STREAM.nonblocking(), None)?;
+            if let Some(ip) = source {
+                set_int(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+                socket.bind(&SocketAddr::new(ip, 0).into())?;
+            }
+            let outcome = socket.connect(&(*address).into());
+            (socket, outcome)
+        }
+        Target::Unix(path) => {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            let outcome = socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
+            (socket, outcome)
+        }
+    };
+    match outcome {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
+        _ => Ok(socket.into()),
+    }
+}
+
+/// Takes the pending error of a socket whose connection failed.
+pub fn connect_error(fd: RawFd) -> ConnectError {
+    let pending = with_socket(fd, |socket| socket.take_error());
+    ConnectError::from_errno(pending.ok().flatten().and_then(|error| error.raw_os_error()).unwrap_or(libc::ECONNREFUSED))
+}
+
+fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
+    // SAFETY: callers pass descriptors of sockets that they own and keep open for the duration of the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    f(&SockRef::from(&fd))
+}
+
+fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: `value` is an int of `len` bytes and outlives the call.
+    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What became of a read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// So many bytes, at least 1.
+    Bytes(usize),
+    /// End of stream (reads only).
+    Eof,
+    /// EAGAIN.
+    Blocked,
+    /// The connection is gone.
+    Failed,
+}
+
+impl Transfer {
+    /// From the result of a system call that moves bytes.
+    pub fn from_result(result: io::Result<usize>) -> Transfer {
+        match result {
+            Ok(0) => Transfer::Eof,
+            Ok(n) => Transfer::Bytes(n),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {
+                Transfer::Blocked
+            }
+            Err(_) => Transfer::Failed,
+        }
+    }
+}
+
+/// recv(2).
+pub fn recv(fd: RawFd, buffer: &mut [u8]) -> Transfer {
+    // SAFETY: `buffer` is writable for its length during the call.
+    let n = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    Transfer::from_result(if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) })
+}
+
+/// send(2) without SIGPIPE.
+pub fn send(fd: RawFd, bytes: &[u8]) -> Transfer {
+    // SAFETY: `bytes` is readable for its length during the call.
+    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+    Transfer::from_result(if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) })
+}
+
+/// Sends FIN. A socket whose peer is gone already is fine.
+pub fn shut_write(fd: RawFd) {
+    // SAFETY: shutdown touches no memory.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
+/// Turns off Nagle's algorithm.
+pub fn set_nodelay(fd: RawFd) {
+    let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+}
+
+/// Makes the coming close send RST (SO_LINGER with zero time, socket(7)); unsent bytes are dropped.
+pub fn reset_on_close(fd: RawFd) {
+    let _ = with_socket(fd, |socket| socket.set_linger(Some(Duration::ZERO)));
+}
+
+/// Bytes written and not yet acknowledged by the peer (SIOCOUTQ, tcp(7)).
+pub fn unacknowledged(fd: RawFd) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ writes one int.
+    let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
+    if done < 0 { 0 } else { bytes.max(0) as usize }
+}
+
+/// Closes both descriptors, in one call when their numbers are neighbours (they usually are: one was opened right after
+/// the other).
+pub fn close_two(a: OwnedFd, b: OwnedFd) {
+    let (low, high) = if a.as_raw_fd() < b.as_raw_fd() { (a, b) } else { (b, a) };
+    if low.as_raw_fd() + 1 != high.as_raw_fd() {
+        return;
+    }
+    let (low, high) = (low.into_raw_fd(), high.into_raw_fd());
+    // SAFETY: the range holds exactly the two descriptors whose ownership was just given up.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, low, high, 0) };
+    if done < 0 {
+        // SAFETY: nothing was closed, so both are still ours (close_range is missing before Linux 5.9).
+        drop(unsafe { (OwnedFd::from_raw_fd(low), OwnedFd::from_raw_fd(high)) });
+    }
+}

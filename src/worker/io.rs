@@ -1,0 +1,190 @@
+//! Carries out what lanes ask for, on real sockets.
+//!
+//! Copying goes through the worker's one scratch buffer: a fill is followed by its drain at once, and only what the sink
+//! did not take is kept, in a buffer of exactly that size that lives until it is delivered. Splicing goes through a pipe
+//! from the worker's pool, which returns there as soon as it is empty. So an idle connection holds neither.
+
+use std::os::fd::RawFd;
+
+use crate::base::Side;
+use crate::relay::{Conduit, Done, Io};
+use crate::sys::pipe::Pipe;
+use crate::sys::socket::{self, Transfer};
+
+/// Bytes of the scratch buffer.
+pub(super) const SCRATCH_BYTES: usize = 32 << 10;
+/// Empty pipes kept for reuse.
+const IDLE_PIPES_MAX: usize = 32;
+
+/// What a lane holds between two operations.
+#[derive(Debug, Default)]
+pub(super) enum Held {
+    #[default]
+    Nothing,
+    /// `bytes[at..]` waits for the sink.
+    Bytes { bytes: Box<[u8]>, at: usize },
+    /// The content of this pipe waits for the sink.
+    Pipe(Pipe),
+}
+
+/// Empty pipes. One with data in it is closed, never pooled.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    idle: Vec<Pipe>,
+    /// Opened and not closed, whether idle or in use.
+    open: usize,
+    max: usize,
+}
+
+impl Pipes {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, ..Self::default() }
+    }
+
+    fn take(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.idle.pop() {
+            return Some(pipe);
+        }
+        if self.open >= self.max {
+            return None;
+        }
+        let pipe = Pipe::open().ok()?;
+        self.open += 1;
+        Some(pipe)
+    }
+
+    fn give_back(&mut self, pipe: Pipe) {
+        if self.idle.len() < IDLE_PIPES_MAX {
+            self.idle.push(pipe);
+        } else {
+            self.open -= 1;
+        }
+    }
+
+    /// Drops what a lane holds.
+    pub(super) fn discard(&mut self, held: &mut Held) {
+        if let Held::Pipe(_) = std::mem::take(held) {
+            self.open -= 1;
+        }
+    }
+}
+
+/// The sockets and conduits of one connection for the duration of one pump.
+pub(super) struct SocketIo<'a> {
+    pub(super) fds: [RawFd; 2],
+    pub(super) held: &'a mut [Held; 2],
+    pub(super) scratch: &'a mut [u8],
+    pub(super) pipes: &'a mut Pipes,
+    pub(super) spliced: u64,
+    pub(super) nagle: &'a mut Nagle,
+}
+
+/// Nagle's algorithm on the backend's socket is turned off before the second write: the first segment of a connection
+/// is sent at once anyway, so a short connection saves the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nagle {
+    /// Nothing was written yet.
+    Untouched,
+    /// One write was made.
+    On,
+    /// Turned off, or not a TCP socket.
+    Off,
+}
+
+impl SocketIo<'_> {
+    fn before_write(&mut self, sink: Side) {
+        if sink == Side::Backend && *self.nagle != Nagle::Off {
+            if *self.nagle == Nagle::On {
+                socket::set_nodelay(self.fds[Side::Backend as usize]);
+                *self.nagle = Nagle::Off;
+            } else {
+                *self.nagle = Nagle::On;
+            }
+        }
+    }
+}
+
+fn done(transfer: Transfer, asked: usize) -> Done {
+    match transfer {
+        Transfer::Bytes(bytes) => Done::Moved { bytes, short: bytes < asked },
+        Transfer::Eof => Done::Eof,
+        Transfer::Blocked => Done::Blocked,
+        Transfer::Failed => Done::Failed,
+    }
+}
+
+impl Io for SocketIo<'_> {
+    fn copy_buffer(&self) -> usize {
+        self.scratch.len()
+    }
+
+    fn acquire_pipe(&mut self, lane: Side) -> bool {
+        match self.pipes.take() {
+            Some(pipe) => {
+                self.held[lane as usize] = Held::Pipe(pipe);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done {
+        let source = self.fds[lane as usize];
+        if conduit == Conduit::Buffer {
+            return done(socket::recv(source, self.scratch), self.scratch.len());
+        }
+        let held = &mut self.held[lane as usize];
+        let Held::Pipe(pipe) = held else { unreachable!("a pipe was acquired") };
+        let filled = Transfer::from_result(pipe.fill(source));
+        if let Transfer::Bytes(n) = filled {
+            self.spliced += n as u64;
+        } else if let Held::Pipe(pipe) = std::mem::take(held) {
+            self.pipes.give_back(pipe);
+        }
+        done(filled, usize::MAX)
+    }
+
+    fn drain(&mut self, lane: Side, _conduit: Conduit, bytes: usize) -> Done {
+        self.before_write(lane.other());
+        let sink = self.fds[lane.other() as usize];
+        let held = &mut self.held[lane as usize];
+        match held {
+            Held::Nothing => {
+                let sent = socket::send(sink, &self.scratch[..bytes]);
+                let taken = if let Transfer::Bytes(n) = sent { n } else { 0 };
+                if taken < bytes && sent != Transfer::Failed {
+                    *held = Held::Bytes { bytes: self.scratch[taken..bytes].into(), at: 0 };
+                }
+                done(sent, bytes)
+            }
+            Held::Bytes { bytes: kept, at } => {
+                let sent = socket::send(sink, &kept[*at..]);
+                if let Transfer::Bytes(n) = sent {
+                    *at += n;
+                    if *at == kept.len() {
+                        *held = Held::Nothing;
+                    }
+                }
+                done(sent, bytes)
+            }
+            Held::Pipe(pipe) => {
+                let sent = Transfer::from_result(pipe.drain(sink, bytes));
+                if sent == Transfer::Bytes(bytes)
+                    && let Held::Pipe(pipe) = std::mem::take(held)
+                {
+                    self.pipes.give_back(pipe);
+                }
+                done(sent, bytes)
+            }
+        }
+    }
+
+    fn shut(&mut self, lane: Side) -> Done {
+        socket::shut_write(self.fds[lane.other() as usize]);
+        Done::Eof
+    }
+
+    fn discard(&mut self, lane: Side) {
+        self.pipes.discard(&mut self.held[lane as usize]);
+    }
+}
