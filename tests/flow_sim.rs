@@ -15,9 +15,10 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use weir::base::Key;
 use weir::flow::{
-    Admit, After, CONFIRM, Full, Key, ListenerIx, OnError, PARKED_TIME, Places, Policy, Proof,
-    RECENT, SessionId, State, Step, Table,
+    Admit, After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Places, Policy, Proof, RECENT, State,
+    Step, Table,
 };
 
 /// splitmix64: enough to choose steps.
@@ -59,9 +60,7 @@ impl Places for Caps {
         if self.held + self.elsewhere >= self.process {
             return Err(Full::Process);
         }
-        if self.by_listener.get(&listener).copied().unwrap_or(0)
-            >= self.listener[listener.0 as usize]
-        {
+        if self.by_listener.get(&listener).copied().unwrap_or(0) >= self.listener[listener.0 as usize] {
             return Err(Full::Listener);
         }
         if let Some(ip) = source {
@@ -77,17 +76,11 @@ impl Places for Caps {
     }
 
     fn give(&mut self, listener: ListenerIx, source: Option<IpAddr>) {
-        self.held = self
-            .held
-            .checked_sub(1)
-            .expect("given back more than taken");
+        self.held = self.held.checked_sub(1).expect("given back more than taken");
         let n = self.by_listener.get_mut(&listener).expect("never taken");
         *n = n.checked_sub(1).expect("given back more than taken");
         if let Some(ip) = source {
-            let n = self
-                .by_source
-                .get_mut(&(listener, ip))
-                .expect("never taken");
+            let n = self.by_source.get_mut(&(listener, ip)).expect("never taken");
             *n = n.checked_sub(1).expect("given back more than taken");
         }
     }
@@ -97,21 +90,21 @@ impl Places for Caps {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Data {
     serial: u64,
-    key: Key,
+    key: Endpoints,
     backend: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Model {
-    id: SessionId,
+    id: Key,
     serial: u64,
-    key: Key,
+    key: Endpoints,
     counted: bool,
     last: Instant,
     sent: Instant,
     suspect: Option<Instant>,
     state: State,
-    keyed: bool,
+    indexed: bool,
     proven: bool,
     resent: bool,
     requests: u32,
@@ -120,9 +113,9 @@ struct Model {
 
 /// A reply that was read but not yet delivered; `to` is what the request said.
 struct InHand {
-    id: SessionId,
+    id: Key,
     serial: u64,
-    to: Key,
+    to: Endpoints,
 }
 
 struct World {
@@ -162,10 +155,7 @@ impl World {
         }
         let caps = Caps {
             process: 1 + rng.below(30) as usize,
-            listener: policies
-                .iter()
-                .map(|_| 1 + rng.below(20) as usize)
-                .collect(),
+            listener: policies.iter().map(|_| 1 + rng.below(20) as usize).collect(),
             source: 1 + rng.below(8) as usize,
             ..Caps::default()
         };
@@ -188,7 +178,7 @@ impl World {
         }
     }
 
-    fn policy_of(&self, key: &Key) -> Policy {
+    fn policy_of(&self, key: &Endpoints) -> Policy {
         self.policies[key.listener().0 as usize]
     }
 
@@ -207,17 +197,13 @@ impl World {
         m.state == State::Parked || self.now - m.last >= self.policy_of(&m.key).idle / 2
     }
 
-    fn find(&mut self, id: SessionId) -> Option<&mut Model> {
+    fn find(&mut self, id: Key) -> Option<&mut Model> {
         self.model.iter_mut().find(|m| m.id == id)
     }
 
-    fn random_key(&mut self) -> Key {
+    fn random_key(&mut self) -> Endpoints {
         let client = match self.rng.chance(20) {
-            true => format!(
-                "[2001:db8::{}]:{}",
-                self.rng.below(3),
-                1 + self.rng.below(4)
-            ),
+            true => format!("[2001:db8::{}]:{}", self.rng.below(3), 1 + self.rng.below(4)),
             false => format!("192.0.2.{}:{}", self.rng.below(4), 1 + self.rng.below(4)),
         };
         let local = match client.starts_with('[') {
@@ -226,46 +212,31 @@ impl World {
         };
         let listener = ListenerIx(self.rng.below(self.policies.len() as u64) as u32);
         let parse = |s: String| s.parse::<SocketAddr>().expect("address");
-        Key::new(listener, parse(client), parse(local))
+        Endpoints::new(listener, parse(client), parse(local))
     }
 
-    fn remove(&mut self, id: SessionId) {
-        let at = self
-            .model
-            .iter()
-            .position(|m| m.id == id)
-            .expect("in the model");
+    fn remove(&mut self, id: Key) {
+        let at = self.model.iter().position(|m| m.id == id).expect("in the model");
         let m = self.model.swap_remove(at);
         let data = self.table.remove(id, &mut self.caps).expect("in the table");
-        assert_eq!(
-            (data.serial, data.key),
-            (m.serial, m.key),
-            "removed another session's data"
-        );
-        assert!(
-            self.table.remove(id, &mut self.caps).is_none(),
-            "removed twice"
-        );
+        assert_eq!((data.serial, data.key), (m.serial, m.key), "removed another session's data");
+        assert!(self.table.remove(id, &mut self.caps).is_none(), "removed twice");
     }
 
     /// A session's requests reach its backend, which may answer each of them any number of times.
-    fn send(&mut self, id: SessionId, take: u32) {
+    fn send(&mut self, id: Key, take: u32) {
         let data = *self.table.view(id).expect("live").data;
         for _ in 0..take {
             for _ in 0..self.rng.pick(&[0, 1, 1, 1, 2, 3]) {
-                self.in_hand.push_back(InHand {
-                    id,
-                    serial: data.serial,
-                    to: data.key,
-                });
+                self.in_hand.push_back(InHand { id, serial: data.serial, to: data.key });
             }
         }
     }
 
-    fn finish(&mut self, id: SessionId) {
+    fn finish(&mut self, id: Key) {
         let now = self.now;
         let m = self.find(id).expect("in the model");
-        let parks = m.keyed && m.state == State::Live;
+        let parks = m.indexed && m.state == State::Live;
         let serial = m.serial;
         match self.table.finish(now, id, &mut self.caps) {
             None => {
@@ -288,15 +259,12 @@ impl World {
         while left > 0 {
             let step = self.table.on_client(self.now, &key, left);
             let (now, policy) = (self.now, self.policy_of(&key));
-            let owner = self.model.iter_mut().find(|m| m.keyed && m.key == key);
+            let owner = self.model.iter_mut().find(|m| m.indexed && m.key == key);
             let (id, take, finishes, repick, reopened) = match step {
                 Step::Unknown => {
                     if let Some(m) = owner {
-                        assert!(
-                            policy.requests.is_some_and(|n| m.requests >= n),
-                            "a session was not found: {m:?}"
-                        );
-                        m.keyed = false;
+                        assert!(policy.requests.is_some_and(|n| m.requests >= n), "a session was not found: {m:?}");
+                        m.indexed = false;
                     }
                     if !self.open(key) {
                         return;
@@ -304,12 +272,7 @@ impl World {
                     continue;
                 }
                 Step::Forward { id, take, finishes } => (id, take, finishes, false, false),
-                Step::Repick {
-                    id,
-                    take,
-                    finishes,
-                    reopened,
-                } => (id, take, finishes, true, reopened),
+                Step::Repick { id, take, finishes, reopened } => (id, take, finishes, true, reopened),
             };
             let m = owner.expect("a session that should not exist");
             assert_eq!(m.id, id, "another client's session");
@@ -323,7 +286,7 @@ impl World {
             assert_eq!(take, left.min(room));
             m.requests += take;
             (m.last, m.sent, m.resent) = (now, now, false);
-            m.keyed = policy.requests.is_none_or(|n| m.requests < n);
+            m.indexed = policy.requests.is_none_or(|n| m.requests < n);
             assert_eq!(finishes, policy.replies == Some(0));
             left -= take;
             self.reopened += u64::from(reopened);
@@ -341,14 +304,14 @@ impl World {
         }
     }
 
-    fn rebound(&mut self, id: SessionId) {
+    fn rebound(&mut self, id: Key) {
         self.table.rebound(id);
         let m = self.find(id).expect("in the model");
         (m.state, m.proven, m.suspect) = (State::Live, false, None);
         self.table.get_mut(id).expect("live").backend += 1;
     }
 
-    fn open(&mut self, key: Key) -> bool {
+    fn open(&mut self, key: Endpoints) -> bool {
         let counted = self.rng.chance(80);
         for _ in 0..2 {
             match self.table.admit(self.now, key, counted, &mut self.caps) {
@@ -358,11 +321,7 @@ impl World {
                         return false;
                     }
                     self.serial += 1;
-                    let data = Data {
-                        serial: self.serial,
-                        key,
-                        backend: 0,
-                    };
+                    let data = Data { serial: self.serial, key, backend: 0 };
                     let id = self.table.open(self.now, place, data);
                     assert!(self.find(id).is_none(), "an id was given twice");
                     self.model.push(Model {
@@ -374,7 +333,7 @@ impl World {
                         sent: self.now,
                         suspect: None,
                         state: State::Live,
-                        keyed: true,
+                        indexed: true,
                         proven: false,
                         resent: false,
                         requests: 0,
@@ -403,12 +362,10 @@ impl World {
     }
 
     /// Which cap stops a new session of `key`.
-    fn full(&self, key: &Key, counted: bool) -> Option<Full> {
+    fn full(&self, key: &Endpoints, counted: bool) -> Option<Full> {
         let listener = key.listener();
         let of_listener = self.model.iter().filter(|m| m.key.listener() == listener);
-        let of_source = of_listener
-            .clone()
-            .filter(|m| m.counted && m.key.client().ip() == key.client().ip());
+        let of_source = of_listener.clone().filter(|m| m.counted && m.key.client().ip() == key.client().ip());
         if self.model.len() + self.caps.elsewhere >= self.caps.process {
             Some(Full::Process)
         } else if of_listener.count() >= self.caps.listener[listener.0 as usize] {
@@ -422,7 +379,7 @@ impl World {
 
     /// The victim is within the cap that is reached, may be evicted, and nobody in its own listener (or source) who may be
     /// evicted has been idle for longer; and there is none only when nobody may be evicted.
-    fn check_victim(&self, key: &Key, victim: Option<SessionId>) {
+    fn check_victim(&self, key: &Endpoints, victim: Option<Key>) {
         // `admit` has not changed anything yet, so the cap can be worked out again; counted sources are tried first.
         let full = self.full(key, true).expect("nothing is full");
         let scope: Vec<&Model> = self
@@ -432,37 +389,21 @@ impl World {
                 Full::Process => true,
                 Full::Listener => m.key.listener() == key.listener(),
                 Full::Source => {
-                    m.counted
-                        && m.key.listener() == key.listener()
-                        && m.key.client().ip() == key.client().ip()
+                    m.counted && m.key.listener() == key.listener() && m.key.client().ip() == key.client().ip()
                 }
             })
             .collect();
         let Some(victim) = victim else {
-            assert!(
-                !scope.iter().any(|m| self.evictable(m)),
-                "shed although {full:?} had a victim"
-            );
+            assert!(!scope.iter().any(|m| self.evictable(m)), "shed although {full:?} had a victim");
             return;
         };
-        let victim = scope
-            .iter()
-            .find(|m| m.id == victim)
-            .expect("victim outside of the cap");
+        let victim = scope.iter().find(|m| m.id == victim).expect("victim outside of the cap");
         assert!(self.evictable(victim), "evicted too early: {victim:?}");
         if victim.state != State::Parked {
-            let peers = scope
-                .iter()
-                .filter(|m| m.key.listener() == victim.key.listener());
+            let peers = scope.iter().filter(|m| m.key.listener() == victim.key.listener());
             for peer in peers {
-                assert!(
-                    peer.state != State::Parked,
-                    "a parked session should go first"
-                );
-                assert!(
-                    peer.last >= victim.last,
-                    "{peer:?} is idle for longer than {victim:?}"
-                );
+                assert!(peer.state != State::Parked, "a parked session should go first");
+                assert!(peer.last >= victim.last, "{peer:?} is idle for longer than {victim:?}");
             }
         }
     }
@@ -475,22 +416,13 @@ impl World {
         let InHand { id, serial, to } = self.in_hand.remove(at).expect("in range");
         let now = self.now;
         let Some(after) = self.table.on_backend(now, id, 1) else {
-            assert!(
-                self.find(id).is_none(),
-                "a live session's reply was dropped"
-            );
+            assert!(self.find(id).is_none(), "a live session's reply was dropped");
             self.stale += 1;
             return;
         };
         let view = self.table.view(id).expect("just seen");
-        assert_eq!(
-            *view.key, to,
-            "MISROUTED: reply to another client or from another address"
-        );
-        assert_eq!(
-            view.data.serial, serial,
-            "MISROUTED: reply of another session"
-        );
+        assert_eq!(*view.ends, to, "MISROUTED: reply to another client or from another address");
+        assert_eq!(view.data.serial, serial, "MISROUTED: reply of another session");
         self.delivered += 1;
         let policy = self.policy_of(&to);
         let m = self.find(id).expect("in the model");
@@ -531,10 +463,7 @@ impl World {
                 (_, proof) => {
                     (m.state, m.suspect) = (State::Astray, None);
                     let resend = !std::mem::replace(&mut m.resent, true);
-                    OnError::Failed {
-                        blame: proof != Proof::Bare,
-                        resend,
-                    }
+                    OnError::Failed { blame: proof != Proof::Bare, resend }
                 }
             }
         };
@@ -548,7 +477,7 @@ impl World {
         }
     }
 
-    fn random_session(&mut self) -> Option<SessionId> {
+    fn random_session(&mut self) -> Option<Key> {
         if self.model.is_empty() {
             return None;
         }
@@ -582,40 +511,23 @@ impl World {
     fn reload(&mut self) {
         let ix = self.rng.below(self.policies.len() as u64) as usize;
         self.policies[ix] = policy(&mut self.rng);
-        self.table
-            .set_policy(ListenerIx(ix as u32), self.policies[ix]);
+        self.table.set_policy(ListenerIx(ix as u32), self.policies[ix]);
     }
 
     fn check(&self) {
         assert_eq!(self.table.len(), self.model.len(), "leak");
         assert_eq!(self.caps.held, self.model.len(), "places leak");
-        assert!(
-            self.caps.held + self.caps.elsewhere <= self.caps.process,
-            "above the cap"
-        );
+        assert!(self.caps.held + self.caps.elsewhere <= self.caps.process, "above the cap");
         let parked = |m: &&Model| m.state == State::Parked;
-        assert_eq!(
-            self.table.parked(),
-            self.model.iter().filter(parked).count()
-        );
-        let mut sources: Vec<_> = self
-            .model
-            .iter()
-            .filter(|m| m.counted)
-            .map(|m| (m.key.listener(), m.key.client().ip()))
-            .collect();
+        assert_eq!(self.table.parked(), self.model.iter().filter(parked).count());
+        let mut sources: Vec<_> =
+            self.model.iter().filter(|m| m.counted).map(|m| (m.key.listener(), m.key.client().ip())).collect();
         for (listener, cap) in self.caps.listener.iter().enumerate() {
             let listener = ListenerIx(listener as u32);
             let mine = self.model.iter().filter(|m| m.key.listener() == listener);
             assert!(mine.clone().count() <= *cap);
-            assert_eq!(
-                mine.clone().count(),
-                self.caps.by_listener.get(&listener).copied().unwrap_or(0)
-            );
-            assert_eq!(
-                mine.filter(|m| !parked(m)).count(),
-                self.table.active(listener)
-            );
+            assert_eq!(mine.clone().count(), self.caps.by_listener.get(&listener).copied().unwrap_or(0));
+            assert_eq!(mine.filter(|m| !parked(m)).count(), self.table.active(listener));
         }
         for (source, n) in &self.caps.by_source {
             let counted = sources.iter().filter(|s| *s == source).count();
@@ -665,9 +577,7 @@ impl World {
 }
 
 fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().expect("a number"))
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 #[test]
@@ -682,15 +592,7 @@ fn never_leaks_never_exceeds_never_misroutes() {
         let ran = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
             world.run(600);
-            [
-                world.delivered,
-                world.stale,
-                world.evicted,
-                world.shed,
-                world.reopened,
-                world.failed,
-                world.expired,
-            ]
+            [world.delivered, world.stale, world.evicted, world.shed, world.reopened, world.failed, world.expired]
         });
         match ran {
             Ok(counts) => sums.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n),

@@ -1,9 +1,9 @@
-//! Doubly linked lists threaded through the slots of a table: no allocation, O(1) everything.
+//! Doubly linked lists threaded through the entries of a slab: no allocation, O(1) everything.
 
-/// No slot.
+/// No entry.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// A slot's neighbours in one list.
+/// An entry's neighbours in one list.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Link {
     pub prev: u32,
@@ -11,15 +11,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub const OUT: Link = Link {
-        prev: NONE,
-        next: NONE,
-    };
+    pub const OUT: Link = Link { prev: NONE, next: NONE };
 }
 
-/// A slot that can stand in several lists at once, one for each `which`.
-pub(super) trait Linked {
-    fn link(&mut self, which: usize) -> &mut Link;
+/// Entries that can stand in several lists at once, one for each `which`.
+pub(super) trait Nodes {
+    fn link(&mut self, ix: u32, which: usize) -> &mut Link;
 }
 
 /// Both ends of a list.
@@ -31,52 +28,42 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    pub const EMPTY: Ends = Ends {
-        head: NONE,
-        tail: NONE,
-        len: 0,
-    };
+    pub const EMPTY: Ends = Ends { head: NONE, tail: NONE, len: 0 };
 
-    pub fn push_back<N: Linked>(&mut self, nodes: &mut [N], which: usize, ix: u32) {
-        *nodes[ix as usize].link(which) = Link {
-            prev: self.tail,
-            next: NONE,
-        };
+    pub fn push_back<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
+        *nodes.link(ix, which) = Link { prev: self.tail, next: NONE };
         match self.tail {
             NONE => self.head = ix,
-            tail => nodes[tail as usize].link(which).next = ix,
+            tail => nodes.link(tail, which).next = ix,
         }
         self.tail = ix;
         self.len += 1;
     }
 
-    pub fn push_front<N: Linked>(&mut self, nodes: &mut [N], which: usize, ix: u32) {
-        *nodes[ix as usize].link(which) = Link {
-            prev: NONE,
-            next: self.head,
-        };
+    pub fn push_front<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
+        *nodes.link(ix, which) = Link { prev: NONE, next: self.head };
         match self.head {
             NONE => self.tail = ix,
-            head => nodes[head as usize].link(which).prev = ix,
+            head => nodes.link(head, which).prev = ix,
         }
         self.head = ix;
         self.len += 1;
     }
 
-    pub fn unlink<N: Linked>(&mut self, nodes: &mut [N], which: usize, ix: u32) {
-        let Link { prev, next } = std::mem::replace(nodes[ix as usize].link(which), Link::OUT);
+    pub fn unlink<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
+        let Link { prev, next } = std::mem::replace(nodes.link(ix, which), Link::OUT);
         match prev {
             NONE => self.head = next,
-            prev => nodes[prev as usize].link(which).next = next,
+            prev => nodes.link(prev, which).next = next,
         }
         match next {
             NONE => self.tail = prev,
-            next => nodes[next as usize].link(which).prev = prev,
+            next => nodes.link(next, which).prev = prev,
         }
         self.len -= 1;
     }
 
-    pub fn move_to_back<N: Linked>(&mut self, nodes: &mut [N], which: usize, ix: u32) {
+    pub fn move_to_back<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
         if self.tail != ix {
             self.unlink(nodes, which, ix);
             self.push_back(nodes, which, ix);
@@ -90,18 +77,18 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
-    struct Node([Link; 2]);
-    impl Linked for Node {
-        fn link(&mut self, which: usize) -> &mut Link {
-            &mut self.0[which]
+    struct Fake(Vec<[Link; 2]>);
+    impl Nodes for Fake {
+        fn link(&mut self, ix: u32, which: usize) -> &mut Link {
+            &mut self.0[ix as usize][which]
         }
     }
 
-    fn contents(ends: &Ends, nodes: &mut [Node], which: usize) -> Vec<u32> {
+    fn contents(ends: &Ends, nodes: &mut Fake, which: usize) -> Vec<u32> {
         let (mut out, mut at) = (Vec::new(), ends.head);
         while at != NONE {
             out.push(at);
-            at = nodes[at as usize].link(which).next;
+            at = nodes.link(at, which).next;
         }
         out
     }
@@ -110,7 +97,7 @@ mod tests {
         /// Against a deque, with a second list through the same nodes in reverse order that must not notice.
         #[test]
         fn behaves_like_a_deque(ops in proptest::collection::vec((0u8..4, 0u32..8), 0..60)) {
-            let mut nodes: Vec<Node> = (0..8).map(|_| Node([Link::OUT; 2])).collect();
+            let mut nodes = Fake(vec![[Link::OUT; 2]; 8]);
             let (mut list, mut other) = (Ends::EMPTY, Ends::EMPTY);
             for ix in 0..8 {
                 other.push_front(&mut nodes, 1, ix);

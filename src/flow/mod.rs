@@ -27,11 +27,11 @@
 //!   answered with [`Step::Repick`].
 //! * **Parked**: every request has had its replies (`replies: 1`, DNS). For the outside world the session is over and its
 //!   record written. The socket stays for a moment, because the same client endpoint often asks again: then the next
-//!   session costs no socket. Only the *same* key can have it back. A pool across clients would have to prove that no
+//!   session costs no socket. Only the *same* endpoints can have it back. A pool across clients would have to prove that no
 //!   late or duplicated reply is still under way, and nothing can prove that. Parked sessions are the first to go when
 //!   anything is short.
 //!
-//! A session whose `requests` are used up leaves the index (it is no longer *keyed*), so that the next datagram opens
+//! A session whose `requests` are used up leaves the index, so that the next datagram opens
 //! another one, and lives on for the replies it is owed.
 //!
 //! # Replies and requests
@@ -67,20 +67,20 @@
 //!
 //! # Invariants
 //!
-//! 1. A [`SessionId`] names one session for ever: after `remove` it names nothing (generations).
-//! 2. At most one keyed session for a key, and `on_client` only ever answers with that one.
+//! 1. A [`Key`](crate::base::Key) names one session for ever: after `remove` it names nothing (generations).
+//! 2. At most one indexed session for the same [`Endpoints`], and `on_client` only ever answers with that one.
 //! 3. Places held = sessions in the table + [`Place`]s handed out and not yet used.
 //! 4. Every list is sorted by last use, except that parked sessions stand first in a source's list.
 //!
 //! `tests/flow_sim.rs` holds them over thousands of seeds.
 
-mod key;
+mod endpoints;
 mod list;
 mod sources;
 mod table;
 
-pub use key::{Key, ListenerIx};
+pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
-    Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof,
-    RECENT, SessionId, State, Step, Table, View,
+    Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof, RECENT, State, Step,
+    Table, View,
 };

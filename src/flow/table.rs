@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 
-use super::key::{Key, ListenerIx, pack};
-use super::list::{Ends, Link, Linked, NONE};
+use crate::base::{Key, Slab};
+
+use super::endpoints::{Endpoints, ListenerIx};
+use super::list::{Ends, Link, NONE, Nodes};
 use super::sources::Sources;
 
 /// An ICMP error counts only when the session sent something this recently. Covers the 3 s after which the kernel gives
@@ -24,20 +26,8 @@ pub const PARKED_MAX: u32 = 1024;
 /// How long a session stays parked, if the idle time is not shorter still.
 pub const PARKED_TIME: Duration = Duration::from_secs(2);
 
-/// Generations wrap here, so that a [`SessionId`] fits into an event token.
-const GENERATION_MASK: u32 = (1 << 28) - 1;
-
 const BY_AGE: usize = 0;
 const BY_SOURCE: usize = 1;
-
-/// Names one session; never another one, except after 2^28 reuses of its slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SessionId {
-    /// Slot.
-    pub index: u32,
-    /// Which tenant of the slot; 28 bits.
-    pub generation: u32,
-}
 
 /// When sessions of a listener end; `None` = unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +63,7 @@ pub trait Places {
 #[derive(Debug)]
 #[must_use = "a place that is neither opened nor cancelled is lost for ever"]
 pub struct Place {
-    key: Key,
+    ends: Endpoints,
     counted: bool,
 }
 
@@ -85,7 +75,7 @@ pub enum Step {
     /// Send `take` datagrams to the session's backend, then ask again about the rest.
     Forward {
         /// Session.
-        id: SessionId,
+        id: Key,
         /// How many of the datagrams, at least one.
         take: u32,
         /// No reply is expected: [`Table::finish`] once they are sent.
@@ -95,7 +85,7 @@ pub enum Step {
     /// the session as it is.
     Repick {
         /// Session.
-        id: SessionId,
+        id: Key,
         /// How many of the datagrams, at least one.
         take: u32,
         /// As in `Forward`.
@@ -111,7 +101,7 @@ pub enum Admit {
     /// Pick, make a socket, then [`Table::open`].
     Granted(Place),
     /// End this session, then ask once more.
-    Evict(SessionId),
+    Evict(Key),
     /// Drop the datagrams and count them.
     Shed(Full),
 }
@@ -167,7 +157,7 @@ pub enum State {
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, T> {
     /// Addresses.
-    pub key: &'a Key,
+    pub ends: &'a Endpoints,
     /// State.
     pub state: State,
     /// Its backend has replied.
@@ -182,7 +172,7 @@ pub struct View<'a, T> {
 
 #[derive(Debug)]
 struct Session<T> {
-    key: Key,
+    ends: Endpoints,
     /// Last datagram either way.
     last: u64,
     /// Last datagram from the client.
@@ -193,23 +183,18 @@ struct Session<T> {
     replies: u32,
     source: u32,
     state: State,
-    keyed: bool,
+    /// In the index: the next datagram finds it.
+    indexed: bool,
     proven: bool,
     /// The latest client datagram has been sent a second time.
     resent: bool,
+    links: [Link; 2],
     data: T,
 }
 
-#[derive(Debug)]
-struct Slot<T> {
-    generation: u32,
-    links: [Link; 2],
-    body: Option<Session<T>>,
-}
-
-impl<T> Linked for Slot<T> {
-    fn link(&mut self, which: usize) -> &mut Link {
-        &mut self.links[which]
+impl<T> Nodes for Slab<Session<T>> {
+    fn link(&mut self, ix: u32, which: usize) -> &mut Link {
+        &mut entry(self, ix).links[which]
     }
 }
 
@@ -223,17 +208,14 @@ struct Line {
 }
 
 /// Sessions of one worker. `T` is what the shell keeps with each of them (socket, backend, counters).
-#[derive(Debug)]
 pub struct Table<T, S = RandomState> {
     epoch: Instant,
     hasher: S,
-    slots: Vec<Slot<T>>,
-    free: u32,
-    len: u32,
-    parked: u32,
+    sessions: Slab<Session<T>>,
     index: HashTable<u32>,
     lines: Vec<Option<Line>>,
     sources: Sources,
+    parked: u32,
     /// No session expires before.
     next_expiry: u64,
     /// Where the current sweep stands.
@@ -260,18 +242,16 @@ impl<T> Table<T> {
 }
 
 impl<T, S: BuildHasher> Table<T, S> {
-    /// As [`Table::new`]. Clients choose their keys, so the hasher should be keyed with a secret.
+    /// As [`Table::new`]. Clients choose their endpoints, so the hasher should be keyed with a secret.
     pub fn with_hasher(epoch: Instant, hasher: S) -> Self {
         Self {
             epoch,
             hasher,
-            slots: Vec::new(),
-            free: NONE,
-            len: 0,
-            parked: 0,
+            sessions: Slab::new(),
             index: HashTable::new(),
             lines: Vec::new(),
             sources: Sources::new(),
+            parked: 0,
             next_expiry: u64::MAX,
             sweep: 0,
             next_victim: u64::MAX,
@@ -299,27 +279,19 @@ impl<T, S: BuildHasher> Table<T, S> {
         self.next_victim = 0;
     }
 
-    /// Datagrams arrived from a client: `count` in a row with the same key, at least one.
-    pub fn on_client(&mut self, now: Instant, key: &Key, count: u32) -> Step {
+    /// Datagrams arrived from a client: `count` in a row with the same endpoints, at least one.
+    pub fn on_client(&mut self, now: Instant, ends: &Endpoints, count: u32) -> Step {
         debug_assert!(count > 0);
-        let slots = &self.slots;
-        let found = self.index.find(self.hasher.hash_one(key), |&ix| {
-            slots[ix as usize]
-                .body
-                .as_ref()
-                .is_some_and(|s| s.key == *key)
-        });
+        let sessions = &self.sessions;
+        let found = self
+            .index
+            .find(self.hasher.hash_one(ends), |&ix| sessions.at(ix).is_some_and(|session| session.ends == *ends));
         let Some(&ix) = found else {
             return Step::Unknown;
         };
-        let now = self.at(now);
-        let line = line_mut(&mut self.lines, key);
-        let slot = &mut self.slots[ix as usize];
-        let id = SessionId {
-            index: ix,
-            generation: slot.generation,
-        };
-        let session = slot.body.as_mut().expect("indexed");
+        let (now, id) = (self.at(now), self.id(ix));
+        let line = line_mut(&mut self.lines, ends);
+        let session = entry(&mut self.sessions, ix);
 
         let was = session.state;
         if was == State::Parked {
@@ -333,7 +305,6 @@ impl<T, S: BuildHasher> Table<T, S> {
         };
         if take == 0 {
             // The limit was lowered under a running session.
-            session.keyed = false;
             self.unindex(ix);
             return Step::Unknown;
         }
@@ -341,51 +312,32 @@ impl<T, S: BuildHasher> Table<T, S> {
         session.last = now;
         session.sent = now;
         session.resent = false;
+        let (requests, source) = (session.requests, session.source);
         let finishes = line.replies == Some(0);
-        let used_up = line.requests.is_some_and(|limit| session.requests >= limit);
-        if used_up {
-            session.keyed = false;
-        }
+        let used_up = line.requests.is_some_and(|limit| requests >= limit);
 
         if was == State::Parked {
             self.parked -= 1;
-            line.parked.unlink(&mut self.slots, BY_AGE, ix);
-            let first = line.active.len == 0;
-            line.active.push_back(&mut self.slots, BY_AGE, ix);
-            if first {
-                self.next_expiry = self.next_expiry.min(now.saturating_add(line.idle));
-                self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
-            }
+            line.parked.unlink(&mut self.sessions, BY_AGE, ix);
+            self.activate(ends, now, ix);
         } else {
-            line.active.move_to_back(&mut self.slots, BY_AGE, ix);
+            line.active.move_to_back(&mut self.sessions, BY_AGE, ix);
         }
-        self.touch_source(ix);
+        self.touch_source(source, ix);
         if used_up {
             self.unindex(ix);
         }
         match was {
             State::Live => Step::Forward { id, take, finishes },
-            _ => Step::Repick {
-                id,
-                take,
-                finishes,
-                reopened: was == State::Parked,
-            },
+            _ => Step::Repick { id, take, finishes, reopened: was == State::Parked },
         }
     }
 
     /// Asks for a place for a new session. `counted`: the source's own cap applies to it.
-    pub fn admit(
-        &mut self,
-        now: Instant,
-        key: Key,
-        counted: bool,
-        places: &mut impl Places,
-    ) -> Admit {
-        let source = counted.then(|| key.client().ip());
-        match places.take(key.listener(), source) {
-            Ok(()) => Admit::Granted(Place { key, counted }),
-            Err(full) => match self.victim(self.at(now), full, &key) {
+    pub fn admit(&mut self, now: Instant, ends: Endpoints, counted: bool, places: &mut impl Places) -> Admit {
+        match places.take(ends.listener(), ends.source(counted)) {
+            Ok(()) => Admit::Granted(Place { ends, counted }),
+            Err(full) => match self.victim(self.at(now), full, &ends) {
                 Some(id) => Admit::Evict(id),
                 None => Admit::Shed(full),
             },
@@ -394,22 +346,19 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// Gives back a place that was not used.
     pub fn cancel(&mut self, place: Place, places: &mut impl Places) {
-        let source = place.counted.then(|| place.key.client().ip());
-        places.give(place.key.listener(), source);
+        places.give(place.ends.listener(), place.ends.source(place.counted));
     }
 
     /// Opens a session. The datagrams that asked for it are then given to [`Table::on_client`].
-    pub fn open(&mut self, now: Instant, place: Place, data: T) -> SessionId {
-        let Place { key, counted } = place;
+    pub fn open(&mut self, now: Instant, place: Place, data: T) -> Key {
+        let Place { ends, counted } = place;
         let now = self.at(now);
         let source = match counted {
-            true => self
-                .sources
-                .find_or_add(&self.hasher, key.listener().0, key.client_bits()),
+            true => self.sources.find_or_add(&self.hasher, ends.listener().0, ends.client_bits()),
             false => NONE,
         };
-        let session = Session {
-            key,
+        let id = self.sessions.insert(Session {
+            ends,
             last: now,
             sent: now,
             suspect: None,
@@ -417,61 +366,26 @@ impl<T, S: BuildHasher> Table<T, S> {
             replies: 0,
             source,
             state: State::Live,
-            keyed: true,
+            indexed: true,
             proven: false,
             resent: false,
+            links: [Link::OUT; 2],
             data,
-        };
-        let ix = match self.free {
-            NONE => {
-                self.slots.push(Slot {
-                    generation: 0,
-                    links: [Link::OUT; 2],
-                    body: None,
-                });
-                (self.slots.len() - 1) as u32
-            }
-            ix => {
-                self.free = self.slots[ix as usize].links[BY_AGE].next;
-                ix
-            }
-        };
-        let slot = &mut self.slots[ix as usize];
-        slot.links = [Link::OUT; 2];
-        slot.body = Some(session);
-        let generation = slot.generation;
-        self.len += 1;
-
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        self.index.insert_unique(hasher.hash_one(key), ix, |&ix| {
-            hasher.hash_one(
-                slots[ix as usize]
-                    .body
-                    .as_ref()
-                    .map(|s| s.key)
-                    .expect("indexed"),
-            )
         });
-        let line = line_mut(&mut self.lines, &key);
-        if line.active.len == 0 {
-            self.next_expiry = self.next_expiry.min(now.saturating_add(line.idle));
-            self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
-        }
-        line.active.push_back(&mut self.slots, BY_AGE, ix);
+        let (sessions, hasher) = (&self.sessions, &self.hasher);
+        self.index.insert_unique(hasher.hash_one(ends), id.index, |&ix| {
+            hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
+        });
+        self.activate(&ends, now, id.index);
         if source != NONE {
-            self.sources
-                .ends(source)
-                .push_back(&mut self.slots, BY_SOURCE, ix);
+            self.sources.ends(source).push_back(&mut self.sessions, BY_SOURCE, id.index);
         }
-        SessionId {
-            index: ix,
-            generation,
-        }
+        id
     }
 
     /// The session has a backend (again): a fresh one, nothing proven.
-    pub fn rebound(&mut self, id: SessionId) {
-        if let Some(session) = self.session_mut(id) {
+    pub fn rebound(&mut self, id: Key) {
+        if let Some(session) = self.sessions.get_mut(id) {
             session.state = State::Live;
             session.proven = false;
             session.suspect = None;
@@ -479,8 +393,8 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// The session's backend left: its next datagram goes elsewhere.
-    pub fn astray(&mut self, id: SessionId) {
-        if let Some(session) = self.session_mut(id)
+    pub fn astray(&mut self, id: Key) {
+        if let Some(session) = self.sessions.get_mut(id)
             && session.state == State::Live
         {
             session.state = State::Astray;
@@ -489,9 +403,9 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// Datagrams arrived on the session's socket. `None`: there is no such session, deliver nothing.
-    pub fn on_backend(&mut self, now: Instant, id: SessionId, count: u32) -> Option<After> {
+    pub fn on_backend(&mut self, now: Instant, id: Key, count: u32) -> Option<After> {
         let now = self.at(now);
-        let session = self.session_mut(id)?;
+        let session = self.sessions.get_mut(id)?;
         if session.state == State::Parked {
             return Some(After::Continue);
         }
@@ -502,28 +416,19 @@ impl<T, S: BuildHasher> Table<T, S> {
             session.proven = true;
             session.suspect = None;
         }
-        let (key, requests, replies) = (session.key, session.requests, session.replies);
-        let line = line_mut(&mut self.lines, &key);
-        line.active.move_to_back(&mut self.slots, BY_AGE, id.index);
-        let complete = line
-            .replies
-            .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
-        self.touch_source(id.index);
-        Some(if complete {
-            After::Finished
-        } else {
-            After::Continue
-        })
+        let (requests, replies, source) = (session.requests, session.replies, session.source);
+        let line = line_mut(&mut self.lines, &session.ends);
+        let complete = line.replies.is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
+        line.active.move_to_back(&mut self.sessions, BY_AGE, id.index);
+        self.touch_source(source, id.index);
+        Some(if complete { After::Finished } else { After::Continue })
     }
 
     /// An ICMP error arrived on the session's socket. `None`: there is no such session.
-    pub fn on_error(&mut self, now: Instant, id: SessionId, proof: Proof) -> Option<OnError> {
+    pub fn on_error(&mut self, now: Instant, id: Key, proof: Proof) -> Option<OnError> {
         let now = self.at(now);
-        let session = self.session_mut(id)?;
-        if session.state != State::Live
-            || session.requests == 0
-            || now - session.sent > nanos(RECENT)
-        {
+        let session = self.sessions.get_mut(id)?;
+        if session.state != State::Live || session.requests == 0 || now - session.sent > nanos(RECENT) {
             return Some(OnError::Ignored);
         }
         if session.proven {
@@ -533,92 +438,73 @@ impl<T, S: BuildHasher> Table<T, S> {
                     session.suspect = Some(now);
                     return Some(OnError::Suspected);
                 }
-                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => {
-                    return Some(OnError::Suspected);
-                }
+                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => return Some(OnError::Suspected),
                 (Proof::Soft, Some(_)) | (Proof::Firm, _) => {}
             }
         }
         session.state = State::Astray;
         session.suspect = None;
-        let resend = !session.resent;
-        session.resent = true;
-        Some(OnError::Failed {
-            blame: proof != Proof::Bare,
-            resend,
-        })
+        let resend = !std::mem::replace(&mut session.resent, true);
+        Some(OnError::Failed { blame: proof != Proof::Bare, resend })
     }
 
     /// The session has ended in order. `None`: it is parked, its data stays. `Some`: it is gone, as after `remove`.
-    pub fn finish(&mut self, now: Instant, id: SessionId, places: &mut impl Places) -> Option<T> {
+    pub fn finish(&mut self, now: Instant, id: Key, places: &mut impl Places) -> Option<T> {
         let now = self.at(now);
-        let session = self.session_mut(id)?;
+        let session = self.sessions.get_mut(id)?;
         if session.state == State::Parked {
             return None;
         }
-        let (key, source) = (session.key, session.source);
-        let worth = session.keyed && session.state == State::Live;
-        let line = line_mut(&mut self.lines, &key);
-        if !worth || line.parked.len >= PARKED_MAX {
+        let line = line_mut(&mut self.lines, &session.ends);
+        if !session.indexed || session.state != State::Live || line.parked.len >= PARKED_MAX {
             return self.remove(id, places);
         }
-        line.active.unlink(&mut self.slots, BY_AGE, id.index);
-        line.parked.push_back(&mut self.slots, BY_AGE, id.index);
+        session.state = State::Parked;
+        session.last = now;
+        let source = session.source;
+        line.active.unlink(&mut self.sessions, BY_AGE, id.index);
+        line.parked.push_back(&mut self.sessions, BY_AGE, id.index);
         self.next_expiry = self.next_expiry.min(now.saturating_add(line.parked_time()));
         self.parked += 1;
         if source != NONE {
-            let ends = self.sources.ends(source);
-            ends.unlink(&mut self.slots, BY_SOURCE, id.index);
-            ends.push_front(&mut self.slots, BY_SOURCE, id.index);
+            let of_source = self.sources.ends(source);
+            of_source.unlink(&mut self.sessions, BY_SOURCE, id.index);
+            of_source.push_front(&mut self.sessions, BY_SOURCE, id.index);
         }
-        let session = self.session_mut(id)?;
-        session.state = State::Parked;
-        session.last = now;
         None
     }
 
     /// Ends a session and returns what the shell kept with it. `None`: there is no such session.
-    pub fn remove(&mut self, id: SessionId, places: &mut impl Places) -> Option<T> {
-        let keyed = self.session_mut(id)?.keyed;
-        if keyed {
-            self.unindex(id.index);
-        }
-        let slot = &mut self.slots[id.index as usize];
-        let session = slot.body.take()?;
-        slot.generation = (slot.generation + 1) & GENERATION_MASK;
-        let line = line_mut(&mut self.lines, &session.key);
-        if session.state == State::Parked {
-            line.parked.unlink(&mut self.slots, BY_AGE, id.index);
+    pub fn remove(&mut self, id: Key, places: &mut impl Places) -> Option<T> {
+        self.sessions.get(id)?;
+        self.unindex(id.index);
+        let session = entry(&mut self.sessions, id.index);
+        let (parked, source) = (session.state == State::Parked, session.source);
+        let line = line_mut(&mut self.lines, &session.ends);
+        if parked {
+            line.parked.unlink(&mut self.sessions, BY_AGE, id.index);
             self.parked -= 1;
         } else {
-            line.active.unlink(&mut self.slots, BY_AGE, id.index);
+            line.active.unlink(&mut self.sessions, BY_AGE, id.index);
         }
-        let counted = session.source != NONE;
-        if counted {
-            let ends = self.sources.ends(session.source);
-            ends.unlink(&mut self.slots, BY_SOURCE, id.index);
-            self.sources.release(&self.hasher, session.source);
+        if source != NONE {
+            self.sources.ends(source).unlink(&mut self.sessions, BY_SOURCE, id.index);
+            self.sources.release(&self.hasher, source);
         }
-        self.slots[id.index as usize].links[BY_AGE].next = self.free;
-        self.free = id.index;
-        self.len -= 1;
-        let source = counted.then(|| session.key.client().ip());
-        places.give(session.key.listener(), source);
+        let session = self.sessions.remove(id)?;
+        places.give(session.ends.listener(), session.ends.source(source != NONE));
         Some(session.data)
     }
 
     /// A session whose time is over, which the caller then removes; call until `None`.
-    pub fn expire(&mut self, now: Instant) -> Option<SessionId> {
+    pub fn expire(&mut self, now: Instant) -> Option<Key> {
         let now = self.at(now);
         if now < self.next_expiry {
             return None;
         }
         while self.sweep < self.lines.len() {
             if let Some(line) = &self.lines[self.sweep] {
-                for (head, time) in [
-                    (line.parked.head, line.parked_time()),
-                    (line.active.head, line.idle),
-                ] {
+                for (head, time) in [(line.parked.head, line.parked_time()), (line.active.head, line.idle)] {
                     if head != NONE && self.last(head).saturating_add(time) <= now {
                         return Some(self.id(head));
                     }
@@ -640,52 +526,37 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// A parked session that can go when something runs short (descriptors, memory): the oldest of any listener.
-    pub fn spare(&self) -> Option<SessionId> {
+    pub fn spare(&self) -> Option<Key> {
         if self.parked == 0 {
             return None;
         }
-        self.lines
-            .iter()
-            .flatten()
-            .map(|line| line.parked.head)
-            .filter(|&head| head != NONE)
-            .min_by_key(|&head| self.last(head))
-            .map(|head| self.id(head))
+        let heads = self.lines.iter().flatten().map(|line| line.parked.head).filter(|&head| head != NONE);
+        heads.min_by_key(|&head| self.last(head)).map(|head| self.id(head))
     }
 
     /// What the shell keeps with a session.
-    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut T> {
-        self.session_mut(id).map(|session| &mut session.data)
+    pub fn get_mut(&mut self, id: Key) -> Option<&mut T> {
+        self.sessions.get_mut(id).map(|session| &mut session.data)
     }
 
     /// Everything about a session.
-    pub fn view(&self, id: SessionId) -> Option<View<'_, T>> {
-        let slot = self.slots.get(id.index as usize)?;
-        if slot.generation != id.generation {
-            return None;
-        }
-        slot.body.as_ref().map(Session::view)
+    pub fn view(&self, id: Key) -> Option<View<'_, T>> {
+        self.sessions.get(id).map(Session::view)
     }
 
     /// All sessions in slot order, parked ones too.
-    pub fn iter(&self) -> impl Iterator<Item = (SessionId, View<'_, T>)> {
-        self.slots.iter().enumerate().filter_map(|(ix, slot)| {
-            let id = SessionId {
-                index: ix as u32,
-                generation: slot.generation,
-            };
-            slot.body.as_ref().map(|session| (id, session.view()))
-        })
+    pub fn iter(&self) -> impl Iterator<Item = (Key, View<'_, T>)> {
+        self.sessions.iter().map(|(id, session)| (id, session.view()))
     }
 
     /// Sessions that hold a place, parked ones too.
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.sessions.len()
     }
 
     /// Whether there is no session, not even a parked one.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.sessions.is_empty()
     }
 
     /// Parked sessions.
@@ -710,45 +581,36 @@ impl<T, S: BuildHasher> Table<T, S> {
         nanos(now.saturating_duration_since(self.epoch))
     }
 
-    fn id(&self, ix: u32) -> SessionId {
-        SessionId {
-            index: ix,
-            generation: self.slots[ix as usize].generation,
-        }
+    fn id(&self, ix: u32) -> Key {
+        self.sessions.key_at(ix).expect("lists and index name live sessions")
     }
 
     fn last(&self, ix: u32) -> u64 {
-        self.slots[ix as usize]
-            .body
-            .as_ref()
-            .map_or(u64::MAX, |session| session.last)
+        self.sessions.at(ix).map_or(u64::MAX, |session| session.last)
     }
 
-    fn session_mut(&mut self, id: SessionId) -> Option<&mut Session<T>> {
-        let slot = self.slots.get_mut(id.index as usize)?;
-        if slot.generation != id.generation {
-            return None;
+    /// Puts a session at the young end of its listener's list.
+    fn activate(&mut self, ends: &Endpoints, now: u64, ix: u32) {
+        let line = line_mut(&mut self.lines, ends);
+        if line.active.len == 0 {
+            self.next_expiry = self.next_expiry.min(now.saturating_add(line.idle));
+            self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
         }
-        slot.body.as_mut()
+        line.active.push_back(&mut self.sessions, BY_AGE, ix);
     }
 
-    fn touch_source(&mut self, ix: u32) {
-        let source = self.slots[ix as usize]
-            .body
-            .as_ref()
-            .map_or(NONE, |session| session.source);
+    fn touch_source(&mut self, source: u32, ix: u32) {
         if source != NONE {
-            self.sources
-                .ends(source)
-                .move_to_back(&mut self.slots, BY_SOURCE, ix);
+            self.sources.ends(source).move_to_back(&mut self.sessions, BY_SOURCE, ix);
         }
     }
 
     fn unindex(&mut self, ix: u32) {
-        if let Some(session) = &self.slots[ix as usize].body {
-            let hash = self.hasher.hash_one(session.key);
-            if let Ok(entry) = self.index.find_entry(hash, |&other| other == ix) {
-                entry.remove();
+        let session = entry(&mut self.sessions, ix);
+        if std::mem::replace(&mut session.indexed, false) {
+            let hash = self.hasher.hash_one(session.ends);
+            if let Ok(found) = self.index.find_entry(hash, |&other| other == ix) {
+                found.remove();
             }
         }
     }
@@ -757,10 +619,7 @@ impl<T, S: BuildHasher> Table<T, S> {
     fn soonest(&self, times: impl Fn(&Line) -> [u64; 2]) -> u64 {
         let mut soonest = u64::MAX;
         for line in self.lines.iter().flatten() {
-            for (head, time) in [line.active.head, line.parked.head]
-                .into_iter()
-                .zip(times(line))
-            {
+            for (head, time) in [line.active.head, line.parked.head].into_iter().zip(times(line)) {
                 if head != NONE {
                     soonest = soonest.min(self.last(head).saturating_add(time));
                 }
@@ -770,18 +629,15 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// Who makes room.
-    fn victim(&mut self, now: u64, full: Full, key: &Key) -> Option<SessionId> {
-        let own = self.lines[key.listener().0 as usize].as_ref()?;
+    fn victim(&mut self, now: u64, full: Full, ends: &Endpoints) -> Option<Key> {
+        let own = self.lines[ends.listener().0 as usize].as_ref()?;
         let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
         let victim = match full {
             Full::Source => {
-                let ip = pack(key.client().ip());
-                let source = self.sources.find(&self.hasher, key.listener().0, ip)?;
+                let source = self.sources.find(&self.hasher, ends.listener().0, ends.client_bits())?;
                 let head = self.sources.ends(source).head;
-                let own = self.lines[key.listener().0 as usize].as_ref()?;
-                let session = self.slots[head as usize].body.as_ref()?;
-                (session.state == State::Parked || now - session.last >= own.idle / 2)
-                    .then_some(head)
+                let session = self.sessions.at(head)?;
+                (session.state == State::Parked || now - session.last >= own.idle / 2).then_some(head)
             }
             Full::Listener | Full::Process if own.parked.head != NONE => Some(own.parked.head),
             Full::Process if self.parked > 0 => return self.spare(),
@@ -789,13 +645,8 @@ impl<T, S: BuildHasher> Table<T, S> {
             Full::Listener => None,
             Full::Process if now < self.next_victim => None,
             Full::Process => {
-                let oldest = self
-                    .lines
-                    .iter()
-                    .flatten()
-                    .filter(|line| stale(line.active.head, line))
-                    .map(|line| line.active.head)
-                    .min_by_key(|&head| self.last(head));
+                let stale = self.lines.iter().flatten().filter(|line| stale(line.active.head, line));
+                let oldest = stale.map(|line| line.active.head).min_by_key(|&head| self.last(head));
                 if oldest.is_none() {
                     self.next_victim = self.soonest(|line| [line.idle / 2, u64::MAX]);
                 }
@@ -809,7 +660,7 @@ impl<T, S: BuildHasher> Table<T, S> {
 impl<T> Session<T> {
     fn view(&self) -> View<'_, T> {
         View {
-            key: &self.key,
+            ends: &self.ends,
             state: self.state,
             proven: self.proven,
             requests: self.requests,
@@ -819,8 +670,11 @@ impl<T> Session<T> {
     }
 }
 
-fn line_mut<'a>(lines: &'a mut [Option<Line>], key: &Key) -> &'a mut Line {
-    lines[key.listener().0 as usize]
-        .as_mut()
-        .expect("a listener has its policy before its first datagram")
+/// The live session in slot `ix`, which lists and index vouch for.
+fn entry<T>(sessions: &mut Slab<Session<T>>, ix: u32) -> &mut Session<T> {
+    sessions.at_mut(ix).expect("lists and index name live sessions")
+}
+
+fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line {
+    lines[ends.listener().0 as usize].as_mut().expect("a listener has its policy before its first datagram")
 }

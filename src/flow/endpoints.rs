@@ -13,7 +13,7 @@ pub struct ListenerIx(pub u32);
 /// families cannot meet. The scope (interface) of a link-local IPv6 client is part of the key: the same address on two
 /// links is two clients.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key {
+pub struct Endpoints {
     client: [u64; 2],
     local: [u64; 2],
     listener: u32,
@@ -22,7 +22,7 @@ pub struct Key {
     local_port: u16,
 }
 
-pub(super) fn pack(ip: IpAddr) -> [u64; 2] {
+fn pack(ip: IpAddr) -> [u64; 2] {
     let bits = match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,
@@ -39,7 +39,7 @@ fn unpack(ip: [u64; 2], port: u16, scope: u32) -> SocketAddr {
     }
 }
 
-impl Key {
+impl Endpoints {
     /// `local` is the address and port that the client used, never the wildcard.
     pub fn new(listener: ListenerIx, client: SocketAddr, local: SocketAddr) -> Self {
         let scope = match client {
@@ -71,13 +71,18 @@ impl Key {
         unpack(self.local, self.local_port, self.scope)
     }
 
+    /// The client's address if its source is counted.
+    pub(super) fn source(&self, counted: bool) -> Option<IpAddr> {
+        counted.then(|| self.client().ip())
+    }
+
     pub(super) fn client_bits(&self) -> [u64; 2] {
         self.client
     }
 }
 
 // Six words instead of a dozen odd-sized fields: half the hashing time.
-impl Hash for Key {
+impl Hash for Endpoints {
     fn hash<H: Hasher>(&self, state: &mut H) {
         for word in [self.client[0], self.client[1], self.local[0], self.local[1]] {
             state.write_u64(word);
@@ -87,15 +92,9 @@ impl Hash for Key {
     }
 }
 
-impl std::fmt::Debug for Key {
+impl std::fmt::Debug for Endpoints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} -> {} on listener {}",
-            self.client(),
-            self.local(),
-            self.listener
-        )
+        write!(f, "{} -> {} on listener {}", self.client(), self.local(), self.listener)
     }
 }
 
@@ -112,33 +111,27 @@ mod tests {
             ("0.0.0.0:0", "255.255.255.255:1"),
         ];
         for (client, local) in rows {
-            let (client, local) = (
-                client.parse::<SocketAddr>().unwrap(),
-                local.parse().unwrap(),
-            );
-            let key = Key::new(ListenerIx(7), client, local);
-            assert_eq!(
-                (key.client(), key.local(), key.listener().0),
-                (client, local, 7)
-            );
+            let (client, local) = (client.parse::<SocketAddr>().unwrap(), local.parse().unwrap());
+            let key = Endpoints::new(ListenerIx(7), client, local);
+            assert_eq!((key.client(), key.local(), key.listener().0), (client, local, 7));
         }
     }
 
     #[test]
     fn each_part_tells_keys_apart() {
         let a = |s: &str| s.parse::<SocketAddr>().unwrap();
-        let base = Key::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::9%2]:53"));
+        let base = Endpoints::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::9%2]:53"));
         let others = [
-            Key::new(ListenerIx(1), a("[fe80::1%2]:5"), a("[fe80::9%2]:53")),
-            Key::new(ListenerIx(0), a("[fe80::2%2]:5"), a("[fe80::9%2]:53")),
-            Key::new(ListenerIx(0), a("[fe80::1%2]:6"), a("[fe80::9%2]:53")),
-            Key::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::8%2]:53")),
-            Key::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::9%2]:54")),
-            Key::new(ListenerIx(0), a("[fe80::1%3]:5"), a("[fe80::9%3]:53")),
+            Endpoints::new(ListenerIx(1), a("[fe80::1%2]:5"), a("[fe80::9%2]:53")),
+            Endpoints::new(ListenerIx(0), a("[fe80::2%2]:5"), a("[fe80::9%2]:53")),
+            Endpoints::new(ListenerIx(0), a("[fe80::1%2]:6"), a("[fe80::9%2]:53")),
+            Endpoints::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::8%2]:53")),
+            Endpoints::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::9%2]:54")),
+            Endpoints::new(ListenerIx(0), a("[fe80::1%3]:5"), a("[fe80::9%3]:53")),
         ];
         for other in others {
             assert_ne!(base, other);
         }
-        assert_eq!(size_of::<Key>(), 48);
+        assert_eq!(size_of::<Endpoints>(), 48);
     }
 }
