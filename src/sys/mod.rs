@@ -4,5 +4,7 @@
 
 pub mod epoll;
 pub mod limits;
+pub mod mmsg;
 pub mod pipe;
 pub mod socket;
+pub mod udp;
