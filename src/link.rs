@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
+use crate::sys::socket::ConnectError;
 
 /// Commands that may wait for one worker.
 pub const COMMANDS_MAX: usize = 4096;
@@ -149,8 +150,6 @@ pub struct Record {
     pub local: Arc<Local>,
     /// The backend that served it, if any.
     pub backend: Option<Arc<Backend>>,
-    /// The backend's socket address where it is not the configured one (a port range).
-    pub backend_port: u16,
     /// Attempts to connect.
     pub attempts: u32,
     /// Bytes from the client, delivered.
@@ -256,11 +255,16 @@ pub struct Shared {
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
     pub epoch: Instant,
+    logged_at_s: AtomicU64,
 }
 
 impl Shared {
     /// With an empty snapshot and no workers.
-    pub fn new(records: Option<Sender<Record>>, reports: Sender<Report>, epoch: Instant) -> Arc<Shared> {
+    pub fn new(
+        records: Option<Sender<Record>>,
+        reports: Sender<Report>,
+        epoch: Instant,
+    ) -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
@@ -269,6 +273,7 @@ impl Shared {
             records,
             reports,
             epoch,
+            logged_at_s: AtomicU64::new(0),
         })
     }
 
@@ -300,6 +305,30 @@ impl Shared {
     /// Replaces the list of workers that take new connections.
     pub fn set_workers(&self, workers: Vec<Worker>) {
         self.workers.store(Arc::new(workers));
+    }
+
+    /// Says that descriptors or memory are exhausted: one line a second at most.
+    pub fn exhausted(&self, error: &std::io::Error) {
+        self.log_limited(|| log::warn!("new connections wait or are refused: {error}"));
+    }
+
+    /// Says that a connection to a backend failed for a reason on this host: one line a second at most.
+    pub fn trouble(&self, backend: &Backend, error: ConnectError) {
+        self.log_limited(|| {
+            let Backend { pool, config, .. } = backend;
+            log::warn!(
+                "cannot connect to {pool}/{}: {}",
+                config.name,
+                error.as_str()
+            );
+        });
+    }
+
+    fn log_limited(&self, log: impl FnOnce()) {
+        let now = self.epoch.elapsed().as_secs() + 1;
+        if self.logged_at_s.swap(now, Ordering::Relaxed) != now {
+            log();
+        }
     }
 
     /// Hands a record to the log, or counts it as dropped.

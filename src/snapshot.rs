@@ -2,6 +2,7 @@
 //! needs of the one that it was opened under (its listener and its backend) alive by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -80,13 +81,16 @@ impl Snapshot {
     }
 }
 
-impl Loads for Pool {
+/// The loads of a pool's backends at one moment (time since the workers' epoch).
+pub struct LoadsAt<'a>(pub &'a Pool, pub Duration);
+
+impl Loads for LoadsAt<'_> {
     fn active(&self, ix: usize) -> u32 {
-        self.backends[ix].stats.active.get()
+        self.0.backends[ix].stats.active.get()
     }
 
     fn latency_ns(&self, ix: usize) -> u64 {
-        self.backends[ix].stats.latency_ns.get()
+        self.0.backends[ix].stats.latency_ns(self.1)
     }
 }
 
@@ -97,7 +101,11 @@ pub struct Place(Arc<Backend>);
 impl Place {
     /// Takes a place, unless `max_connections` are taken.
     pub fn take(backend: &Arc<Backend>) -> Option<Place> {
-        backend.stats.active.try_raise(backend.config.max_connections).then(|| Place(backend.clone()))
+        backend
+            .stats
+            .active
+            .try_raise(backend.config.max_connections)
+            .then(|| Place(backend.clone()))
     }
 
     /// The backend.
@@ -114,7 +122,13 @@ impl Drop for Place {
 
 impl Pool {
     /// Chooses a backend that is not in `tried` (identities) and has room, and takes a place there.
-    pub fn choose(&self, cursor: &mut Cursor, key: u64, tried: &[u64]) -> Option<Place> {
+    pub fn choose(
+        &self,
+        cursor: &mut Cursor,
+        key: u64,
+        tried: &[u64],
+        now: Duration,
+    ) -> Option<Place> {
         for tier in &self.tiers {
             let mut mask = Cow::Borrowed(tier);
             for ix in (0..self.backends.len()).filter(|_| !tried.is_empty()) {
@@ -122,7 +136,10 @@ impl Pool {
                     mask.to_mut().clear(ix);
                 }
             }
-            while let Some(ix) = self.picker.pick(cursor, key, self, &self.shares, &mask) {
+            while let Some(ix) =
+                self.picker
+                    .pick(cursor, key, &LoadsAt(self, now), &self.shares, &mask)
+            {
                 if let Some(place) = Place::take(&self.backends[ix]) {
                     return Some(place);
                 }
@@ -135,7 +152,9 @@ impl Pool {
     /// The hash key of a client for this pool; only source hash looks at it.
     pub fn key_of(&self, client: Option<SocketAddr>) -> u64 {
         match (self.config.balance, client) {
-            (model::Balance::SourceHash, Some(client)) => source_key(&self.config.source_hash, client),
+            (model::Balance::SourceHash, Some(client)) => {
+                source_key(&self.config.source_hash, client)
+            }
             _ => 0,
         }
     }

@@ -6,12 +6,17 @@
 //!
 //! Statistics belong to an identity (listener name; pool and address), not to a configuration, so they survive reloads.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use crate::balance::{decayed, peak_ewma};
 use crate::relay::Cause;
+
+/// Time in which an old response time fades to 1/e.
+const LATENCY_TAU_NS: u64 = 10_000_000_000;
 
 /// A counter.
 #[derive(Debug, Default)]
@@ -52,7 +57,10 @@ impl Gauge {
                 self.0.fetch_add(1, Relaxed);
                 true
             }
-            Some(cap) => self.0.fetch_update(Relaxed, Relaxed, |n| (n < cap).then_some(n + 1)).is_ok(),
+            Some(cap) => self
+                .0
+                .fetch_update(Relaxed, Relaxed, |n| (n < cap).then_some(n + 1))
+                .is_ok(),
         }
     }
     /// Adds one.
@@ -72,8 +80,22 @@ impl Gauge {
 
 /// Upper bounds of the histogram buckets, microseconds; the last bucket is open.
 pub const BUCKETS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
-    60_000_000, 3_600_000_000,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    5_000_000,
+    60_000_000,
+    3_600_000_000,
 ];
 
 /// A histogram of durations.
@@ -152,11 +174,18 @@ pub struct ListenerShard {
 impl ListenerStats {
     /// All zero.
     pub fn new(shards: usize) -> Arc<Self> {
-        Arc::new(Self { active: Gauge::default(), shards: Sharded::new(shards) })
+        Arc::new(Self {
+            active: Gauge::default(),
+            shards: Sharded::new(shards),
+        })
     }
     /// Connections turned away before a backend was asked.
     pub fn refused(&self) -> u64 {
-        Cause::ALL.iter().filter(|cause| cause.is_refusal()).map(|&cause| self.closed(cause)).sum()
+        Cause::ALL
+            .iter()
+            .filter(|cause| cause.is_refusal())
+            .map(|&cause| self.closed(cause))
+            .sum()
     }
     /// Endings with `cause`.
     pub fn closed(&self, cause: Cause) -> u64 {
@@ -170,9 +199,9 @@ pub struct BackendStats {
     /// Live connections and sessions, raised before connecting.
     pub active: Gauge,
     /// Smoothed response time, nanoseconds; 0 = unknown.
-    pub latency_ns: Count,
+    latency_ns: Count,
     /// When `latency_ns` was last updated, nanoseconds of the workers' common clock.
-    pub latency_at_ns: Count,
+    latency_at_ns: Count,
     /// What adds up.
     pub shards: Sharded<BackendShard>,
 }
@@ -210,11 +239,25 @@ impl BackendStats {
             shards: Sharded::new(shards),
         })
     }
+    /// Learns a response time; `now` is the time since the workers' epoch.
+    pub fn observe_latency(&self, sample: Duration, now: Duration) {
+        let (now_ns, sample_ns) = (now.as_nanos() as u64, sample.as_nanos() as u64);
+        let (old, at) = (self.latency_ns.get(), self.latency_at_ns.get());
+        self.latency_ns
+            .set(peak_ewma(old, at, now_ns, sample_ns, LATENCY_TAU_NS));
+        self.latency_at_ns.set(now_ns);
+    }
+    /// The smoothed response time as it counts now; 0 = unknown.
+    pub fn latency_ns(&self, now: Duration) -> u64 {
+        let (old, at) = (self.latency_ns.get(), self.latency_at_ns.get());
+        decayed(old, at, now.as_nanos() as u64, LATENCY_TAU_NS)
+    }
     /// Failures of real traffic of every kind.
     pub fn failed(&self) -> u64 {
-        [|s: &BackendShard| &s.refused, |s| &s.timed_out, |s| &s.local_errors, |s| &s.reset_early]
-            .into_iter()
-            .map(|field| self.shards.sum(field))
+        self.shards
+            .iter()
+            .flat_map(|s| [&s.refused, &s.timed_out, &s.local_errors, &s.reset_early])
+            .map(Count::get)
             .sum()
     }
 }
@@ -271,7 +314,13 @@ mod tests {
 
     #[test]
     fn a_duration_lands_in_the_bucket_that_holds_it() {
-        for (us, bucket) in [(0, 0), (100, 0), (101, 1), (3_600_000_000, 15), (u64::MAX, 16)] {
+        for (us, bucket) in [
+            (0, 0),
+            (100, 0),
+            (101, 1),
+            (3_600_000_000, 15),
+            (u64::MAX, 16),
+        ] {
             let histogram = Histogram::default();
             histogram.observe_us(us);
             let (mut buckets, mut sum) = ([0; 17], 0);

@@ -51,13 +51,20 @@ struct Socket {
 
 impl Socket {
     fn urgent_ahead(&self) -> bool {
-        self.urgent_at.is_some_and(|at| at > self.read && at < self.arrived)
+        self.urgent_at
+            .is_some_and(|at| at > self.read && at < self.arrived)
     }
 
     fn recv(&mut self, room: usize) -> Result<usize, Done> {
-        let stop = if self.urgent_ahead() { self.urgent_at.unwrap() } else { self.arrived };
+        let stop = if self.urgent_ahead() {
+            self.urgent_at.unwrap()
+        } else {
+            self.arrived
+        };
         match stop - self.read {
-            0 if self.reset && !std::mem::replace(&mut self.error_reported, true) => Err(Done::Failed),
+            0 if self.reset && !std::mem::replace(&mut self.error_reported, true) => {
+                Err(Done::Failed)
+            }
             0 if self.reset || self.fin => Err(Done::Eof),
             0 => Err(Done::Blocked),
             available => Ok(available.min(room)),
@@ -74,7 +81,14 @@ impl Socket {
         let n = room.min(bytes.len());
         self.tx.extend(&bytes[..n]);
         self.tx_blocked |= n < bytes.len();
-        if n == 0 { Done::Blocked } else { Done::Moved { bytes: n, short: n < bytes.len() } }
+        if n == 0 {
+            Done::Blocked
+        } else {
+            Done::Moved {
+                bytes: n,
+                short: n < bytes.len(),
+            }
+        }
     }
 }
 
@@ -118,7 +132,10 @@ impl Io for Fake {
                     Conduit::Buffer => self.copied += n as u64,
                     Conduit::Pipe => self.spliced += n as u64,
                 }
-                Done::Moved { bytes: n, short: n < room }
+                Done::Moved {
+                    bytes: n,
+                    short: n < room,
+                }
             }
             Err(done) => done,
         }
@@ -128,7 +145,11 @@ impl Io for Fake {
         let held = &mut self.held[lane as usize];
         assert_eq!(held.len(), bytes);
         // A splice may stop anywhere without being blocked.
-        let most = if conduit == Conduit::Pipe { bytes.min(self.segment * 2) } else { bytes };
+        let most = if conduit == Conduit::Pipe {
+            bytes.min(self.segment * 2)
+        } else {
+            bytes
+        };
         let chunk: Vec<u8> = held.iter().take(most).copied().collect();
         let done = self.sockets[lane.other() as usize].send(&chunk);
         if let Done::Moved { bytes, .. } = done {
@@ -175,7 +196,12 @@ fn act(socket: &mut Socket, side: Side, rng: &mut Rng, eager: bool) -> bool {
     }
     let n = 1 + rng.below(socket.tx.len() as u64) as usize;
     for got in socket.tx.drain(..n) {
-        assert_eq!(got, byte(side.other(), socket.received), "byte {} towards {side:?}", socket.received);
+        assert_eq!(
+            got,
+            byte(side.other(), socket.received),
+            "byte {} towards {side:?}",
+            socket.received
+        );
         socket.received += 1;
     }
     if socket.tx_blocked && socket.tx.len() * 3 <= socket.tx_room * 2 {
@@ -234,7 +260,10 @@ fn run(seed: u64) -> (u64, u64) {
                     if socket.fin {
                         pair.mark_fin(side);
                     }
-                    if socket.urgent_at.is_some_and(|at| at >= socket.read && at < socket.arrived) {
+                    if socket
+                        .urgent_at
+                        .is_some_and(|at| at >= socket.read && at < socket.arrived)
+                    {
                         pair.mark_urgent(side);
                     }
                     if socket.tx.len() * 3 <= socket.tx_room * 2 {
@@ -264,13 +293,23 @@ fn run(seed: u64) -> (u64, u64) {
     let [client, backend] = &fake.sockets;
     match outcome {
         Outcome::Finished { .. } => {
-            assert_eq!((client.received, backend.received), (sent[1], sent[0]), "bytes missing");
+            assert_eq!(
+                (client.received, backend.received),
+                (sent[1], sent[0]),
+                "bytes missing"
+            );
             assert!(client.saw_fin || !client.tx_fin || client.tx.is_empty());
         }
         Outcome::Reset { by } => {
-            assert!(fake.sockets[by as usize].reset, "{by:?} is blamed for a reset it did not send");
+            assert!(
+                fake.sockets[by as usize].reset,
+                "{by:?} is blamed for a reset it did not send"
+            );
             let other = &fake.sockets[by.other() as usize];
-            assert!(other.reset || other.received == sent[by as usize], "bytes before the RST of {by:?} are missing");
+            assert!(
+                other.reset || other.received == sent[by as usize],
+                "bytes before the RST of {by:?} are missing"
+            );
         }
     }
     for side in Side::BOTH {
@@ -289,10 +328,14 @@ fn every_seed_delivers_everything_and_ends() {
     }
     let (mut copied, mut spliced) = (0, 0);
     for seed in 0..SEEDS {
-        let (c, s) = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
+        let (c, s) = std::panic::catch_unwind(|| run(seed))
+            .unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
         copied += c;
         spliced += s;
     }
     println!("{SEEDS} seeds, {copied} bytes copied, {spliced} bytes spliced");
-    assert!(copied > 1_000_000 && spliced > 1_000_000, "both conduits were used");
+    assert!(
+        copied > 1_000_000 && spliced > 1_000_000,
+        "both conduits were used"
+    );
 }

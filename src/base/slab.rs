@@ -39,7 +39,11 @@ pub struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), free: u32::MAX, len: 0 }
+        Self {
+            chunks: Vec::new(),
+            free: u32::MAX,
+            len: 0,
+        }
     }
 }
 
@@ -70,9 +74,16 @@ impl<T> Slab<T> {
             self.grow();
         }
         let index = self.free;
-        let slot = self.slot_mut(index).expect("the free list names existing slots");
-        let key = Key { index, generation: slot.generation };
-        let Content::Free(next) = slot.content else { unreachable!("a free slot is free") };
+        let slot = self
+            .slot_mut(index)
+            .expect("the free list names existing slots");
+        let key = Key {
+            index,
+            generation: slot.generation,
+        };
+        let Content::Free(next) = slot.content else {
+            unreachable!("a free slot is free")
+        };
         slot.content = Content::Full(make(key));
         self.free = next;
         self.len += 1;
@@ -84,24 +95,35 @@ impl<T> Slab<T> {
         if full {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
-        let index = ((self.chunks.len() - 1) * CHUNK + self.chunks[self.chunks.len() - 1].len()) as u32;
+        let index =
+            ((self.chunks.len() - 1) * CHUNK + self.chunks[self.chunks.len() - 1].len()) as u32;
         let last = self.chunks.len() - 1;
-        self.chunks[last].push(Slot { generation: 0, content: Content::Free(u32::MAX) });
+        self.chunks[last].push(Slot {
+            generation: 0,
+            content: Content::Free(u32::MAX),
+        });
         self.free = index;
     }
 
     fn slot(&self, index: u32) -> Option<&Slot<T>> {
-        self.chunks.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
+        self.chunks
+            .get(index as usize / CHUNK)?
+            .get(index as usize % CHUNK)
     }
 
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
-        self.chunks.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
+        self.chunks
+            .get_mut(index as usize / CHUNK)?
+            .get_mut(index as usize % CHUNK)
     }
 
     /// The entry, if it is still that one.
     pub fn get(&self, key: Key) -> Option<&T> {
         match self.slot(key.index)? {
-            Slot { generation, content: Content::Full(value) } if *generation == key.generation => Some(value),
+            Slot {
+                generation,
+                content: Content::Full(value),
+            } if *generation == key.generation => Some(value),
             _ => None,
         }
     }
@@ -109,7 +131,10 @@ impl<T> Slab<T> {
     /// The entry, if it is still that one.
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         match self.slot_mut(key.index)? {
-            Slot { generation, content: Content::Full(value) } if *generation == key.generation => Some(value),
+            Slot {
+                generation,
+                content: Content::Full(value),
+            } if *generation == key.generation => Some(value),
             _ => None,
         }
     }
@@ -147,17 +172,33 @@ impl<T> Slab<T> {
     /// The key of the live entry in slot `index`.
     pub fn key_at(&self, index: u32) -> Option<Key> {
         match self.slot(index)? {
-            Slot { generation, content: Content::Full(_) } => Some(Key { index, generation: *generation }),
+            Slot {
+                generation,
+                content: Content::Full(_),
+            } => Some(Key {
+                index,
+                generation: *generation,
+            }),
             _ => None,
         }
     }
 
     /// All live entries in slot order.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.chunks.iter().flatten().enumerate().filter_map(|(index, slot)| match &slot.content {
-            Content::Full(value) => Some((Key { index: index as u32, generation: slot.generation }, value)),
-            Content::Free(_) => None,
-        })
+        self.chunks
+            .iter()
+            .flatten()
+            .enumerate()
+            .filter_map(|(index, slot)| match &slot.content {
+                Content::Full(value) => Some((
+                    Key {
+                        index: index as u32,
+                        generation: slot.generation,
+                    },
+                    value,
+                )),
+                Content::Free(_) => None,
+            })
     }
 
     /// The keys of all live entries.

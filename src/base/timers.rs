@@ -21,7 +21,12 @@ struct Node {
 }
 
 const UNSET: u16 = u16::MAX;
-const IDLE: Node = Node { deadline: 0, prev: NONE, next: NONE, list: UNSET };
+const IDLE: Node = Node {
+    deadline: 0,
+    prev: NONE,
+    next: NONE,
+    list: UNSET,
+};
 
 /// See the module. Time is in ticks; what a tick lasts is the caller's affair.
 pub struct Timers {
@@ -33,7 +38,12 @@ pub struct Timers {
 
 impl Default for Timers {
     fn default() -> Self {
-        Self { nodes: Vec::new(), heads: [NONE; SLOTS * LEVELS], occupied: [0; LEVELS], now: 0 }
+        Self {
+            nodes: Vec::new(),
+            heads: [NONE; SLOTS * LEVELS],
+            occupied: [0; LEVELS],
+            now: 0,
+        }
     }
 }
 
@@ -59,7 +69,10 @@ impl Timers {
 
     /// The tick at which slot `index` fires, if its timer is set.
     pub fn deadline(&self, index: u32) -> Option<u64> {
-        self.nodes.get(index as usize).filter(|node| node.list != UNSET).map(|node| node.deadline)
+        self.nodes
+            .get(index as usize)
+            .filter(|node| node.list != UNSET)
+            .map(|node| node.deadline)
     }
 
     /// Cancels the timer of slot `index`, if any.
@@ -102,7 +115,9 @@ impl Timers {
             if self.now >= now {
                 return;
             }
-            self.now = self.next().map_or(now, |tick| tick.clamp(self.now + 1, now));
+            self.now = self
+                .next()
+                .map_or(now, |tick| tick.clamp(self.now + 1, now));
             for level in (1..LEVELS).rev() {
                 let shift = BITS * level as u32;
                 if self.now & ((1 << shift) - 1) == 0 {
@@ -125,7 +140,9 @@ impl Timers {
     fn link(&mut self, index: u32, deadline: u64) {
         let due = deadline.max(self.now);
         let distance = due - self.now;
-        let level = (0..LEVELS - 1).find(|&level| distance >> (BITS * (level as u32 + 1)) == 0).unwrap_or(LEVELS - 1);
+        let level = (0..LEVELS - 1)
+            .find(|&level| distance >> (BITS * (level as u32 + 1)) == 0)
+            .unwrap_or(LEVELS - 1);
         let shift = BITS * level as u32;
         let furthest = (self.now >> shift) + SLOTS as u64 - 1;
         let slot = (due >> shift).min(furthest) as usize & (SLOTS - 1);
@@ -134,12 +151,19 @@ impl Timers {
         if next != NONE {
             self.nodes[next as usize].prev = index;
         }
-        self.nodes[index as usize] = Node { deadline, prev: NONE, next, list: list as u16 };
+        self.nodes[index as usize] = Node {
+            deadline,
+            prev: NONE,
+            next,
+            list: list as u16,
+        };
         self.occupied[level] |= 1 << slot;
     }
 
     fn unlink(&mut self, index: u32) {
-        let Node { prev, next, list, .. } = std::mem::replace(&mut self.nodes[index as usize], IDLE);
+        let Node {
+            prev, next, list, ..
+        } = std::mem::replace(&mut self.nodes[index as usize], IDLE);
         if next != NONE {
             self.nodes[next as usize].prev = prev;
         }

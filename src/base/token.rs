@@ -72,8 +72,15 @@ impl Token {
             4 => Kind::Session,
             _ => return None,
         };
-        let side = if bits >> 60 & 1 == 0 { Side::Client } else { Side::Backend };
-        let key = Key { index: bits as u32, generation: (bits >> 32) as u32 & Key::GENERATION_MAX };
+        let side = if bits >> 60 & 1 == 0 {
+            Side::Client
+        } else {
+            Side::Backend
+        };
+        let key = Key {
+            index: bits as u32,
+            generation: (bits >> 32) as u32 & Key::GENERATION_MAX,
+        };
         Some(Token { kind, side, key })
     }
 }
@@ -84,11 +91,21 @@ mod tests {
 
     #[test]
     fn every_field_survives_packing() {
-        for kind in [Kind::Wake, Kind::Listen, Kind::Pair, Kind::Datagram, Kind::Session] {
+        for kind in [
+            Kind::Wake,
+            Kind::Listen,
+            Kind::Pair,
+            Kind::Datagram,
+            Kind::Session,
+        ] {
             for side in Side::BOTH {
                 for index in [0, 1, u32::MAX] {
                     for generation in [0, 1, Key::GENERATION_MAX] {
-                        let token = Token { kind, side, key: Key { index, generation } };
+                        let token = Token {
+                            kind,
+                            side,
+                            key: Key { index, generation },
+                        };
                         assert_eq!(Token::unpack(token.pack()), Some(token));
                     }
                 }

@@ -114,7 +114,16 @@ impl Cause {
     /// Whether the connection was turned away before a backend was asked.
     pub fn is_refusal(self) -> bool {
         use Cause::*;
-        matches!(self, NoBackend | Denied | LimitListener | LimitSource | LimitRate | LimitProcess | BadProxyHeader)
+        matches!(
+            self,
+            NoBackend
+                | Denied
+                | LimitListener
+                | LimitSource
+                | LimitRate
+                | LimitProcess
+                | BadProxyHeader
+        )
     }
 }
 

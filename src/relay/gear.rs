@@ -40,7 +40,10 @@ impl Gear {
         };
         self.streak = if shift { self.streak + 1 } else { 0 };
         if self.streak >= limit {
-            *self = Gear { conduit: other, streak: 0 };
+            *self = Gear {
+                conduit: other,
+                streak: 0,
+            };
         }
     }
 }

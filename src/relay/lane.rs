@@ -76,7 +76,10 @@ impl Lane {
     /// A lane between two sockets whose readiness is not known yet. `short_is_dry`: both are TCP sockets, so that a short
     /// transfer proves that there was no more.
     pub fn new(short_is_dry: bool) -> Lane {
-        Lane { short_is_dry, ..Lane::default() }
+        Lane {
+            short_is_dry,
+            ..Lane::default()
+        }
     }
 
     /// The source is readable (or at its end, or broken).
@@ -112,7 +115,9 @@ impl Lane {
     /// What to do now.
     pub fn next(&self) -> Op {
         match (self.piped, self.sink_ready) {
-            (1.., true) => Op::Drain { bytes: self.piped as usize },
+            (1.., true) => Op::Drain {
+                bytes: self.piped as usize,
+            },
             (1.., false) => Op::Wait,
             _ if self.eof && !self.shut => Op::ShutSink,
             (0, true) if self.source_ready && !self.eof => Op::Fill,
@@ -227,7 +232,10 @@ mod tests {
     }
 
     fn moved(bytes: usize) -> Done {
-        Moved { bytes, short: false }
+        Moved {
+            bytes,
+            short: false,
+        }
     }
     fn short(bytes: usize) -> Done {
         Moved { bytes, short: true }
@@ -243,18 +251,84 @@ mod tests {
             ("no read without a ready sink", true, "r", &[], Op::Wait),
             ("no read without a ready source", true, "w", &[], Op::Wait),
             ("both ready", true, "rw", &[], Op::Fill),
-            ("drain before fill", true, "rw", &[(Op::Fill, moved(100))], drain(100)),
-            ("partial drain goes on", false, "rw", &[(Op::Fill, moved(9)), (drain(9), short(4))], drain(5)),
-            ("short write is a full sink", true, "rw", &[(Op::Fill, moved(9)), (drain(9), short(4))], Op::Wait),
-            ("blocked sink", true, "rw", &[(Op::Fill, moved(9)), (drain(9), Blocked)], Op::Wait),
-            ("full read: read again", true, "rw", &[(Op::Fill, moved(100)), (drain(100), moved(100))], Op::Fill),
-            ("short read: source dry", true, "rw", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Wait),
-            ("inconclusive short read", false, "rw", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Fill),
-            ("urgent data: inconclusive", true, "rwu", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::Fill),
+            (
+                "drain before fill",
+                true,
+                "rw",
+                &[(Op::Fill, moved(100))],
+                drain(100),
+            ),
+            (
+                "partial drain goes on",
+                false,
+                "rw",
+                &[(Op::Fill, moved(9)), (drain(9), short(4))],
+                drain(5),
+            ),
+            (
+                "short write is a full sink",
+                true,
+                "rw",
+                &[(Op::Fill, moved(9)), (drain(9), short(4))],
+                Op::Wait,
+            ),
+            (
+                "blocked sink",
+                true,
+                "rw",
+                &[(Op::Fill, moved(9)), (drain(9), Blocked)],
+                Op::Wait,
+            ),
+            (
+                "full read: read again",
+                true,
+                "rw",
+                &[(Op::Fill, moved(100)), (drain(100), moved(100))],
+                Op::Fill,
+            ),
+            (
+                "short read: source dry",
+                true,
+                "rw",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::Wait,
+            ),
+            (
+                "inconclusive short read",
+                false,
+                "rw",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::Fill,
+            ),
+            (
+                "urgent data: inconclusive",
+                true,
+                "rwu",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::Fill,
+            ),
             ("EAGAIN", true, "rw", &[(Op::Fill, Blocked)], Op::Wait),
-            ("end of stream", true, "rw", &[(Op::Fill, Eof)], Op::ShutSink),
-            ("FIN after the bytes", true, "rwf", &[(Op::Fill, short(9))], drain(9)),
-            ("FIN inferred", true, "rwf", &[(Op::Fill, short(9)), (drain(9), moved(9))], Op::ShutSink),
+            (
+                "end of stream",
+                true,
+                "rw",
+                &[(Op::Fill, Eof)],
+                Op::ShutSink,
+            ),
+            (
+                "FIN after the bytes",
+                true,
+                "rwf",
+                &[(Op::Fill, short(9))],
+                drain(9),
+            ),
+            (
+                "FIN inferred",
+                true,
+                "rwf",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::ShutSink,
+            ),
             (
                 "FIN not inferred from a full read",
                 true,
@@ -269,12 +343,21 @@ mod tests {
                 &[(Op::Fill, short(9)), (drain(9), moved(9))],
                 Op::Fill,
             ),
-            ("finished", true, "rw", &[(Op::Fill, Eof), (Op::ShutSink, Eof)], Op::Wait),
+            (
+                "finished",
+                true,
+                "rw",
+                &[(Op::Fill, Eof), (Op::ShutSink, Eof)],
+                Op::Wait,
+            ),
         ];
         for (name, short_is_dry, marks, steps, expected) in rows {
             let lane = run(*short_is_dry, marks, steps);
             assert_eq!(lane.next(), *expected, "{name}");
-            assert!(*expected != Op::Wait || lane.is_owed_an_edge(), "{name}: stalled");
+            assert!(
+                *expected != Op::Wait || lane.is_owed_an_edge(),
+                "{name}: stalled"
+            );
         }
     }
 
@@ -285,6 +368,10 @@ mod tests {
         steps.push((drain(500), short(200)));
         let lane = run(true, "rwf", &steps);
         assert_eq!(lane.conduit(), Conduit::Pipe);
-        assert_eq!(lane.next(), drain(300), "a short splice says nothing about the sink");
+        assert_eq!(
+            lane.next(),
+            drain(300),
+            "a short splice says nothing about the sink"
+        );
     }
 }

@@ -57,7 +57,11 @@ pub struct Pair {
 impl Pair {
     /// A pair whose sockets' readiness is not known yet; `short_is_dry` as in [`Lane::new`].
     pub fn new(short_is_dry: bool) -> Pair {
-        Pair { lanes: [Lane::new(short_is_dry), Lane::new(short_is_dry)], broken: None, first_eof: None }
+        Pair {
+            lanes: [Lane::new(short_is_dry), Lane::new(short_is_dry)],
+            broken: None,
+            first_eof: None,
+        }
     }
 
     /// The backend's socket is replaced by a new one before anything was moved: what was known of it is void.
@@ -143,8 +147,11 @@ impl Pair {
     pub fn outcome(&self) -> Option<Outcome> {
         match self.broken {
             Some(by) => self.lane(by).drained().then_some(Outcome::Reset { by }),
-            None => (self.lanes[0].drained() && self.lanes[1].drained())
-                .then(|| Outcome::Finished { first: self.first_eof.unwrap_or(Side::Client) }),
+            None => {
+                (self.lanes[0].drained() && self.lanes[1].drained()).then(|| Outcome::Finished {
+                    first: self.first_eof.unwrap_or(Side::Client),
+                })
+            }
         }
     }
 
@@ -193,7 +200,10 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: usize) -> Pumped {
             return Pumped::Ended(outcome);
         }
         if !progress {
-            if Side::BOTH.into_iter().any(|side| pair.next(side) != Op::Wait) {
+            if Side::BOTH
+                .into_iter()
+                .any(|side| pair.next(side) != Op::Wait)
+            {
                 return Pumped::More;
             }
             debug_assert!(pair.is_owed_an_edge(), "stalled: {pair:?}");

@@ -14,7 +14,13 @@ pub fn add_level(poll: &mio::Poll, fd: RawFd, token: u64) -> io::Result<()> {
 
 /// Stops or resumes the events of a registered `fd`.
 pub fn set_level(poll: &mio::Poll, fd: RawFd, token: u64, wanted: bool) -> io::Result<()> {
-    control(poll, libc::EPOLL_CTL_MOD, fd, if wanted { libc::EPOLLIN as u32 } else { 0 }, token)
+    control(
+        poll,
+        libc::EPOLL_CTL_MOD,
+        fd,
+        if wanted { libc::EPOLLIN as u32 } else { 0 },
+        token,
+    )
 }
 
 /// Forgets `fd`, which stays open.
@@ -26,5 +32,9 @@ fn control(poll: &mio::Poll, op: i32, fd: RawFd, events: u32, token: u64) -> io:
     let mut event = libc::epoll_event { events, u64: token };
     // SAFETY: `event` outlives the call; the descriptors are checked by the kernel.
     let done = unsafe { libc::epoll_ctl(poll.as_raw_fd(), op, fd, &raw mut event) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

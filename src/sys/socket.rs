@@ -12,7 +12,11 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
 /// TCP_NODELAY from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
 pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        None,
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -30,10 +34,18 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     let address = SockAddr::unix(path)?;
     if let Ok(found) = std::fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not a socket"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "exists and is not a socket",
+            ));
         }
         match Socket::new(Domain::UNIX, Type::STREAM, None)?.connect(&address) {
-            Ok(()) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+            Ok(()) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "another process listens there",
+                ));
+            }
             Err(_) => std::fs::remove_file(path)?,
         }
     }
@@ -45,7 +57,10 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
 
 /// The address that a TCP socket is bound to.
 pub fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
-    SockRef::from(fd).local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an internet socket"))
+    SockRef::from(fd)
+        .local_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("not an internet socket"))
 }
 
 /// Why no connection was accepted.
@@ -67,14 +82,23 @@ pub fn accept(listener: RawFd) -> Result<(OwnedFd, Option<SocketAddr>), AcceptEr
     let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     // SAFETY: `storage` is writable for `len` bytes and both outlive the call.
     let fd = unsafe {
-        libc::accept4(listener, storage.as_mut_ptr().cast(), &mut len, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+        libc::accept4(
+            listener,
+            storage.as_mut_ptr().cast(),
+            &mut len,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
     };
     if fd < 0 {
         let error = io::Error::last_os_error();
         return Err(match error.raw_os_error().unwrap_or(0) {
             libc::EAGAIN => AcceptError::Empty,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Exhausted(error),
-            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => AcceptError::Broken(error),
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+                AcceptError::Exhausted(error)
+            }
+            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
+                AcceptError::Broken(error)
+            }
             _ => AcceptError::Gone,
         });
     }
@@ -99,7 +123,10 @@ unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<Soc
             libc::AF_INET6 => {
                 let a = &*storage.cast::<libc::sockaddr_in6>();
                 let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
-                Some(std::net::SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into())
+                Some(
+                    std::net::SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id)
+                        .into(),
+                )
             }
             _ => None,
         }
@@ -141,9 +168,12 @@ impl ConnectError {
     fn from_errno(errno: i32) -> ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,
-            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM => {
-                ConnectError::Unreachable
-            }
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EACCES
+            | libc::EPERM => ConnectError::Unreachable,
             // On a unix socket EAGAIN means that the listener's queue is full, on an internet one that no port is free.
             libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EAGAIN => ConnectError::NoPorts,
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => ConnectError::Exhausted,
@@ -181,9 +211,18 @@ impl std::fmt::Display for Target {
 pub fn connect(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, ConnectError> {
     let (socket, outcome) = match target {
         Target::Ip(address) => {
-            let socket = Socket::new(Domain::for_address(*address), Type::STREAM.nonblocking(), None)?;
+            let socket = Socket::new(
+                Domain::for_address(*address),
+                Type::STREAM.nonblocking(),
+                None,
+            )?;
             if let Some(ip) = source {
-                set_int(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+                set_int(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IP,
+                    libc::IP_BIND_ADDRESS_NO_PORT,
+                    1,
+                )?;
                 socket.bind(&SocketAddr::new(ip, 0).into())?;
             }
             let outcome = socket.connect(&(*address).into());
@@ -191,7 +230,8 @@ pub fn connect(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, Conne
         }
         Target::Unix(path) => {
             let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-            let outcome = socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
+            let outcome =
+                socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
             (socket, outcome)
         }
     };
@@ -204,7 +244,13 @@ pub fn connect(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, Conne
 /// Takes the pending error of a socket whose connection failed.
 pub fn connect_error(fd: RawFd) -> ConnectError {
     let pending = with_socket(fd, |socket| socket.take_error());
-    ConnectError::from_errno(pending.ok().flatten().and_then(|error| error.raw_os_error()).unwrap_or(libc::ECONNREFUSED))
+    ConnectError::from_errno(
+        pending
+            .ok()
+            .flatten()
+            .and_then(|error| error.raw_os_error())
+            .unwrap_or(libc::ECONNREFUSED),
+    )
 }
 
 fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
@@ -217,7 +263,11 @@ pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Resul
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.
     let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// What became of a read or write.
@@ -239,7 +289,12 @@ impl Transfer {
         match result {
             Ok(0) => Transfer::Eof,
             Ok(n) => Transfer::Bytes(n),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
+                ) =>
+            {
                 Transfer::Blocked
             }
             Err(_) => Transfer::Failed,
@@ -251,14 +306,22 @@ impl Transfer {
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> Transfer {
     // SAFETY: `buffer` is writable for its length during the call.
     let n = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    Transfer::from_result(if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) })
+    Transfer::from_result(if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    })
 }
 
 /// send(2) without SIGPIPE.
 pub fn send(fd: RawFd, bytes: &[u8]) -> Transfer {
     // SAFETY: `bytes` is readable for its length during the call.
     let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
-    Transfer::from_result(if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) })
+    Transfer::from_result(if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    })
 }
 
 /// Sends FIN. A socket whose peer is gone already is fine.
@@ -288,7 +351,11 @@ pub fn unacknowledged(fd: RawFd) -> usize {
 /// Closes both descriptors, in one call when their numbers are neighbours (they usually are: one was opened right after
 /// the other).
 pub fn close_two(a: OwnedFd, b: OwnedFd) {
-    let (low, high) = if a.as_raw_fd() < b.as_raw_fd() { (a, b) } else { (b, a) };
+    let (low, high) = if a.as_raw_fd() < b.as_raw_fd() {
+        (a, b)
+    } else {
+        (b, a)
+    };
     if low.as_raw_fd() + 1 != high.as_raw_fd() {
         return;
     }

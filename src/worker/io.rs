@@ -38,7 +38,10 @@ pub(super) struct Pipes {
 
 impl Pipes {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, ..Self::default() }
+        Self {
+            max,
+            ..Self::default()
+        }
     }
 
     fn take(&mut self) -> Option<Pipe> {
@@ -106,7 +109,10 @@ impl SocketIo<'_> {
 
 fn done(transfer: Transfer, asked: usize) -> Done {
     match transfer {
-        Transfer::Bytes(bytes) => Done::Moved { bytes, short: bytes < asked },
+        Transfer::Bytes(bytes) => Done::Moved {
+            bytes,
+            short: bytes < asked,
+        },
         Transfer::Eof => Done::Eof,
         Transfer::Blocked => Done::Blocked,
         Transfer::Failed => Done::Failed,
@@ -134,7 +140,9 @@ impl Io for SocketIo<'_> {
             return done(socket::recv(source, self.scratch), self.scratch.len());
         }
         let held = &mut self.held[lane as usize];
-        let Held::Pipe(pipe) = held else { unreachable!("a pipe was acquired") };
+        let Held::Pipe(pipe) = held else {
+            unreachable!("a pipe was acquired")
+        };
         let filled = Transfer::from_result(pipe.fill(source));
         if let Transfer::Bytes(n) = filled {
             self.spliced += n as u64;
@@ -153,7 +161,10 @@ impl Io for SocketIo<'_> {
                 let sent = socket::send(sink, &self.scratch[..bytes]);
                 let taken = if let Transfer::Bytes(n) = sent { n } else { 0 };
                 if taken < bytes && sent != Transfer::Failed {
-                    *held = Held::Bytes { bytes: self.scratch[taken..bytes].into(), at: 0 };
+                    *held = Held::Bytes {
+                        bytes: self.scratch[taken..bytes].into(),
+                        at: 0,
+                    };
                 }
                 done(sent, bytes)
             }

@@ -1,1 +1,250 @@
 //! The data-plane shell: one event loop a core.
+//!
+//! # A turn
+//!
+//! Events only mark; work happens after, at our own pace:
+//!
+//! 1. *mark*: unpack each event's token, check the generation, set readiness bits, queue the key. No I/O, no close.
+//! 2. *pump*: run queued connections, each under a budget; what is left over goes to the back of the queue, and then the
+//!    next poll does not wait.
+//! 3. *accept*: up to a budget, after pumping, so that new work never starves old.
+//! 4. *expire*: timers due at this turn's one reading of the clock.
+//! 5. *adopt*: the newest snapshot, then commands; never in the middle of a batch.
+//!
+//! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
+//! number that has changed hands; generations in the tokens guard the rest.
+
+mod io;
+mod listen;
+mod tcp;
+
+use std::io::Result;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use mio::{Events, Poll, Registry, Waker};
+
+use crate::balance::Cursor;
+use crate::base::{Key, Kind, Rng, Side, Token};
+use crate::link::{self, COMMANDS_MAX, Command, Commands, Shared};
+use crate::relay::Cause;
+use crate::snapshot::{Pool, Snapshot};
+use crate::stats::WorkerStats;
+
+use listen::Listeners;
+use tcp::Tcp;
+
+/// Events fetched at once.
+const EVENTS_MAX: usize = 1024;
+/// Longest sleep: bounds how stale the liveness of an idle worker can be.
+const POLL_MAX: Duration = Duration::from_millis(500);
+
+/// What a worker is started with.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Pipes that this worker may hold open.
+    pub pipes_max: usize,
+    /// Seed of its random choices.
+    pub seed: u64,
+}
+
+/// One event loop.
+pub struct Worker {
+    poll: Poll,
+    events: Events,
+    commands: Commands,
+    listeners: Listeners,
+    tcp: Tcp,
+    context: Context,
+    /// Listening sockets go there when the last connection has ended.
+    retiring: bool,
+}
+
+/// What every phase of a turn needs: the turn's time, the newest snapshot, the way to everybody else.
+struct Context {
+    id: usize,
+    now: Instant,
+    registry: Registry,
+    shared: Arc<Shared>,
+    stats: Arc<WorkerStats>,
+    snapshot: Arc<Snapshot>,
+    /// One for each pool of the snapshot.
+    cursors: Vec<Cursor>,
+    rng: Rng,
+}
+
+impl Context {
+    /// Milliseconds since the workers' epoch: the unit of timers.
+    fn now_ms(&self) -> u64 {
+        self.now.duration_since(self.shared.epoch).as_millis() as u64
+    }
+
+    /// The pool that a listener of the newest snapshot sends to, with this worker's cursor for it.
+    fn pool_of(&mut self, listener: u32) -> Option<(Arc<Pool>, &mut Cursor)> {
+        let ix = self.snapshot.listener(listener)?.config.pool;
+        Some((
+            self.snapshot.pools.get(ix)?.clone(),
+            self.cursors.get_mut(ix)?,
+        ))
+    }
+
+    /// Takes the newest snapshot; true if it is a new one.
+    fn adopt(&mut self) -> bool {
+        let Some(snapshot) = self.shared.newer_than(self.snapshot.version) else {
+            return false;
+        };
+        if snapshot.generation != self.snapshot.generation {
+            let rng = &mut self.rng;
+            self.cursors = snapshot
+                .pools
+                .iter()
+                .map(|_| Cursor::new(rng.next_u64()))
+                .collect();
+        }
+        self.snapshot = snapshot;
+        true
+    }
+}
+
+impl Worker {
+    /// A worker and the handle on it. It takes part once it is among [`Shared::workers`].
+    pub fn new(
+        id: usize,
+        shared: Arc<Shared>,
+        settings: Settings,
+    ) -> Result<(Worker, link::Worker)> {
+        let poll = Poll::new()?;
+        let wake = Token {
+            kind: Kind::Wake,
+            side: Side::Client,
+            key: Key {
+                index: 0,
+                generation: 0,
+            },
+        };
+        let waker = Arc::new(Waker::new(
+            poll.registry(),
+            mio::Token(wake.pack() as usize),
+        )?);
+        let (sender, commands) = bounded(COMMANDS_MAX);
+        let stats = Arc::new(WorkerStats::default());
+        let context = Context {
+            id,
+            now: Instant::now(),
+            registry: poll.registry().try_clone()?,
+            snapshot: Arc::default(),
+            cursors: Vec::new(),
+            rng: Rng::new(settings.seed),
+            shared,
+            stats: stats.clone(),
+        };
+        let worker = Worker {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            commands,
+            listeners: Listeners::default(),
+            tcp: Tcp::new(id, settings.pipes_max),
+            context,
+            retiring: false,
+        };
+        Ok((
+            worker,
+            link::Worker {
+                id,
+                commands: sender,
+                waker,
+                stats,
+            },
+        ))
+    }
+
+    /// Turns until told to stop, or until retired and idle. An error is a failure of epoll itself.
+    pub fn run(mut self) -> Result<()> {
+        self.context.adopt();
+        while self.turn()? {}
+        self.tcp.end_all(&mut self.context, Cause::Shutdown);
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<bool> {
+        let timeout = self.timeout();
+        self.context.stats.busy_since_ms.set(u64::MAX);
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let Self {
+            poll,
+            events,
+            commands,
+            listeners,
+            tcp,
+            context,
+            retiring,
+        } = self;
+        context.now = Instant::now();
+        context.stats.busy_since_ms.set(context.now_ms());
+
+        for event in &*events {
+            match Token::unpack(event.token().0 as u64) {
+                Some(Token {
+                    kind: Kind::Pair,
+                    side,
+                    key,
+                }) => tcp.mark(key, side, event),
+                Some(Token {
+                    kind: Kind::Listen,
+                    key,
+                    ..
+                }) => listeners.mark(key),
+                _ => {}
+            }
+        }
+        tcp.pump(context);
+        listeners.accept(poll, context, tcp);
+        tcp.expire(context);
+        listeners.resume(poll, context);
+        if context.adopt() {
+            listeners.adopt(&context.snapshot);
+        }
+        let mut go_on = true;
+        while let Ok(command) = commands.try_recv() {
+            match command {
+                Command::Listen(socket) => listeners.add(poll, context, socket),
+                Command::Unlisten(listener) => listeners.remove(poll, context, tcp, listener),
+                Command::Adopt(accepted) => tcp.open(context, *accepted),
+                Command::List { limit, reply } => drop(reply.send(tcp.list(context, limit))),
+                Command::Kill { id, reply } => drop(reply.send(tcp.kill(context, id))),
+                Command::Shed {
+                    backend,
+                    count,
+                    cause,
+                } => tcp.shed(context, backend, count, cause),
+                Command::ShedAll(cause) => tcp.end_all(context, cause),
+                Command::Retire { to } => {
+                    listeners.hand_over(poll, &to);
+                    *retiring = true;
+                }
+                Command::Stop => go_on = false,
+            }
+        }
+        let stats = &self.context.stats;
+        stats.turns.add(1);
+        stats
+            .turn_ns_max
+            .raise(self.context.now.elapsed().as_nanos() as u64);
+        Ok(go_on && !(self.retiring && self.tcp.is_empty()))
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.tcp.has_work() || self.listeners.has_work() {
+            return Duration::ZERO;
+        }
+        let now_ms = self.context.shared.epoch.elapsed().as_millis() as u64;
+        let timers = [self.tcp.next_timer(), self.listeners.next_timer()];
+        timers.into_iter().flatten().min().map_or(POLL_MAX, |at| {
+            Duration::from_millis(at.saturating_sub(now_ms)).min(POLL_MAX)
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! `weir check -c FILE`: every error and every warning, in one go.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::config::{self, Facts, Loaded};
+
+/// Checks a file; 0 = it can be run, possibly with warnings on stderr; 3 = it is refused.
+pub fn run(path: &Path) -> ExitCode {
+    match config::load(path) {
+        Err(errors) => {
+            eprintln!("{errors}");
+            ExitCode::from(3)
+        }
+        Ok(Loaded { config, warnings }) => {
+            let file = path.display().to_string();
+            for warning in warnings
+                .iter()
+                .chain(&config::facts_warnings(&file, &config, &facts()))
+            {
+                eprintln!("{}", warning.as_warning());
+            }
+            let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+            println!(
+                "{file}: configuration ok: {}, {}, {}",
+                count(config.listeners.len(), "listener"),
+                count(config.pools.len(), "pool"),
+                count(backends, "backend"),
+            );
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// What this machine offers.
+fn facts() -> Facts {
+    let (fd_soft, fd_hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    Facts {
+        fd_soft,
+        fd_hard,
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}

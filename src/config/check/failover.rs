@@ -1,0 +1,186 @@
+//! `failover`.
+
+use std::collections::HashMap;
+
+use indexmap::IndexMap;
+
+use super::{Names, binds::Bound};
+use crate::config::model::*;
+use crate::config::raw::{Notes, Section, Spot};
+use crate::config::value::*;
+
+/// The failover section.
+pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> Failover {
+    let nodes = section.named_values::<std::net::SocketAddr>("nodes");
+    let names = Names::new(nodes.iter().map(|(name, _)| name.as_str()));
+    let node = section.optional_spot::<Name>("node");
+    let mut addresses = HashMap::new();
+    for (name, address) in &nodes {
+        if address.value.ip().is_unspecified() {
+            notes.error(
+                address,
+                "other nodes cannot connect to a wildcard: write the node's own address",
+            );
+        }
+        if let Some(first) = addresses.insert(address.value, name) {
+            notes.error(
+                address,
+                format!(
+                    "`{}` is the address of node `{first}` already",
+                    address.value
+                ),
+            );
+        }
+    }
+    if let Some(node) = &node
+        && let Some(index) = names.find(notes, "node", node)
+    {
+        bound.add(nodes[index].1.clone().map(Bind::from), Protocol::Tcp);
+    }
+    let witnesses = section.list("witnesses");
+    for (i, witness) in witnesses.iter().enumerate() {
+        if let Some(name) = addresses.get(&witness.value) {
+            notes.error(
+                witness,
+                format!("is node `{name}`, which votes already: name a third party"),
+            );
+        } else if witnesses[..i]
+            .iter()
+            .any(|other| other.value == witness.value)
+        {
+            notes.error(
+                witness,
+                format!(
+                    "`{}` is here twice: each witness has one vote",
+                    witness.value
+                ),
+            );
+        }
+    }
+    let failover = Failover {
+        node: node.map(|node| node.value.0).unwrap_or_default(),
+        secret_file: section.value::<AbsolutePath>("secret_file").0,
+        beat: section.value("beat"),
+        dead_after: section.value("dead_after"),
+        vips: vips(notes, section, &nodes, &names, pools),
+        nodes: nodes
+            .into_iter()
+            .map(|(name, address)| (name, address.value))
+            .collect::<IndexMap<_, _>>(),
+        witnesses: witnesses.into_iter().map(|w| w.value).collect(),
+        quorum: section.optional("quorum"),
+        notify: notify(notes, section),
+    };
+    check_failover(section, &failover);
+    failover
+}
+
+/// What must hold between the values: timers and voters.
+pub fn check_failover(section: &Section, failover: &Failover) {
+    let shown = humantime::format_duration;
+    if failover.beat * 3 >= failover.dead_after {
+        let message = format!(
+            "must be less than a third of dead_after ({}), so that two lost beats move nothing: at most {}",
+            shown(failover.dead_after),
+            shown(std::time::Duration::from_millis(
+                (failover.dead_after.as_millis() / 3).saturating_sub(1) as u64
+            )),
+        );
+        section.error("beat", message);
+    }
+    let voters = failover.nodes.len() + failover.witnesses.len();
+    match failover.quorum.map(|quorum| quorum as usize) {
+        Some(quorum) if quorum > voters => {
+            section.error("quorum", format!("`{quorum}` can never be reached: there are {voters} voters (nodes and witnesses)"));
+        }
+        Some(quorum) if quorum * 2 <= voters => {
+            section.warn("quorum", format!("`{quorum}` of {voters} voters is no majority: after a partition two nodes may hold the same address"));
+        }
+        None if failover.nodes.len() == 1 => {
+            section.warn("nodes", "a single node has no other to fail over to");
+        }
+        None if voters == 2 => {
+            section.warn("nodes", "two nodes without a witness: while they cannot reach each other both hold the addresses; add one under `witnesses`");
+        }
+        _ => {}
+    }
+}
+
+fn vips(
+    notes: &Notes,
+    section: &Section,
+    nodes: &[(String, Spot<std::net::SocketAddr>)],
+    names: &Names,
+    pools: &Names,
+) -> Vec<Vip> {
+    let mut seen = HashMap::new();
+    let vip = |item: Section| {
+        let address = item.optional_spot::<VipAddress>("address");
+        if let Some(address) = &address {
+            let ip = address.value.0.addr();
+            if let Some(first) = seen.insert(ip, address.path.clone()) {
+                notes.error(address, format!("`{ip}` is here twice, first as {first}"));
+            }
+            if let Some((name, _)) = nodes.iter().find(|(_, node)| node.value.ip() == ip) {
+                notes.error(
+                    address,
+                    format!(
+                        "`{ip}` is the address of node `{name}`, which never moves: use another"
+                    ),
+                );
+            }
+        }
+        let mut prefer: Vec<usize> = Vec::new();
+        for name in item.list::<Name>("prefer") {
+            match names.find(notes, "node", &name) {
+                Some(node) if prefer.contains(&node) => {
+                    notes.error(&name, format!("`{}` is here twice", name.value.0))
+                }
+                Some(node) => prefer.push(node),
+                None => {}
+            }
+        }
+        if !item.has("prefer") {
+            prefer = (0..nodes.len()).collect();
+        }
+        Vip {
+            address: address.map_or(Default::default(), |a| a.value.0),
+            interface: item.value::<Interface>("interface").0,
+            prefer,
+            preempt: item.value("preempt"),
+            preempt_delay: item.value("preempt_delay"),
+            requires: item
+                .list("requires")
+                .iter()
+                .filter_map(|name| pools.find(notes, "pool", name))
+                .collect(),
+        }
+    };
+    section.items("vips", None).into_iter().map(vip).collect()
+}
+
+/// Program and arguments. One text is a path: words are never split, so that nothing has to be quoted.
+fn notify(notes: &Notes, section: &Section) -> Vec<String> {
+    let words = section.list::<String>("notify");
+    if let Some(program) = words.first() {
+        if !program.value.starts_with('/') {
+            notes.error(
+                program,
+                format!(
+                    "`{}` is not an absolute path: begin with `/`",
+                    program.value
+                ),
+            );
+        } else if words.len() == 1 && program.value.contains(' ') {
+            let list: Vec<&str> = program.value.split_whitespace().collect();
+            notes.error(
+                program,
+                format!(
+                    "is one path, spaces included: write arguments as a list, `[{}]`",
+                    list.join(", ")
+                ),
+            );
+        }
+    }
+    words.into_iter().map(|word| word.value).collect()
+}

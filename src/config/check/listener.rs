@@ -1,0 +1,119 @@
+//! `listeners.NAME`.
+
+use ipnet::IpNet;
+
+use super::{Names, binds::Bound, prefixes};
+use crate::config::model::*;
+use crate::config::raw::{Notes, Section};
+use crate::config::value::*;
+
+/// The listener, and the index of its pool if there is such a pool.
+pub fn check(
+    notes: &Notes,
+    section: &Section,
+    pools: &Names,
+    bound: &mut Bound,
+) -> (Listener, Option<usize>) {
+    let protocol = section.value("protocol");
+    let binds = section.list::<Bind>("bind");
+    for bind in &binds {
+        if protocol == Protocol::Udp && matches!(bind.value, Bind::Unix(_)) {
+            notes.error(
+                bind,
+                "a unix socket carries streams: use it with `protocol: tcp`",
+            );
+        }
+        bound.add(bind.clone(), protocol);
+    }
+    let pool = section
+        .optional_spot::<Name>("pool")
+        .and_then(|name| pools.find(notes, "pool", &name));
+    section.only_for(protocol);
+
+    let limits = section.section("limits");
+    let timeouts = section.section("timeouts");
+    let udp = section.section("udp");
+    let listener = Listener {
+        name: section.name().to_string(),
+        protocol,
+        bind: binds.into_iter().map(|bind| bind.value).collect(),
+        pool: pool.unwrap_or(usize::MAX),
+        allow: prefixes(notes, section, "allow"),
+        deny: prefixes(notes, section, "deny"),
+        limits: ListenerLimits {
+            connections: limits.optional("connections"),
+            per_source: limits.optional("per_source"),
+            new_per_source: limits.optional("new_per_source"),
+            exempt: prefixes(notes, &limits, "exempt"),
+            download: limits.optional("download").map(|Bandwidth(bytes)| bytes),
+            upload: limits.optional("upload").map(|Bandwidth(bytes)| bytes),
+        },
+        timeouts: Timeouts {
+            idle: timeouts.optional("idle"),
+            half_close: timeouts.optional("half_close"),
+            max_age: timeouts.optional("max_age"),
+        },
+        accept_proxy: accept_proxy(notes, section),
+        udp: UdpPolicy {
+            idle: udp.value("idle"),
+            requests: udp.optional("requests"),
+            replies: udp.optional("replies"),
+        },
+    };
+    sources(section, &limits, &listener);
+    (listener, pool)
+}
+
+fn accept_proxy(notes: &Notes, section: &Section) -> Vec<IpNet> {
+    let Some(proxy) = section.switchable("accept_proxy") else {
+        return Vec::new();
+    };
+    let from = prefixes(notes, &proxy, "from");
+    if from.iter().any(|net| net.prefix_len() == 0) {
+        proxy.warn(
+            "from",
+            "trusts everybody: any client can claim any source address; name your proxies only",
+        );
+    }
+    from
+}
+
+/// Rules by source address: they need one, and must be able to have an effect.
+fn sources(section: &Section, limits: &Section, listener: &Listener) {
+    let unix_only = !listener.bind.is_empty()
+        && listener
+            .bind
+            .iter()
+            .all(|bind| matches!(bind, Bind::Unix(_)));
+    for (section, key) in [
+        (section, "allow"),
+        (section, "deny"),
+        (limits, "per_source"),
+        (limits, "new_per_source"),
+    ] {
+        if unix_only && section.has(key) {
+            section.error(key, "clients of a unix socket have no source address: leave it out, or bind an IP address");
+        }
+    }
+    if limits.has("exempt") && !limits.has("per_source") && !limits.has("new_per_source") {
+        limits.warn(
+            "exempt",
+            "has no effect without `per_source` or `new_per_source`",
+        );
+    }
+    if let (Some(all), Some(one)) = (listener.limits.connections, listener.limits.per_source)
+        && one > all
+    {
+        limits.warn(
+            "per_source",
+            format!("has no effect: the listener's own limit of {all} is reached first"),
+        );
+    }
+    let denied = |net: &IpNet| listener.deny.iter().any(|deny| deny.contains(net));
+    if !listener.allow.is_empty() && listener.allow.iter().all(denied) {
+        section.error(
+            "allow",
+            "everything in it is denied by `deny`, which wins: nobody could connect",
+        );
+    }
+}

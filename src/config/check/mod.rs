@@ -1,0 +1,136 @@
+//! From what a file says to what it means; the only place that refuses input.
+//!
+//! Every rule reports and goes on, so one run shows all errors. A [`Config`] made beside errors holds stand-ins and is
+//! thrown away by the caller.
+
+mod binds;
+mod failover;
+mod listener;
+mod pool;
+
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+
+use super::model::*;
+use super::raw::{Notes, Section, Spot, suggestion};
+use super::value::*;
+use super::yaml::Node;
+
+/// Checks a whole file.
+pub fn check(notes: &Notes, tree: &Node) -> Config {
+    let root = Section::root(notes, tree);
+    let listener_sections = root.named("listeners");
+    let pool_sections = root.named("pools");
+    let names = Names::new(pool_sections.iter().map(Section::name));
+    let admin = root.value_spot::<SocketPath>("admin");
+    let metrics = root.optional_spot::<std::net::SocketAddr>("metrics");
+
+    let mut bound = binds::Bound::default();
+    bound.add(admin.clone().map(|path| Bind::Unix(path.0)), Protocol::Tcp);
+    if let Some(metrics) = metrics.clone() {
+        bound.add(metrics.map(Bind::from), Protocol::Tcp);
+    }
+    let mut users = vec![Vec::new(); pool_sections.len()];
+    let listeners: Vec<Listener> = listener_sections
+        .iter()
+        .map(|section| {
+            let (listener, pool) = listener::check(notes, section, &names, &mut bound);
+            if let Some(pool) = pool {
+                users[pool].push(listener.clone());
+            }
+            listener
+        })
+        .collect();
+    let pools: Vec<Pool> = pool_sections
+        .iter()
+        .zip(&users)
+        .map(|(section, users)| pool::check(notes, section, users))
+        .collect();
+    let failover = root
+        .switchable("failover")
+        .map(|section| failover::check(notes, &section, &names, &mut bound));
+    bound.report(notes);
+
+    let log = root.section("log");
+    let limits = root.section("limits");
+    Config {
+        workers: root.optional("workers"),
+        admin: admin.value.0,
+        metrics: metrics.map(|m| m.value),
+        log: Log {
+            level: log.value("level"),
+            access: log.value("access"),
+            format: log.value("format"),
+            interim: log.optional("interim"),
+        },
+        limits: ProcessLimits {
+            connections: limits.optional("connections"),
+            udp_sessions: limits.optional("udp_sessions"),
+        },
+        shutdown_grace: root.value("shutdown_grace"),
+        listeners,
+        pools,
+        failover,
+    }
+}
+
+impl From<std::net::SocketAddr> for Bind {
+    fn from(address: std::net::SocketAddr) -> Bind {
+        Bind::Ip {
+            ip: address.ip(),
+            ports: address.port()..=address.port(),
+        }
+    }
+}
+
+/// Names that others refer to, and their indices.
+struct Names<'a>(HashMap<&'a str, usize>);
+
+impl<'a> Names<'a> {
+    fn new(names: impl Iterator<Item = &'a str>) -> Self {
+        Names(names.enumerate().map(|(i, name)| (name, i)).collect())
+    }
+
+    /// The index of a name; says so if there is no such one. `what` is what is named.
+    fn find(&self, notes: &Notes, what: &str, name: &Spot<Name>) -> Option<usize> {
+        let found = self.0.get(name.value.0.as_str()).copied();
+        if found.is_none() {
+            let mut known: Vec<&str> = self.0.keys().copied().collect();
+            known.sort_unstable();
+            let remedy = match (
+                suggestion(&name.value.0, known.iter().copied()),
+                known.len(),
+            ) {
+                (Some(word), _) => format!("did you mean `{word}`?"),
+                (None, 0) => format!("no {what} is defined"),
+                (None, 1..=8) => format!("defined: {}", known.join(", ")),
+                (None, n) => format!("none of the {n} that are defined"),
+            };
+            notes.error(
+                name,
+                format!("there is no {what} `{}`; {remedy}", name.value.0),
+            );
+        }
+        found
+    }
+}
+
+/// Prefixes in their canonical form; a prefix with bits set behind its length is doubtful.
+fn prefixes(notes: &Notes, section: &Section, key: &str) -> Vec<IpNet> {
+    let trunc = |spot: Spot<IpNet>| {
+        let net = spot.value.trunc();
+        if net != spot.value {
+            notes.warn(
+                &spot,
+                format!(
+                    "`{}` is taken as `{net}`: write that, or `{}` for this address alone",
+                    spot.value,
+                    spot.value.addr()
+                ),
+            );
+        }
+        net
+    };
+    section.list(key).into_iter().map(trunc).collect()
+}

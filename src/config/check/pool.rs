@@ -1,0 +1,298 @@
+//! `pools.NAME`.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::model::*;
+use crate::config::raw::{Notes, Section, Spot};
+use crate::config::value::*;
+
+/// What the listeners of a pool ask of it.
+struct Users<'a>(&'a [Listener]);
+
+impl Users<'_> {
+    fn of(&self, protocol: Protocol) -> Option<&Listener> {
+        self.0.iter().find(|listener| listener.protocol == protocol)
+    }
+    fn udp_only(&self) -> bool {
+        self.of(Protocol::Udp).is_some() && self.of(Protocol::Tcp).is_none()
+    }
+}
+
+/// The pool; `users` are the listeners that name it.
+pub fn check(notes: &Notes, section: &Section, users: &[Listener]) -> Pool {
+    let users = Users(users);
+    if users.0.is_empty() {
+        notes.warn(section.here(), "no listener uses this pool");
+    }
+    if users.udp_only() {
+        section.only_for(Protocol::Udp);
+    }
+    let backends = backends(notes, section, &users);
+    let addresses: Vec<&BackendAddress> = backends.iter().map(|b| &b.value.address).collect();
+    let on_drain = section.section("on_drain");
+    let connect = section.section("connect");
+    let passive = section.switchable("passive");
+    let balance = section.value("balance");
+    let pool = Pool {
+        name: section.name().to_string(),
+        balance,
+        source_hash: source_hash(section, balance),
+        health: health(section, &users, &addresses),
+        passive: passive.map(|passive| Passive {
+            failures: passive.value("failures"),
+            window: passive.value("window"),
+            eject: passive.value("eject"),
+        }),
+        connect: Connect {
+            timeout: connect.value("timeout"),
+            attempts: connect.value("attempts"),
+        },
+        slow_start: section.optional("slow_start"),
+        on_down: section.value("on_down"),
+        on_drain_finish: on_drain.optional("finish"),
+        all_down: section.value("all_down"),
+        send_proxy: section.value("send_proxy"),
+        source_address: source_address(notes, section, &backends),
+        backends: backends.into_iter().map(|b| b.value).collect(),
+    };
+    if let (SendProxy::V1, Some(udp)) = (pool.send_proxy, users.of(Protocol::Udp)) {
+        let message = format!(
+            "version 1 is for streams, and listener `{}` is udp: write `v2`",
+            udp.name
+        );
+        section.error("send_proxy", message);
+    }
+    pool
+}
+
+fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend>> {
+    let mut names: HashMap<String, u32> = HashMap::new();
+    let mut addresses: HashMap<BackendAddress, u32> = HashMap::new();
+    let mut backends = Vec::new();
+    for item in section.items("backends", Some("address")) {
+        let address = item.optional_spot::<BackendAddress>("address");
+        let label = item.optional::<Label>("name").map(|Label(name)| name);
+        let line = item.here().at.line;
+        if let Some(address) = &address {
+            served(notes, address, users);
+            if let Some(first) = addresses.insert(address.value.clone(), line) {
+                notes.error(address, format!("`{}` is in this pool twice, first in line {first}: use `weight` for a larger share", address.value));
+            }
+        }
+        let name = label.or(address.as_ref().map(|a| a.value.to_string()));
+        if let Some(first) = name.clone().and_then(|name| names.insert(name, line))
+            && item.has("name")
+        {
+            item.error(
+                "name",
+                format!(
+                    "`{}` is in this pool twice, first in line {first}",
+                    name.as_deref().unwrap_or_default()
+                ),
+            );
+        }
+        let backend = Backend {
+            name: name.unwrap_or_default(),
+            address: address.map_or(BackendAddress::Unix(Default::default()), |a| a.value),
+            weight: item.value("weight"),
+            max_connections: item.optional("max_connections"),
+            backup: item.value("backup"),
+        };
+        backends.push(item.here().clone().map(|_| backend));
+    }
+    if !backends.is_empty() && backends.iter().all(|b| b.value.weight == 0) {
+        section.error("backends", "every weight is 0, so nothing could be served: give at least one a weight of 1 or more");
+    } else if !backends.is_empty() && backends.iter().all(|b| b.value.backup) {
+        section.warn(
+            "backends",
+            "every backend is a backup: without a primary that makes no difference",
+        );
+    }
+    backends
+}
+
+/// Whether the pool's listeners can use an address.
+fn served(notes: &Notes, address: &Spot<BackendAddress>, users: &Users) {
+    match (&address.value, users.of(Protocol::Udp)) {
+        (BackendAddress::Unix(_), Some(udp)) => {
+            notes.error(
+                address,
+                format!(
+                    "a unix socket carries streams, and listener `{}` is udp: write an IP address",
+                    udp.name
+                ),
+            );
+        }
+        (BackendAddress::SamePort(_), _) => {
+            let unix = |l: &&Listener| l.bind.iter().any(|bind| matches!(bind, Bind::Unix(_)));
+            if let Some(listener) = users.0.iter().find(unix) {
+                notes.error(address, format!("has no port, and listener `{}` binds a unix socket, which has none to take over: write `{}:80`", listener.name, address.value));
+            }
+        }
+        _ => {}
+    }
+    let looped = |l: &&Listener| l.bind.iter().any(|bind| is_itself(bind, &address.value));
+    if let Some(listener) = users.0.iter().find(looped) {
+        notes.error(
+            address,
+            format!(
+                "is bound by listener `{}` itself: connections would go round in circles",
+                listener.name
+            ),
+        );
+    }
+}
+
+fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
+    let local = |bound: &IpAddr, ip: &IpAddr| {
+        bound == ip || bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && ip.is_loopback()
+    };
+    match (bind, address) {
+        (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,
+        (Bind::Ip { ip, ports }, BackendAddress::Ip(to)) => {
+            ports.contains(&to.port()) && local(ip, &to.ip())
+        }
+        (Bind::Ip { ip, .. }, BackendAddress::SamePort(to)) => local(ip, to),
+        _ => false,
+    }
+}
+
+fn source_hash(section: &Section, balance: Balance) -> SourceHash {
+    if balance != Balance::SourceHash && section.has("source_hash") {
+        section.warn(
+            "source_hash",
+            "has no effect without `balance: source_hash`",
+        );
+    }
+    let hash = section.section("source_hash");
+    SourceHash {
+        prefix_v4: hash.value("prefix_v4"),
+        prefix_v6: hash.value("prefix_v6"),
+        port: hash.value("port"),
+        bounded_load: hash.optional("bounded_load"),
+        seed: hash.value("seed"),
+    }
+}
+
+fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> Health {
+    let switched = section.switchable("health");
+    let off = switched.is_none();
+    let health = switched.unwrap_or_else(|| section.absent("health"));
+    let kind = match health.optional("type") {
+        _ if off => ProbeKind::None,
+        Some(kind) => kind,
+        None if !users.udp_only() => ProbeKind::Tcp,
+        None if health.has("send") => ProbeKind::Udp,
+        None if health.has("port") => ProbeKind::Tcp,
+        None => {
+            health.warn("type", "not given, so these udp backends always count as up: write `type: udp` with `send`, `type: tcp` with a `port`, or `type: none`");
+            ProbeKind::None
+        }
+    };
+    let bytes = |key| {
+        health
+            .optional(key)
+            .map(|Payload(bytes)| bytes)
+            .unwrap_or_default()
+    };
+    let result = Health {
+        kind,
+        interval: health.value("interval"),
+        timeout: health.value("timeout"),
+        rise: health.value("rise"),
+        fall: health.value("fall"),
+        port: health.optional("port"),
+        send: bytes("send"),
+        expect: bytes("expect"),
+    };
+    let unused: Vec<_> = [
+        "interval", "timeout", "rise", "fall", "port", "send", "expect",
+    ]
+    .into_iter()
+    .filter(|key| health.has(key))
+    .collect();
+    let unix = |a: &&BackendAddress| matches!(a, BackendAddress::Unix(_));
+    let portless = addresses
+        .iter()
+        .find(|a| matches!(a, BackendAddress::SamePort(_)));
+    match kind {
+        ProbeKind::None => {
+            if !unused.is_empty() {
+                health.warn(
+                    "type",
+                    format!("nothing is probed: {} has no effect", unused.join(", ")),
+                );
+            }
+            return result;
+        }
+        ProbeKind::Udp if !health.has("send") => {
+            health.error("type", "a udp probe needs `send`, a datagram that the backend answers: `send: \"PING\\r\\n\"` or `send: \"hex:...\"`");
+        }
+        ProbeKind::Udp
+            if users.of(Protocol::Udp).is_none()
+                && !users.0.is_empty()
+                && result.port.is_none() =>
+        {
+            health.error(
+                "type",
+                "this pool serves tcp: write `type: tcp`, or the `port` that answers udp",
+            );
+        }
+        _ => {}
+    }
+    if kind == ProbeKind::Udp && addresses.iter().any(unix) {
+        health.error(
+            "type",
+            "a unix socket cannot be probed with datagrams: write `type: tcp` or `type: none`",
+        );
+    }
+    if let (Some(address), None) = (portless, result.port) {
+        health.error("port", format!("missing: backend `{address}` has no port of its own, so the probe needs one: `port: 80`, or `type: none`"));
+    }
+    if result.port.is_some() && !addresses.is_empty() && addresses.iter().all(unix) {
+        health.error("port", "unix sockets have no port: leave it out");
+    }
+    if result.timeout > result.interval {
+        health.warn("timeout", format!("is longer than the interval of {}: probes of a silent backend come at that pace instead", humantime::format_duration(result.interval)));
+    }
+    result
+}
+
+fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) -> Option<IpAddr> {
+    let source = section.optional_spot::<IpAddr>("source_address")?;
+    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    if source.value.is_unspecified() || source.value.is_multicast() {
+        notes.error(
+            &source,
+            format!(
+                "`{}` is no address of this machine: leave it out to let the kernel choose",
+                source.value
+            ),
+        );
+    }
+    let ip_of = |b: &Backend| match &b.address {
+        BackendAddress::Ip(address) => Some(SocketAddr::ip(address)),
+        BackendAddress::SamePort(ip) => Some(*ip),
+        BackendAddress::Unix(_) => None,
+    };
+    let other = |b: &&Spot<Backend>| {
+        ip_of(&b.value).is_some_and(|ip| ip.is_ipv4() != source.value.is_ipv4())
+    };
+    if let Some(backend) = backends.iter().find(other) {
+        let name = &backend.value.name;
+        notes.error(
+            &source,
+            format!(
+                "is {}, and backend `{name}` is not: give the two families pools of their own",
+                family(&source.value)
+            ),
+        );
+    } else if !backends.is_empty() && backends.iter().all(|b| ip_of(&b.value).is_none()) {
+        notes.error(
+            &source,
+            "connections to unix sockets have no source address: leave it out",
+        );
+    }
+    Some(source.value)
+}

@@ -1,0 +1,352 @@
+//! Every key of the configuration: one table for the checker, the reference and the list of what is built.
+//!
+//! A row's type is the Rust type that reads it, its default is the text that is read when the key is left out, its
+//! range is enforced as it stands. So the reference cannot say anything else than what happens; tests hold that every
+//! row is read and that nothing is read without a row. `*` in a path stands for a name, or for an entry of a list.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::model::*;
+use super::value::*;
+
+/// What a key holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One scalar.
+    Value,
+    /// Scalars; one alone may stand without brackets. The range counts them.
+    List,
+    /// A mapping of known keys.
+    Section,
+    /// A mapping of names to sections (or, if the row below is a value, to scalars).
+    Named,
+    /// A list of sections.
+    Items,
+}
+
+/// What happens when a key is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// This text is read instead.
+    Default(&'static str),
+    /// Nothing is set; this is what it means.
+    Means(&'static str),
+    /// The file is refused.
+    Refused,
+}
+
+/// Whether the program does what the key says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Built {
+    /// Yes.
+    Yes,
+    /// No: refused, with everything below it.
+    No,
+    /// Yes, but for these values.
+    Except(&'static [&'static str]),
+}
+
+/// One row.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// Path with `*` for names and entries.
+    pub path: &'static str,
+    /// What it holds.
+    pub shape: Shape,
+    /// Type, in words.
+    pub kind: &'static str,
+    /// What is counted; empty if nothing is, or if the value carries its unit.
+    pub unit: &'static str,
+    /// A word that stands for "none" or "by itself" in place of a value.
+    pub word: Option<&'static str>,
+    /// When left out.
+    pub missing: Missing,
+    /// `LOW..HIGH`, both included; empty = any.
+    pub range: &'static str,
+    /// The only protocol for which it has a meaning.
+    pub only: Option<Protocol>,
+    /// Whether it is built.
+    pub built: Built,
+    /// What the reference shows in its first (TCP) example; the default if empty.
+    pub example: &'static str,
+    /// What the reference shows in its second (UDP) example; left out there if empty.
+    pub example_udp: &'static str,
+    /// Meaning, in sentences.
+    pub meaning: &'static str,
+}
+
+impl Field {
+    const fn new(
+        path: &'static str,
+        shape: Shape,
+        kind: &'static str,
+        missing: Missing,
+        meaning: &'static str,
+    ) -> Field {
+        Field {
+            path,
+            shape,
+            kind,
+            unit: "",
+            word: None,
+            missing,
+            range: "",
+            only: None,
+            built: Built::Yes,
+            example: "",
+            example_udp: "",
+            meaning,
+        }
+    }
+    const fn off(self) -> Field {
+        Field {
+            missing: Means("off"),
+            ..self
+        }
+    }
+    const fn unit(self, unit: &'static str) -> Field {
+        Field { unit, ..self }
+    }
+    const fn or(self, word: &'static str) -> Field {
+        Field {
+            word: Some(word),
+            ..self
+        }
+    }
+    const fn range(self, range: &'static str) -> Field {
+        Field { range, ..self }
+    }
+    const fn only(self, protocol: Protocol) -> Field {
+        Field {
+            only: Some(protocol),
+            ..self
+        }
+    }
+    const fn example(self, example: &'static str) -> Field {
+        Field { example, ..self }
+    }
+    const fn udp(self, example_udp: &'static str) -> Field {
+        Field {
+            example_udp,
+            ..self
+        }
+    }
+    const fn not_yet(self) -> Field {
+        Field {
+            built: Built::No,
+            ..self
+        }
+    }
+    const fn not_yet_for(self, values: &'static [&'static str]) -> Field {
+        Field {
+            built: Built::Except(values),
+            ..self
+        }
+    }
+
+    /// The last word of the path.
+    pub fn key(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+
+    /// The path without its last word; empty for a top-level key.
+    pub fn parent(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    }
+
+    /// Whether `text` is this key's word, or another way to say it.
+    pub fn is_word(&self, text: &str) -> bool {
+        match self.word {
+            None => false,
+            Some("auto") => text == "auto",
+            Some(word) => {
+                text == word || matches!(text, "off" | "none" | "no" | "false" | "unlimited")
+            }
+        }
+    }
+}
+
+const fn value<T: FromText>(
+    path: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Field {
+    Field::new(
+        path,
+        Shape::Value,
+        T::KIND,
+        Missing::Default(default),
+        meaning,
+    )
+}
+const fn optional<T: FromText>(
+    path: &'static str,
+    means: &'static str,
+    meaning: &'static str,
+) -> Field {
+    Field::new(path, Shape::Value, T::KIND, Missing::Means(means), meaning)
+}
+const fn required<T: FromText>(
+    path: &'static str,
+    example: &'static str,
+    meaning: &'static str,
+) -> Field {
+    Field::new(path, Shape::Value, T::KIND, Missing::Refused, meaning).example(example)
+}
+const fn list<T: FromText>(
+    path: &'static str,
+    missing: Missing,
+    example: &'static str,
+    meaning: &'static str,
+) -> Field {
+    Field::new(path, Shape::List, T::KIND, missing, meaning).example(example)
+}
+const fn section(path: &'static str, meaning: &'static str) -> Field {
+    Field::new(
+        path,
+        Shape::Section,
+        "section",
+        Missing::Means("the defaults of its keys"),
+        meaning,
+    )
+}
+const fn named(path: &'static str, missing: Missing, meaning: &'static str) -> Field {
+    Field::new(path, Shape::Named, "names", missing, meaning)
+}
+const fn items(path: &'static str, meaning: &'static str) -> Field {
+    Field::new(
+        path,
+        Shape::Items,
+        "list of sections",
+        Missing::Refused,
+        meaning,
+    )
+}
+
+use Missing::{Means, Refused};
+use Protocol::{Tcp, Udp};
+
+/// The table, in the order of the reference.
+#[rustfmt::skip]
+pub static FIELDS: &[Field] = &[
+    value::<usize>("workers", "auto", "Event loops; auto = the CPUs that this process may use.").or("auto").unit("threads").range("1..1024"),
+    value::<SocketPath>("admin", "/run/weir/admin.sock", "Unix socket for `weir status` and the like, mode 0660."),
+    value::<SocketAddr>("metrics", "off", "HTTP endpoint: /metrics, /status, /healthz and a page at /.").or("off").example("127.0.0.1:9109").not_yet(),
+
+    section("log", "Logging."),
+    value::<log::LevelFilter>("log.level", "info", "Threshold of the event log, which goes to stderr."),
+    value::<AccessTarget>("log.access", "stdout", "Where the record of each ended connection or session goes; a file is reopened on HUP."),
+    value::<LogFormat>("log.format", "text", "Form of both logs: key=value, or a JSON object a line."),
+    value::<Duration>("log.interim", "off", "Period of interim records of connections that live on.").or("off").range("1s..24h").example("5m").not_yet(),
+
+    section("limits", "Limits of the whole process."),
+    value::<u32>("limits.connections", "auto", "Live TCP connections; auto = what the descriptor limit can carry.").or("auto").unit("connections").range("1..10000000"),
+    value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000").not_yet(),
+    value::<Duration>("shutdown_grace", "30s", "How long connections may finish after TERM.").range("0s..24h"),
+
+    named("listeners", Refused, "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
+    section("listeners.*", "A named set of addresses that share a pool and a policy."),
+    value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp").not_yet_for(&["udp"]),
+    list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
+    required::<Name>("listeners.*.pool", "web", "The pool that serves it.").udp("dns"),
+    list::<IpNet>("listeners.*.allow", Means("everybody"), "[10.0.0.0/8]", "If given, other sources are refused. A bare address means itself alone.").range("1..100000").not_yet(),
+    list::<IpNet>("listeners.*.deny", Means("nobody"), "[10.66.0.0/16]", "Sources that are refused, whatever `allow` says.").not_yet(),
+    section("listeners.*.limits", "Caps and rates of this listener.").not_yet(),
+    value::<u32>("listeners.*.limits.connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("10000"),
+    value::<u32>("listeners.*.limits.per_source", "unlimited", "Live connections or sessions of one source address.").or("unlimited").unit("connections").range("1..10000000").example("100"),
+    value::<Rate>("listeners.*.limits.new_per_source", "unlimited", "New connections or sessions of one source address.").or("unlimited").range("1/s..1000000/s").example("50/s"),
+    list::<IpNet>("listeners.*.limits.exempt", Means("nobody"), "[10.1.0.0/16]", "Sources to which the two above do not apply."),
+    value::<Bandwidth>("listeners.*.limits.download", "unlimited", "Towards the client, each connection.").or("unlimited").range("1KB/s..1000GB/s").example("10MiB/s").only(Tcp),
+    value::<Bandwidth>("listeners.*.limits.upload", "unlimited", "From the client, each connection.").or("unlimited").range("1KB/s..1000GB/s").example("10MiB/s").only(Tcp),
+    section("listeners.*.timeouts", "Ends of connections that no side closes.").only(Tcp),
+    value::<Duration>("listeners.*.timeouts.idle", "10m", "No byte in either direction for so long ends the connection.").or("off").range("10ms..30d"),
+    value::<Duration>("listeners.*.timeouts.half_close", "60s", "After one direction has ended, the other may be silent for so long.").or("off").range("10ms..30d"),
+    value::<Duration>("listeners.*.timeouts.max_age", "off", "Longest life of a connection, jittered by up to a tenth.").or("off").range("1s..365d").not_yet(),
+    section("listeners.*.accept_proxy", "Accept PROXY protocol headers (v1 and v2), from these sources only.").or("off").off().only(Tcp).not_yet(),
+    list::<IpNet>("listeners.*.accept_proxy.from", Refused, "[10.0.0.0/24]", "These sources must start with a header, or are closed; from others nothing is parsed.").range("1..10000"),
+    section("listeners.*.udp", "Ends of UDP sessions.").only(Udp).udp("section").not_yet(),
+    value::<Duration>("listeners.*.udp.idle", "30s", "A session without a datagram for so long ends.").range("10ms..24h").udp("30s"),
+    value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
+    value::<u32>("listeners.*.udp.replies", "unlimited", "Datagrams from the backend after which the session ends; 1 for DNS.").or("unlimited").unit("datagrams").range("1..4294967295").udp("1"),
+
+    named("pools", Refused, "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
+    section("pools.*", "A named set of backends with one policy."),
+    value::<Balance>("pools.*.balance", "least_conn", "How a backend is chosen; every way heeds weights."),
+    section("pools.*.source_hash", "Parameters of `balance: source_hash` (Maglev)."),
+    value::<u8>("pools.*.source_hash.prefix_v4", "32", "Leading bits of an IPv4 source that count.").unit("bits").range("1..32"),
+    value::<u8>("pools.*.source_hash.prefix_v6", "128", "Leading bits of an IPv6 source that count.").unit("bits").range("1..128"),
+    value::<bool>("pools.*.source_hash.port", "false", "Whether the source port counts too."),
+    value::<f64>("pools.*.source_hash.bounded_load", "off", "No backend carries more than so many times the mean.").or("off").unit("times the mean").range("1.01..100"),
+    value::<u64>("pools.*.source_hash.seed", "0", "Nodes that shall agree have the same seed."),
+    items("pools.*.backends", "The servers: sections, or plain addresses.").range("1..100000").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
+    optional::<Label>("pools.*.backends.*.name", "its address", "Name, unique in the pool.").example("a").udp("ns1"),
+    required::<BackendAddress>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
+    value::<u32>("pools.*.backends.*.weight", "1", "Share of the work; 0 = no new work.").range("0..65535"),
+    value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
+    value::<bool>("pools.*.backends.*.backup", "false", "Used only when no other is left."),
+    section("pools.*.health", "Active health checks.").or("none").udp("section"),
+    optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp").not_yet_for(&["udp"]),
+    value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),
+    value::<Duration>("pools.*.health.timeout", "1s", "Of one probe, from connect to verdict.").range("1ms..5m"),
+    value::<u32>("pools.*.health.rise", "2", "Successes in a row that bring a backend up.").unit("probes").range("1..100"),
+    value::<u32>("pools.*.health.fall", "3", "Failures in a row that take a backend down.").unit("probes").range("1..100"),
+    optional::<u16>("pools.*.health.port", "the backend's own", "Port to probe.").range("1..65535").example("8081"),
+    optional::<Payload>("pools.*.health.send", "nothing is sent", "Bytes to send: text, or hex:00ff1a.").example("\"PING\\r\\n\"").udp("\"hex:0001 0100 0001 0000 0000 0000 00 0002 0001\""),
+    optional::<Payload>("pools.*.health.expect", "any answer", "Bytes that the answer must contain.").example("\"+PONG\""),
+    section("pools.*.passive", "Ejection by failures of real traffic; never the last backend.").or("off").not_yet(),
+    value::<u32>("pools.*.passive.failures", "3", "Failures within the window that eject.").unit("failures").range("1..10000"),
+    value::<Duration>("pools.*.passive.window", "10s", "The window.").range("100ms..1h"),
+    value::<Duration>("pools.*.passive.eject", "10s", "First ejection; doubles with each in a row, up to ten times this.").range("100ms..1h"),
+    section("pools.*.connect", "Connecting to a backend.").only(Tcp),
+    value::<Duration>("pools.*.connect.timeout", "2s", "For all attempts together.").range("1ms..5m"),
+    value::<u32>("pools.*.connect.attempts", "3", "Each goes to a different backend.").unit("attempts").range("1..100"),
+    value::<Duration>("pools.*.slow_start", "off", "A returning backend gets its full share only after so long.").or("off").range("100ms..1h").example("30s").not_yet(),
+    value::<OnDown>("pools.*.on_down", "keep", "What happens to live connections of a backend that goes down.").not_yet_for(&["close"]),
+    section("pools.*.on_drain", "Connections of a backend that is drained.").not_yet(),
+    value::<Duration>("pools.*.on_drain.finish", "60s", "They may go on for so long, then are closed, spread over the last part.").or("off").range("0s..24h"),
+    value::<AllDown>("pools.*.all_down", "refuse", "When no backend is up: refuse, or try every one as if it were up.").not_yet_for(&["try_all"]),
+    value::<SendProxy>("pools.*.send_proxy", "off", "PROXY header sent to the backend.").udp("v2").not_yet_for(&["v1", "v2"]),
+    optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5").not_yet(),
+
+    section("failover", "Virtual IP addresses that move between nodes.").off().not_yet(),
+    required::<Name>("failover.node", "a", "This node, a key of `nodes`."),
+    required::<AbsolutePath>("failover.secret_file", "/etc/weir/secret", "Shared secret that signs beats; a file that others can read is refused."),
+    value::<Duration>("failover.beat", "50ms", "Period of beats; less than a third of dead_after.").range("10ms..10s"),
+    value::<Duration>("failover.dead_after", "250ms", "Silence after which a node counts as dead.").range("50ms..60s"),
+    named("failover.nodes", Refused, "Beat addresses of all nodes, this one included.").range("1..31").example(r#"{a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#),
+    required::<SocketAddr>("failover.nodes.*", "10.0.0.1:7400", "The node's address and port."),
+    list::<SocketAddr>("failover.witnesses", Means("none"), "[\"10.0.0.254:22\"]", "TCP endpoints that vote by answering.").range("0..31"),
+    value::<u32>("failover.quorum", "auto", "Voters that must be reached; auto = a majority of nodes and witnesses when there are three or more of them, else 1.").or("auto").unit("voters").range("1..62"),
+    items("failover.vips", "The virtual addresses.").range("1..256").example(r#"[{address: 10.0.0.100/24, interface: eth0}]"#),
+    required::<VipAddress>("failover.vips.*.address", "10.0.0.100/24", "Address with its prefix length."),
+    required::<Interface>("failover.vips.*.interface", "eth0", "Where it is installed."),
+    list::<Name>("failover.vips.*.prefer", Means("all nodes, in the order of `nodes`"), "[a]", "The nodes that may hold it, in order of preference.").range("1..31"),
+    value::<bool>("failover.vips.*.preempt", "true", "Whether a more preferred node takes the address back."),
+    value::<Duration>("failover.vips.*.preempt_delay", "5s", "How long that node must have been healthy first.").range("0s..24h"),
+    list::<Name>("failover.vips.*.requires", Means("none"), "[web]", "Pools that must have a backend."),
+    list::<String>("failover.notify", Means("none"), "[/usr/local/bin/vip-moved, --verbose]", "Program and arguments, run without a shell on each transition; a single text is a path without arguments.").range("1..64"),
+];
+
+/// The row of a path.
+pub fn field(path: &str) -> Option<&'static Field> {
+    static BY_PATH: LazyLock<HashMap<&str, &Field>> =
+        LazyLock::new(|| FIELDS.iter().map(|f| (f.path, f)).collect());
+    BY_PATH.get(path).copied()
+}
+
+/// The rows directly below a path.
+pub fn below(path: &str) -> &'static [&'static Field] {
+    static BY_PARENT: LazyLock<HashMap<&str, Vec<&Field>>> = LazyLock::new(|| {
+        let mut map: HashMap<&str, Vec<&Field>> = HashMap::new();
+        FIELDS
+            .iter()
+            .for_each(|f| map.entry(f.parent()).or_default().push(f));
+        map
+    });
+    BY_PARENT.get(path).map_or(&[], Vec::as_slice)
+}

@@ -1,0 +1,786 @@
+//! Reading a tree by the table of [`fields`](super::fields): what a file may say.
+//!
+//! A [`Section`] hands out values and collects everything that is wrong on the way; it never stops at the first.
+//! A value that is missing or wrong is stood in for by the key's default, or, if it has none, by the table's example:
+//! whatever was reported, checking goes on with something of the right type, and the result is thrown away at the end.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use super::fields::{Built, Field, Missing, Shape, below, field};
+use super::model::Protocol;
+use super::value::{FromText, Name};
+use super::yaml::{Entry, Node, Place, Value, shorten};
+
+/// Something to say about a place in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// Where.
+    pub at: Place,
+    /// Path of the key.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// A value and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spot<T> {
+    /// Where.
+    pub at: Place,
+    /// Path of the key, with indices.
+    pub path: String,
+    /// What.
+    pub value: T,
+}
+
+impl<T> Spot<T> {
+    /// Another value of the same place.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Spot<U> {
+        Spot {
+            at: self.at,
+            path: self.path,
+            value: f(self.value),
+        }
+    }
+}
+
+/// Collects findings.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Take keys that are not built yet, too.
+    pub unbuilt: bool,
+    /// Reasons to refuse the file.
+    pub errors: RefCell<Vec<Finding>>,
+    /// Reasons to think again.
+    pub warnings: RefCell<Vec<Finding>>,
+    /// Rows that were read.
+    pub read: RefCell<BTreeSet<&'static str>>,
+}
+
+impl Notes {
+    /// Refuses the file.
+    pub fn error<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
+        self.errors.borrow_mut().push(Finding {
+            at: spot.at,
+            path: spot.path.clone(),
+            message: message.into(),
+        });
+    }
+
+    /// Doubts the file.
+    pub fn warn<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(Finding {
+            at: spot.at,
+            path: spot.path.clone(),
+            message: message.into(),
+        });
+    }
+}
+
+/// A mapping of known keys.
+#[derive(Debug, Clone)]
+pub struct Section<'a> {
+    notes: &'a Notes,
+    /// Row of the section, `*` for names.
+    rule: String,
+    /// Its own place and path; the value is what it was called.
+    spot: Spot<String>,
+    entries: Vec<Given<'a>>,
+}
+
+/// A key of a section, as the file has it.
+#[derive(Debug, Clone, Copy)]
+struct Given<'a> {
+    key: &'a str,
+    at: Place,
+    node: &'a Node,
+}
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub fn root(notes: &'a Notes, node: &'a Node) -> Self {
+        let spot = Spot {
+            at: node.at,
+            path: String::new(),
+            value: node,
+        };
+        Section::open(notes, String::new(), String::new(), spot)
+    }
+
+    fn open(notes: &'a Notes, rule: String, name: String, spot: Spot<&'a Node>) -> Self {
+        let node = spot.value;
+        let mut section = Section {
+            notes,
+            rule,
+            spot: spot.map(|_| name),
+            entries: Vec::new(),
+        };
+        match &node.value {
+            Value::Map(entries) => {
+                section.entries = entries
+                    .iter()
+                    .filter(|entry| once(notes, &section.spot.path, entry) && section.knows(entry))
+                    .map(Given::from)
+                    .collect()
+            }
+            Value::Null => {}
+            other => section.refuse(format!(
+                "{} stands where keys belong: {}",
+                other.describe(),
+                section.keys().collect::<Vec<_>>().join(", ")
+            )),
+        }
+        section
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &'static str> + use<> {
+        below(&self.rule).iter().map(|f| f.key())
+    }
+
+    /// Whether the table has this key and the program does what it says; if not, says so.
+    fn knows(&self, entry: &Entry) -> bool {
+        let spot = Spot {
+            at: entry.at,
+            path: self.path_of(&entry.key),
+            value: (),
+        };
+        match self.field(&entry.key) {
+            None => {
+                let remedy = match suggestion(&entry.key, self.keys()) {
+                    Some(key) => format!("did you mean `{key}`?"),
+                    None => format!("known here: {}", self.keys().collect::<Vec<_>>().join(", ")),
+                };
+                self.notes.error(&spot, format!("unknown key; {remedy}"));
+                false
+            }
+            Some(Field {
+                built: Built::No, ..
+            }) if !self.notes.unbuilt => {
+                self.notes.error(&spot, "not supported yet: leave it out");
+                true
+            }
+            Some(_) => true,
+        }
+    }
+
+    fn field(&self, key: &str) -> Option<&'static Field> {
+        field(&join(&self.rule, key))
+    }
+
+    /// The row of a key that the checker asks for.
+    fn row(&self, key: &str, shape: Shape) -> &'static Field {
+        let row = self
+            .field(key)
+            .unwrap_or_else(|| panic!("no row for {}.{key}", self.rule));
+        debug_assert_eq!(row.shape, shape, "{}", row.path);
+        self.notes.read.borrow_mut().insert(row.path);
+        row
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        join(&self.spot.path, &shorten(key))
+    }
+
+    fn find(&self, key: &str) -> Option<Given<'a>> {
+        self.entries.iter().copied().find(|entry| entry.key == key)
+    }
+
+    /// What the section is called in the file.
+    pub fn name(&self) -> &str {
+        &self.spot.value
+    }
+
+    /// The section's own place.
+    pub fn here(&self) -> &Spot<String> {
+        &self.spot
+    }
+
+    /// Whether the file has the key.
+    pub fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// The place of a key; of the section itself if the file does not have it.
+    pub fn spot(&self, key: &str) -> Spot<()> {
+        let at = self.find(key).map_or(self.spot.at, |entry| entry.at);
+        Spot {
+            at,
+            path: self.path_of(key),
+            value: (),
+        }
+    }
+
+    /// Refuses the file because of this section.
+    pub fn refuse(&self, message: impl Into<String>) {
+        self.notes.error(&self.spot, message);
+    }
+
+    /// Refuses the file because of a key of this section.
+    pub fn error(&self, key: &str, message: impl Into<String>) {
+        self.notes.error(&self.spot(key), message);
+    }
+
+    /// Doubts a key of this section.
+    pub fn warn(&self, key: &str, message: impl Into<String>) {
+        self.notes.warn(&self.spot(key), message);
+    }
+
+    /// Refuses keys that have a meaning for the other protocol only.
+    pub fn only_for(&self, protocol: Protocol) {
+        let other = |row: &Field| row.only.is_some_and(|only| only != protocol);
+        let word = |protocol| {
+            if protocol == Protocol::Tcp {
+                "tcp"
+            } else {
+                "udp"
+            }
+        };
+        let refuse = |at, path| {
+            let there = word(if protocol == Protocol::Tcp {
+                Protocol::Udp
+            } else {
+                Protocol::Tcp
+            });
+            self.notes.error(
+                &Spot {
+                    at,
+                    path,
+                    value: (),
+                },
+                format!(
+                    "has a meaning for {there} only, and this is {}: leave it out",
+                    word(protocol)
+                ),
+            );
+        };
+        for given in &self.entries {
+            let Some(row) = self.field(given.key) else {
+                continue;
+            };
+            let path = self.path_of(given.key);
+            match &given.node.value {
+                _ if other(row) => refuse(given.at, path),
+                Value::Map(entries) if row.shape == Shape::Section => {
+                    let wrong = |e: &&Entry| field(&join(row.path, &e.key)).is_some_and(other);
+                    entries
+                        .iter()
+                        .filter(wrong)
+                        .for_each(|e| refuse(e.at, join(&path, &e.key)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    // ---- values ----
+
+    /// A value; its default if it is missing or wrong.
+    pub fn value<T: FromText>(&self, key: &str) -> T {
+        let row = self.row(key, Shape::Value);
+        self.scalar(row).flatten().unwrap_or_else(|| stand_in(row))
+    }
+
+    /// A value or `None`: switched off by its word, or left out without a default, or wrong.
+    pub fn optional<T: FromText>(&self, key: &str) -> Option<T> {
+        let row = self.row(key, Shape::Value);
+        match (self.scalar(row), row.missing) {
+            (Some(given), _) => given,
+            (None, Missing::Default(text)) if !row.is_word(text) => Some(stand_in(row)),
+            (None, _) => None,
+        }
+    }
+
+    /// As [`optional`](Self::optional), with its place.
+    pub fn optional_spot<T: FromText>(&self, key: &str) -> Option<Spot<T>> {
+        let value = self.optional(key)?;
+        let at = self.find(key).map_or(self.spot.at, |entry| entry.node.at);
+        Some(Spot {
+            at,
+            path: self.path_of(key),
+            value,
+        })
+    }
+
+    /// As [`value`](Self::value), with its place.
+    pub fn value_spot<T: FromText>(&self, key: &str) -> Spot<T> {
+        let at = self.find(key).map_or(self.spot.at, |given| given.node.at);
+        Spot {
+            at,
+            path: self.path_of(key),
+            value: self.value(key),
+        }
+    }
+
+    /// `None`: left out. `Some(None)`: the row's word, or wrong, which has been said.
+    fn scalar<T: FromText>(&self, row: &Field) -> Option<Option<T>> {
+        debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
+        match self.find(row.key()) {
+            Some(entry) => Some(self.parse(
+                row,
+                Spot {
+                    at: entry.node.at,
+                    path: self.path_of(row.key()),
+                    value: entry.node,
+                },
+            )),
+            None => {
+                self.complain_if_required(row);
+                None
+            }
+        }
+    }
+
+    fn complain_if_required(&self, row: &Field) {
+        if row.missing == Missing::Refused {
+            self.error(
+                row.key(),
+                format!("missing; for example `{}: {}`", row.key(), row.example),
+            );
+        }
+    }
+
+    fn parse<T: FromText>(&self, row: &Field, spot: Spot<&Node>) -> Option<T> {
+        let text = match &spot.value.value {
+            Value::Scalar(text) => text.as_str(),
+            other => {
+                let word = row
+                    .word
+                    .map_or(String::new(), |word| format!(" or `{word}`"));
+                self.notes.error(
+                    &spot,
+                    format!(
+                        "{} stands where this belongs: {}{word}",
+                        other.describe(),
+                        row.kind
+                    ),
+                );
+                return None;
+            }
+        };
+        if row.is_word(text) {
+            return None;
+        }
+        if let (Built::Except(words), false) = (row.built, self.notes.unbuilt)
+            && words.contains(&text)
+        {
+            self.notes
+                .error(&spot, format!("`{text}` is not supported yet"));
+        }
+        let range = if row.shape == Shape::Value {
+            range::<T>(row)
+        } else {
+            None
+        };
+        let word = row
+            .word
+            .map_or(String::new(), |word| format!(", or `{word}`"));
+        let out_of_range = || {
+            format!(
+                "`{text}` is out of range: {}{word}",
+                row.range.replace("..", " to ")
+            )
+        };
+        let parsed = match (T::from_text(text), range) {
+            (Ok(value), Some((low, high))) if !value.within(&low, &high) => Err(out_of_range()),
+            (Err(_), Some(_)) if text.parse::<i128>().is_ok() && row.kind == u64::KIND => {
+                Err(out_of_range())
+            }
+            (parsed, _) => parsed,
+        };
+        parsed
+            .map_err(|message| self.notes.error(&spot, message))
+            .ok()
+    }
+
+    /// Scalars with their places; those that are wrong are left out.
+    pub fn list<T: FromText>(&self, key: &str) -> Vec<Spot<T>> {
+        let row = self.row(key, Shape::List);
+        debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
+        let Some(entry) = self.find(key) else {
+            self.complain_if_required(row);
+            return Vec::new();
+        };
+        let spots = match &entry.node.value {
+            Value::List(nodes) => self.numbered(key, nodes),
+            Value::Null => Vec::new(),
+            _ => vec![Spot {
+                at: entry.node.at,
+                path: self.path_of(key),
+                value: entry.node,
+            }],
+        };
+        self.count(row, spots.len());
+        spots
+            .into_iter()
+            .filter_map(|Spot { at, path, value }| {
+                let parsed = self.parse(
+                    row,
+                    Spot {
+                        at,
+                        path: path.clone(),
+                        value,
+                    },
+                )?;
+                Some(Spot {
+                    at,
+                    path,
+                    value: parsed,
+                })
+            })
+            .collect()
+    }
+
+    fn numbered(&self, key: &str, nodes: &'a [Node]) -> Vec<Spot<&'a Node>> {
+        let path = self.path_of(key);
+        nodes
+            .iter()
+            .enumerate()
+            .map(|(i, node)| Spot {
+                at: node.at,
+                path: format!("{path}[{i}]"),
+                value: node,
+            })
+            .collect()
+    }
+
+    fn count(&self, row: &Field, entries: usize) {
+        if let Some((low, high)) = range::<usize>(row)
+            && !(low..=high).contains(&entries)
+        {
+            self.error(
+                row.key(),
+                match entries {
+                    0 => format!(
+                        "is empty: {}",
+                        match row.missing {
+                            Missing::Means(means) => format!("leave it out for {means}"),
+                            _ => format!("at least {low} must be given"),
+                        }
+                    ),
+                    n => format!("has {n} entries: {low} to {high} are possible"),
+                },
+            );
+        }
+    }
+
+    // ---- sections ----
+
+    /// A section; `None` if it is switched off by its word, or left out and off by default.
+    pub fn switchable(&self, key: &str) -> Option<Section<'a>> {
+        let row = self.row(key, Shape::Section);
+        match self.find(key) {
+            Some(Given {
+                node:
+                    Node {
+                        value: Value::Scalar(text),
+                        ..
+                    },
+                ..
+            }) if row.is_word(text) => None,
+            Some(entry) => {
+                let spot = Spot {
+                    at: entry.at,
+                    path: self.path_of(key),
+                    value: entry.node,
+                };
+                Some(Section::open(
+                    self.notes,
+                    row.path.to_string(),
+                    key.to_string(),
+                    spot,
+                ))
+            }
+            None if row.missing == Missing::Means("off") => None,
+            None => Some(self.absent(key)),
+        }
+    }
+
+    /// A section as if it were left out.
+    pub fn absent(&self, key: &str) -> Section<'a> {
+        let row = self.row(key, Shape::Section);
+        Section {
+            notes: self.notes,
+            rule: row.path.to_string(),
+            spot: Spot {
+                value: key.to_string(),
+                ..self.spot(key).map(|()| String::new())
+            },
+            entries: Vec::new(),
+        }
+    }
+
+    /// A section that is always there.
+    pub fn section(&self, key: &str) -> Section<'a> {
+        self.switchable(key)
+            .expect("a section without a word is never off")
+    }
+
+    /// Names and what they stand for, names checked. Nothing if the key is missing, which has been said.
+    fn names(&self, key: &str) -> (&'static Field, Vec<Spot<&'a Entry>>) {
+        let row = self.row(key, Shape::Named);
+        let Some(entry) = self.find(key) else {
+            self.complain_if_required(row);
+            return (row, Vec::new());
+        };
+        let entries: &[Entry] = match &entry.node.value {
+            Value::Map(entries) => entries,
+            Value::Null => &[],
+            other => {
+                let message = format!(
+                    "{} stands where names and what they hold belong: `{key}: {{a: ...}}`",
+                    other.describe()
+                );
+                self.error(key, message);
+                return (row, Vec::new());
+            }
+        };
+        match entries.is_empty() {
+            true => self.error(key, "is empty: at least one must be given"),
+            false => self.count(row, entries.len()),
+        }
+        let path = self.path_of(key);
+        let spot = |entry: &'a Entry| Spot {
+            at: entry.at,
+            path: join(&path, &shorten(&entry.key)),
+            value: entry,
+        };
+        let spots: Vec<_> = entries
+            .iter()
+            .filter(|entry| once(self.notes, &path, entry))
+            .map(spot)
+            .collect();
+        for spot in &spots {
+            if let Err(message) = Name::from_text(&spot.value.key) {
+                self.notes.error(spot, message);
+            }
+        }
+        (row, spots)
+    }
+
+    /// Named sections.
+    pub fn named(&self, key: &str) -> Vec<Section<'a>> {
+        let (row, names) = self.names(key);
+        let rule = join(row.path, "*");
+        self.notes
+            .read
+            .borrow_mut()
+            .extend(field(&rule).map(|row| row.path));
+        let open = |Spot {
+                        at,
+                        path,
+                        value: entry,
+                    }: Spot<&'a Entry>| {
+            Section::open(
+                self.notes,
+                rule.clone(),
+                entry.key.clone(),
+                Spot {
+                    at,
+                    path,
+                    value: &entry.node,
+                },
+            )
+        };
+        names.into_iter().map(open).collect()
+    }
+
+    /// Named values; the table's example stands in for those that are wrong.
+    pub fn named_values<T: FromText>(&self, key: &str) -> Vec<(String, Spot<T>)> {
+        let (row, names) = self.names(key);
+        let row = field(&join(row.path, "*")).expect("a row for the values");
+        self.notes.read.borrow_mut().insert(row.path);
+        debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
+        let read = |Spot {
+                        path, value: entry, ..
+                    }: Spot<&'a Entry>| {
+            let at = entry.node.at;
+            let value = self.parse(
+                row,
+                Spot {
+                    at,
+                    path: path.clone(),
+                    value: &entry.node,
+                },
+            );
+            (
+                entry.key.clone(),
+                Spot {
+                    at,
+                    path,
+                    value: value.unwrap_or_else(|| stand_in(row)),
+                },
+            )
+        };
+        names.into_iter().map(read).collect()
+    }
+
+    /// A list of sections. A scalar in it stands for a section with the key `short` alone.
+    pub fn items(&self, key: &str, short: Option<&'static str>) -> Vec<Section<'a>> {
+        let row = self.row(key, Shape::Items);
+        let Some(entry) = self.find(key) else {
+            self.complain_if_required(row);
+            return Vec::new();
+        };
+        let nodes: &[Node] = match &entry.node.value {
+            Value::List(nodes) => nodes,
+            Value::Null => &[],
+            Value::Scalar(_) => std::slice::from_ref(entry.node),
+            Value::Map(_) => {
+                self.error(
+                    key,
+                    "a mapping stands where a list belongs: begin each entry with `- `",
+                );
+                return Vec::new();
+            }
+        };
+        self.count(row, nodes.len());
+        let rule = join(row.path, "*");
+        let open = |spot: Spot<&'a Node>| match (&spot.value.value, short) {
+            (Value::Scalar(_), Some(key)) => Section {
+                notes: self.notes,
+                rule: rule.clone(),
+                entries: vec![Given {
+                    key,
+                    at: spot.at,
+                    node: spot.value,
+                }],
+                spot: spot.map(|_| String::new()),
+            },
+            _ => Section::open(self.notes, rule.clone(), String::new(), spot),
+        };
+        self.numbered(key, nodes).into_iter().map(open).collect()
+    }
+}
+
+impl<'a> From<&'a Entry> for Given<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Given {
+            key: &entry.key,
+            at: entry.at,
+            node: &entry.node,
+        }
+    }
+}
+
+/// Whether this is the first entry of its key; if not, says so.
+fn once(notes: &Notes, path: &str, entry: &Entry) -> bool {
+    let Some(first) = entry.first else {
+        return true;
+    };
+    let line = if first.column > 0 {
+        format!(", first in line {}", first.line)
+    } else {
+        String::new()
+    };
+    let spot = Spot {
+        at: entry.at,
+        path: join(path, &shorten(&entry.key)),
+        value: (),
+    };
+    notes.error(&spot, format!("is here twice{line}: keep one of them"));
+    false
+}
+
+fn join(path: &str, key: &str) -> String {
+    match path {
+        "" => key.to_string(),
+        _ => format!("{path}.{key}"),
+    }
+}
+
+/// The range of a row, read as its values are.
+fn range<T: FromText>(row: &Field) -> Option<(T, T)> {
+    let (low, high) = row.range.split_once("..")?;
+    let read = |text| T::from_text(text).unwrap_or_else(|e| panic!("range of {}: {e}", row.path));
+    Some((read(low), read(high)))
+}
+
+/// What is read in place of a value that is missing or wrong.
+fn stand_in<T: FromText>(row: &Field) -> T {
+    let text = match row.missing {
+        Missing::Default(text) => text,
+        _ => row.example,
+    };
+    T::from_text(text).unwrap_or_else(|e| panic!("default of {}: {e}", row.path))
+}
+
+// ---- what was meant ----
+
+/// Words of other programs, and ours for them.
+const FOREIGN: &[(&str, &str)] = &[
+    ("address", "bind"),
+    ("addr", "address"),
+    ("algorithm", "balance"),
+    ("backend", "pool"),
+    ("check", "health"),
+    ("cluster", "pool"),
+    ("clusters", "pools"),
+    ("default_backend", "pool"),
+    ("endpoints", "backends"),
+    ("frontends", "listeners"),
+    ("hash", "source_hash"),
+    ("health_check", "health"),
+    ("health_checks", "health"),
+    ("host", "address"),
+    ("inter", "interval"),
+    ("ip", "address"),
+    ("ip_hash", "source_hash"),
+    ("ipvs", "tcp"),
+    ("l4", "tcp"),
+    ("lb_policy", "balance"),
+    ("least_request", "least_conn"),
+    ("listen", "bind"),
+    ("maglev", "source_hash"),
+    ("max_conns", "max_connections"),
+    ("max_fails", "passive"),
+    ("maxconn", "max_connections"),
+    ("maxconn", "connections"),
+    ("members", "backends"),
+    ("mode", "protocol"),
+    ("outlier_detection", "passive"),
+    ("peers", "nodes"),
+    ("proxy_protocol", "send_proxy"),
+    ("proxy_protocol", "accept_proxy"),
+    ("ring_hash", "source_hash"),
+    ("server", "backends"),
+    ("servers", "backends"),
+    ("services", "listeners"),
+    ("slowstart", "slow_start"),
+    ("source", "source_hash"),
+    ("source", "source_address"),
+    ("threads", "workers"),
+    ("tls", "tcp"),
+    ("http", "tcp"),
+    ("track_script", "requires"),
+    ("upstream", "pool"),
+    ("upstreams", "pools"),
+    ("virtual_ipaddress", "vips"),
+    ("vrrp_instance", "failover"),
+    ("worker_processes", "workers"),
+];
+
+/// The known word that was probably meant.
+pub fn suggestion<'w>(typed: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    const CLOSE: f64 = 0.8;
+    let typed: String = typed
+        .chars()
+        .take(64)
+        .collect::<String>()
+        .to_lowercase()
+        .replace('-', "_");
+    let known: Vec<&str> = known.collect();
+    let foreign = |word: &&&str| FOREIGN.contains(&(typed.as_str(), **word));
+    let alike = |word: &str| match word.replace('_', "") == typed.replace('_', "") {
+        true => 1.0,
+        false => strsim::jaro_winkler(&typed, word),
+    };
+    if let Some(word) = known.iter().find(foreign) {
+        return Some(word);
+    }
+    let best = known
+        .into_iter()
+        .map(|word| (alike(word), word))
+        .max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 >= CLOSE).then_some(best.1)
+}

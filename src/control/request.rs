@@ -1,0 +1,99 @@
+//! What the control thread is told and asked.
+
+use std::net::IpAddr;
+
+use crossbeam_channel::Sender;
+
+use crate::link::{LiveConnection, Report};
+
+/// One thing for the control thread to deal with.
+#[derive(Debug)]
+pub enum Input {
+    /// A question or order from an operator.
+    Request(Request),
+    /// A failure seen by real traffic.
+    Report(Report),
+    /// A signal.
+    Signal(i32),
+}
+
+/// Questions and orders. `Err` holds a sentence for the operator.
+#[derive(Debug)]
+pub enum Request {
+    /// The document of `weir status --json` and `/status`.
+    Status {
+        /// Answer.
+        reply: Sender<serde_json::Value>,
+    },
+    /// Live connections and sessions over all workers, at most `limit`.
+    Connections {
+        /// At most.
+        limit: usize,
+        /// Answer.
+        reply: Sender<Vec<LiveConnection>>,
+    },
+    /// End one connection or session.
+    Kill {
+        /// Its id.
+        id: u64,
+        /// Whether it was there.
+        reply: Sender<bool>,
+    },
+    /// Change one backend until the next reload says otherwise.
+    Backend {
+        /// Pool name.
+        pool: String,
+        /// Backend name.
+        name: String,
+        /// What to do.
+        order: BackendOrder,
+        /// What was done.
+        reply: Sender<Result<String, String>>,
+    },
+    /// Move a VIP away from this node, or let it come back.
+    Vip {
+        /// Address, without prefix length.
+        address: IpAddr,
+        /// What to do.
+        order: VipOrder,
+        /// What was done.
+        reply: Sender<Result<String, String>>,
+    },
+    /// Read the configuration again.
+    Reload {
+        /// What was done; the error holds every line that `weir check` would print.
+        reply: Sender<Result<String, String>>,
+    },
+    /// The metrics page.
+    Metrics {
+        /// Prometheus text.
+        reply: Sender<String>,
+    },
+    /// Whether every worker turns and every listener is bound; the error says what is wrong.
+    Health {
+        /// Answer.
+        reply: Sender<Result<(), String>>,
+    },
+}
+
+/// `weir backend POOL/NAME ...`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendOrder {
+    /// Back to what health says, with the configured weight.
+    Ready,
+    /// No new work; what is open may finish.
+    Drain,
+    /// As if down.
+    Down,
+    /// Another weight.
+    Weight(u32),
+}
+
+/// `weir vip ADDRESS ...`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VipOrder {
+    /// Let the next node have it.
+    Demote,
+    /// Take part again.
+    Allow,
+}

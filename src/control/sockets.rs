@@ -1,0 +1,97 @@
+//! Binding listening sockets: everything a configuration asks for, before anything of it is published.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::config::model::{Bind, Listener, Protocol};
+use crate::link::{ListenSocket, Local};
+use crate::sys::socket;
+
+/// A listening socket that could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {listener}: cannot bind {address}: {error}{hint}")]
+pub struct BindError {
+    listener: String,
+    address: String,
+    error: std::io::Error,
+    hint: &'static str,
+}
+
+/// One address of a listener, bound: a socket for each worker (TCP and UDP share the port among them), or one in all
+/// (unix sockets cannot).
+#[derive(Debug)]
+pub struct Bound {
+    /// Where, with the port that the kernel chose.
+    pub local: Local,
+    /// One for each worker, or one.
+    pub sockets: Vec<ListenSocket>,
+}
+
+/// The addresses that a listener asks for, ranges written out.
+pub fn wanted(listener: &Listener) -> Vec<Local> {
+    let addresses = listener.bind.iter().flat_map(|bind| match bind {
+        Bind::Ip { ip, ports } => {
+            ports.clone().map(|port| Local::Ip(SocketAddr::new(*ip, port))).collect::<Vec<_>>()
+        }
+        Bind::Unix(path) => vec![Local::Unix(path.clone())],
+    });
+    addresses.collect()
+}
+
+/// Binds one address for `workers` workers.
+pub fn bind(
+    listener: &Listener,
+    id: u32,
+    wanted: &Local,
+    workers: usize,
+) -> Result<Bound, BindError> {
+    let refused = |error: std::io::Error| BindError {
+        listener: listener.name.clone(),
+        address: wanted.to_string(),
+        hint: hint(&error),
+        error,
+    };
+    let open = |local: &Local| match (local, listener.protocol) {
+        (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
+        (Local::Ip(_), Protocol::Udp) => Err(std::io::ErrorKind::Unsupported.into()),
+        (Local::Unix(path), _) => socket::listen_unix(path),
+    };
+    let first = open(wanted).map_err(refused)?;
+    let local = match wanted {
+        Local::Ip(_) => Local::Ip(socket::local_address(&first).map_err(refused)?),
+        unix @ Local::Unix(_) => unix.clone(),
+    };
+    let socket = |fd| ListenSocket { listener: id, local: local.clone(), fd };
+    let mut sockets = vec![socket(first)];
+    if let Local::Ip(_) = local {
+        for _ in 1..workers {
+            sockets.push(socket(open(&local).map_err(refused)?));
+        }
+    }
+    Ok(Bound { local, sockets })
+}
+
+/// Deals sockets out to workers: each address's sockets go to different workers, lone ones in rotation.
+pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSocket>> {
+    let mut dealt: BTreeMap<usize, Vec<ListenSocket>> = BTreeMap::new();
+    for (rotation, Bound { sockets, .. }) in bound.into_iter().enumerate() {
+        let first = if sockets.len() == 1 { rotation } else { 0 };
+        for (ix, socket) in sockets.into_iter().enumerate() {
+            dealt.entry((first + ix) % workers).or_default().push(socket);
+        }
+    }
+    dealt
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
+        std::io::ErrorKind::AddrNotAvailable => {
+            " (no interface has this address; for a VIP set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,797 @@
+//! TCP connections of one worker: open, connect, pump, time out, retire.
+//!
+//! # Life of a connection
+//!
+//! | phase | sockets | timer | leaves by |
+//! |---|---|---|---|
+//! | connecting | client, one attempt | the attempt's share of `connect.timeout` | established, next attempt, no attempt left |
+//! | open | both | idle, half-close, age | the pair's outcome, a timer, an order |
+//! | resetting | the surviving side | [`RESET_CHECK_MS`] | everything acknowledged, [`RESET_WAIT_MS`] |
+//!
+//! *Resetting*: a RST drops what the kernel has not delivered yet (SO_LINGER), but whatever a peer sent before its reset
+//! belongs to the other side. So the reset is passed on once the other side has acknowledged everything.
+//!
+//! All ends go through [`Tcp::retire`]: it is the only place that closes sockets, gives back places and writes records.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Token as MioToken};
+
+use super::Context;
+use super::io::{Held, Nagle, Pipes, SCRATCH_BYTES, SocketIo};
+use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
+use crate::config::model::BackendAddress;
+use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
+use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
+use crate::snapshot::{Backend, Listener, Place};
+use crate::sys::socket::{self, ConnectError, Target};
+
+/// Bytes that a lane may fill in one pump: about what two cores' worth of copying does in 50 us.
+const PUMP_BYTES: usize = 256 << 10;
+/// How often a socket that waits to be reset is looked at, milliseconds.
+const RESET_CHECK_MS: u64 = 5;
+/// How long it may wait, milliseconds.
+const RESET_WAIT_MS: u64 = 5_000;
+
+/// See the module.
+pub(super) struct Tcp {
+    connections: Slab<Connection>,
+    run: RunQueue,
+    timers: Timers,
+    due: Vec<u32>,
+    scratch: Box<[u8]>,
+    pipes: Pipes,
+    next_id: u64,
+}
+
+struct Connection {
+    id: u64,
+    listener: Arc<Listener>,
+    local: Arc<Local>,
+    client_address: Option<SocketAddr>,
+    client: OwnedFd,
+    backend: Option<OwnedFd>,
+    place: Option<Place>,
+    pair: Pair,
+    held: [Held; 2],
+    phase: Phase,
+    opened: Instant,
+    /// Last byte in either direction, milliseconds since the epoch.
+    active_ms: u64,
+    connect_us: Option<u32>,
+    first_byte_us: Option<u32>,
+    /// When the current attempt began: response times count from there.
+    connected: Instant,
+    spliced: u64,
+    max_age_ms: Option<u64>,
+    attempts: u16,
+    nagle: Nagle,
+    queued: bool,
+    client_broken: bool,
+}
+
+enum Phase {
+    Connecting(Box<Attempt>),
+    Open,
+    Resetting { cause: Cause, by: By, until_ms: u64 },
+}
+
+/// Where the current attempt to reach a backend stands.
+struct Attempt {
+    /// Identities of the backends that were tried, the current one last.
+    tried: Vec<u64>,
+    /// End of this attempt, milliseconds since the epoch.
+    until_ms: u64,
+    /// End of all attempts.
+    deadline_ms: u64,
+    /// What events said of the current socket.
+    writable: bool,
+    broken: bool,
+    last_error: Option<ConnectError>,
+}
+
+fn us(from: Instant, to: Instant) -> u32 {
+    to.saturating_duration_since(from)
+        .as_micros()
+        .min(u128::from(u32::MAX)) as u32
+}
+
+impl Tcp {
+    pub(super) fn new(worker: usize, pipes_max: usize) -> Tcp {
+        Tcp {
+            connections: Slab::new(),
+            run: RunQueue::default(),
+            timers: Timers::new(),
+            due: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES].into(),
+            pipes: Pipes::new(pipes_max),
+            next_id: (worker as u64) << 40,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.run.is_empty()
+    }
+
+    /// When the next timer is due, milliseconds since the epoch.
+    pub(super) fn next_timer(&self) -> Option<u64> {
+        self.timers.next()
+    }
+
+    /// Notes what an event says; does nothing yet.
+    pub(super) fn mark(&mut self, key: Key, side: Side, event: &Event) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let pair = &mut connection.pair;
+        let broken = event.is_error();
+        if broken {
+            pair.mark_broken(side);
+        } else {
+            if event.is_priority() {
+                pair.mark_urgent(side);
+            }
+            if event.is_readable() {
+                pair.mark_readable(side);
+            }
+            if event.is_read_closed() {
+                pair.mark_fin(side);
+            }
+            if event.is_writable() {
+                pair.mark_writable(side);
+            }
+        }
+        match (&mut connection.phase, side) {
+            (Phase::Connecting(attempt), Side::Backend) => {
+                attempt.broken |= broken || event.is_write_closed();
+                attempt.writable |= event.is_writable();
+            }
+            (_, Side::Client) => connection.client_broken |= broken,
+            _ => {}
+        }
+        self.run.push(key, &mut connection.queued);
+    }
+
+    /// Runs every connection that was queued when the phase began.
+    pub(super) fn pump(&mut self, context: &mut Context) {
+        for _ in 0..self.run.len() {
+            let Some(key) = self.run.pop() else { return };
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.queued = false;
+                self.pump_one(context, key);
+            }
+        }
+    }
+
+    fn pump_one(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        match &connection.phase {
+            Phase::Connecting(attempt) => {
+                if connection.client_broken {
+                    self.retire(context, key, Cause::ClientReset, By::Client);
+                    return;
+                }
+                match (&connection.backend, attempt.broken, attempt.writable) {
+                    (Some(fd), true, _) => {
+                        let error = socket::connect_error(fd.as_raw_fd());
+                        self.attempt_failed(context, key, error);
+                        return;
+                    }
+                    (_, _, true) => self.established(context, key),
+                    _ => return,
+                }
+            }
+            Phase::Open => {}
+            Phase::Resetting { .. } => return,
+        }
+        self.relay(context, key);
+    }
+
+    /// Moves bytes.
+    fn relay(&mut self, context: &mut Context, key: Key) {
+        let Self {
+            connections,
+            scratch,
+            pipes,
+            run,
+            ..
+        } = self;
+        let Some(connection) = connections.get_mut(key) else {
+            return;
+        };
+        let (Some(backend), Some(place)) = (&connection.backend, &connection.place) else {
+            return;
+        };
+        let before = moved(&connection.pair);
+        let mut io = SocketIo {
+            fds: [connection.client.as_raw_fd(), backend.as_raw_fd()],
+            held: &mut connection.held,
+            scratch,
+            pipes,
+            spliced: 0,
+            nagle: &mut connection.nagle,
+        };
+        let pumped = relay::pump(&mut connection.pair, &mut io, PUMP_BYTES);
+        let spliced = io.spliced;
+        let after = moved(&connection.pair);
+        if after != before {
+            connection.active_ms = context.now_ms();
+            let listener = connection.listener.stats.shards.of(context.id);
+            let shard = place.backend().stats.shards.of(context.id);
+            let (up, down) = (after[0] - before[0], after[1] - before[1]);
+            if up > 0 {
+                listener.bytes_in.add(up);
+                shard.bytes_in.add(up);
+            }
+            if down > 0 {
+                listener.bytes_out.add(down);
+                shard.bytes_out.add(down);
+            }
+            if after[1] > 0 && connection.first_byte_us.is_none() {
+                connection.first_byte_us = Some(us(connection.opened, context.now));
+                let waited = context.now.saturating_duration_since(connection.connected);
+                place
+                    .backend()
+                    .stats
+                    .observe_latency(waited, context.now - context.shared.epoch);
+            }
+            if spliced > 0 {
+                connection.spliced += spliced;
+                context.stats.spliced.add(spliced);
+            }
+        }
+        match pumped {
+            Pumped::Idle => {
+                if connection.pair.half_closed() {
+                    self.set_timer(context, key);
+                }
+            }
+            Pumped::More => run.push(key, &mut connection.queued),
+            Pumped::Ended(Outcome::Finished { first }) => {
+                self.retire(context, key, Cause::Finished, first.into());
+            }
+            Pumped::Ended(Outcome::Reset { by }) => self.reset(context, key, by),
+        }
+    }
+
+    /// Passes a reset on, as soon as everything that came before it has arrived.
+    fn reset(&mut self, context: &mut Context, key: Key, by: Side) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let cause = match by {
+            Side::Client => Cause::ClientReset,
+            Side::Backend => Cause::BackendReset,
+        };
+        let early = by == Side::Backend && connection.pair.moved_from(Side::Backend) == 0;
+        if let Some(place) = connection.place.as_ref().filter(|_| early) {
+            let backend = place.backend();
+            backend.stats.shards.of(context.id).reset_early.add(1);
+            context
+                .shared
+                .report(backend.identity, ReportKind::ResetEarly, context.now);
+        }
+        let until_ms = context.now_ms() + RESET_WAIT_MS;
+        connection.phase = Phase::Resetting {
+            cause,
+            by: by.into(),
+            until_ms,
+        };
+        self.check_reset(context, key);
+    }
+
+    fn check_reset(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let Phase::Resetting {
+            cause,
+            by,
+            until_ms,
+        } = connection.phase
+        else {
+            return;
+        };
+        let survivor = match by {
+            By::Client => connection.backend.as_ref(),
+            _ => Some(&connection.client),
+        };
+        let waiting = survivor.is_some_and(|fd| socket::unacknowledged(fd.as_raw_fd()) > 0);
+        if waiting && context.now_ms() < until_ms {
+            self.timers
+                .set(key.index, context.now_ms() + RESET_CHECK_MS);
+        } else {
+            self.retire(context, key, cause, by);
+        }
+    }
+
+    /// Takes over an accepted connection (already counted in the worker's and the process's gauges) and starts
+    /// connecting it.
+    pub(super) fn open(&mut self, context: &mut Context, accepted: Accepted) {
+        let Accepted {
+            listener,
+            client: client_address,
+            local,
+            fd,
+        } = accepted;
+        listener.stats.active.raise();
+        let now_ms = context.now_ms();
+        self.next_id += 1;
+        let id = self.next_id;
+        let connect = context
+            .pool_of(listener.id)
+            .map(|(pool, _)| pool.config.connect.timeout);
+        let attempt = Attempt {
+            tried: Vec::new(),
+            until_ms: now_ms,
+            deadline_ms: now_ms + connect.map_or(0, |timeout| timeout.as_millis() as u64),
+            writable: false,
+            broken: false,
+            last_error: None,
+        };
+        let max_age_ms = listener.config.timeouts.max_age.map(|age| {
+            let age = age.as_millis() as u64;
+            now_ms + age - context.rng.below(age / 10 + 1)
+        });
+        let is_tcp = client_address.is_some();
+        let key = self.connections.insert(Connection {
+            id,
+            listener,
+            local,
+            client_address,
+            client: fd,
+            backend: None,
+            place: None,
+            pair: Pair::new(is_tcp),
+            held: Default::default(),
+            phase: Phase::Connecting(Box::new(attempt)),
+            opened: context.now,
+            active_ms: now_ms,
+            connect_us: None,
+            first_byte_us: None,
+            connected: context.now,
+            spliced: 0,
+            max_age_ms,
+            attempts: 0,
+            nagle: Nagle::Untouched,
+            queued: false,
+            client_broken: false,
+        });
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        match register(context, key, Side::Client, &connection.client) {
+            Ok(()) => self.connect_next(context, key),
+            Err(error) => {
+                context.shared.exhausted(&error);
+                self.retire(context, key, Cause::LimitProcess, By::Weir);
+            }
+        }
+    }
+
+    /// Starts the next attempt, to a backend that was not tried yet, or gives up.
+    fn connect_next(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Phase::Connecting(attempt) = &mut connection.phase else {
+            return;
+        };
+        let cause = loop {
+            match attempt.start(
+                context,
+                connection.listener.id,
+                connection.client_address,
+                &connection.local,
+            ) {
+                Started::Connecting(place, fd) => {
+                    connection.pair.replace_backend();
+                    connection.connected = context.now;
+                    let registered = register(context, key, Side::Backend, &fd);
+                    connection.place = Some(place);
+                    connection.backend = Some(fd);
+                    match registered {
+                        Ok(()) => return self.set_timer(context, key),
+                        Err(error) => {
+                            context.shared.exhausted(&error);
+                            break Cause::LimitProcess;
+                        }
+                    }
+                }
+                Started::Failed => {}
+                Started::GaveUp(cause) => break cause,
+            }
+        };
+        self.retire(context, key, cause, By::Weir);
+    }
+
+    fn attempt_failed(&mut self, context: &mut Context, key: Key, error: ConnectError) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.backend = None;
+        if let (Some(place), Phase::Connecting(attempt)) =
+            (connection.place.take(), &mut connection.phase)
+        {
+            attempt.note_failure(context, place.backend(), error);
+        }
+        self.connect_next(context, key);
+    }
+
+    fn established(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if let Phase::Connecting(attempt) = &connection.phase {
+            connection.attempts = attempt.tried.len() as u16;
+        }
+        connection.phase = Phase::Open;
+        connection.active_ms = context.now_ms();
+        connection.connect_us = Some(us(connection.connected, context.now));
+        if let Some(place) = &connection.place {
+            let shard = place.backend().stats.shards.of(context.id);
+            shard.total.add(1);
+            shard
+                .connect
+                .observe_us(u64::from(us(connection.connected, context.now)));
+            if matches!(place.backend().config.address, BackendAddress::Unix(_)) {
+                connection.pair.mark_urgent(Side::Backend);
+                connection.nagle = Nagle::Off;
+            }
+        }
+        self.set_timer(context, key);
+    }
+
+    /// When the connection must be looked at again, and as what it ends then.
+    fn due(connection: &Connection) -> Option<(u64, Cause)> {
+        let timeouts = &connection.listener.config.timeouts;
+        let quiet = |limit: Option<std::time::Duration>, cause| {
+            limit.map(|limit| (connection.active_ms + limit.as_millis() as u64, cause))
+        };
+        match &connection.phase {
+            Phase::Connecting(attempt) => Some((attempt.until_ms, Cause::ConnectTimeout)),
+            Phase::Resetting { cause, .. } => Some((connection.active_ms, *cause)),
+            Phase::Open => {
+                let half = timeouts
+                    .half_close
+                    .filter(|_| connection.pair.half_closed());
+                [
+                    quiet(half, Cause::HalfCloseTimeout),
+                    quiet(timeouts.idle, Cause::IdleTimeout),
+                    connection.max_age_ms.map(|at| (at, Cause::MaxAge)),
+                ]
+                .into_iter()
+                .flatten()
+                .min_by_key(|&(at, _)| at)
+            }
+        }
+    }
+
+    fn set_timer(&mut self, _context: &Context, key: Key) {
+        match self.connections.get(key).and_then(Self::due) {
+            Some((at, _)) => self.timers.set(key.index, at),
+            None => self.timers.cancel(key.index),
+        }
+    }
+
+    /// Ends what is due. Activity does not move timers, so a timer that comes early is set again.
+    pub(super) fn expire(&mut self, context: &mut Context) {
+        let now_ms = context.now_ms();
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now_ms, &mut due);
+        for index in due.drain(..) {
+            let Some(key) = self.connections.key_at(index) else {
+                continue;
+            };
+            let Some(connection) = self.connections.get(key) else {
+                continue;
+            };
+            match (Self::due(connection), &connection.phase) {
+                (_, Phase::Resetting { .. }) => self.check_reset(context, key),
+                (Some((at, _)), Phase::Connecting(_)) if at <= now_ms => {
+                    self.attempt_failed(context, key, ConnectError::TimedOut);
+                }
+                (Some((at, cause)), _) if at <= now_ms => {
+                    self.retire(context, key, cause, By::Weir);
+                }
+                _ => self.set_timer(context, key),
+            }
+        }
+        self.due = due;
+    }
+
+    /// Ends a connection: the only place that closes sockets, gives back places and writes records.
+    fn retire(&mut self, context: &mut Context, key: Key, cause: Cause, closed_by: By) {
+        let Some(mut connection) = self.connections.remove(key) else {
+            return;
+        };
+        self.timers.cancel(key.index);
+        for held in &mut connection.held {
+            self.pipes.discard(held);
+        }
+        if cause.ending() == Ending::Reset {
+            for fd in [Some(&connection.client), connection.backend.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                socket::reset_on_close(fd.as_raw_fd());
+            }
+        }
+        context.stats.connections.lower();
+        context.shared.process.connections.lower();
+        connection.listener.stats.active.lower();
+        let shard = connection.listener.stats.shards.of(context.id);
+        shard.closed[cause as usize].add(1);
+        shard
+            .seconds
+            .observe_us(u64::from(us(connection.opened, context.now)));
+        if context.shared.records.is_some() {
+            context
+                .shared
+                .record(connection.record(context.now, cause, closed_by));
+        }
+        match connection.backend {
+            Some(backend) => socket::close_two(connection.client, backend),
+            None => drop(connection.client),
+        }
+    }
+
+    /// Turns an accepted connection away before it takes any place.
+    pub(super) fn refuse(&mut self, context: &mut Context, accepted: Accepted, cause: Cause) {
+        let Accepted {
+            listener,
+            client,
+            local,
+            fd,
+        } = accepted;
+        self.next_id += 1;
+        socket::reset_on_close(fd.as_raw_fd());
+        listener.stats.shards.of(context.id).closed[cause as usize].add(1);
+        context.shared.record(Record {
+            time: SystemTime::now(),
+            id: self.next_id,
+            listener,
+            client,
+            local,
+            backend: None,
+            attempts: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            connect_us: None,
+            first_byte_us: None,
+            duration_us: 0,
+            spliced: 0,
+            closed_by: By::Weir,
+            cause,
+            interim: false,
+        });
+    }
+
+    /// Describes live connections.
+    pub(super) fn list(&self, context: &Context, limit: usize) -> Vec<LiveConnection> {
+        let now_ms = context.now_ms();
+        let describe = |(_, connection): (Key, &Connection)| connection.describe(context, now_ms);
+        self.connections.iter().take(limit).map(describe).collect()
+    }
+
+    /// Ends the connection with this id, if it is here.
+    pub(super) fn kill(&mut self, context: &mut Context, id: u64) -> bool {
+        let found = self
+            .connections
+            .iter()
+            .find(|(_, c)| c.id == id)
+            .map(|(key, _)| key);
+        if let Some(key) = found {
+            self.retire(context, key, Cause::Killed, By::Weir);
+        }
+        found.is_some()
+    }
+
+    /// Ends up to `count` connections of a backend.
+    pub(super) fn shed(&mut self, context: &mut Context, backend: u64, count: usize, cause: Cause) {
+        let of_backend = |c: &Connection| {
+            c.place
+                .as_ref()
+                .is_some_and(|place| place.backend().identity == backend)
+        };
+        let keys: Vec<Key> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| of_backend(connection))
+            .map(|(key, _)| key)
+            .take(count)
+            .collect();
+        for key in keys {
+            self.retire(context, key, cause, By::Weir);
+        }
+    }
+
+    /// Ends everything.
+    pub(super) fn end_all(&mut self, context: &mut Context, cause: Cause) {
+        for key in self.connections.keys() {
+            self.retire(context, key, cause, By::Weir);
+        }
+    }
+}
+
+/// What came of starting an attempt.
+enum Started {
+    /// On its way: a writable event completes it.
+    Connecting(Place, OwnedFd),
+    /// Failed at once; the next may do better.
+    Failed,
+    /// Nothing is left to try.
+    GaveUp(Cause),
+}
+
+impl Attempt {
+    /// Chooses a backend that was not tried yet and starts to connect to it. Attempts share what is left of
+    /// `connect.timeout` evenly, so one that gets no answer leaves time for the others.
+    fn start(
+        &mut self,
+        context: &mut Context,
+        listener: u32,
+        client: Option<SocketAddr>,
+        local: &Local,
+    ) -> Started {
+        let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
+        let clock = now - context.shared.epoch;
+        let Some((pool, cursor)) = context.pool_of(listener) else {
+            return Started::GaveUp(Cause::NoBackend);
+        };
+        let spent = self.tried.len() as u32;
+        let left = pool.config.connect.attempts.saturating_sub(spent);
+        let out_of_time = spent > 0 && now_ms >= self.deadline_ms;
+        let place = match left {
+            0 => None,
+            _ if out_of_time => None,
+            _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
+        };
+        let Some(place) = place else {
+            return Started::GaveUp(match self.last_error {
+                None => Cause::NoBackend,
+                Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
+                Some(_) => Cause::ConnectFailed,
+            });
+        };
+        let backend = place.backend().clone();
+        if spent > 0 {
+            backend.stats.shards.of(worker).retries.add(1);
+        }
+        self.tried.push(backend.identity);
+        let others = pool.backends.len().saturating_sub(self.tried.len()) as u64;
+        let share = self.deadline_ms.saturating_sub(now_ms)
+            / others.min(u64::from(left - 1)).saturating_add(1);
+        self.until_ms = now_ms + share.max(1);
+        self.writable = false;
+        self.broken = false;
+        match socket::connect(&target(&backend, local), pool.config.source_address) {
+            Ok(fd) => Started::Connecting(place, fd),
+            Err(error) => {
+                self.note_failure(context, &backend, error);
+                if error == ConnectError::Exhausted {
+                    return Started::GaveUp(Cause::LimitProcess);
+                }
+                Started::Failed
+            }
+        }
+    }
+
+    /// Counts a failed attempt and tells control of it if the backend is to blame.
+    fn note_failure(&mut self, context: &mut Context, backend: &Backend, error: ConnectError) {
+        self.last_error = Some(error);
+        let shard = backend.stats.shards.of(context.id);
+        let (counter, report) = match error {
+            ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
+            ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
+            _ => (&shard.local_errors, None),
+        };
+        counter.add(1);
+        match report {
+            Some(kind) => context.shared.report(backend.identity, kind, context.now),
+            None => context.shared.trouble(backend, error),
+        }
+    }
+}
+
+impl Connection {
+    fn attempts(&self) -> u32 {
+        match &self.phase {
+            Phase::Connecting(attempt) => attempt.tried.len() as u32,
+            _ => u32::from(self.attempts),
+        }
+    }
+
+    fn record(&self, now: Instant, cause: Cause, closed_by: By) -> Record {
+        Record {
+            time: SystemTime::now(),
+            id: self.id,
+            listener: self.listener.clone(),
+            client: self.client_address,
+            local: self.local.clone(),
+            backend: self.place.as_ref().map(|place| place.backend().clone()),
+            attempts: self.attempts(),
+            bytes_up: self.pair.moved_from(Side::Client),
+            bytes_down: self.pair.moved_from(Side::Backend),
+            connect_us: self.connect_us.map(u64::from),
+            first_byte_us: self.first_byte_us.map(u64::from),
+            duration_us: now.saturating_duration_since(self.opened).as_micros() as u64,
+            spliced: self.spliced,
+            closed_by,
+            cause,
+            interim: false,
+        }
+    }
+
+    fn describe(&self, context: &Context, now_ms: u64) -> LiveConnection {
+        let backend = self.place.as_ref().map(Place::backend);
+        LiveConnection {
+            id: self.id,
+            protocol: "tcp",
+            listener: self.listener.config.name.clone(),
+            client: self
+                .client_address
+                .map_or_else(|| "unix".into(), |address| address.to_string()),
+            pool: backend.map_or_else(String::new, |backend| backend.pool.to_string()),
+            backend: backend.map_or_else(String::new, |backend| backend.config.name.clone()),
+            worker: context.id,
+            state: match &self.phase {
+                Phase::Connecting(_) => "connecting",
+                Phase::Open if self.pair.half_closed() => "half_closed",
+                Phase::Open => "open",
+                Phase::Resetting { .. } => "closing",
+            },
+            age_ms: context
+                .now
+                .saturating_duration_since(self.opened)
+                .as_millis() as u64,
+            idle_ms: now_ms.saturating_sub(self.active_ms),
+            bytes_up: self.pair.moved_from(Side::Client),
+            bytes_down: self.pair.moved_from(Side::Backend),
+        }
+    }
+}
+
+fn moved(pair: &Pair) -> [u64; 2] {
+    Side::BOTH.map(|side| pair.moved_from(side))
+}
+
+/// Watches a socket, read and write, edge-triggered, once and for all.
+fn register(context: &Context, key: Key, side: Side, fd: &OwnedFd) -> std::io::Result<()> {
+    let token = Token {
+        kind: Kind::Pair,
+        side,
+        key,
+    }
+    .pack();
+    let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+    context.registry.register(
+        &mut SourceFd(&fd.as_raw_fd()),
+        MioToken(token as usize),
+        interest,
+    )
+}
+
+/// Where a backend is for a client that used `local`.
+fn target(backend: &Backend, local: &Local) -> Target {
+    match (&backend.config.address, local) {
+        (BackendAddress::Ip(address), _) => Target::Ip(*address),
+        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
+        (BackendAddress::SamePort(ip), Local::Ip(used)) => {
+            Target::Ip(SocketAddr::new(*ip, used.port()))
+        }
+        // Refused by the configuration check.
+        (BackendAddress::SamePort(ip), Local::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
+    }
+}
