@@ -38,7 +38,8 @@
 //!
 //! `replies: n` ends a session when its backend has answered *every* request with `n` datagrams, so that a client with
 //! several queries in flight on one port loses none (nginx's `proxy_responses` means the same). `replies: 0` says that no
-//! reply is expected: every datagram is a session of its own. `requests: n` counts client datagrams.
+//! reply is expected: a session ends as soon as it is sent. `requests: n` counts client datagrams; `requests: 1` lets each
+//! of them choose its backend.
 //!
 //! # Time
 //!
@@ -74,11 +75,13 @@
 //!
 //! `tests/flow_sim.rs` holds them over thousands of seeds.
 
+mod dropped;
 mod endpoints;
 mod list;
 mod sources;
 mod table;
 
+pub use dropped::Dropped;
 pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
     Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof, RECENT, State, Step,

@@ -166,6 +166,8 @@ pub struct View<'a, T> {
     pub requests: u32,
     /// Datagrams from the backend.
     pub replies: u32,
+    /// Last datagram either way, since the table's epoch.
+    pub last: Duration,
     /// The shell's part.
     pub data: &'a T,
 }
@@ -665,6 +667,7 @@ impl<T> Session<T> {
             proven: self.proven,
             requests: self.requests,
             replies: self.replies,
+            last: Duration::from_nanos(self.last),
             data: &self.data,
         }
     }

@@ -7,9 +7,12 @@ use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::socket::set_int;
+
+/// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
+pub const LISTEN_BUFFER: usize = 8 << 20;
 
 /// A bound UDP socket of a listener.
 #[derive(Debug)]
@@ -33,11 +36,13 @@ pub fn listen(address: SocketAddr, buffer: usize) -> io::Result<Listening> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.bind(&address.into())?;
-    prepare(socket.into(), address, buffer)
+    // Before anything can arrive: a datagram says where it was sent to only if that was asked for by then.
+    let listening = prepare(socket.into(), address, buffer)?;
+    SockRef::from(&listening.fd).bind(&address.into())?;
+    Ok(listening)
 }
 
-/// Sets up a bound UDP socket, also one that another process has made. Options are idempotent.
+/// Sets up a UDP socket that is, or will be, bound to `address`, also one that another process has made.
 pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Listening> {
     let raw = fd.as_raw_fd();
     let wildcard = address.ip().is_unspecified();
@@ -59,6 +64,13 @@ fn set_buffer(fd: RawFd, force: i32, polite: i32, bytes: usize) -> io::Result<us
         set_int(fd, libc::SOL_SOCKET, polite, wanted)?;
     }
     get_int(fd, libc::SOL_SOCKET, polite).map(|bytes| bytes.max(0) as usize)
+}
+
+/// Buffers of a session that carries bulk.
+pub fn grow_buffers(fd: RawFd, bytes: usize) {
+    // What is refused is not needed.
+    let _ = set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
+    let _ = set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
 }
 
 /// Lets the kernel merge datagrams of one flow into one read; false where it cannot.
