@@ -68,8 +68,8 @@ pub struct Accepted {
 pub enum Command {
     /// Serve this listening socket.
     Listen(ListenSocket),
-    /// Accept what is queued on this listener's sockets, then close them.
-    Unlisten(u32),
+    /// Accept what is queued on the sockets of this listener and address, then close them.
+    Unlisten(u32, Local),
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),
     /// Describe live connections, at most so many.

@@ -77,7 +77,9 @@ impl Prober {
             timers: Timers::new(),
             epoch: Instant::now(),
         };
-        std::thread::Builder::new().name("prober".into()).spawn(move || running.run())?;
+        std::thread::Builder::new()
+            .name("prober".into())
+            .spawn(move || running.run())?;
         Ok(Prober { probes, waker })
     }
 
@@ -120,7 +122,10 @@ impl Running {
         let mut due = Vec::new();
         loop {
             let now_ms = self.epoch.elapsed().as_millis() as u64;
-            let timeout = self.timers.next().map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
+            let timeout = self
+                .timers
+                .next()
+                .map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -130,11 +135,15 @@ impl Running {
             for event in &events {
                 if event.token() != WAKE {
                     let bits = event.token().0 as u64;
-                    let key = Key { index: bits as u32, generation: (bits >> 32) as u32 };
+                    let key = Key {
+                        index: bits as u32,
+                        generation: (bits >> 32) as u32,
+                    };
                     self.look(key, event.is_error());
                 }
             }
-            self.timers.expire(self.epoch.elapsed().as_millis() as u64, &mut due);
+            self.timers
+                .expire(self.epoch.elapsed().as_millis() as u64, &mut due);
             for index in due.drain(..) {
                 if let Some(key) = self.probes.key_at(index) {
                     self.time_out(key);
@@ -151,7 +160,10 @@ impl Running {
 
     /// The control thread has ended when nobody can send probes any more.
     fn inputs_gone(&self) -> bool {
-        matches!(self.queue.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+        matches!(
+            self.queue.try_recv(),
+            Err(crossbeam_channel::TryRecvError::Disconnected)
+        )
     }
 
     fn start(&mut self, probe: Probe) {
@@ -163,19 +175,34 @@ impl Running {
         let fd = match opened {
             Ok(fd) => fd,
             Err(reason) => {
-                let verdict = Verdict { backend: probe.backend, result: Err(reason), took: started.elapsed() };
+                let verdict = Verdict {
+                    backend: probe.backend,
+                    result: Err(reason),
+                    took: started.elapsed(),
+                };
                 let _ = self.inputs.send(Input::Verdict(verdict));
                 return;
             }
         };
         let deadline = started + probe.timeout;
         let sent = probe.kind == ProbeKind::Udp;
-        let live = Live { probe, fd, started, sent, answer: Vec::new(), decided: false };
+        let live = Live {
+            probe,
+            fd,
+            started,
+            sent,
+            answer: Vec::new(),
+            decided: false,
+        };
         let raw = live.fd.as_raw_fd();
         let key = self.probes.insert(live);
         let token = mio::Token((u64::from(key.generation) << 32 | u64::from(key.index)) as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
-        match self.poll.registry().register(&mut SourceFd(&raw), token, interest) {
+        match self
+            .poll
+            .registry()
+            .register(&mut SourceFd(&raw), token, interest)
+        {
             Ok(()) => self.set_timer(key, deadline),
             Err(error) => self.decide(key, Err(error.to_string())),
         }
@@ -201,7 +228,11 @@ impl Running {
         match self.probes.get(key) {
             Some(live) if !live.decided => {
                 let waited = humantime::format_duration(live.probe.timeout);
-                let what = if live.sent || live.probe.expect.is_empty() { "no answer" } else { "no connection" };
+                let what = if live.sent || live.probe.expect.is_empty() {
+                    "no answer"
+                } else {
+                    "no connection"
+                };
                 let reason = if live.answer.is_empty() {
                     format!("{what} within {waited}")
                 } else {
@@ -220,7 +251,11 @@ impl Running {
         };
         live.decided = true;
         let lingers = result.is_ok() && live.probe.kind == ProbeKind::Tcp;
-        let verdict = Verdict { backend: live.probe.backend, result, took: live.started.elapsed() };
+        let verdict = Verdict {
+            backend: live.probe.backend,
+            result,
+            took: live.started.elapsed(),
+        };
         let _ = self.inputs.send(Input::Verdict(verdict));
         if lingers {
             socket::shut_write(live.fd.as_raw_fd());
@@ -271,21 +306,30 @@ impl Live {
                     let room = ANSWER_MAX - self.answer.len();
                     self.answer.extend_from_slice(&buffer[..n.min(room)]);
                     let expect = &*self.probe.expect;
-                    if expect.is_empty() || self.answer.windows(expect.len()).any(|part| part == expect) {
+                    if expect.is_empty()
+                        || self.answer.windows(expect.len()).any(|part| part == expect)
+                    {
                         return Seen::Verdict(Ok("answer ok".into()));
                     }
                     if self.answer.len() == ANSWER_MAX {
-                        return Seen::Verdict(Err(format!("unexpected answer {}", excerpt(&self.answer))));
+                        return Seen::Verdict(Err(format!(
+                            "unexpected answer {}",
+                            excerpt(&self.answer)
+                        )));
                     }
                 }
                 Transfer::Blocked => return Seen::Wait,
                 Transfer::Eof | Transfer::Failed if self.decided => return Seen::Over,
-                Transfer::Eof if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() => {
+                Transfer::Eof
+                    if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() =>
+                {
                     return Seen::Verdict(Ok("answer ok".into()));
                 }
                 Transfer::Eof => {
                     let got = excerpt(&self.answer);
-                    return Seen::Verdict(Err(format!("closed before the expected answer, got {got}")));
+                    return Seen::Verdict(Err(format!(
+                        "closed before the expected answer, got {got}"
+                    )));
                 }
                 Transfer::Failed => {
                     return Seen::Verdict(Err(words(socket::connect_error(fd))));
@@ -323,5 +367,9 @@ fn words(error: ConnectError) -> String {
 /// The first bytes of an answer, safe to print.
 fn excerpt(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(32)];
-    format!("\"{}\"{}", shown.escape_ascii(), if bytes.len() > 32 { "..." } else { "" })
+    format!(
+        "\"{}\"{}",
+        shown.escape_ascii(),
+        if bytes.len() > 32 { "..." } else { "" }
+    )
 }

@@ -4,15 +4,16 @@ use std::net::IpAddr;
 
 use crossbeam_channel::Sender;
 
-use crate::link::{LiveConnection, Report};
+use super::probe::Verdict;
+use crate::link::LiveConnection;
 
 /// One thing for the control thread to deal with.
 #[derive(Debug)]
 pub enum Input {
     /// A question or order from an operator.
     Request(Request),
-    /// A failure seen by real traffic.
-    Report(Report),
+    /// What came of a health probe.
+    Verdict(Verdict),
     /// A signal.
     Signal(i32),
 }

@@ -30,9 +30,10 @@ pub struct Bound {
 /// The addresses that a listener asks for, ranges written out.
 pub fn wanted(listener: &Listener) -> Vec<Local> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
-        Bind::Ip { ip, ports } => {
-            ports.clone().map(|port| Local::Ip(SocketAddr::new(*ip, port))).collect::<Vec<_>>()
-        }
+        Bind::Ip { ip, ports } => ports
+            .clone()
+            .map(|port| Local::Ip(SocketAddr::new(*ip, port)))
+            .collect::<Vec<_>>(),
         Bind::Unix(path) => vec![Local::Unix(path.clone())],
     });
     addresses.collect()
@@ -61,7 +62,11 @@ pub fn bind(
         Local::Ip(_) => Local::Ip(socket::local_address(&first).map_err(refused)?),
         unix @ Local::Unix(_) => unix.clone(),
     };
-    let socket = |fd| ListenSocket { listener: id, local: local.clone(), fd };
+    let socket = |fd| ListenSocket {
+        listener: id,
+        local: local.clone(),
+        fd,
+    };
     let mut sockets = vec![socket(first)];
     if let Local::Ip(_) = local {
         for _ in 1..workers {
@@ -71,13 +76,20 @@ pub fn bind(
     Ok(Bound { local, sockets })
 }
 
-/// Deals sockets out to workers: each address's sockets go to different workers, lone ones in rotation.
+/// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
+/// first served (the others have theirs already); those that stand alone go round.
 pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSocket>> {
     let mut dealt: BTreeMap<usize, Vec<ListenSocket>> = BTreeMap::new();
-    for (rotation, Bound { sockets, .. }) in bound.into_iter().enumerate() {
-        let first = if sockets.len() == 1 { rotation } else { 0 };
+    for (rotation, Bound { local, sockets }) in bound.into_iter().enumerate() {
+        let first = match local {
+            Local::Ip(_) => workers.saturating_sub(sockets.len()),
+            Local::Unix(_) => rotation,
+        };
         for (ix, socket) in sockets.into_iter().enumerate() {
-            dealt.entry((first + ix) % workers).or_default().push(socket);
+            dealt
+                .entry((first + ix) % workers)
+                .or_default()
+                .push(socket);
         }
     }
     dealt
@@ -85,7 +97,9 @@ pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSock
 
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
+        std::io::ErrorKind::AddrInUse => {
+            " (another program has this address; `ss -lnp` shows which)"
+        }
         std::io::ErrorKind::AddrNotAvailable => {
             " (no interface has this address; for a VIP set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
         }

@@ -1,8 +1,8 @@
 //! Listening sockets of one worker: accepting under a budget, and placing new connections.
 //!
 //! Listening sockets are level-triggered (see [`crate::sys::epoll`]): one accept4 serves a lone connection, and a queue
-//! that is not empty is told of again. The number of accepts a turn follows the load: it doubles while the queue keeps
-//! that many, and halves when it runs dry.
+//! that is not empty is told of again. The number of accepts a turn follows the load: it doubles while the queue is told of
+//! turn after turn, and falls back to one when it runs dry.
 //!
 //! The kernel spreads connections over the workers by hash, blindly. Where that piles live connections on this worker, a
 //! new one goes to the least busy worker instead. Handing over costs a wake-up, so the difference that is put up with
@@ -36,6 +36,8 @@ struct Listening {
     listener: Option<Arc<Listener>>,
     ready: bool,
     burst: u32,
+    /// The turn that last exhausted its burst.
+    full_at: u64,
 }
 
 /// See the module.
@@ -85,11 +87,6 @@ impl Listeners {
         }
     }
 
-    /// Level-triggered sockets need no queue of ours: poll tells again.
-    pub(super) fn has_work(&self) -> bool {
-        false
-    }
-
     pub(super) fn next_timer(&self) -> Option<u64> {
         self.paused_until
     }
@@ -111,6 +108,7 @@ impl Listeners {
             socket,
             ready: false,
             burst: 1,
+            full_at: 0,
         };
         let key = self.sockets.insert(listening);
         if let Err(error) = epoll::add_level(poll, fd, token(key)) {
@@ -124,20 +122,18 @@ impl Listeners {
         }
     }
 
-    /// Serves what is queued on the sockets of `listener`, then closes them.
+    /// Serves what is queued on the sockets of `listener` at `local`, then closes them.
     pub(super) fn remove(
         &mut self,
         poll: &Poll,
         context: &mut Context,
         tcp: &mut Tcp,
         listener: u32,
+        local: &Local,
     ) {
         for key in self.sockets.keys() {
-            if self
-                .sockets
-                .get(key)
-                .is_some_and(|l| l.socket.listener == listener)
-            {
+            let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
+            if self.sockets.get(key).is_some_and(matches) {
                 while self.accept_from(poll, context, tcp, key, u32::MAX) {}
                 self.sockets.remove(key);
             }
@@ -155,19 +151,23 @@ impl Listeners {
     }
 
     pub(super) fn accept(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
+        let turn = context.stats.turns.get() + 1;
         for key in std::mem::take(&mut self.ready) {
             let Some(listening) = self.sockets.get_mut(key) else {
                 continue;
             };
             listening.ready = false;
+            if listening.full_at + 1 == turn {
+                listening.burst = (listening.burst * 2).min(BURST_MAX);
+            }
             let burst = listening.burst;
             let full = self.accept_from(poll, context, tcp, key, burst);
             if let Some(listening) = self.sockets.get_mut(key) {
-                listening.burst = if full {
-                    (burst * 2).min(BURST_MAX)
+                if full {
+                    listening.full_at = turn;
                 } else {
-                    (burst / 2).max(1)
-                };
+                    listening.burst = 1;
+                }
             }
         }
     }

@@ -212,7 +212,9 @@ impl Worker {
         while let Ok(command) = commands.try_recv() {
             match command {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
-                Command::Unlisten(listener) => listeners.remove(poll, context, tcp, listener),
+                Command::Unlisten(listener, local) => {
+                    listeners.remove(poll, context, tcp, listener, &local);
+                }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => drop(reply.send(tcp.list(context, limit))),
                 Command::Kill { id, reply } => drop(reply.send(tcp.kill(context, id))),
@@ -238,7 +240,7 @@ impl Worker {
     }
 
     fn timeout(&self) -> Duration {
-        if self.tcp.has_work() || self.listeners.has_work() {
+        if self.tcp.has_work() {
             return Duration::ZERO;
         }
         let now_ms = self.context.shared.epoch.elapsed().as_millis() as u64;

@@ -1,0 +1,216 @@
+//! `weir demo`: a working balancer in one command, with nothing configured.
+//!
+//! Three small HTTP servers on ports of the kernel's choosing, the real balancer in front, and a client that keeps
+//! asking, so that the closing table has something to show even when nobody follows the `curl` line.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::app;
+use crate::config;
+use crate::control::{Input, Source};
+use crate::link::{Local, Shared};
+
+/// Where the demo listens if the port is free.
+const FAVOURITE: &str = "127.0.0.1:8080";
+/// The backends and their weights.
+const BACKENDS: [(&str, u32); 3] = [("amber", 3), ("birch", 2), ("cedar", 1)];
+/// Pause of the built-in client between two requests.
+const CLIENT_PAUSE: Duration = Duration::from_millis(5);
+
+/// What `weir demo` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Stop after this time; without it, on Ctrl-C.
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+}
+
+/// Runs it.
+pub fn run(args: Args) -> ExitCode {
+    match demo(args.time) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(time: Option<Duration>) -> anyhow::Result<()> {
+    let mut backends = String::new();
+    for (name, weight) in BACKENDS {
+        let address = serve_http(name)?;
+        backends +=
+            &format!("      - {{name: {name}, address: \"{address}\", weight: {weight}}}\n");
+    }
+    let bind = if TcpListener::bind(FAVOURITE).is_ok() {
+        FAVOURITE
+    } else {
+        "127.0.0.1:0"
+    };
+    let directory = std::env::temp_dir().join(format!("weir-demo-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let yaml = format!(
+        "admin: {}/admin.sock\nlog: {{level: warn, access: off}}\nshutdown_grace: 1s\n\
+         listeners:\n  web: {{bind: \"{bind}\", pool: web}}\n\
+         pools:\n  web:\n    balance: round_robin\n    backends:\n{backends}",
+        directory.display()
+    );
+    let loaded = config::parse("demo", &yaml)?;
+    let running = app::launch(
+        Source::Flags(Box::new(loaded.config.clone())),
+        loaded.config,
+    )?;
+    let (shared, inputs) = (running.shared.clone(), running.inputs.clone());
+    let Some(web) = running
+        .bound()
+        .into_iter()
+        .find_map(|(_, local)| match local {
+            Local::Ip(address) => Some(address),
+            Local::Unix(_) => None,
+        })
+    else {
+        anyhow::bail!("the demo's listener is not bound");
+    };
+
+    println!(
+        "weir {}: one listener, three backends, weights 3:2:1",
+        env!("CARGO_PKG_VERSION")
+    );
+    println!();
+    println!("  try it:   curl http://{web}/");
+    match time {
+        Some(time) => println!("  stops:    after {}", humantime::format_duration(time)),
+        None => println!("  stops:    on Ctrl-C"),
+    }
+    println!();
+    std::io::stdout().flush()?;
+
+    let over = Arc::new(AtomicBool::new(false));
+    let client = {
+        let over = over.clone();
+        thread::spawn(move || ask(web, &over))
+    };
+    if let Some(time) = time {
+        stop_after(time, inputs);
+    }
+    let started = Instant::now();
+    let served = running.serve();
+    over.store(true, Ordering::Relaxed);
+    let (answers, failures) = client.join().unwrap_or_default();
+    let _ = std::fs::remove_dir_all(&directory);
+    served?;
+    print_spread(&shared, started.elapsed());
+    println!("\nThe built-in client got {answers} answers and {failures} failures.");
+    Ok(())
+}
+
+fn stop_after(time: Duration, inputs: Sender<Input>) {
+    thread::spawn(move || {
+        thread::sleep(time);
+        let _ = inputs.send(Input::Signal(libc::SIGTERM));
+    });
+}
+
+/// A server that answers every request with its name.
+fn serve_http(name: &'static str) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer(&stream, name));
+        }
+    });
+    Ok(address)
+}
+
+fn answer(stream: &TcpStream, name: &str) -> std::io::Result<()> {
+    let mut requests = BufReader::new(stream);
+    let mut line = String::new();
+    while requests.read_line(&mut line)? > 0 {
+        if line == "\r\n" || line == "\n" {
+            let body = format!("hello from {name}\n");
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            (&*stream).write_all(head.as_bytes())?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+/// One connection after the other until `over`; returns answers and failures.
+fn ask(web: SocketAddr, over: &AtomicBool) -> (u64, u64) {
+    let (mut answers, mut failures) = (0, 0);
+    while !over.load(Ordering::Relaxed) {
+        let answered = TcpStream::connect(web).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.contains("hello from"))
+        });
+        match answered {
+            Ok(true) => answers += 1,
+            // The listener closes first when the demo ends.
+            _ if over.load(Ordering::Relaxed) => break,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                thread::sleep(CLIENT_PAUSE)
+            }
+            _ => failures += 1,
+        }
+        thread::sleep(CLIENT_PAUSE);
+    }
+    (answers, failures)
+}
+
+fn print_spread(shared: &Shared, elapsed: Duration) {
+    let snapshot = shared.snapshot();
+    for pool in &snapshot.pools {
+        let totals: Vec<u64> = pool
+            .backends
+            .iter()
+            .map(|b| b.stats.shards.sum(|shard| &shard.total))
+            .collect();
+        let (all, weights) = (
+            totals.iter().sum::<u64>().max(1) as f64,
+            pool.backends
+                .iter()
+                .map(|b| b.config.weight)
+                .sum::<u32>()
+                .max(1),
+        );
+        println!(
+            "{} connections in {:.1} s, pool {}:",
+            all,
+            elapsed.as_secs_f64(),
+            pool.config.name
+        );
+        println!(
+            "  {:<10} {:<22} {:>6} {:>12} {:>7} {:>7}",
+            "backend", "address", "weight", "connections", "share", "wanted"
+        );
+        for (backend, &total) in pool.backends.iter().zip(&totals) {
+            println!(
+                "  {:<10} {:<22} {:>6} {:>12} {:>6.1}% {:>6.1}%",
+                backend.config.name,
+                backend.config.address.to_string(),
+                backend.config.weight,
+                total,
+                100.0 * total as f64 / all,
+                100.0 * f64::from(backend.config.weight) / f64::from(weights),
+            );
+        }
+    }
+}
