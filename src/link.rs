@@ -12,6 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use socket2::{SockRef, Type};
 
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
@@ -30,6 +31,15 @@ pub struct ListenSocket {
     pub local: Local,
     /// The socket.
     pub fd: OwnedFd,
+}
+
+impl ListenSocket {
+    /// Whether it is a UDP socket.
+    pub fn is_datagram(&self) -> bool {
+        SockRef::from(&self.fd)
+            .r#type()
+            .is_ok_and(|kind| kind == Type::DGRAM)
+    }
 }
 
 /// A local address of a listener.

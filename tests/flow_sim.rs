@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use weir::base::Key;
 use weir::flow::{
-    Admit, After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Places, Policy, Proof, RECENT, State,
-    Step, Table,
+    Admit, After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Places, Policy,
+    Proof, RECENT, State, Step, Table,
 };
 
 /// splitmix64: enough to choose steps.
@@ -60,7 +60,9 @@ impl Places for Caps {
         if self.held + self.elsewhere >= self.process {
             return Err(Full::Process);
         }
-        if self.by_listener.get(&listener).copied().unwrap_or(0) >= self.listener[listener.0 as usize] {
+        if self.by_listener.get(&listener).copied().unwrap_or(0)
+            >= self.listener[listener.0 as usize]
+        {
             return Err(Full::Listener);
         }
         if let Some(ip) = source {
@@ -76,11 +78,17 @@ impl Places for Caps {
     }
 
     fn give(&mut self, listener: ListenerIx, source: Option<IpAddr>) {
-        self.held = self.held.checked_sub(1).expect("given back more than taken");
+        self.held = self
+            .held
+            .checked_sub(1)
+            .expect("given back more than taken");
         let n = self.by_listener.get_mut(&listener).expect("never taken");
         *n = n.checked_sub(1).expect("given back more than taken");
         if let Some(ip) = source {
-            let n = self.by_source.get_mut(&(listener, ip)).expect("never taken");
+            let n = self
+                .by_source
+                .get_mut(&(listener, ip))
+                .expect("never taken");
             *n = n.checked_sub(1).expect("given back more than taken");
         }
     }
@@ -155,7 +163,10 @@ impl World {
         }
         let caps = Caps {
             process: 1 + rng.below(30) as usize,
-            listener: policies.iter().map(|_| 1 + rng.below(20) as usize).collect(),
+            listener: policies
+                .iter()
+                .map(|_| 1 + rng.below(20) as usize)
+                .collect(),
             source: 1 + rng.below(8) as usize,
             ..Caps::default()
         };
@@ -203,7 +214,11 @@ impl World {
 
     fn random_key(&mut self) -> Endpoints {
         let client = match self.rng.chance(20) {
-            true => format!("[2001:db8::{}]:{}", self.rng.below(3), 1 + self.rng.below(4)),
+            true => format!(
+                "[2001:db8::{}]:{}",
+                self.rng.below(3),
+                1 + self.rng.below(4)
+            ),
             false => format!("192.0.2.{}:{}", self.rng.below(4), 1 + self.rng.below(4)),
         };
         let local = match client.starts_with('[') {
@@ -216,11 +231,22 @@ impl World {
     }
 
     fn remove(&mut self, id: Key) {
-        let at = self.model.iter().position(|m| m.id == id).expect("in the model");
+        let at = self
+            .model
+            .iter()
+            .position(|m| m.id == id)
+            .expect("in the model");
         let m = self.model.swap_remove(at);
         let data = self.table.remove(id, &mut self.caps).expect("in the table");
-        assert_eq!((data.serial, data.key), (m.serial, m.key), "removed another session's data");
-        assert!(self.table.remove(id, &mut self.caps).is_none(), "removed twice");
+        assert_eq!(
+            (data.serial, data.key),
+            (m.serial, m.key),
+            "removed another session's data"
+        );
+        assert!(
+            self.table.remove(id, &mut self.caps).is_none(),
+            "removed twice"
+        );
     }
 
     /// A session's requests reach its backend, which may answer each of them any number of times.
@@ -228,7 +254,11 @@ impl World {
         let data = *self.table.view(id).expect("live").data;
         for _ in 0..take {
             for _ in 0..self.rng.pick(&[0, 1, 1, 1, 2, 3]) {
-                self.in_hand.push_back(InHand { id, serial: data.serial, to: data.key });
+                self.in_hand.push_back(InHand {
+                    id,
+                    serial: data.serial,
+                    to: data.key,
+                });
             }
         }
     }
@@ -263,7 +293,10 @@ impl World {
             let (id, take, finishes, repick, reopened) = match step {
                 Step::Unknown => {
                     if let Some(m) = owner {
-                        assert!(policy.requests.is_some_and(|n| m.requests >= n), "a session was not found: {m:?}");
+                        assert!(
+                            policy.requests.is_some_and(|n| m.requests >= n),
+                            "a session was not found: {m:?}"
+                        );
                         m.indexed = false;
                     }
                     if !self.open(key) {
@@ -272,7 +305,12 @@ impl World {
                     continue;
                 }
                 Step::Forward { id, take, finishes } => (id, take, finishes, false, false),
-                Step::Repick { id, take, finishes, reopened } => (id, take, finishes, true, reopened),
+                Step::Repick {
+                    id,
+                    take,
+                    finishes,
+                    reopened,
+                } => (id, take, finishes, true, reopened),
             };
             let m = owner.expect("a session that should not exist");
             assert_eq!(m.id, id, "another client's session");
@@ -321,7 +359,11 @@ impl World {
                         return false;
                     }
                     self.serial += 1;
-                    let data = Data { serial: self.serial, key, backend: 0 };
+                    let data = Data {
+                        serial: self.serial,
+                        key,
+                        backend: 0,
+                    };
                     let id = self.table.open(self.now, place, data);
                     assert!(self.find(id).is_none(), "an id was given twice");
                     self.model.push(Model {
@@ -365,7 +407,9 @@ impl World {
     fn full(&self, key: &Endpoints, counted: bool) -> Option<Full> {
         let listener = key.listener();
         let of_listener = self.model.iter().filter(|m| m.key.listener() == listener);
-        let of_source = of_listener.clone().filter(|m| m.counted && m.key.client().ip() == key.client().ip());
+        let of_source = of_listener
+            .clone()
+            .filter(|m| m.counted && m.key.client().ip() == key.client().ip());
         if self.model.len() + self.caps.elsewhere >= self.caps.process {
             Some(Full::Process)
         } else if of_listener.count() >= self.caps.listener[listener.0 as usize] {
@@ -389,21 +433,37 @@ impl World {
                 Full::Process => true,
                 Full::Listener => m.key.listener() == key.listener(),
                 Full::Source => {
-                    m.counted && m.key.listener() == key.listener() && m.key.client().ip() == key.client().ip()
+                    m.counted
+                        && m.key.listener() == key.listener()
+                        && m.key.client().ip() == key.client().ip()
                 }
             })
             .collect();
         let Some(victim) = victim else {
-            assert!(!scope.iter().any(|m| self.evictable(m)), "shed although {full:?} had a victim");
+            assert!(
+                !scope.iter().any(|m| self.evictable(m)),
+                "shed although {full:?} had a victim"
+            );
             return;
         };
-        let victim = scope.iter().find(|m| m.id == victim).expect("victim outside of the cap");
+        let victim = scope
+            .iter()
+            .find(|m| m.id == victim)
+            .expect("victim outside of the cap");
         assert!(self.evictable(victim), "evicted too early: {victim:?}");
         if victim.state != State::Parked {
-            let peers = scope.iter().filter(|m| m.key.listener() == victim.key.listener());
+            let peers = scope
+                .iter()
+                .filter(|m| m.key.listener() == victim.key.listener());
             for peer in peers {
-                assert!(peer.state != State::Parked, "a parked session should go first");
-                assert!(peer.last >= victim.last, "{peer:?} is idle for longer than {victim:?}");
+                assert!(
+                    peer.state != State::Parked,
+                    "a parked session should go first"
+                );
+                assert!(
+                    peer.last >= victim.last,
+                    "{peer:?} is idle for longer than {victim:?}"
+                );
             }
         }
     }
@@ -416,13 +476,22 @@ impl World {
         let InHand { id, serial, to } = self.in_hand.remove(at).expect("in range");
         let now = self.now;
         let Some(after) = self.table.on_backend(now, id, 1) else {
-            assert!(self.find(id).is_none(), "a live session's reply was dropped");
+            assert!(
+                self.find(id).is_none(),
+                "a live session's reply was dropped"
+            );
             self.stale += 1;
             return;
         };
         let view = self.table.view(id).expect("just seen");
-        assert_eq!(*view.ends, to, "MISROUTED: reply to another client or from another address");
-        assert_eq!(view.data.serial, serial, "MISROUTED: reply of another session");
+        assert_eq!(
+            *view.ends, to,
+            "MISROUTED: reply to another client or from another address"
+        );
+        assert_eq!(
+            view.data.serial, serial,
+            "MISROUTED: reply of another session"
+        );
         self.delivered += 1;
         let policy = self.policy_of(&to);
         let m = self.find(id).expect("in the model");
@@ -463,7 +532,10 @@ impl World {
                 (_, proof) => {
                     (m.state, m.suspect) = (State::Astray, None);
                     let resend = !std::mem::replace(&mut m.resent, true);
-                    OnError::Failed { blame: proof != Proof::Bare, resend }
+                    OnError::Failed {
+                        blame: proof != Proof::Bare,
+                        resend,
+                    }
                 }
             }
         };
@@ -511,23 +583,40 @@ impl World {
     fn reload(&mut self) {
         let ix = self.rng.below(self.policies.len() as u64) as usize;
         self.policies[ix] = policy(&mut self.rng);
-        self.table.set_policy(ListenerIx(ix as u32), self.policies[ix]);
+        self.table
+            .set_policy(ListenerIx(ix as u32), self.policies[ix]);
     }
 
     fn check(&self) {
         assert_eq!(self.table.len(), self.model.len(), "leak");
         assert_eq!(self.caps.held, self.model.len(), "places leak");
-        assert!(self.caps.held + self.caps.elsewhere <= self.caps.process, "above the cap");
+        assert!(
+            self.caps.held + self.caps.elsewhere <= self.caps.process,
+            "above the cap"
+        );
         let parked = |m: &&Model| m.state == State::Parked;
-        assert_eq!(self.table.parked(), self.model.iter().filter(parked).count());
-        let mut sources: Vec<_> =
-            self.model.iter().filter(|m| m.counted).map(|m| (m.key.listener(), m.key.client().ip())).collect();
+        assert_eq!(
+            self.table.parked(),
+            self.model.iter().filter(parked).count()
+        );
+        let mut sources: Vec<_> = self
+            .model
+            .iter()
+            .filter(|m| m.counted)
+            .map(|m| (m.key.listener(), m.key.client().ip()))
+            .collect();
         for (listener, cap) in self.caps.listener.iter().enumerate() {
             let listener = ListenerIx(listener as u32);
             let mine = self.model.iter().filter(|m| m.key.listener() == listener);
             assert!(mine.clone().count() <= *cap);
-            assert_eq!(mine.clone().count(), self.caps.by_listener.get(&listener).copied().unwrap_or(0));
-            assert_eq!(mine.filter(|m| !parked(m)).count(), self.table.active(listener));
+            assert_eq!(
+                mine.clone().count(),
+                self.caps.by_listener.get(&listener).copied().unwrap_or(0)
+            );
+            assert_eq!(
+                mine.filter(|m| !parked(m)).count(),
+                self.table.active(listener)
+            );
         }
         for (source, n) in &self.caps.by_source {
             let counted = sources.iter().filter(|s| *s == source).count();
@@ -577,7 +666,9 @@ impl World {
 }
 
 fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().expect("a number"))
 }
 
 #[test]
@@ -592,7 +683,15 @@ fn never_leaks_never_exceeds_never_misroutes() {
         let ran = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
             world.run(600);
-            [world.delivered, world.stale, world.evicted, world.shed, world.reopened, world.failed, world.expired]
+            [
+                world.delivered,
+                world.stale,
+                world.evicted,
+                world.shed,
+                world.reopened,
+                world.failed,
+                world.expired,
+            ]
         });
         match ran {
             Ok(counts) => sums.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n),

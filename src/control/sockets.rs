@@ -54,7 +54,9 @@ pub fn bind(
     };
     let open = |local: &Local| match (local, listener.protocol) {
         (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
-        (Local::Ip(address), Protocol::Udp) => udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd),
+        (Local::Ip(address), Protocol::Udp) => {
+            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
+        }
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
     let first = open(wanted).map_err(refused)?;

@@ -11,7 +11,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub const OUT: Link = Link { prev: NONE, next: NONE };
+    pub const OUT: Link = Link {
+        prev: NONE,
+        next: NONE,
+    };
 }
 
 /// Entries that can stand in several lists at once, one for each `which`.
@@ -28,10 +31,17 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    pub const EMPTY: Ends = Ends { head: NONE, tail: NONE, len: 0 };
+    pub const EMPTY: Ends = Ends {
+        head: NONE,
+        tail: NONE,
+        len: 0,
+    };
 
     pub fn push_back<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
-        *nodes.link(ix, which) = Link { prev: self.tail, next: NONE };
+        *nodes.link(ix, which) = Link {
+            prev: self.tail,
+            next: NONE,
+        };
         match self.tail {
             NONE => self.head = ix,
             tail => nodes.link(tail, which).next = ix,
@@ -41,7 +51,10 @@ impl Ends {
     }
 
     pub fn push_front<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
-        *nodes.link(ix, which) = Link { prev: NONE, next: self.head };
+        *nodes.link(ix, which) = Link {
+            prev: NONE,
+            next: self.head,
+        };
         match self.head {
             NONE => self.tail = ix,
             head => nodes.link(head, which).prev = ix,

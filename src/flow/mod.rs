@@ -84,6 +84,6 @@ mod table;
 pub use dropped::Dropped;
 pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
-    Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof, RECENT, State, Step,
-    Table, View,
+    Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof,
+    RECENT, State, Step, Table, View,
 };

@@ -24,7 +24,11 @@ pub(super) struct Sources {
 
 impl Sources {
     pub fn new() -> Self {
-        Self { entries: Vec::new(), index: HashTable::new(), free: NONE }
+        Self {
+            entries: Vec::new(),
+            index: HashTable::new(),
+            free: NONE,
+        }
     }
 
     pub fn find<S: BuildHasher>(&self, hasher: &S, listener: u32, ip: [u64; 2]) -> Option<u32> {
@@ -41,7 +45,11 @@ impl Sources {
         if let Some(ix) = self.find(hasher, listener, ip) {
             return ix;
         }
-        let entry = Source { listener, ip, ends: Ends::EMPTY };
+        let entry = Source {
+            listener,
+            ip,
+            ends: Ends::EMPTY,
+        };
         let ix = match self.free {
             NONE => {
                 self.entries.push(entry);
@@ -54,10 +62,11 @@ impl Sources {
             }
         };
         let entries = &self.entries;
-        self.index.insert_unique(hasher.hash_one((listener, ip)), ix, |&ix| {
-            let entry = &entries[ix as usize];
-            hasher.hash_one((entry.listener, entry.ip))
-        });
+        self.index
+            .insert_unique(hasher.hash_one((listener, ip)), ix, |&ix| {
+                let entry = &entries[ix as usize];
+                hasher.hash_one((entry.listener, entry.ip))
+            });
         ix
     }
 

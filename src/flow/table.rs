@@ -285,9 +285,9 @@ impl<T, S: BuildHasher> Table<T, S> {
     pub fn on_client(&mut self, now: Instant, ends: &Endpoints, count: u32) -> Step {
         debug_assert!(count > 0);
         let sessions = &self.sessions;
-        let found = self
-            .index
-            .find(self.hasher.hash_one(ends), |&ix| sessions.at(ix).is_some_and(|session| session.ends == *ends));
+        let found = self.index.find(self.hasher.hash_one(ends), |&ix| {
+            sessions.at(ix).is_some_and(|session| session.ends == *ends)
+        });
         let Some(&ix) = found else {
             return Step::Unknown;
         };
@@ -331,12 +331,23 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         match was {
             State::Live => Step::Forward { id, take, finishes },
-            _ => Step::Repick { id, take, finishes, reopened: was == State::Parked },
+            _ => Step::Repick {
+                id,
+                take,
+                finishes,
+                reopened: was == State::Parked,
+            },
         }
     }
 
     /// Asks for a place for a new session. `counted`: the source's own cap applies to it.
-    pub fn admit(&mut self, now: Instant, ends: Endpoints, counted: bool, places: &mut impl Places) -> Admit {
+    pub fn admit(
+        &mut self,
+        now: Instant,
+        ends: Endpoints,
+        counted: bool,
+        places: &mut impl Places,
+    ) -> Admit {
         match places.take(ends.listener(), ends.source(counted)) {
             Ok(()) => Admit::Granted(Place { ends, counted }),
             Err(full) => match self.victim(self.at(now), full, &ends) {
@@ -356,7 +367,9 @@ impl<T, S: BuildHasher> Table<T, S> {
         let Place { ends, counted } = place;
         let now = self.at(now);
         let source = match counted {
-            true => self.sources.find_or_add(&self.hasher, ends.listener().0, ends.client_bits()),
+            true => self
+                .sources
+                .find_or_add(&self.hasher, ends.listener().0, ends.client_bits()),
             false => NONE,
         };
         let id = self.sessions.insert(Session {
@@ -375,12 +388,15 @@ impl<T, S: BuildHasher> Table<T, S> {
             data,
         });
         let (sessions, hasher) = (&self.sessions, &self.hasher);
-        self.index.insert_unique(hasher.hash_one(ends), id.index, |&ix| {
-            hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
-        });
+        self.index
+            .insert_unique(hasher.hash_one(ends), id.index, |&ix| {
+                hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
+            });
         self.activate(&ends, now, id.index);
         if source != NONE {
-            self.sources.ends(source).push_back(&mut self.sessions, BY_SOURCE, id.index);
+            self.sources
+                .ends(source)
+                .push_back(&mut self.sessions, BY_SOURCE, id.index);
         }
         id
     }
@@ -420,17 +436,27 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         let (requests, replies, source) = (session.requests, session.replies, session.source);
         let line = line_mut(&mut self.lines, &session.ends);
-        let complete = line.replies.is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
-        line.active.move_to_back(&mut self.sessions, BY_AGE, id.index);
+        let complete = line
+            .replies
+            .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
+        line.active
+            .move_to_back(&mut self.sessions, BY_AGE, id.index);
         self.touch_source(source, id.index);
-        Some(if complete { After::Finished } else { After::Continue })
+        Some(if complete {
+            After::Finished
+        } else {
+            After::Continue
+        })
     }
 
     /// An ICMP error arrived on the session's socket. `None`: there is no such session.
     pub fn on_error(&mut self, now: Instant, id: Key, proof: Proof) -> Option<OnError> {
         let now = self.at(now);
         let session = self.sessions.get_mut(id)?;
-        if session.state != State::Live || session.requests == 0 || now - session.sent > nanos(RECENT) {
+        if session.state != State::Live
+            || session.requests == 0
+            || now - session.sent > nanos(RECENT)
+        {
             return Some(OnError::Ignored);
         }
         if session.proven {
@@ -440,14 +466,19 @@ impl<T, S: BuildHasher> Table<T, S> {
                     session.suspect = Some(now);
                     return Some(OnError::Suspected);
                 }
-                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => return Some(OnError::Suspected),
+                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => {
+                    return Some(OnError::Suspected);
+                }
                 (Proof::Soft, Some(_)) | (Proof::Firm, _) => {}
             }
         }
         session.state = State::Astray;
         session.suspect = None;
         let resend = !std::mem::replace(&mut session.resent, true);
-        Some(OnError::Failed { blame: proof != Proof::Bare, resend })
+        Some(OnError::Failed {
+            blame: proof != Proof::Bare,
+            resend,
+        })
     }
 
     /// The session has ended in order. `None`: it is parked, its data stays. `Some`: it is gone, as after `remove`.
@@ -490,7 +521,9 @@ impl<T, S: BuildHasher> Table<T, S> {
             line.active.unlink(&mut self.sessions, BY_AGE, id.index);
         }
         if source != NONE {
-            self.sources.ends(source).unlink(&mut self.sessions, BY_SOURCE, id.index);
+            self.sources
+                .ends(source)
+                .unlink(&mut self.sessions, BY_SOURCE, id.index);
             self.sources.release(&self.hasher, source);
         }
         let session = self.sessions.remove(id)?;
@@ -506,7 +539,10 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         while self.sweep < self.lines.len() {
             if let Some(line) = &self.lines[self.sweep] {
-                for (head, time) in [(line.parked.head, line.parked_time()), (line.active.head, line.idle)] {
+                for (head, time) in [
+                    (line.parked.head, line.parked_time()),
+                    (line.active.head, line.idle),
+                ] {
                     if head != NONE && self.last(head).saturating_add(time) <= now {
                         return Some(self.id(head));
                     }
@@ -532,8 +568,15 @@ impl<T, S: BuildHasher> Table<T, S> {
         if self.parked == 0 {
             return None;
         }
-        let heads = self.lines.iter().flatten().map(|line| line.parked.head).filter(|&head| head != NONE);
-        heads.min_by_key(|&head| self.last(head)).map(|head| self.id(head))
+        let heads = self
+            .lines
+            .iter()
+            .flatten()
+            .map(|line| line.parked.head)
+            .filter(|&head| head != NONE);
+        heads
+            .min_by_key(|&head| self.last(head))
+            .map(|head| self.id(head))
     }
 
     /// What the shell keeps with a session.
@@ -548,7 +591,9 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// All sessions in slot order, parked ones too.
     pub fn iter(&self) -> impl Iterator<Item = (Key, View<'_, T>)> {
-        self.sessions.iter().map(|(id, session)| (id, session.view()))
+        self.sessions
+            .iter()
+            .map(|(id, session)| (id, session.view()))
     }
 
     /// Sessions that hold a place, parked ones too.
@@ -584,11 +629,15 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     fn id(&self, ix: u32) -> Key {
-        self.sessions.key_at(ix).expect("lists and index name live sessions")
+        self.sessions
+            .key_at(ix)
+            .expect("lists and index name live sessions")
     }
 
     fn last(&self, ix: u32) -> u64 {
-        self.sessions.at(ix).map_or(u64::MAX, |session| session.last)
+        self.sessions
+            .at(ix)
+            .map_or(u64::MAX, |session| session.last)
     }
 
     /// Puts a session at the young end of its listener's list.
@@ -603,7 +652,9 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     fn touch_source(&mut self, source: u32, ix: u32) {
         if source != NONE {
-            self.sources.ends(source).move_to_back(&mut self.sessions, BY_SOURCE, ix);
+            self.sources
+                .ends(source)
+                .move_to_back(&mut self.sessions, BY_SOURCE, ix);
         }
     }
 
@@ -621,7 +672,10 @@ impl<T, S: BuildHasher> Table<T, S> {
     fn soonest(&self, times: impl Fn(&Line) -> [u64; 2]) -> u64 {
         let mut soonest = u64::MAX;
         for line in self.lines.iter().flatten() {
-            for (head, time) in [line.active.head, line.parked.head].into_iter().zip(times(line)) {
+            for (head, time) in [line.active.head, line.parked.head]
+                .into_iter()
+                .zip(times(line))
+            {
                 if head != NONE {
                     soonest = soonest.min(self.last(head).saturating_add(time));
                 }
@@ -636,10 +690,13 @@ impl<T, S: BuildHasher> Table<T, S> {
         let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
         let victim = match full {
             Full::Source => {
-                let source = self.sources.find(&self.hasher, ends.listener().0, ends.client_bits())?;
+                let source =
+                    self.sources
+                        .find(&self.hasher, ends.listener().0, ends.client_bits())?;
                 let head = self.sources.ends(source).head;
                 let session = self.sessions.at(head)?;
-                (session.state == State::Parked || now - session.last >= own.idle / 2).then_some(head)
+                (session.state == State::Parked || now - session.last >= own.idle / 2)
+                    .then_some(head)
             }
             Full::Listener | Full::Process if own.parked.head != NONE => Some(own.parked.head),
             Full::Process if self.parked > 0 => return self.spare(),
@@ -647,8 +704,14 @@ impl<T, S: BuildHasher> Table<T, S> {
             Full::Listener => None,
             Full::Process if now < self.next_victim => None,
             Full::Process => {
-                let stale = self.lines.iter().flatten().filter(|line| stale(line.active.head, line));
-                let oldest = stale.map(|line| line.active.head).min_by_key(|&head| self.last(head));
+                let stale = self
+                    .lines
+                    .iter()
+                    .flatten()
+                    .filter(|line| stale(line.active.head, line));
+                let oldest = stale
+                    .map(|line| line.active.head)
+                    .min_by_key(|&head| self.last(head));
                 if oldest.is_none() {
                     self.next_victim = self.soonest(|line| [line.idle / 2, u64::MAX]);
                 }
@@ -675,9 +738,13 @@ impl<T> Session<T> {
 
 /// The live session in slot `ix`, which lists and index vouch for.
 fn entry<T>(sessions: &mut Slab<Session<T>>, ix: u32) -> &mut Session<T> {
-    sessions.at_mut(ix).expect("lists and index name live sessions")
+    sessions
+        .at_mut(ix)
+        .expect("lists and index name live sessions")
 }
 
 fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line {
-    lines[ends.listener().0 as usize].as_mut().expect("a listener has its policy before its first datagram")
+    lines[ends.listener().0 as usize]
+        .as_mut()
+        .expect("a listener has its policy before its first datagram")
 }

@@ -59,7 +59,10 @@ impl Name {
                     sin_addr: in_addr(*a.ip()),
                     sin_zero: [0; 8],
                 };
-                (Name { v4 }, size_of::<libc::sockaddr_in>() as libc::socklen_t)
+                (
+                    Name { v4 },
+                    size_of::<libc::sockaddr_in>() as libc::socklen_t,
+                )
             }
             SocketAddr::V6(a) => {
                 let v6 = libc::sockaddr_in6 {
@@ -69,7 +72,10 @@ impl Name {
                     sin6_addr: in6_addr(*a.ip()),
                     sin6_scope_id: a.scope_id(),
                 };
-                (Name { v6 }, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+                (
+                    Name { v6 },
+                    size_of::<libc::sockaddr_in6>() as libc::socklen_t,
+                )
             }
         }
     }
@@ -87,7 +93,9 @@ impl Name {
                 libc::AF_INET6 if len as usize >= size_of::<libc::sockaddr_in6>() => {
                     let a = &self.v6;
                     let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
-                    Some(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into())
+                    Some(
+                        SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into(),
+                    )
                 }
                 _ => None,
             }
@@ -96,11 +104,15 @@ impl Name {
 }
 
 fn in_addr(ip: Ipv4Addr) -> libc::in_addr {
-    libc::in_addr { s_addr: u32::from(ip).to_be() }
+    libc::in_addr {
+        s_addr: u32::from(ip).to_be(),
+    }
 }
 
 fn in6_addr(ip: Ipv6Addr) -> libc::in6_addr {
-    libc::in6_addr { s6_addr: ip.octets() }
+    libc::in6_addr {
+        s6_addr: ip.octets(),
+    }
 }
 
 /// What came with the bytes of a slot.
@@ -121,7 +133,11 @@ pub struct Meta {
 impl Meta {
     /// Datagrams in the slot.
     pub fn datagrams(&self) -> usize {
-        if self.segment == 0 { 1 } else { self.len.div_ceil(self.segment) }
+        if self.segment == 0 {
+            1
+        } else {
+            self.len.div_ceil(self.segment)
+        }
     }
 }
 
@@ -154,6 +170,10 @@ pub struct Inbox {
     filled: usize,
 }
 
+// SAFETY: the raw pointers in headers and parts are written right before each call and never read after it (see the
+// module), so between calls they mean nothing, in whatever thread.
+unsafe impl Send for Inbox {}
+
 impl Inbox {
     /// Room for `slots` datagrams or GRO batches.
     pub fn new(slots: usize) -> Self {
@@ -163,7 +183,13 @@ impl Inbox {
             arena: vec![0; slots * STRIDE],
             metas: vec![Meta::default(); slots],
             headers: vec![header; slots],
-            parts: vec![libc::iovec { iov_base: null_mut(), iov_len: 0 }; slots],
+            parts: vec![
+                libc::iovec {
+                    iov_base: null_mut(),
+                    iov_len: 0
+                };
+                slots
+            ],
             names: vec![name; slots],
             controls: vec![Control::zeroed(); slots],
             filled: 0,
@@ -201,6 +227,11 @@ impl Inbox {
         &self.arena[start..start + self.meta(slot).len]
     }
 
+    /// Some of the bytes of a filled slot.
+    pub fn bytes_of(&self, part: Part) -> &[u8] {
+        &self.bytes(part.slot as usize)[part.start as usize..][..part.len as usize]
+    }
+
     /// One of the datagrams in a filled slot.
     pub fn datagram(&self, slot: usize, nth: usize) -> &[u8] {
         let (bytes, segment) = (self.bytes(slot), self.meta(slot).segment);
@@ -216,7 +247,10 @@ impl Inbox {
         let first = self.filled;
         let wanted = max.min(self.room());
         if wanted == 0 {
-            return Ok(Received { slots: first..first, drained: false });
+            return Ok(Received {
+                slots: first..first,
+                drained: false,
+            });
         }
         let arena = self.arena.as_mut_ptr();
         for slot in first..first + wanted {
@@ -227,7 +261,10 @@ impl Inbox {
             };
             let header = &mut self.headers[slot].msg_hdr;
             (header.msg_name, header.msg_namelen) = match ask.from {
-                true => ((&raw mut self.names[slot]).cast(), size_of::<Name>() as libc::socklen_t),
+                true => (
+                    (&raw mut self.names[slot]).cast(),
+                    size_of::<Name>() as libc::socklen_t,
+                ),
                 false => (null_mut(), 0),
             };
             (header.msg_control, header.msg_controllen) = match ask.control {
@@ -242,7 +279,15 @@ impl Inbox {
             let headers = self.headers[first..first + wanted].as_mut_ptr();
             // SAFETY: `wanted` headers whose names, control buffers and slots are writable for the lengths given and
             // outlive the call; the timeout may be null.
-            let n = unsafe { libc::recvmmsg(fd, headers, wanted as u32, libc::MSG_DONTWAIT as _, null_mut()) };
+            let n = unsafe {
+                libc::recvmmsg(
+                    fd,
+                    headers,
+                    wanted as u32,
+                    libc::MSG_DONTWAIT as _,
+                    null_mut(),
+                )
+            };
             if n >= 0 {
                 break n as usize;
             }
@@ -254,17 +299,30 @@ impl Inbox {
             }
         };
         for slot in first..first + got {
-            let (header, len) = (&self.headers[slot].msg_hdr, self.headers[slot].msg_len as usize);
+            let (header, len) = (
+                &self.headers[slot].msg_hdr,
+                self.headers[slot].msg_len as usize,
+            );
             // SAFETY: the kernel wrote `msg_namelen` bytes of name, the rest was zero or an older name.
-            let from = ask.from.then(|| unsafe { self.names[slot].get(header.msg_namelen) }).flatten();
-            let mut meta = Meta { from, len, ..Meta::default() };
+            let from = ask
+                .from
+                .then(|| unsafe { self.names[slot].get(header.msg_namelen) })
+                .flatten();
+            let mut meta = Meta {
+                from,
+                len,
+                ..Meta::default()
+            };
             if header.msg_controllen > 0 {
                 read_control(header, &mut meta);
             }
             self.metas[slot] = meta;
         }
         self.filled += got;
-        Ok(Received { slots: first..first + got, drained: got < wanted })
+        Ok(Received {
+            slots: first..first + got,
+            drained: got < wanted,
+        })
     }
 }
 
@@ -289,7 +347,9 @@ fn read_control(header: &libc::msghdr, meta: &mut Meta) {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     meta.segment = data.cast::<libc::c_int>().read_unaligned().max(0) as usize;
                 }
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => meta.drops = Some(data.cast::<u32>().read_unaligned()),
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                    meta.drops = Some(data.cast::<u32>().read_unaligned())
+                }
                 _ => {}
             }
             at = libc::CMSG_NXTHDR(header, at);
@@ -330,6 +390,9 @@ pub struct Outbox {
     controls: Vec<Control>,
 }
 
+// SAFETY: as for `Inbox`.
+unsafe impl Send for Outbox {}
+
 impl Outbox {
     /// Buffers grow to the largest batch and stay.
     pub fn new() -> Self {
@@ -338,7 +401,13 @@ impl Outbox {
 
     /// Sends messages in order until all are gone or one fails; never waits. Returns how many are gone and what became of
     /// the one after them.
-    pub fn send(&mut self, fd: RawFd, inbox: &Inbox, parts: &[Part], messages: &[Message]) -> (usize, Sent) {
+    pub fn send(
+        &mut self,
+        fd: RawFd,
+        inbox: &Inbox,
+        parts: &[Part],
+        messages: &[Message],
+    ) -> (usize, Sent) {
         self.prepare(inbox, parts, messages);
         let mut gone = 0;
         while gone < messages.len() {
@@ -362,8 +431,11 @@ impl Outbox {
     fn prepare(&mut self, inbox: &Inbox, parts: &[Part], messages: &[Message]) {
         self.parts.clear();
         self.parts.extend(parts.iter().map(|part| {
-            let bytes = &inbox.bytes(part.slot as usize)[part.start as usize..][..part.len as usize];
-            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+            let bytes = inbox.bytes_of(*part);
+            libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            }
         }));
         // SAFETY: mmsghdr and the name union are plain C data for which all zero bytes are a value.
         let (header, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
@@ -401,17 +473,30 @@ fn write_control(control: &mut Control, message: &Message) -> usize {
     match message.from {
         Some(IpAddr::V4(ip)) => {
             // Interface 0 leaves the route to the routing table; only the source address is ours to say.
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: in_addr(ip), ipi_addr: in_addr(ip) };
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: in_addr(ip),
+                ipi_addr: in_addr(ip),
+            };
             used += put(control, used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
         }
         Some(IpAddr::V6(ip)) => {
-            let info = libc::in6_pktinfo { ipi6_addr: in6_addr(ip), ipi6_ifindex: 0 };
+            let info = libc::in6_pktinfo {
+                ipi6_addr: in6_addr(ip),
+                ipi6_ifindex: 0,
+            };
             used += put(control, used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
         }
         None => {}
     }
     if message.segment > 0 {
-        used += put(control, used, libc::SOL_UDP, libc::UDP_SEGMENT, message.segment as u16);
+        used += put(
+            control,
+            used,
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            message.segment as u16,
+        );
     }
     used
 }
@@ -419,8 +504,16 @@ fn write_control(control: &mut Control, message: &Message) -> usize {
 fn put<T: Copy>(control: &mut Control, at: usize, level: i32, kind: i32, value: T) -> usize {
     let size = size_of::<T>() as u32;
     // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
-    let (space, len) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
-    assert!(at + space <= size_of::<Control>(), "control messages of one datagram fit their buffer");
+    let (space, len) = unsafe {
+        (
+            libc::CMSG_SPACE(size) as usize,
+            libc::CMSG_LEN(size) as usize,
+        )
+    };
+    assert!(
+        at + space <= size_of::<Control>(),
+        "control messages of one datagram fit their buffer"
+    );
     // SAFETY: `at` is a sum of CMSG_SPACEs, hence aligned for a header in an aligned buffer, and header and value end
     // before `at + space`, which was checked.
     unsafe {

@@ -31,7 +31,11 @@ pub struct Listening {
 /// keeps a flow on its socket. IPv6 sockets are IPv6 only, as for TCP. `buffer` bytes are asked for in each direction, by
 /// SO_RCVBUFFORCE where that is allowed (CAP_NET_ADMIN), else up to net.core.rmem_max.
 pub fn listen(address: SocketAddr, buffer: usize) -> io::Result<Listening> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM.nonblocking(),
+        None,
+    )?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -55,7 +59,12 @@ pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Li
     set_int(raw, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
     let receive_buffer = set_buffer(raw, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffer)?;
     set_buffer(raw, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffer)?;
-    Ok(Listening { fd, wildcard, receive_buffer, gro: enable_gro(raw) })
+    Ok(Listening {
+        fd,
+        wildcard,
+        receive_buffer,
+        gro: enable_gro(raw),
+    })
 }
 
 fn set_buffer(fd: RawFd, force: i32, polite: i32, bytes: usize) -> io::Result<usize> {
@@ -192,7 +201,10 @@ pub struct Report {
 /// with the last entry.
 pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
     let mut control = Control::zeroed();
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: all fields of a msghdr may be zero.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
@@ -209,16 +221,23 @@ pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(message) = at.as_ref() {
-            let ours = (message.cmsg_level == libc::IPPROTO_IP && message.cmsg_type == libc::IP_RECVERR)
-                || (message.cmsg_level == libc::IPPROTO_IPV6 && message.cmsg_type == libc::IPV6_RECVERR);
+            let ours = (message.cmsg_level == libc::IPPROTO_IP
+                && message.cmsg_type == libc::IP_RECVERR)
+                || (message.cmsg_level == libc::IPPROTO_IPV6
+                    && message.cmsg_type == libc::IPV6_RECVERR);
             if ours {
-                let error = libc::CMSG_DATA(at).cast::<libc::sock_extended_err>().read_unaligned();
+                let error = libc::CMSG_DATA(at)
+                    .cast::<libc::sock_extended_err>()
+                    .read_unaligned();
                 trouble = Trouble::of(error.ee_origin, error.ee_type, error.ee_code);
             }
             at = libc::CMSG_NXTHDR(&raw const header, at);
         }
     }
-    Some(Report { trouble, quoted: n as usize })
+    Some(Report {
+        trouble,
+        quoted: n as usize,
+    })
 }
 
 /// Room for the control messages of one datagram: at most packet information, segment size, drop count, or one extended
@@ -238,5 +257,9 @@ fn get_int(fd: RawFd, level: i32, name: i32) -> io::Result<i32> {
     let mut len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is writable for `len` bytes and both outlive the call.
     let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
 }
