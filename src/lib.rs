@@ -17,8 +17,9 @@
 //! | values | [`base`] | nothing: no I/O, no clock |
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
-//! | exchange | [`stats`] [`snapshot`] [`link`] | shared memory between the shells |
-//! | shells | [`worker`] [`control`] [`keeper`] | sockets, files, processes, the clock |
+//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] | shared memory between the shells |
+//! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
+//! | shells | [`worker`] [`control`] | sockets, files, processes, the clock |
 //! | rim | [`cli`] [`app`] | everything |
 //!
 //! ## Vocabulary
@@ -41,12 +42,14 @@ pub mod relay;
 
 pub mod sys;
 
+pub mod gate;
 pub mod link;
 pub mod snapshot;
 pub mod stats;
 
-pub mod control;
 pub mod keeper;
+
+pub mod control;
 pub mod worker;
 
 pub mod app;

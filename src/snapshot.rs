@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use crate::balance::{Cursor, Loads, Mask, Picker, Shares, source_key};
 use crate::config::model;
+use crate::gate::Gate;
 use crate::stats::{BackendStats, ListenerStats};
 
 /// See the module.
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub connections_max: u32,
     /// Live UDP sessions of the process at most.
     pub sessions_max: u32,
+    /// Period of interim access records; `None` = off.
+    pub interim: Option<Duration>,
 }
 
 /// A listener.
@@ -37,6 +40,8 @@ pub struct Listener {
     pub config: model::Listener,
     /// Its statistics.
     pub stats: Arc<ListenerStats>,
+    /// Who may come in.
+    pub gate: Arc<Gate>,
 }
 
 /// A pool as it is right now.
@@ -65,6 +70,8 @@ pub struct Backend {
     pub pool: Arc<str>,
     /// What the file says.
     pub config: model::Backend,
+    /// The PROXY header that its pool wants it to see.
+    pub send_proxy: model::SendProxy,
     /// Its statistics.
     pub stats: Arc<BackendStats>,
 }

@@ -273,7 +273,7 @@ fn run(seed: u64) -> (u64, u64) {
             }
             if active || more {
                 let budget = 1 + rng.below(400) as usize;
-                more = match pump(&mut pair, &mut fake, budget) {
+                more = match pump(&mut pair, &mut fake, [budget; 2]) {
                     Pumped::More => true,
                     Pumped::Idle => false,
                     Pumped::Ended(how) => {

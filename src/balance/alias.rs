@@ -1,13 +1,12 @@
 //! Weighted draws in constant time: Walker's alias method, tables built as Vose does.
 
-use super::hash::SplitMix;
 use super::{Loads, Member, Shares, View};
+use crate::base::Rng;
 
 /// Rejected draws after which a scan settles it.
 const DRAWS_MAX: u32 = 32;
 
 /// Draws an index in proportion to its weight.
-#[derive(Debug)]
 pub(super) struct Alias {
     /// A column: keep its own index below this threshold (in 2^-32), else take the other.
     columns: Box<[(u32, u16)]>,
@@ -38,8 +37,8 @@ impl Alias {
 
     /// One draw, eligible or not.
     #[inline]
-    fn draw(&self, rng: &mut SplitMix) -> usize {
-        let random = rng.next();
+    fn draw(&self, rng: &mut Rng) -> usize {
+        let random = rng.next_u64();
         let ix = (((random >> 32) * self.columns.len() as u64) >> 32) as usize;
         let (keep, other) = self.columns[ix];
         if (random as u32) < keep {
@@ -56,7 +55,7 @@ impl Alias {
     pub(super) fn eligible<L: Loads>(
         &self,
         view: &View<'_, L>,
-        rng: &mut SplitMix,
+        rng: &mut Rng,
         not: Option<usize>,
     ) -> Option<usize> {
         for _ in 0..DRAWS_MAX {
@@ -75,7 +74,7 @@ impl Alias {
 
 /// The same draw by a single pass (a weighted reservoir of one).
 #[cold]
-fn scan<L: Loads>(view: &View<'_, L>, rng: &mut SplitMix, not: Option<usize>) -> Option<usize> {
+fn scan<L: Loads>(view: &View<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
     let (mut total, mut chosen) = (0, None);
     for ix in view.eligible.iter_ones().filter(|&ix| Some(ix) != not) {
         let capacity = view.capacity(ix);
@@ -85,4 +84,59 @@ fn scan<L: Loads>(view: &View<'_, L>, rng: &mut SplitMix, not: Option<usize>) ->
         }
     }
     chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Mask;
+    use super::super::tests::{Fake, members};
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The columns of the table add up to the weights exactly (to 2^-32). Broken on purpose: donor not reduced.
+        #[test]
+        fn columns_add_up_to_weights(weights in proptest::collection::vec(0u32..1000, 1..200)) {
+            prop_assume!(weights.iter().any(|&weight| weight > 0));
+            let (n, alias) = (weights.len(), Alias::new(&members(&weights)));
+            let mut got = vec![0f64; n];
+            for (ix, &(keep, other)) in alias.columns.iter().enumerate() {
+                let keep = f64::from(keep) / f64::from(u32::MAX);
+                got[ix] += keep;
+                got[usize::from(other)] += 1.0 - keep;
+            }
+            let total: u32 = weights.iter().sum();
+            for (ix, &weight) in weights.iter().enumerate() {
+                let wanted = n as f64 * f64::from(weight) / f64::from(total);
+                prop_assert!((got[ix] - wanted).abs() < 1e-5, "{} {} {}", ix, got[ix], wanted);
+            }
+        }
+    }
+
+    /// Nearly all weight is out, so draws fail and the scan decides, by weight.
+    #[test]
+    fn the_scan_draws_by_weight_too() {
+        let mut weights = vec![1_000_000; 100];
+        weights[..3].copy_from_slice(&[1, 2, 5]);
+        let members = members(&weights);
+        let eligible = Mask::from_fn(100, |ix| ix < 3);
+        let (alias, loads, shares) = (Alias::new(&members), Fake::new(&[0; 100]), Shares::full());
+        let view = View {
+            members: &members,
+            loads: &loads,
+            shares: &shares,
+            eligible: &eligible,
+        };
+        let (mut rng, mut counts) = (crate::base::Rng::new(4), [0f64; 3]);
+        for _ in 0..40_000 {
+            counts[alias.eligible(&view, &mut rng, None).unwrap()] += 1.0;
+        }
+        for (got, wanted) in counts.iter().zip([5_000.0, 10_000.0, 25_000.0]) {
+            assert!((got - wanted).abs() < 600.0, "{counts:?}");
+        }
+        assert_eq!(
+            alias.eligible(&view, &mut rng, Some(2)).map(|ix| ix < 2),
+            Some(true)
+        );
+    }
 }

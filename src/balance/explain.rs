@@ -1,6 +1,6 @@
 //! Why a backend was chosen: notes that the algorithms leave on their way.
 //!
-//! The algorithms are generic over a [`Trace`]; a pick passes `()`, which costs nothing, `weir explain` passes a list. So
+//! The algorithms are generic over a trace; a pick passes `()`, which costs nothing, `weir explain` passes a list. So
 //! an explanation comes from the code that balances, not from a second account of it.
 
 use std::fmt;

@@ -35,13 +35,15 @@ pub mod maglev;
 pub mod random;
 pub mod round_robin;
 
+use std::fmt;
 use std::sync::Arc;
 
 pub use explain::{Explanation, Note, Reason};
-pub use hash::{SplitMix, identity, source_key};
+pub use hash::{identity, source_key};
 pub use least_time::{decayed, peak_ewma};
 pub use mask::Mask;
 
+use crate::base::Rng;
 use crate::config::model::{Balance, SourceHash};
 use alias::Alias;
 use explain::Trace;
@@ -131,10 +133,13 @@ impl Shares {
 
 /// What one worker remembers of one pool between picks: its place in the schedule, its random numbers, its rotation.
 ///
-/// A cursor outlives pickers: after a reload or a change of weights it goes on with the new one.
+/// A cursor outlives pickers: given one with other members or weights, it forgets what it knew of single backends and goes
+/// on from its place.
 #[derive(Debug, Clone)]
 pub struct Cursor {
-    rng: SplitMix,
+    /// Of the picker that the credits and the runner-up belong to.
+    fingerprint: u64,
+    rng: Rng,
     /// Round robin: next slot of the schedule, taken modulo its length.
     position: usize,
     /// Smooth rotation among equals, one credit a backend.
@@ -146,9 +151,10 @@ pub struct Cursor {
 impl Cursor {
     /// A cursor of its own random sequence. Give each worker another seed, so that workers do not march in step.
     pub fn new(seed: u64) -> Cursor {
-        let mut rng = SplitMix::new(seed);
+        let mut rng = Rng::new(seed);
         Cursor {
-            position: rng.next() as usize >> 16,
+            fingerprint: 0,
+            position: rng.next_u64() as usize >> 16,
             rng,
             credits: Vec::new(),
             runner_up: None,
@@ -179,23 +185,33 @@ impl<L: Loads> View<'_, L> {
 }
 
 /// A pool's algorithm and its tables: immutable, cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Picker(Arc<Tables>);
 
-#[derive(Debug)]
 struct Tables {
     members: Box<[Member]>,
+    /// Differs between pickers whose members differ in order, identity or weight.
+    fingerprint: u64,
     balance: Balance,
     policy: Policy,
 }
 
-#[derive(Debug)]
 enum Policy {
     LeastConn(Option<Alias>),
     LeastTime(Option<Alias>),
     RoundRobin(round_robin::Schedule),
     Random(Alias),
     SourceHash(maglev::Maglev),
+}
+
+impl fmt::Debug for Picker {
+    /// Without the tables: they are long and follow from the members.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picker")
+            .field("balance", &self.0.balance)
+            .field("members", &self.0.members.len())
+            .finish()
+    }
 }
 
 impl Picker {
@@ -219,8 +235,12 @@ impl Picker {
                 Policy::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load))
             }
         };
+        let fingerprint = members.iter().fold(members.len() as u64, |hash, member| {
+            hash::mix2(hash::mix2(hash, member.identity), u64::from(member.weight))
+        });
         Picker(Arc::new(Tables {
             members: members.into(),
+            fingerprint,
             balance,
             policy,
         }))
@@ -307,6 +327,11 @@ impl Picker {
             tables.members.len(),
             "the mask belongs to another pool"
         );
+        if cursor.fingerprint != tables.fingerprint {
+            cursor.fingerprint = tables.fingerprint;
+            cursor.credits.clear();
+            cursor.runner_up = None;
+        }
         let view = View {
             members: &tables.members,
             loads,
@@ -333,17 +358,26 @@ impl Picker {
     }
 }
 
-/// The tier that takes new work: the primaries that are up, or, when none is, the backups that are.
+/// The tier that takes new work: the first of these sets that is not empty.
 ///
-/// `up` and `backup` have one bit a backend. Backends of weight 0 must not be in `up`: they take no work, so they must
-/// not keep the backups idle.
-pub fn tier(up: &Mask, backup: &Mask) -> Mask {
-    let primaries = up.and_not(backup);
-    if primaries.is_empty() {
-        up.and(backup)
-    } else {
-        primaries
-    }
+/// 1. primaries that are ready
+/// 2. primaries that nobody has probed yet: at a start traffic need not wait for the first probes
+/// 3. backups that are ready
+/// 4. backups that nobody has probed yet
+///
+/// One bit a backend. Backends of weight 0 belong in neither `ready` nor `untested`: they take no work, so they must not keep
+/// the next tier idle.
+pub fn tier(ready: &Mask, untested: &Mask, backup: &Mask) -> Mask {
+    let primary = |set: &Mask| set.and_not(backup);
+    let sets = [
+        primary(ready),
+        primary(untested),
+        ready.and(backup),
+        untested.and(backup),
+    ];
+    sets.into_iter()
+        .find(|set| !set.is_empty())
+        .unwrap_or_else(|| Mask::new(ready.len()))
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub(super) fn spread(picker: &Picker, picks: u64, shares: &Shares, eligible: &Ma
     let (mut cursor, idle) = (Cursor::new(1), Fake::new(&vec![0; eligible.len()]));
     let mut counts = vec![0; eligible.len()];
     for n in 0..picks {
-        let key = SplitMix::new(n).next();
+        let key = crate::base::Rng::new(n).next_u64();
         counts[picker
             .pick(&mut cursor, key, &idle, shares, eligible)
             .expect("somebody is eligible")] += 1;
@@ -90,11 +90,21 @@ pub(super) fn spread(picker: &Picker, picks: u64, shares: &Shares, eligible: &Ma
     counts
 }
 
+type Row = (u32, bool, u32, u64, u32);
+
+/// Weight, eligible, active, latency in ms, share.
+fn pools(sizes: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Row>> {
+    let row = (0u32..4, any::<bool>(), 0u32..5, 0u64..3, 1u32..1100);
+    proptest::collection::vec(row, sizes)
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     /// Broken on purpose: the check of weights in `View::may`, the mask check in `round_robin`.
     #[test]
     fn only_eligible_backends_of_some_weight_and_none_only_when_there_is_none(
-        pool in proptest::collection::vec((0u32..4, any::<bool>(), 0u32..5, 0u64..3, 1u32..1100), 1..200),
+        pool in prop_oneof![pools(1..4), pools(1..200)],
         seed in any::<u64>(),
         bounded in any::<bool>(),
     ) {
@@ -153,7 +163,7 @@ fn shares_follow_weights() {
     ] {
         let total: u32 = weights.iter().sum();
         for balance in ALL {
-            let picks = 200_000;
+            let picks = 60_000;
             let counts = spread(
                 &picker(balance, weights),
                 picks,
@@ -174,18 +184,25 @@ fn shares_follow_weights() {
     }
 }
 
+/// Backends 3 and 4 are backups. Columns: ready, untested, tier. Broken on purpose: sets 2 and 3 exchanged.
 #[test]
 fn the_tier_is_primaries_or_else_backups() {
     let mask = |bits: &[usize]| Mask::from_fn(5, |ix| bits.contains(&ix));
-    // up, backup, tier
-    let rows: [(&[usize], &[usize], &[usize]); 4] = [
-        (&[0, 1, 4], &[3, 4], &[0, 1]),
-        (&[3, 4], &[3, 4], &[3, 4]),
-        (&[4], &[3, 4], &[4]),
-        (&[], &[3, 4], &[]),
+    let rows: [(&[usize], &[usize], &[usize]); 7] = [
+        (&[0, 1, 4], &[], &[0, 1]),
+        (&[0, 1, 4], &[2], &[0, 1]),
+        (&[3, 4], &[1, 2], &[1, 2]),
+        (&[3, 4], &[], &[3, 4]),
+        (&[4], &[3], &[4]),
+        (&[], &[3], &[3]),
+        (&[], &[], &[]),
     ];
-    for (up, backup, wanted) in rows {
-        assert_eq!(tier(&mask(up), &mask(backup)), mask(wanted), "up {up:?}");
+    for (ready, untested, wanted) in rows {
+        assert_eq!(
+            tier(&mask(ready), &mask(untested), &mask(&[3, 4])),
+            mask(wanted),
+            "{ready:?} {untested:?}"
+        );
     }
 }
 
@@ -209,4 +226,21 @@ fn shares_are_relative_to_the_eligible() {
         Shares::full(),
         "a pool that ramps as a whole ramps nobody"
     );
+}
+
+/// A backend that owed many turns at its old weight owes none at the new one. Broken on purpose: credits kept.
+#[test]
+fn new_weights_start_with_a_clean_slate() {
+    let (mut cursor, idle, all) = (Cursor::new(0), Fake::new(&[0, 0]), Mask::full(2));
+    let mut picks = |weights: &[u32], n: usize| -> Vec<usize> {
+        let picker = picker(Balance::LeastConn, weights);
+        let mut pick = || {
+            picker
+                .pick(&mut cursor, 0, &idle, &Shares::full(), &all)
+                .unwrap()
+        };
+        (0..n).map(|_| pick()).collect()
+    };
+    picks(&[1000, 1], 400);
+    assert_eq!(picks(&[1, 1], 4), [0, 1, 0, 1]);
 }

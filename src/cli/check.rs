@@ -47,3 +47,40 @@ fn facts() -> Facts {
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_pass_and_errors_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = [
+            (
+                "listeners: {a: {bind: '0.0.0.0:80', pool: a}}\npools: {a: {backends: 10.0.0.1:80}}",
+                ExitCode::SUCCESS,
+            ),
+            (
+                "listeners: {a: {bind: '0.0.0.0:80', pool: a}}\npools: {a: {backends: 10.0.0.1:80}, b: {backends: 10.0.0.1:80}}",
+                ExitCode::SUCCESS,
+            ),
+            (
+                "listeners: {a: {bind: '0.0.0.0:80', pool: b}}\npools: {a: {backends: 10.0.0.1:80}}",
+                ExitCode::from(3),
+            ),
+        ];
+        for (text, expected) in rows {
+            let path = dir.path().join("weir.yaml");
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(
+                format!("{:?}", run(&path)),
+                format!("{expected:?}"),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            format!("{:?}", run(dir.path())),
+            format!("{:?}", ExitCode::from(3))
+        );
+    }
+}

@@ -1,9 +1,19 @@
 //! The command line, one file a command.
 
+pub mod backend;
 pub mod check;
+pub mod client;
+pub mod conns;
 pub mod demo;
+pub mod explain;
+pub mod kill;
 pub mod reference;
+pub mod reload;
 pub mod run;
+pub mod status;
+pub mod table;
+pub mod top;
+pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +43,20 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Tell which backend a client would get, and why.
+    Explain(explain::Args),
+    /// Listeners, pools, backends, VIPs, workers.
+    Status(status::Args),
+    /// Live connections and UDP sessions.
+    Conns(conns::Args),
+    /// End one connection.
+    Kill(kill::Args),
+    /// Change one backend until the next reload.
+    Backend(backend::Args),
+    /// Planned move of a VIP to the next node, and back.
+    Vip(vip::Args),
+    /// Read the configuration again; waits, and fails if it is refused.
+    Reload(reload::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -43,6 +67,13 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
+        Command::Explain(args) => explain::run(&args),
+        Command::Status(args) => status::run(args),
+        Command::Conns(args) => conns::run(args),
+        Command::Kill(args) => kill::run(args),
+        Command::Backend(args) => backend::run(args),
+        Command::Vip(args) => vip::run(args),
+        Command::Reload(args) => reload::run(args),
         Command::ConfigReference => reference::run(),
     }
 }

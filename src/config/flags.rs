@@ -1,6 +1,6 @@
 //! `weir run --listen ... --backend ...`: a tree made from flags, checked as a file is.
 
-use super::raw::Notes;
+use super::notes::Notes;
 use super::yaml::{Entry, Node, Place, Value};
 use super::{Config, Diagnostic, Errors, check, conclude};
 

@@ -16,6 +16,8 @@ pub mod model;
 mod check;
 mod flags;
 mod load;
+mod meant;
+mod notes;
 mod raw;
 mod reference;
 mod value;
@@ -113,11 +115,11 @@ pub struct Loaded {
 
 /// Reads a configuration from text; `file_name` is for the diagnostics.
 pub fn parse(file_name: &str, text: &str) -> Result<Loaded, Errors> {
-    parse_with(raw::Notes::default(), file_name, text)
+    parse_with(notes::Notes::default(), file_name, text)
 }
 
-fn parse_with(notes: raw::Notes, file: &str, text: &str) -> Result<Loaded, Errors> {
-    let diagnostic = |finding: raw::Finding| Diagnostic {
+fn parse_with(notes: notes::Notes, file: &str, text: &str) -> Result<Loaded, Errors> {
+    let diagnostic = |finding: notes::Finding| Diagnostic {
         file: file.to_string(),
         line: finding.at.line,
         column: finding.at.column,
@@ -125,7 +127,7 @@ fn parse_with(notes: raw::Notes, file: &str, text: &str) -> Result<Loaded, Error
         message: finding.message,
     };
     match yaml::read(text) {
-        Err((at, message)) => Err(Errors(vec![diagnostic(raw::Finding {
+        Err((at, message)) => Err(Errors(vec![diagnostic(notes::Finding {
             at,
             path: String::new(),
             message,
@@ -137,14 +139,22 @@ fn parse_with(notes: raw::Notes, file: &str, text: &str) -> Result<Loaded, Error
 /// The configuration if nothing speaks against it.
 fn conclude(
     config: Config,
-    notes: raw::Notes,
-    diagnostic: impl Fn(raw::Finding) -> Diagnostic,
+    notes: notes::Notes,
+    diagnostic: impl Fn(notes::Finding) -> Diagnostic,
 ) -> Result<Loaded, Errors> {
-    let sorted = |mut findings: Vec<raw::Finding>| -> Vec<Diagnostic> {
+    let sorted = |mut findings: Vec<notes::Finding>| -> Vec<Diagnostic> {
         findings.sort_by_key(|finding| finding.at);
         findings.into_iter().map(&diagnostic).collect()
     };
-    let errors = sorted(notes.errors.into_inner());
+    let mut errors = sorted(notes.errors.into_inner());
+    if let (more @ 1.., Some(last)) = (notes.more.get(), errors.last().cloned()) {
+        let message = format!("and {more} more");
+        errors.push(Diagnostic {
+            path: String::new(),
+            message,
+            ..last
+        });
+    }
     match errors.is_empty() {
         true => Ok(Loaded {
             config,

@@ -4,79 +4,12 @@
 //! A value that is missing or wrong is stood in for by the key's default, or, if it has none, by the table's example:
 //! whatever was reported, checking goes on with something of the right type, and the result is thrown away at the end.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-
 use super::fields::{Built, Field, Missing, Shape, below, field};
+use super::meant::{deeper, suggestion};
 use super::model::Protocol;
+use super::notes::{Notes, Spot};
 use super::value::{FromText, Name};
 use super::yaml::{Entry, Node, Place, Value, shorten};
-
-/// Something to say about a place in the file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
-    /// Where.
-    pub at: Place,
-    /// Path of the key.
-    pub path: String,
-    /// What is wrong, and what would be right.
-    pub message: String,
-}
-
-/// A value and where it stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Spot<T> {
-    /// Where.
-    pub at: Place,
-    /// Path of the key, with indices.
-    pub path: String,
-    /// What.
-    pub value: T,
-}
-
-impl<T> Spot<T> {
-    /// Another value of the same place.
-    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Spot<U> {
-        Spot {
-            at: self.at,
-            path: self.path,
-            value: f(self.value),
-        }
-    }
-}
-
-/// Collects findings.
-#[derive(Debug, Default)]
-pub struct Notes {
-    /// Take keys that are not built yet, too.
-    pub unbuilt: bool,
-    /// Reasons to refuse the file.
-    pub errors: RefCell<Vec<Finding>>,
-    /// Reasons to think again.
-    pub warnings: RefCell<Vec<Finding>>,
-    /// Rows that were read.
-    pub read: RefCell<BTreeSet<&'static str>>,
-}
-
-impl Notes {
-    /// Refuses the file.
-    pub fn error<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
-        self.errors.borrow_mut().push(Finding {
-            at: spot.at,
-            path: spot.path.clone(),
-            message: message.into(),
-        });
-    }
-
-    /// Doubts the file.
-    pub fn warn<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
-        self.warnings.borrow_mut().push(Finding {
-            at: spot.at,
-            path: spot.path.clone(),
-            message: message.into(),
-        });
-    }
-}
 
 /// A mapping of known keys.
 #[derive(Debug, Clone)]
@@ -86,6 +19,8 @@ pub struct Section<'a> {
     rule: String,
     /// Its own place and path; the value is what it was called.
     spot: Spot<String>,
+    /// It is no mapping at all, which has been said; then nothing is missing.
+    broken: bool,
     entries: Vec<Given<'a>>,
 }
 
@@ -114,6 +49,7 @@ impl<'a> Section<'a> {
             notes,
             rule,
             spot: spot.map(|_| name),
+            broken: false,
             entries: Vec::new(),
         };
         match &node.value {
@@ -125,13 +61,23 @@ impl<'a> Section<'a> {
                     .collect()
             }
             Value::Null => {}
-            other => section.refuse(format!(
-                "{} stands where keys belong: {}",
-                other.describe(),
-                section.keys().collect::<Vec<_>>().join(", ")
-            )),
+            other => {
+                section.broken = true;
+                notes.error(
+                    &section.spot,
+                    format!(
+                        "expected keys ({}), found {}",
+                        section.known(),
+                        other.describe()
+                    ),
+                );
+            }
         }
         section
+    }
+
+    fn known(&self) -> String {
+        self.keys().collect::<Vec<_>>().join(", ")
     }
 
     fn keys(&self) -> impl Iterator<Item = &'static str> + use<> {
@@ -147,9 +93,11 @@ impl<'a> Section<'a> {
         };
         match self.field(&entry.key) {
             None => {
-                let remedy = match suggestion(&entry.key, self.keys()) {
+                let remedy = match deeper(&self.rule, &entry.key)
+                    .or_else(|| suggestion(&entry.key, self.keys()))
+                {
                     Some(key) => format!("did you mean `{key}`?"),
-                    None => format!("known here: {}", self.keys().collect::<Vec<_>>().join(", ")),
+                    None => format!("known here: {}", self.known()),
                 };
                 self.notes.error(&spot, format!("unknown key; {remedy}"));
                 false
@@ -174,7 +122,7 @@ impl<'a> Section<'a> {
             .field(key)
             .unwrap_or_else(|| panic!("no row for {}.{key}", self.rule));
         debug_assert_eq!(row.shape, shape, "{}", row.path);
-        self.notes.read.borrow_mut().insert(row.path);
+        self.notes.note_read(row);
         row
     }
 
@@ -211,11 +159,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Refuses the file because of this section.
-    pub fn refuse(&self, message: impl Into<String>) {
-        self.notes.error(&self.spot, message);
-    }
-
     /// Refuses the file because of a key of this section.
     pub fn error(&self, key: &str, message: impl Into<String>) {
         self.notes.error(&self.spot(key), message);
@@ -226,32 +169,23 @@ impl<'a> Section<'a> {
         self.notes.warn(&self.spot(key), message);
     }
 
-    /// Refuses keys that have a meaning for the other protocol only.
-    pub fn only_for(&self, protocol: Protocol) {
+    /// Refuses keys that have a meaning for the other protocol only. `here` says why this one's matters.
+    pub fn only_for(&self, protocol: Protocol, here: &str) {
         let other = |row: &Field| row.only.is_some_and(|only| only != protocol);
-        let word = |protocol| {
-            if protocol == Protocol::Tcp {
-                "tcp"
-            } else {
-                "udp"
-            }
-        };
         let refuse = |at, path| {
-            let there = word(if protocol == Protocol::Tcp {
-                Protocol::Udp
+            let spot = Spot {
+                at,
+                path,
+                value: (),
+            };
+            let there = if protocol == Protocol::Tcp {
+                "udp"
             } else {
-                Protocol::Tcp
-            });
+                "tcp"
+            };
             self.notes.error(
-                &Spot {
-                    at,
-                    path,
-                    value: (),
-                },
-                format!(
-                    "has a meaning for {there} only, and this is {}: leave it out",
-                    word(protocol)
-                ),
+                &spot,
+                format!("has a meaning for {there} only, and {here}: leave it out"),
             );
         };
         for given in &self.entries {
@@ -263,10 +197,8 @@ impl<'a> Section<'a> {
                 _ if other(row) => refuse(given.at, path),
                 Value::Map(entries) if row.shape == Shape::Section => {
                     let wrong = |e: &&Entry| field(&join(row.path, &e.key)).is_some_and(other);
-                    entries
-                        .iter()
-                        .filter(wrong)
-                        .for_each(|e| refuse(e.at, join(&path, &e.key)));
+                    let wrong = entries.iter().filter(wrong);
+                    wrong.for_each(|e| refuse(e.at, join(&path, &e.key)));
                 }
                 _ => {}
             }
@@ -332,7 +264,7 @@ impl<'a> Section<'a> {
     }
 
     fn complain_if_required(&self, row: &Field) {
-        if row.missing == Missing::Refused {
+        if row.missing == Missing::Refused && !self.broken {
             self.error(
                 row.key(),
                 format!("missing; for example `{}: {}`", row.key(), row.example),
@@ -349,11 +281,7 @@ impl<'a> Section<'a> {
                     .map_or(String::new(), |word| format!(" or `{word}`"));
                 self.notes.error(
                     &spot,
-                    format!(
-                        "{} stands where this belongs: {}{word}",
-                        other.describe(),
-                        row.kind
-                    ),
+                    format!("expected {}{word}, found {}", row.kind, other.describe()),
                 );
                 return None;
             }
@@ -506,6 +434,7 @@ impl<'a> Section<'a> {
                 value: key.to_string(),
                 ..self.spot(key).map(|()| String::new())
             },
+            broken: false,
             entries: Vec::new(),
         }
     }
@@ -527,11 +456,13 @@ impl<'a> Section<'a> {
             Value::Map(entries) => entries,
             Value::Null => &[],
             other => {
-                let message = format!(
-                    "{} stands where names and what they hold belong: `{key}: {{a: ...}}`",
-                    other.describe()
+                self.error(
+                    key,
+                    format!(
+                        "expected names and what they hold, `{key}: {{a: ...}}`, found {}",
+                        other.describe()
+                    ),
                 );
-                self.error(key, message);
                 return (row, Vec::new());
             }
         };
@@ -563,9 +494,7 @@ impl<'a> Section<'a> {
         let (row, names) = self.names(key);
         let rule = join(row.path, "*");
         self.notes
-            .read
-            .borrow_mut()
-            .extend(field(&rule).map(|row| row.path));
+            .note_read(field(&rule).expect("a row for what is named"));
         let open = |Spot {
                         at,
                         path,
@@ -585,38 +514,36 @@ impl<'a> Section<'a> {
         names.into_iter().map(open).collect()
     }
 
-    /// Named values; the table's example stands in for those that are wrong.
-    pub fn named_values<T: FromText>(&self, key: &str) -> Vec<(String, Spot<T>)> {
+    /// Named values; `None` for those that are wrong, which has been said.
+    pub fn named_values<T: FromText>(&self, key: &str) -> Vec<(String, Option<Spot<T>>)> {
         let (row, names) = self.names(key);
         let row = field(&join(row.path, "*")).expect("a row for the values");
-        self.notes.read.borrow_mut().insert(row.path);
+        self.notes.note_read(row);
         debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
-        let read = |Spot {
-                        path, value: entry, ..
-                    }: Spot<&'a Entry>| {
-            let at = entry.node.at;
+        let read = |spot: Spot<&'a Entry>| {
+            let (entry, at) = (spot.value, spot.value.node.at);
             let value = self.parse(
                 row,
                 Spot {
                     at,
-                    path: path.clone(),
+                    path: spot.path.clone(),
                     value: &entry.node,
                 },
             );
             (
                 entry.key.clone(),
-                Spot {
+                value.map(|value| Spot {
                     at,
-                    path,
-                    value: value.unwrap_or_else(|| stand_in(row)),
-                },
+                    path: spot.path,
+                    value,
+                }),
             )
         };
         names.into_iter().map(read).collect()
     }
 
     /// A list of sections. A scalar in it stands for a section with the key `short` alone.
-    pub fn items(&self, key: &str, short: Option<&'static str>) -> Vec<Section<'a>> {
+    pub fn items(&self, key: &str, short: &'static str) -> Vec<Section<'a>> {
         let row = self.row(key, Shape::Items);
         let Some(entry) = self.find(key) else {
             self.complain_if_required(row);
@@ -629,19 +556,20 @@ impl<'a> Section<'a> {
             Value::Map(_) => {
                 self.error(
                     key,
-                    "a mapping stands where a list belongs: begin each entry with `- `",
+                    "expected a list, found a mapping: begin each entry with `- `",
                 );
                 return Vec::new();
             }
         };
         self.count(row, nodes.len());
         let rule = join(row.path, "*");
-        let open = |spot: Spot<&'a Node>| match (&spot.value.value, short) {
-            (Value::Scalar(_), Some(key)) => Section {
+        let open = |spot: Spot<&'a Node>| match &spot.value.value {
+            Value::Scalar(_) => Section {
                 notes: self.notes,
                 rule: rule.clone(),
+                broken: false,
                 entries: vec![Given {
-                    key,
+                    key: short,
                     at: spot.at,
                     node: spot.value,
                 }],
@@ -668,17 +596,15 @@ fn once(notes: &Notes, path: &str, entry: &Entry) -> bool {
     let Some(first) = entry.first else {
         return true;
     };
-    let line = if first.column > 0 {
-        format!(", first in line {}", first.line)
-    } else {
-        String::new()
-    };
     let spot = Spot {
         at: entry.at,
         path: join(path, &shorten(&entry.key)),
         value: (),
     };
-    notes.error(&spot, format!("is here twice{line}: keep one of them"));
+    notes.error(
+        &spot,
+        format!("is here already{}: keep one of them", first.in_brackets()),
+    );
     false
 }
 
@@ -703,84 +629,4 @@ fn stand_in<T: FromText>(row: &Field) -> T {
         _ => row.example,
     };
     T::from_text(text).unwrap_or_else(|e| panic!("default of {}: {e}", row.path))
-}
-
-// ---- what was meant ----
-
-/// Words of other programs, and ours for them.
-const FOREIGN: &[(&str, &str)] = &[
-    ("address", "bind"),
-    ("addr", "address"),
-    ("algorithm", "balance"),
-    ("backend", "pool"),
-    ("check", "health"),
-    ("cluster", "pool"),
-    ("clusters", "pools"),
-    ("default_backend", "pool"),
-    ("endpoints", "backends"),
-    ("frontends", "listeners"),
-    ("hash", "source_hash"),
-    ("health_check", "health"),
-    ("health_checks", "health"),
-    ("host", "address"),
-    ("inter", "interval"),
-    ("ip", "address"),
-    ("ip_hash", "source_hash"),
-    ("ipvs", "tcp"),
-    ("l4", "tcp"),
-    ("lb_policy", "balance"),
-    ("least_request", "least_conn"),
-    ("listen", "bind"),
-    ("maglev", "source_hash"),
-    ("max_conns", "max_connections"),
-    ("max_fails", "passive"),
-    ("maxconn", "max_connections"),
-    ("maxconn", "connections"),
-    ("members", "backends"),
-    ("mode", "protocol"),
-    ("outlier_detection", "passive"),
-    ("peers", "nodes"),
-    ("proxy_protocol", "send_proxy"),
-    ("proxy_protocol", "accept_proxy"),
-    ("ring_hash", "source_hash"),
-    ("server", "backends"),
-    ("servers", "backends"),
-    ("services", "listeners"),
-    ("slowstart", "slow_start"),
-    ("source", "source_hash"),
-    ("source", "source_address"),
-    ("threads", "workers"),
-    ("tls", "tcp"),
-    ("http", "tcp"),
-    ("track_script", "requires"),
-    ("upstream", "pool"),
-    ("upstreams", "pools"),
-    ("virtual_ipaddress", "vips"),
-    ("vrrp_instance", "failover"),
-    ("worker_processes", "workers"),
-];
-
-/// The known word that was probably meant.
-pub fn suggestion<'w>(typed: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
-    const CLOSE: f64 = 0.8;
-    let typed: String = typed
-        .chars()
-        .take(64)
-        .collect::<String>()
-        .to_lowercase()
-        .replace('-', "_");
-    let known: Vec<&str> = known.collect();
-    let foreign = |word: &&&str| FOREIGN.contains(&(typed.as_str(), **word));
-    let alike = |word: &str| match word.replace('_', "") == typed.replace('_', "") {
-        true => 1.0,
-        false => strsim::jaro_winkler(&typed, word),
-    };
-    if let Some(word) = known.iter().find(foreign) {
-        return Some(word);
-    }
-    let best = known
-        .into_iter()
-        .map(|word| (alike(word), word))
-        .max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= CLOSE).then_some(best.1)
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::meant::suggestion;
 use super::model::*;
-use super::raw::suggestion;
 use super::yaml::shorten;
 
 /// A type that a scalar of the file can have.
@@ -159,7 +159,7 @@ impl FromText for Bandwidth {
             None => match Size::from_text(text) {
                 Ok(_) => Err(format!("`{text}` has no period: write `{text}/s`")),
                 Err(_) => Err(format!(
-                    "`{}` is not a bandwidth: write one such as `10MiB/s`",
+                    "`{}` is not a bandwidth: write one such as `64KiB/s` or `10MB/s`",
                     shorten(text)
                 )),
             },
@@ -428,7 +428,7 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
         None if text.matches(':').count() > 1 => {
             return Err(match text.parse::<Ipv6Addr>() {
                 Ok(_) => format!(
-                    "`{shown}`: an IPv6 address stands in brackets, `[{text}]` or `[{text}]:80`"
+                    "`{shown}`: an IPv6 address stands in brackets, such as `[2001:db8::1]:80`"
                 ),
                 Err(_) => format!(
                     "`{shown}` is not an address: write one such as `10.0.0.1:80` or `[2001:db8::1]:80`"
@@ -457,7 +457,7 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
 fn ip_address(host: &str) -> Result<IpAddr, String> {
     match host.parse::<IpAddr>() {
         Ok(IpAddr::V6(v6)) => match v6.to_ipv4_mapped() {
-            Some(v4) => Err(format!("is an IPv4 address in IPv6 clothes: write `{v4}`")),
+            Some(v4) => Err(format!("is an IPv4 address written as IPv6: write `{v4}`")),
             None => Ok(IpAddr::V6(v6)),
         },
         Ok(v4) => Ok(v4),
@@ -468,7 +468,7 @@ fn ip_address(host: &str) -> Result<IpAddr, String> {
         Err(_) if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') => {
             Err("is a name, and names are not resolved: write an IP address".into())
         }
-        Err(_) => Err("is not an address: write one such as `10.0.0.1` or `2001:db8::1`".into()),
+        Err(_) => Err("is not an IP address, such as `10.0.0.1` or `2001:db8::1`".into()),
     }
 }
 
@@ -561,7 +561,7 @@ impl FromText for IpAddr {
             .strip_prefix('[')
             .and_then(|t| t.strip_suffix(']'))
             .unwrap_or(text);
-        if SocketAddr::from_text(text).is_ok() {
+        if text.parse::<SocketAddr>().is_ok() {
             return Err(format!("`{text}` has a port: write the address alone"));
         }
         ip_address(bare).map_err(|reason| format!("`{}` {reason}", shorten(text)))

@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 /// Largest accepted file, bytes.
@@ -26,13 +27,23 @@ pub const FILE_BYTES_MAX: usize = 4 << 20;
 /// Most nodes after aliases are expanded.
 pub const NODES_MAX: usize = 1 << 20;
 
-/// Line and column, both from 1; the column counts characters.
+/// Line and column, both from 1; the column counts characters. A column of 0 is a place that is not in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Line, from 1; 0 = no place in a file.
+    /// Line, from 1.
     pub line: u32,
     /// Column, from 1.
     pub column: u32,
+}
+
+impl Place {
+    /// " (line N)", or nothing for a place that has no column: it is not in a file.
+    pub fn in_brackets(&self) -> String {
+        match self.column {
+            0 => String::new(),
+            _ => format!(" (line {})", self.line),
+        }
+    }
 }
 
 /// One value and where it stands.
@@ -135,12 +146,16 @@ pub fn read(text: &str) -> Result<Node, Problem> {
         parent: START,
     }
     .deserialize(document)
-    .map_err(|e| syntax_problem(text, &e))?;
-    if documents.next().is_some() {
-        return Err((
-            node.at,
-            "the file holds more than one YAML document (`---`); exactly one is read".into(),
-        ));
+    .map_err(|e| syntax_problem(&reader.borrow().lines, &e))?;
+    // What follows is a second document, or the reason why the first ended early.
+    if let Some(rest) = documents.next() {
+        return Err(match serde::de::IgnoredAny::deserialize(rest) {
+            Err(e) if e.location().is_some() => syntax_problem(&reader.borrow().lines, &e),
+            _ => (
+                node.at,
+                "the file holds more than one YAML document (`---`); exactly one is read".into(),
+            ),
+        });
     }
     Ok(node)
 }
@@ -152,27 +167,22 @@ fn printable(c: char) -> bool {
 
 const START: Place = Place { line: 1, column: 1 };
 
-fn syntax_problem(text: &str, error: &serde_yaml::Error) -> Problem {
-    let at = match error.location() {
-        Some(l) => Place {
-            line: l.line() as u32,
-            column: l.column() as u32,
-        },
-        None => START,
-    };
+fn syntax_problem(lines: &Lines, error: &serde_yaml::Error) -> Problem {
+    let at = error.location().map_or(START, |l| Place {
+        line: l.line() as u32,
+        column: l.column() as u32,
+    });
     // The library names the place in its own words too.
-    let message =
-        error
-            .to_string()
-            .replacen(&format!(" at line {} column {}", at.line, at.column), "", 1);
-    let tab = text
-        .lines()
-        .nth(at.line as usize - 1)
-        .is_some_and(|line| line.trim_start_matches(' ').starts_with('\t'));
-    let remedy = if tab {
-        "; the line begins with a tab: indent with spaces"
-    } else {
-        ""
+    let own = format!(" at line {} column {}", at.line, at.column);
+    let message = error.to_string().replacen(&own, "", 1);
+    let at = lines.within(at);
+    let remedy = match lines.0[at.line as usize - 1]
+        .0
+        .trim_start_matches(' ')
+        .starts_with('\t')
+    {
+        true => "; the line begins with a tab: indent with spaces",
+        false => "",
     };
     (at, format!("not valid YAML: {message}{remedy}"))
 }
@@ -223,7 +233,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_, '_> {
         let Some(scalar) = aside.into_inner() else {
             return Err(error);
         };
-        let at = mark(&error.to_string());
+        let at = self.reader.borrow().lines.within(mark(&error.to_string()));
         let value = match scalar {
             Scalar::Null => Value::Null,
             Scalar::Text(text) => Value::Scalar(text),
@@ -393,6 +403,17 @@ impl<'t> Lines<'t> {
         }
         lines.push((rest, rest.is_ascii()));
         Lines(lines)
+    }
+
+    /// The end of the text for a place behind it, which is where libyaml sees the end of a file.
+    fn within(&self, at: Place) -> Place {
+        match self.0.last() {
+            Some((last, _)) if at.line as usize > self.0.len() => Place {
+                line: self.0.len() as u32,
+                column: last.chars().count() as u32 + 1,
+            },
+            _ => at,
+        }
     }
 
     fn place(&self, text: &str, offset: usize) -> Place {

@@ -1,11 +1,11 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::sockets::{self, BindError, Bound};
+use super::sockets::{self, BindError, Bound, Dealt};
 use crate::config::model::{self, Protocol};
-use crate::link::{ListenSocket, Local};
+use crate::gate::Gate;
+use crate::link::Local;
 use crate::snapshot::Listener;
 use crate::stats::ListenerStats;
 
@@ -71,7 +71,7 @@ impl Endpoints {
         plan: Plan,
         listeners: &[model::Listener],
         workers: usize,
-    ) -> (BTreeMap<usize, Vec<ListenSocket>>, Vec<(u32, Local)>) {
+    ) -> (Dealt, Vec<(u32, Local)>) {
         let mut entries: Vec<Entry> = Vec::new();
         for (listener, &id) in listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
@@ -85,10 +85,13 @@ impl Endpoints {
                     .cloned()
                     .collect()
             });
+            let predecessor = old.map(|e| &*e.listener.gate);
+            let gate = Gate::new(listener, stats.clone(), predecessor);
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
                 stats,
+                gate,
             });
             entries.push(Entry {
                 listener,

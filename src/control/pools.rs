@@ -1,120 +1,595 @@
-//! placeholder until health is merged
+//! Pools and their backends as control sees them: health, orders, draining, and what workers are told of it.
+//!
+//! Judgement is [`crate::health`]'s; here it is fed (probe verdicts, failures seen by real traffic, orders, time), its
+//! changes are logged, and the outcome becomes [`Pool`]s of the next snapshot. What is known of a backend belongs to its
+//! identity (pool and address) and survives reloads.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::probe::{Prober, Verdict};
+use super::probe::{Probe, Prober, Verdict};
 use super::request::BackendOrder;
 use crate::balance::{Mask, Member, Picker, Shares, identity};
-use crate::config::model;
+use crate::base::Rng;
+use crate::config::model::{self, AllDown, BackendAddress, OnDown, ProbeKind};
+use crate::health::drain::Drain;
+use crate::health::schedule::{RUNNING_MAX, Schedule};
+use crate::health::{BackendState, Change, Order, Policy, Standing, State};
 use crate::link::Report;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
-use crate::stats::BackendStats;
+use crate::stats::{BackendStats, Count, Histogram};
+use crate::sys::socket::Target;
 
-/// Shed.
+/// Connections of a backend that are to be closed now.
 #[derive(Debug, Clone, Copy)]
 pub struct Shed {
-    /// b
+    /// [`Backend::identity`].
     pub backend: u64,
-    /// n
+    /// So many at most.
     pub count: usize,
-    /// c
+    /// As what they end.
     pub cause: Cause,
 }
 
-/// Pools.
+/// What is known of probing one backend.
+#[derive(Debug, Default)]
+pub struct ProbeStats {
+    /// Durations of probes.
+    pub seconds: Histogram,
+    /// Probes that failed.
+    pub failures: Count,
+}
+
+/// A backend and everything that is known of it.
+pub struct Entry {
+    /// As workers see it.
+    pub backend: Arc<Backend>,
+    /// Its health.
+    pub state: BackendState,
+    /// Its probes.
+    pub probes: ProbeStats,
+    /// Weight by order, until the next reload.
+    weight: Option<u32>,
+    drain: Option<Drain>,
+    /// Established connections that its outlier detection knows of.
+    seen: u64,
+}
+
+impl Entry {
+    /// The weight in force.
+    pub fn weight(&self) -> u32 {
+        self.weight.unwrap_or(self.backend.config.weight)
+    }
+}
+
+/// A pool and everything that is known of it.
+pub struct PoolEntry {
+    /// What the file says.
+    pub config: Arc<model::Pool>,
+    /// In configuration order.
+    pub entries: Vec<Entry>,
+    picker: Picker,
+    /// Nothing is up and all are tried.
+    pub desperate: bool,
+    /// Backends that take new work.
+    pub eligible: usize,
+}
+
+/// A backend that the configuration no longer knows and that still has connections.
+struct Leaving {
+    backend: Arc<Backend>,
+    drain: Option<Drain>,
+}
+
+/// See the module.
 pub struct Pools {
-    _prober: Prober,
-    pools: Vec<Arc<Pool>>,
-    stats: HashMap<u64, Arc<BackendStats>>,
+    prober: Prober,
+    schedule: Schedule,
+    pools: Vec<PoolEntry>,
+    leaving: Vec<Leaving>,
+    sheds: Vec<Shed>,
+    rng: Rng,
+    changed: bool,
 }
 
 impl Pools {
-    /// n
-    pub fn new(prober: Prober, _epoch: Instant) -> Self {
-        Self {
-            _prober: prober,
-            pools: vec![],
-            stats: HashMap::new(),
+    /// No pools yet.
+    pub fn new(prober: Prober) -> Pools {
+        let seed = u64::from(std::process::id());
+        Pools {
+            prober,
+            schedule: Schedule::new(RUNNING_MAX),
+            pools: Vec::new(),
+            leaving: Vec::new(),
+            sheds: Vec::new(),
+            rng: Rng::new(seed),
+            changed: false,
         }
     }
-    /// c
-    pub fn configure(&mut self, pools: &[model::Pool], workers: usize, _now: Instant) {
-        self.pools = pools
+
+    /// All pools in configuration order.
+    pub fn iter(&self) -> impl Iterator<Item = &PoolEntry> {
+        self.pools.iter()
+    }
+
+    /// Whether a pool has a backend that takes new work because it is believed to be healthy.
+    pub fn serves(&self, pool: usize) -> bool {
+        self.pools
+            .get(pool)
+            .is_some_and(|pool| pool.eligible > 0 && !pool.desperate)
+    }
+
+    /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain.
+    pub fn configure(&mut self, pools: &[model::Pool], shards: usize, now: Instant) {
+        let mut known: HashMap<u64, Entry> = HashMap::new();
+        let mut rules: HashMap<Arc<str>, Option<Duration>> = HashMap::new();
+        let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
+        for pool in self.pools.drain(..) {
+            supply.insert(pool.config.name.clone(), (pool.eligible, pool.desperate));
+            rules.insert(
+                pool.config.name.as_str().into(),
+                pool.config.on_drain_finish,
+            );
+            known.extend(
+                pool.entries
+                    .into_iter()
+                    .map(|entry| (entry.backend.identity, entry)),
+            );
+        }
+        let leaving = std::mem::take(&mut self.leaving);
+        let mut returning: HashMap<u64, Arc<BackendStats>> = leaving
             .iter()
-            .map(|pool| {
-                let config = Arc::new(pool.clone());
-                let name: Arc<str> = pool.name.as_str().into();
-                let backends: Vec<Arc<Backend>> = pool
-                    .backends
-                    .iter()
-                    .map(|b| {
-                        let identity = identity(&pool.name, &b.address.to_string());
-                        let stats = self
-                            .stats
-                            .entry(identity)
-                            .or_insert_with(|| BackendStats::new(workers))
-                            .clone();
-                        Arc::new(Backend {
-                            identity,
-                            pool: name.clone(),
-                            config: b.clone(),
-                            stats,
-                        })
-                    })
-                    .collect();
-                let members: Vec<Member> = backends
-                    .iter()
-                    .map(|b| Member {
-                        identity: b.identity,
-                        weight: b.config.weight,
-                    })
-                    .collect();
-                let picker = Picker::new(pool.balance, &pool.source_hash, &members);
-                let tiers = [
-                    Mask::from_fn(backends.len(), |i| !backends[i].config.backup),
-                    Mask::from_fn(backends.len(), |i| backends[i].config.backup),
-                ];
-                Arc::new(Pool {
-                    config,
-                    backends,
-                    picker,
-                    shares: Shares::full(),
-                    tiers,
-                    desperate: false,
-                })
-            })
+            .map(|left| (left.backend.identity, left.backend.stats.clone()))
             .collect();
+        for pool in pools {
+            rules.insert(pool.name.as_str().into(), pool.on_drain_finish);
+            let entries: Vec<Entry> = pool
+                .backends
+                .iter()
+                .map(|config| {
+                    let identity = identity(&pool.name, &config.address.to_string());
+                    let old = known.remove(&identity);
+                    let stats = match &old {
+                        Some(entry) => entry.backend.stats.clone(),
+                        None => returning
+                            .remove(&identity)
+                            .unwrap_or_else(|| BackendStats::new(shards)),
+                    };
+                    let backend = Arc::new(Backend {
+                        identity,
+                        pool: pool.name.as_str().into(),
+                        config: config.clone(),
+                        send_proxy: pool.send_proxy,
+                        stats,
+                    });
+                    match old {
+                        None => Entry {
+                            backend,
+                            state: BackendState::new(now, Policy::from(pool)),
+                            probes: ProbeStats::default(),
+                            weight: None,
+                            drain: None,
+                            seen: 0,
+                        },
+                        Some(mut entry) => {
+                            let change = entry.state.adopt(now, Policy::from(pool));
+                            log_change(&backend, change.as_ref());
+                            Entry {
+                                backend,
+                                weight: None,
+                                drain: None,
+                                ..entry
+                            }
+                        }
+                    }
+                })
+                .collect();
+            let probed: Vec<u64> = match pool.health.kind {
+                ProbeKind::None => Vec::new(),
+                _ => entries.iter().map(|entry| entry.backend.identity).collect(),
+            };
+            if probed.is_empty() {
+                entries
+                    .iter()
+                    .for_each(|entry| self.schedule.remove(entry.backend.identity));
+            }
+            self.schedule.add(now, pool.health.interval, &probed);
+            let picker = picker(pool, &entries);
+            let config = Arc::new(pool.clone());
+            let (eligible, desperate) = supply.get(&pool.name).copied().unwrap_or_default();
+            self.pools.push(PoolEntry {
+                config,
+                entries,
+                picker,
+                desperate,
+                eligible,
+            });
+        }
+        for entry in known.into_values() {
+            self.schedule.remove(entry.backend.identity);
+            let finish = rules.get(&entry.backend.pool).copied().flatten();
+            let drain = finish.map(|finish| Drain::new(now, finish));
+            self.leaving.push(Leaving {
+                backend: entry.backend,
+                drain,
+            });
+        }
+        let still = |left: &Leaving| returning.contains_key(&left.backend.identity);
+        self.leaving.extend(leaving.into_iter().filter(still));
+        self.changed = true;
     }
-    /// t
-    pub fn tick(&mut self, _now: Instant) -> bool {
-        false
+
+    /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should
+    /// be told of something that happened since the last call.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        while let Some(key) = self.schedule.start(now) {
+            match self.find(key) {
+                Some((pool, ix)) => {
+                    let pool = &self.pools[pool];
+                    self.prober
+                        .start_probe(probe(&pool.config, &pool.entries[ix].backend));
+                }
+                None => self.schedule.remove(key),
+            }
+        }
+        for pool in &mut self.pools {
+            for entry in &mut pool.entries {
+                if entry.state.deadline(now).is_some_and(|at| at <= now) {
+                    let change = entry.state.tick(now);
+                    log_change(&entry.backend, change.as_ref());
+                    self.changed = true;
+                }
+            }
+        }
+        let sheds = &mut self.sheds;
+        let mut pace = |backend: &Backend, drain: &mut Option<Drain>| {
+            let Some(drain) = drain else { return };
+            let count = drain.due(now, backend.stats.active.get() as usize);
+            if count > 0 {
+                sheds.push(Shed {
+                    backend: backend.identity,
+                    count,
+                    cause: Cause::Drained,
+                });
+            }
+        };
+        for entry in self.pools.iter_mut().flat_map(|pool| &mut pool.entries) {
+            pace(&entry.backend, &mut entry.drain);
+        }
+        for left in &mut self.leaving {
+            pace(&left.backend, &mut left.drain);
+        }
+        self.leaving
+            .retain(|left| left.backend.stats.active.get() > 0);
+        std::mem::take(&mut self.changed)
     }
-    /// s
+
+    /// When [`tick`](Self::tick) has something to do.
+    pub fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let drain = |backend: &Backend, drain: &Option<Drain>| {
+            let live = backend.stats.active.get() as usize;
+            drain
+                .as_ref()
+                .filter(|_| live > 0)
+                .map(|drain| drain.deadline(live))
+        };
+        let entries = self.pools.iter().flat_map(|pool| &pool.entries);
+        let states = entries
+            .clone()
+            .filter_map(|entry| entry.state.deadline(now));
+        let drains = entries.filter_map(|entry| drain(&entry.backend, &entry.drain));
+        let leaving = self
+            .leaving
+            .iter()
+            .filter_map(|left| drain(&left.backend, &left.drain));
+        states
+            .chain(drains)
+            .chain(leaving)
+            .chain(self.schedule.deadline())
+            .min()
+    }
+
+    /// Connections to be closed; empty until the next tick.
     pub fn take_shed(&mut self) -> Vec<Shed> {
-        vec![]
+        std::mem::take(&mut self.sheds)
     }
-    /// d
-    pub fn deadline(&self) -> Option<Instant> {
-        Some(Instant::now() + Duration::from_secs(1))
+
+    fn find(&self, identity: u64) -> Option<(usize, usize)> {
+        self.pools.iter().enumerate().find_map(|(pool, entry)| {
+            entry
+                .entries
+                .iter()
+                .position(|entry| entry.backend.identity == identity)
+                .map(|ix| (pool, ix))
+        })
     }
-    /// p
-    pub fn publish(&mut self) -> Vec<Arc<Pool>> {
-        self.pools.clone()
+
+    /// A probe has ended.
+    pub fn on_verdict(&mut self, verdict: &Verdict, now: Instant) {
+        let Some((pool, ix)) = self.find(verdict.backend) else {
+            return;
+        };
+        let (passed, reason) = match &verdict.result {
+            Ok(reason) => (true, reason),
+            Err(reason) => (false, reason),
+        };
+        let entry = &mut self.pools[pool].entries[ix];
+        entry
+            .probes
+            .seconds
+            .observe_us(verdict.took.as_micros() as u64);
+        if !passed {
+            entry.probes.failures.add(1);
+            log::debug!("probe of {} failed: {reason}", name(&entry.backend));
+        }
+        let change = entry.state.probed(now, passed, reason);
+        let next_in = entry.state.next_probe_in();
+        self.schedule
+            .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
+        self.after(pool, ix, change);
     }
-    /// r
-    pub fn on_report(&mut self, _report: &Report) {}
-    /// v
-    pub fn on_verdict(&mut self, _verdict: &Verdict, _now: Instant) {}
-    /// o
+
+    /// Real traffic has failed.
+    pub fn on_report(&mut self, report: &Report) {
+        let Some((pool, ix)) = self.find(report.backend) else {
+            return;
+        };
+        let ready = |entry: &Entry| entry.state.standing() == Standing::Ready && entry.weight() > 0;
+        let others = self.pools[pool]
+            .entries
+            .iter()
+            .enumerate()
+            .any(|(other, e)| other != ix && ready(e));
+        let entry = &mut self.pools[pool].entries[ix];
+        let total = entry.backend.stats.shards.sum(|shard| &shard.total);
+        entry
+            .state
+            .succeeded(total.saturating_sub(std::mem::replace(&mut entry.seen, total)));
+        let change = entry.state.failed(report.at, report.kind.as_str(), others);
+        if let Some(until) = entry.state.ejected_until() {
+            self.schedule.hurry(report.backend, until);
+        }
+        self.after(pool, ix, change);
+    }
+
+    /// The operator has spoken.
     pub fn order(
         &mut self,
-        _p: &str,
-        _n: &str,
-        _o: BackendOrder,
-        _now: Instant,
+        pool: &str,
+        name: &str,
+        order: BackendOrder,
+        now: Instant,
     ) -> Result<String, String> {
-        Err("no".into())
+        let names = |list: Vec<&str>| list.join(", ");
+        let Some(p) = self
+            .pools
+            .iter()
+            .position(|entry| entry.config.name == pool)
+        else {
+            let known = self
+                .pools
+                .iter()
+                .map(|entry| entry.config.name.as_str())
+                .collect();
+            return Err(format!(
+                "there is no pool {pool:?}; there are: {}",
+                names(known)
+            ));
+        };
+        let Some(ix) = self.pools[p]
+            .entries
+            .iter()
+            .position(|e| e.backend.config.name == name)
+        else {
+            let known = self.pools[p]
+                .entries
+                .iter()
+                .map(|e| e.backend.config.name.as_str())
+                .collect();
+            return Err(format!(
+                "pool {pool} has no backend {name:?}; it has: {}",
+                names(known)
+            ));
+        };
+        let finish = self.pools[p].config.on_drain_finish;
+        let entry = &mut self.pools[p].entries[ix];
+        let change = match order {
+            BackendOrder::Weight(weight) => {
+                entry.weight = Some(weight);
+                let entries = &self.pools[p].entries;
+                self.pools[p].picker = picker(&self.pools[p].config, entries);
+                self.changed = true;
+                log::info!("backend {pool}/{name}: weight {weight} by order");
+                return Ok(format!(
+                    "{pool}/{name}: weight {weight} until the next reload"
+                ));
+            }
+            BackendOrder::Ready => {
+                entry.drain = None;
+                entry.state.order(now, Order::Ready)
+            }
+            BackendOrder::Drain => {
+                entry.drain = finish.map(|finish| Drain::new(now, finish));
+                entry.state.order(now, Order::Drain)
+            }
+            BackendOrder::Down => {
+                entry.drain = None;
+                entry.state.order(now, Order::Down)
+            }
+        };
+        self.after(p, ix, change);
+        let state = self.pools[p].entries[ix].state.state();
+        Ok(format!("{pool}/{name}: {state} until the next reload"))
+    }
+
+    /// Logs a change of state and does what the pool wants done about it.
+    fn after(&mut self, pool: usize, ix: usize, change: Option<Change>) {
+        let Some(change) = change else { return };
+        let PoolEntry {
+            config, entries, ..
+        } = &self.pools[pool];
+        let backend = &entries[ix].backend;
+        log_change(backend, Some(&change));
+        let lost = matches!(change.to, State::Down | State::Disabled);
+        if lost && config.on_down == OnDown::Close {
+            let shed = Shed {
+                backend: backend.identity,
+                count: usize::MAX,
+                cause: Cause::BackendDown,
+            };
+            self.sheds.push(shed);
+        }
+        self.changed = true;
+    }
+
+    /// The pools of the next snapshot.
+    pub fn publish(&mut self, now: Instant) -> Vec<Arc<Pool>> {
+        self.pools
+            .iter_mut()
+            .map(|pool| pool.publish(now))
+            .collect()
+    }
+}
+
+impl PoolEntry {
+    fn publish(&mut self, now: Instant) -> Arc<Pool> {
+        let PoolEntry {
+            config, entries, ..
+        } = &*self;
+        let of = |wanted: &[Standing], backup: bool| {
+            Mask::from_fn(entries.len(), |ix| {
+                let entry = &entries[ix];
+                entry.backend.config.backup == backup
+                    && entry.weight() > 0
+                    && wanted.contains(&entry.state.standing())
+            })
+        };
+        // Untested backends take work only where nobody of their tier is known to be up.
+        let tier = |backup| {
+            let ready = of(&[Standing::Ready], backup);
+            if ready.is_empty() {
+                of(&[Standing::Untested], backup)
+            } else {
+                ready
+            }
+        };
+        let mut tiers = [tier(false), tier(true)];
+        let nobody = tiers.iter().all(Mask::is_empty);
+        let unhealthy = [false, true].map(|backup| of(&[Standing::Unhealthy], backup));
+        let desperate =
+            nobody && config.all_down == AllDown::TryAll && !unhealthy.iter().all(Mask::is_empty);
+        if desperate {
+            tiers = unhealthy;
+        }
+        // Whoever is left when a tier is spent (refused, full) may still be a backup: the first tier goes first.
+        let eligible = tiers
+            .iter()
+            .find(|tier| !tier.is_empty())
+            .map_or(0, Mask::count);
+        let shares: Vec<u32> = entries.iter().map(|entry| entry.state.share(now)).collect();
+        let serving = tiers
+            .iter()
+            .find(|tier| !tier.is_empty())
+            .unwrap_or(&tiers[0]);
+        let pool = Pool {
+            config: config.clone(),
+            backends: entries.iter().map(|entry| entry.backend.clone()).collect(),
+            picker: self.picker.clone(),
+            shares: Shares::new(&shares, serving),
+            tiers,
+            desperate,
+        };
+        self.note_supply(eligible, desperate);
+        Arc::new(pool)
+    }
+
+    /// Says loudly when a pool loses its last backend, and when it has one again.
+    fn note_supply(&mut self, eligible: usize, desperate: bool) {
+        let name = &self.config.name;
+        match (self.eligible, eligible) {
+            _ if desperate && !self.desperate => {
+                log::error!(
+                    "pool {name}: every backend is down; trying all of them (all_down: try_all)"
+                );
+            }
+            (1.., 0) => {
+                log::error!("pool {name}: no backend is left; new connections are refused");
+            }
+            (0, 1..) if !desperate => {
+                let backends = if eligible == 1 {
+                    "1 backend takes"
+                } else {
+                    &format!("{eligible} backends take")
+                };
+                log::info!("pool {name}: {backends} new work");
+            }
+            _ if self.desperate && !desperate => {
+                log::info!("pool {name}: serving from healthy backends again")
+            }
+            _ => {}
+        }
+        self.eligible = eligible;
+        self.desperate = desperate;
+    }
+}
+
+fn name(backend: &Backend) -> String {
+    let Backend { pool, config, .. } = backend;
+    let address = config.address.to_string();
+    if config.name == address {
+        format!("{pool}/{address}")
+    } else {
+        format!("{pool}/{} ({address})", config.name)
+    }
+}
+
+fn log_change(backend: &Backend, change: Option<&Change>) {
+    let Some(Change { from, to, reason }) = change else {
+        return;
+    };
+    let level = match to {
+        State::Down | State::Ejected => log::Level::Warn,
+        _ => log::Level::Info,
+    };
+    log::log!(
+        level,
+        "backend {} is {to} (was {from}): {reason}",
+        name(backend)
+    );
+}
+
+fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {
+    let members: Vec<Member> = entries
+        .iter()
+        .map(|entry| Member {
+            identity: entry.backend.identity,
+            weight: entry.weight(),
+        })
+        .collect();
+    Picker::new(pool.balance, &pool.source_hash, &members)
+}
+
+fn probe(pool: &model::Pool, backend: &Backend) -> Probe {
+    let health = &pool.health;
+    let target = match (&backend.config.address, health.port) {
+        (BackendAddress::Ip(address), port) => {
+            let mut address = *address;
+            address.set_port(port.unwrap_or(address.port()));
+            Target::Ip(address)
+        }
+        // The check demands `health.port` where the backend has none.
+        (BackendAddress::SamePort(ip), port) => Target::Ip((*ip, port.unwrap_or(0)).into()),
+        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
+    };
+    Probe {
+        backend: backend.identity,
+        target,
+        kind: health.kind,
+        source: pool.source_address,
+        timeout: health.timeout,
+        send: health.send.as_slice().into(),
+        expect: health.expect.as_slice().into(),
     }
 }

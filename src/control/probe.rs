@@ -1,13 +1,14 @@
 //! Carries out health probes: one thread, one epoll instance, any number of probes at once.
 //!
-//! When a probe is due and what its outcome means is decided elsewhere ([`crate::health`]); here one probe is one
-//! socket, from connecting to verdict. A verdict is final when it is sent; after that a TCP socket lingers until the
+//! When a probe is due and what its outcome means is decided elsewhere ([`crate::health`]); here one probe runs from
+//! connecting to verdict. One lost packet must not fail it, and the kernel repeats a SYN only after a second: while nothing
+//! answers, further sockets try beside the first ([`tries`]). A verdict is final when it is sent; after that a TCP socket lingers until the
 //! backend has answered our FIN with its own (or the time is up), because closing with a greeting unread would send RST,
 //! and servers such as MySQL count that against the client's address.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use mio::{Events, Interest, Poll, Waker};
 use super::Input;
 use crate::base::{Key, Slab, Timers};
 use crate::config::model::ProbeKind;
+use crate::health::schedule::tries;
 use crate::sys::socket::{self, ConnectError, Target, Transfer};
 
 /// Bytes of an answer that are looked at.
@@ -101,7 +103,10 @@ struct Running {
 
 struct Live {
     probe: Probe,
-    fd: OwnedFd,
+    /// Attempts under way; one is left once something has answered.
+    sockets: Vec<OwnedFd>,
+    /// Times of the further attempts, latest first.
+    tries: Vec<Instant>,
     started: Instant,
     sent: bool,
     answer: Vec<u8>,
@@ -133,13 +138,10 @@ impl Running {
                 return;
             }
             for event in &events {
-                if event.token() != WAKE {
-                    let bits = event.token().0 as u64;
-                    let key = Key {
-                        index: bits as u32,
-                        generation: (bits >> 32) as u32,
-                    };
-                    self.look(key, event.is_error());
+                let bits = event.token().0 as u64;
+                // No probe starts before the whole batch is worked off, so a slot is still the same probe's or empty.
+                if let Some(key) = self.probes.key_at(bits as u32) {
+                    self.look(key, (bits >> 32) as RawFd, event.is_error());
                 }
             }
             self.timers
@@ -168,43 +170,47 @@ impl Running {
 
     fn start(&mut self, probe: Probe) {
         let started = Instant::now();
-        let opened = match (&probe.target, probe.kind) {
-            (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &probe),
-            _ => socket::connect(&probe.target, probe.source).map_err(words),
-        };
-        let fd = match opened {
-            Ok(fd) => fd,
-            Err(reason) => {
-                let verdict = Verdict {
-                    backend: probe.backend,
-                    result: Err(reason),
-                    took: started.elapsed(),
-                };
-                let _ = self.inputs.send(Input::Verdict(verdict));
-                return;
-            }
-        };
-        let deadline = started + probe.timeout;
-        let sent = probe.kind == ProbeKind::Udp;
-        let live = Live {
+        let mut later: Vec<Instant> = tries(probe.timeout).map(|after| started + after).collect();
+        later.reverse();
+        let key = self.probes.insert(Live {
+            sent: probe.kind == ProbeKind::Udp,
             probe,
-            fd,
+            sockets: Vec::new(),
+            tries: later,
             started,
-            sent,
             answer: Vec::new(),
             decided: false,
+        });
+        self.attempt(key);
+    }
+
+    /// Opens one more socket, and sets the timer for the next or for the end.
+    fn attempt(&mut self, key: Key) {
+        let Some(live) = self.probes.get_mut(key) else {
+            return;
         };
-        let raw = live.fd.as_raw_fd();
-        let key = self.probes.insert(live);
-        let token = mio::Token((u64::from(key.generation) << 32 | u64::from(key.index)) as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        match self
-            .poll
-            .registry()
-            .register(&mut SourceFd(&raw), token, interest)
-        {
-            Ok(()) => self.set_timer(key, deadline),
-            Err(error) => self.decide(key, Err(error.to_string())),
+        let opened = match (&live.probe.target, live.probe.kind) {
+            (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &live.probe),
+            (target, _) => socket::connect(target, live.probe.source).map_err(words),
+        };
+        let registered = opened.and_then(|fd| {
+            let raw = fd.as_raw_fd();
+            live.sockets.push(fd);
+            let token = mio::Token(((raw as u64) << 32 | u64::from(key.index)) as usize);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registered = self
+                .poll
+                .registry()
+                .register(&mut SourceFd(&raw), token, interest);
+            registered.map_err(|error| error.to_string())
+        });
+        let next = live
+            .tries
+            .pop()
+            .unwrap_or(live.started + live.probe.timeout);
+        match registered {
+            Ok(()) => self.set_timer(key, next),
+            Err(reason) => self.decide(key, Err(reason)),
         }
     }
 
@@ -213,11 +219,20 @@ impl Running {
         self.timers.set(key.index, ms);
     }
 
-    fn look(&mut self, key: Key, error: bool) {
+    fn look(&mut self, key: Key, fd: RawFd, error: bool) {
         let Some(live) = self.probes.get_mut(key) else {
             return;
         };
-        match live.look(error) {
+        if !live.sockets.iter().any(|socket| socket.as_raw_fd() == fd) {
+            return;
+        }
+        match live.look(fd, error) {
+            // Connected, and waiting for an answer: no need to try on.
+            Seen::Wait if live.sent && live.probe.kind == ProbeKind::Tcp => {
+                live.tries.clear();
+                let end = live.started + live.probe.timeout;
+                self.set_timer(key, end);
+            }
             Seen::Wait => {}
             Seen::Verdict(result) => self.decide(key, result),
             Seen::Over => self.remove(key),
@@ -226,20 +241,17 @@ impl Running {
 
     fn time_out(&mut self, key: Key) {
         match self.probes.get(key) {
+            Some(live) if !live.decided && live.started.elapsed() < live.probe.timeout => {
+                self.attempt(key)
+            }
             Some(live) if !live.decided => {
                 let waited = humantime::format_duration(live.probe.timeout);
-                let what = if live.sent || live.probe.expect.is_empty() {
-                    "no answer"
-                } else {
-                    "no connection"
-                };
                 let reason = if live.answer.is_empty() {
-                    format!("{what} within {waited}")
+                    format!("no answer within {waited}")
                 } else {
                     format!("unexpected answer {}", excerpt(&live.answer))
                 };
                 self.decide(key, Err(reason));
-                self.remove(key);
             }
             _ => self.remove(key),
         }
@@ -257,15 +269,21 @@ impl Running {
             took: live.started.elapsed(),
         };
         let _ = self.inputs.send(Input::Verdict(verdict));
-        if lingers {
-            socket::shut_write(live.fd.as_raw_fd());
-            if matches!(live.look(false), Seen::Over) {
-                self.remove(key);
-            } else {
-                self.set_timer(key, Instant::now() + LINGER);
+        match live
+            .sockets
+            .first()
+            .map(AsRawFd::as_raw_fd)
+            .filter(|_| lingers)
+        {
+            Some(fd) => {
+                socket::shut_write(fd);
+                if matches!(live.look(fd, false), Seen::Over) {
+                    self.remove(key);
+                } else {
+                    self.set_timer(key, Instant::now() + LINGER);
+                }
             }
-        } else {
-            self.remove(key);
+            None => self.remove(key),
         }
     }
 
@@ -276,10 +294,13 @@ impl Running {
 }
 
 impl Live {
-    fn look(&mut self, error: bool) -> Seen {
-        let fd = self.fd.as_raw_fd();
+    fn look(&mut self, fd: RawFd, error: bool) -> Seen {
         if error && !self.decided {
             return Seen::Verdict(Err(words(socket::connect_error(fd))));
+        }
+        if self.probe.kind == ProbeKind::Tcp {
+            // This one is connected; the others are not needed any more.
+            self.sockets.retain(|socket| socket.as_raw_fd() == fd);
         }
         if !self.sent && !self.decided {
             if !self.probe.send.is_empty() {
@@ -297,7 +318,7 @@ impl Live {
         self.read(fd)
     }
 
-    fn read(&mut self, fd: i32) -> Seen {
+    fn read(&mut self, fd: RawFd) -> Seen {
         let mut buffer = [0; 4096];
         loop {
             match socket::recv(fd, &mut buffer) {

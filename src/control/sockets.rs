@@ -27,6 +27,9 @@ pub struct Bound {
     pub sockets: Vec<ListenSocket>,
 }
 
+/// Listening sockets by position among the workers.
+pub type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
+
 /// The addresses that a listener asks for, ranges written out.
 pub fn wanted(listener: &Listener) -> Vec<Local> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
@@ -80,8 +83,8 @@ pub fn bind(
 
 /// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
 /// first served (the others have theirs already); those that stand alone go round.
-pub fn deal(bound: Vec<Bound>, workers: usize) -> BTreeMap<usize, Vec<ListenSocket>> {
-    let mut dealt: BTreeMap<usize, Vec<ListenSocket>> = BTreeMap::new();
+pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
+    let mut dealt = Dealt::new();
     for (rotation, Bound { local, sockets }) in bound.into_iter().enumerate() {
         let first = match local {
             Local::Ip(_) => workers.saturating_sub(sockets.len()),

@@ -3,6 +3,8 @@
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use crate::balance::limits;
+
 /// A listener as the table knows it: chosen by the shell, stable over reloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerIx(pub u32);
@@ -71,13 +73,9 @@ impl Endpoints {
         unpack(self.local, self.local_port, self.scope)
     }
 
-    /// The client's address if its source is counted.
-    pub(super) fn source(&self, counted: bool) -> Option<IpAddr> {
-        counted.then(|| self.client().ip())
-    }
-
-    pub(super) fn client_bits(&self) -> [u64; 2] {
-        self.client
+    /// What counts as one source: see [`limits::source`].
+    pub(super) fn source(&self) -> [u64; 2] {
+        pack(limits::source(self.client().ip()))
     }
 }
 

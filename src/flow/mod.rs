@@ -8,7 +8,7 @@
 //! session) and drops whatever does not come from that backend's address and port.
 //!
 //! ```text
-//!            on_client: Unknown -> admit -> open
+//!               on_client: Unknown, open
 //!                                             |
 //!                                             v       on_error: Failed, or astray()
 //!                                  +-------> Live ------------------------------------+
@@ -29,10 +29,10 @@
 //!   record written. The socket stays for a moment, because the same client endpoint often asks again: then the next
 //!   session costs no socket. Only the *same* endpoints can have it back. A pool across clients would have to prove that no
 //!   late or duplicated reply is still under way, and nothing can prove that. Parked sessions are the first to go when
-//!   anything is short.
+//!   descriptors are short.
 //!
-//! A session whose `requests` are used up leaves the index, so that the next datagram opens
-//! another one, and lives on for the replies it is owed.
+//! A session whose `requests` are used up leaves the index, so that the next datagram opens another one, and lives on for
+//! the replies it is owed.
 //!
 //! # Replies and requests
 //!
@@ -49,9 +49,10 @@
 //!
 //! # Caps
 //!
-//! The table cannot know what other workers hold, so places are taken and given back through [`Places`]. Each session
-//! holds exactly one place from `admit` to `remove`. At a cap the longest idle session *within that cap* makes room if
-//! it is past half of its idle time, otherwise the new one is shed. A source at its cap can only evict its own sessions.
+//! Caps hold over all workers, so places are counted outside: the shell takes them before `open` and gives them back after
+//! `remove` or when a session is parked (a parked one holds a descriptor and nothing else). Where a cap is reached the
+//! table names a [`Table::victim`]: the longest idle session *within that cap*, if it is past half of its idle time. If
+//! there is none, the new one is shed. A source at its cap can only evict its own sessions.
 //!
 //! # ICMP errors
 //!
@@ -70,8 +71,7 @@
 //!
 //! 1. A [`Key`](crate::base::Key) names one session for ever: after `remove` it names nothing (generations).
 //! 2. At most one indexed session for the same [`Endpoints`], and `on_client` only ever answers with that one.
-//! 3. Places held = sessions in the table + [`Place`]s handed out and not yet used.
-//! 4. Every list is sorted by last use, except that parked sessions stand first in a source's list.
+//! 3. Every list is sorted by last use; parked sessions have lists of their own and stand in no source's list.
 //!
 //! `tests/flow_sim.rs` holds them over thousands of seeds.
 
@@ -84,6 +84,6 @@ mod table;
 pub use dropped::Dropped;
 pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
-    Admit, After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Place, Places, Policy, Proof,
-    RECENT, State, Step, Table, View,
+    After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Policy, Proof, RECENT, State, Step,
+    Table, View,
 };

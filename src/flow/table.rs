@@ -1,7 +1,6 @@
 //! The table itself; [`super`] tells how it works.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
@@ -51,26 +50,10 @@ pub enum Full {
     Source,
 }
 
-/// The caps, counted over all workers.
-pub trait Places {
-    /// Takes one place in the process and in `listener`, and with `source` also one of that source; all or nothing.
-    fn take(&mut self, listener: ListenerIx, source: Option<IpAddr>) -> Result<(), Full>;
-    /// Gives back what `take` with the same arguments took.
-    fn give(&mut self, listener: ListenerIx, source: Option<IpAddr>);
-}
-
-/// A place taken for a session that is not open yet: goes to [`Table::open`] or [`Table::cancel`].
-#[derive(Debug)]
-#[must_use = "a place that is neither opened nor cancelled is lost for ever"]
-pub struct Place {
-    ends: Endpoints,
-    counted: bool,
-}
-
 /// What to do with datagrams from a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// No session: check access, then [`Table::admit`].
+    /// No session: check access and caps, then [`Table::open`].
     Unknown,
     /// Send `take` datagrams to the session's backend, then ask again about the rest.
     Forward {
@@ -93,17 +76,6 @@ pub enum Step {
         /// The session had ended: for accounting this is a new one.
         reopened: bool,
     },
-}
-
-/// Answer to a new client.
-#[derive(Debug)]
-pub enum Admit {
-    /// Pick, make a socket, then [`Table::open`].
-    Granted(Place),
-    /// End this session, then ask once more.
-    Evict(Key),
-    /// Drop the datagrams and count them.
-    Shed(Full),
 }
 
 /// What replies mean for their session. They are delivered in any case.
@@ -183,7 +155,10 @@ struct Session<T> {
     suspect: Option<u64>,
     requests: u32,
     replies: u32,
+    /// Entry of its source while it is live and counted there.
     source: u32,
+    /// The cap of its source applies to it.
+    counted: bool,
     state: State,
     /// In the index: the next datagram finds it.
     indexed: bool,
@@ -340,38 +315,10 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
     }
 
-    /// Asks for a place for a new session. `counted`: the source's own cap applies to it.
-    pub fn admit(
-        &mut self,
-        now: Instant,
-        ends: Endpoints,
-        counted: bool,
-        places: &mut impl Places,
-    ) -> Admit {
-        match places.take(ends.listener(), ends.source(counted)) {
-            Ok(()) => Admit::Granted(Place { ends, counted }),
-            Err(full) => match self.victim(self.at(now), full, &ends) {
-                Some(id) => Admit::Evict(id),
-                None => Admit::Shed(full),
-            },
-        }
-    }
-
-    /// Gives back a place that was not used.
-    pub fn cancel(&mut self, place: Place, places: &mut impl Places) {
-        places.give(place.ends.listener(), place.ends.source(place.counted));
-    }
-
-    /// Opens a session. The datagrams that asked for it are then given to [`Table::on_client`].
-    pub fn open(&mut self, now: Instant, place: Place, data: T) -> Key {
-        let Place { ends, counted } = place;
+    /// Opens a session. The datagrams that asked for it are then given to [`Table::on_client`]. `counted`: the cap of its
+    /// source applies to it.
+    pub fn open(&mut self, now: Instant, ends: Endpoints, counted: bool, data: T) -> Key {
         let now = self.at(now);
-        let source = match counted {
-            true => self
-                .sources
-                .find_or_add(&self.hasher, ends.listener().0, ends.client_bits()),
-            false => NONE,
-        };
         let id = self.sessions.insert(Session {
             ends,
             last: now,
@@ -379,7 +326,8 @@ impl<T, S: BuildHasher> Table<T, S> {
             suspect: None,
             requests: 0,
             replies: 0,
-            source,
+            source: NONE,
+            counted,
             state: State::Live,
             indexed: true,
             proven: false,
@@ -393,11 +341,6 @@ impl<T, S: BuildHasher> Table<T, S> {
                 hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
             });
         self.activate(&ends, now, id.index);
-        if source != NONE {
-            self.sources
-                .ends(source)
-                .push_back(&mut self.sessions, BY_SOURCE, id.index);
-        }
         id
     }
 
@@ -482,7 +425,7 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// The session has ended in order. `None`: it is parked, its data stays. `Some`: it is gone, as after `remove`.
-    pub fn finish(&mut self, now: Instant, id: Key, places: &mut impl Places) -> Option<T> {
+    pub fn finish(&mut self, now: Instant, id: Key) -> Option<T> {
         let now = self.at(now);
         let session = self.sessions.get_mut(id)?;
         if session.state == State::Parked {
@@ -490,45 +433,32 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         let line = line_mut(&mut self.lines, &session.ends);
         if !session.indexed || session.state != State::Live || line.parked.len >= PARKED_MAX {
-            return self.remove(id, places);
+            return self.remove(id);
         }
         session.state = State::Parked;
         session.last = now;
-        let source = session.source;
         line.active.unlink(&mut self.sessions, BY_AGE, id.index);
         line.parked.push_back(&mut self.sessions, BY_AGE, id.index);
         self.next_expiry = self.next_expiry.min(now.saturating_add(line.parked_time()));
         self.parked += 1;
-        if source != NONE {
-            let of_source = self.sources.ends(source);
-            of_source.unlink(&mut self.sessions, BY_SOURCE, id.index);
-            of_source.push_front(&mut self.sessions, BY_SOURCE, id.index);
-        }
+        self.leave_source(id.index);
         None
     }
 
     /// Ends a session and returns what the shell kept with it. `None`: there is no such session.
-    pub fn remove(&mut self, id: Key, places: &mut impl Places) -> Option<T> {
+    pub fn remove(&mut self, id: Key) -> Option<T> {
         self.sessions.get(id)?;
         self.unindex(id.index);
+        self.leave_source(id.index);
         let session = entry(&mut self.sessions, id.index);
-        let (parked, source) = (session.state == State::Parked, session.source);
         let line = line_mut(&mut self.lines, &session.ends);
-        if parked {
+        if session.state == State::Parked {
             line.parked.unlink(&mut self.sessions, BY_AGE, id.index);
             self.parked -= 1;
         } else {
             line.active.unlink(&mut self.sessions, BY_AGE, id.index);
         }
-        if source != NONE {
-            self.sources
-                .ends(source)
-                .unlink(&mut self.sessions, BY_SOURCE, id.index);
-            self.sources.release(&self.hasher, source);
-        }
-        let session = self.sessions.remove(id)?;
-        places.give(session.ends.listener(), session.ends.source(source != NONE));
-        Some(session.data)
+        self.sessions.remove(id).map(|session| session.data)
     }
 
     /// A session whose time is over, which the caller then removes; call until `None`.
@@ -640,7 +570,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             .map_or(u64::MAX, |session| session.last)
     }
 
-    /// Puts a session at the young end of its listener's list.
+    /// Puts a session at the young end of its listener's and its source's list.
     fn activate(&mut self, ends: &Endpoints, now: u64, ix: u32) {
         let line = line_mut(&mut self.lines, ends);
         if line.active.len == 0 {
@@ -648,6 +578,25 @@ impl<T, S: BuildHasher> Table<T, S> {
             self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
         }
         line.active.push_back(&mut self.sessions, BY_AGE, ix);
+        if entry(&mut self.sessions, ix).counted {
+            let source = self
+                .sources
+                .find_or_add(&self.hasher, ends.listener().0, ends.source());
+            entry(&mut self.sessions, ix).source = source;
+            self.sources
+                .ends(source)
+                .push_back(&mut self.sessions, BY_SOURCE, ix);
+        }
+    }
+
+    fn leave_source(&mut self, ix: u32) {
+        let source = std::mem::replace(&mut entry(&mut self.sessions, ix).source, NONE);
+        if source != NONE {
+            self.sources
+                .ends(source)
+                .unlink(&mut self.sessions, BY_SOURCE, ix);
+            self.sources.release(&self.hasher, source);
+        }
     }
 
     fn touch_source(&mut self, source: u32, ix: u32) {
@@ -684,23 +633,22 @@ impl<T, S: BuildHasher> Table<T, S> {
         soonest
     }
 
-    /// Who makes room.
-    fn victim(&mut self, now: u64, full: Full, ends: &Endpoints) -> Option<Key> {
+    /// Who makes room for a new session of `ends` at a cap; the caller removes it. `None`: nobody, the new one is shed.
+    pub fn victim(&mut self, now: Instant, full: Full, ends: &Endpoints) -> Option<Key> {
+        let now = self.at(now);
         let own = self.lines[ends.listener().0 as usize].as_ref()?;
         let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
         let victim = match full {
             Full::Source => {
-                let source =
-                    self.sources
-                        .find(&self.hasher, ends.listener().0, ends.client_bits())?;
+                let source = self
+                    .sources
+                    .find(&self.hasher, ends.listener().0, ends.source())?;
                 let head = self.sources.ends(source).head;
                 let session = self.sessions.at(head)?;
-                (session.state == State::Parked || now - session.last >= own.idle / 2)
-                    .then_some(head)
+                (now - session.last >= own.idle / 2).then_some(head)
             }
-            Full::Listener | Full::Process if own.parked.head != NONE => Some(own.parked.head),
             Full::Process if self.parked > 0 => return self.spare(),
-            Full::Listener | Full::Process if stale(own.active.head, own) => Some(own.active.head),
+            _ if stale(own.active.head, own) => Some(own.active.head),
             Full::Listener => None,
             Full::Process if now < self.next_victim => None,
             Full::Process => {

@@ -1,1 +1,19 @@
-//! Judging backends: pure.
+//! Judging backends: pure. Every call takes `now`; nothing here probes, sleeps or draws a random number.
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`verdict`] | what a run of probe results means (rise, fall), and how soon to look again |
+//! | [`outlier`] | what failures of real traffic mean: ejection with back-off |
+//! | [`slow_start`] | how much a returning backend gets |
+//! | [`backend`] | all of that and the operator's orders together: one state word, one reason, one share |
+//! | [`schedule`] | which backend is probed when |
+//! | [`drain`] | how many connections to close now so that a drained backend empties at a flat rate |
+
+pub mod backend;
+pub mod drain;
+pub mod outlier;
+pub mod schedule;
+pub mod slow_start;
+pub mod verdict;
+
+pub use backend::{BackendState, Change, Order, Policy, Standing, State};

@@ -8,6 +8,7 @@ mod cause;
 mod gear;
 mod lane;
 mod pair;
+pub mod proxy_header;
 
 pub use cause::{By, Cause, Ending};
 pub use gear::{Conduit, Gear};

@@ -175,15 +175,17 @@ pub enum Pumped {
     Ended(Outcome),
 }
 
-/// Runs both lanes until they wait, until each has filled `budget` bytes, or until the pair ends.
-pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: usize) -> Pumped {
+/// Runs both lanes until they wait, until each has filled its `budget` of bytes, or until the pair ends.
+pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
     let mut spent = [0usize; 2];
     loop {
         let mut progress = false;
         for side in Side::BOTH {
             loop {
                 let op = pair.next(side);
-                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= budget) {
+                if op == Op::Wait
+                    || (op == Op::Fill && spent[side as usize] >= budget[side as usize])
+                {
                     break;
                 }
                 let done = carry_out(pair, io, side, op);

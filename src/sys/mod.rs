@@ -8,3 +8,8 @@ pub mod mmsg;
 pub mod pipe;
 pub mod socket;
 pub mod udp;
+
+pub mod neigh;
+pub mod netlink;
+pub mod sched;
+pub mod secret;

@@ -313,6 +313,17 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> Transfer {
     })
 }
 
+/// recv(2) that leaves the bytes where they are.
+pub fn peek(fd: RawFd, buffer: &mut [u8]) -> Transfer {
+    // SAFETY: `buffer` is writable for its length during the call.
+    let n = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_PEEK) };
+    Transfer::from_result(if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    })
+}
+
 /// send(2) without SIGPIPE.
 pub fn send(fd: RawFd, bytes: &[u8]) -> Transfer {
     // SAFETY: `bytes` is readable for its length during the call.

@@ -80,6 +80,8 @@ pub(super) struct SocketIo<'a> {
     pub(super) pipes: &'a mut Pipes,
     pub(super) spliced: u64,
     pub(super) nagle: &'a mut Nagle,
+    /// Lanes under a bandwidth limit are copied: a pipe would take a second's worth at once.
+    pub(super) copy_only: [bool; 2],
 }
 
 /// Nagle's algorithm on the backend's socket is turned off before the second write: the first segment of a connection
@@ -125,6 +127,9 @@ impl Io for SocketIo<'_> {
     }
 
     fn acquire_pipe(&mut self, lane: Side) -> bool {
+        if self.copy_only[lane as usize] {
+            return false;
+        }
         match self.pipes.take() {
             Some(pipe) => {
                 self.held[lane as usize] = Held::Pipe(pipe);

@@ -14,6 +14,7 @@
 //! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
 //! number that has changed hands; generations in the tokens guard the rest.
 
+mod attempt;
 mod io;
 mod listen;
 mod tcp;

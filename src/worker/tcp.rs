@@ -4,6 +4,7 @@
 //!
 //! | phase | sockets | timer | leaves by |
 //! |---|---|---|---|
+//! | header | client | [`HEADER_WAIT_MS`] | a PROXY header from a source that must send one |
 //! | connecting | client, one attempt | the attempt's share of `connect.timeout` | established, next attempt, no attempt left |
 //! | open | both | idle, half-close, age | the pair's outcome, a timer, an order |
 //! | resetting | the surviving side | [`RESET_CHECK_MS`] | everything acknowledged, [`RESET_WAIT_MS`] |
@@ -16,20 +17,24 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Token as MioToken};
 
 use super::Context;
+use super::attempt::{Attempt, Started};
 use super::io::{Held, Nagle, Pipes, SCRATCH_BYTES, SocketIo};
+use crate::balance::limits::{Refill, Throttle};
 use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
-use crate::config::model::BackendAddress;
+use crate::config::model::{BackendAddress, Protocol, SendProxy};
+use crate::gate::Pass;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
+use crate::relay::proxy_header::{self, Parsed};
 use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::snapshot::{Backend, Listener, Place};
-use crate::sys::socket::{self, ConnectError, Target};
+use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// Bytes that a lane may fill in one pump: about what two cores' worth of copying does in 50 us.
 const PUMP_BYTES: usize = 256 << 10;
@@ -37,6 +42,8 @@ const PUMP_BYTES: usize = 256 << 10;
 const RESET_CHECK_MS: u64 = 5;
 /// How long it may wait, milliseconds.
 const RESET_WAIT_MS: u64 = 5_000;
+/// How long a PROXY header may take to arrive, milliseconds.
+const HEADER_WAIT_MS: u64 = 5_000;
 
 /// See the module.
 pub(super) struct Tcp {
@@ -60,6 +67,16 @@ struct Connection {
     pair: Pair,
     held: [Held; 2],
     phase: Phase,
+    /// Its place among the listener's connections, once it was let in.
+    pass: Option<Pass>,
+    /// What a PROXY header said that the client connected to.
+    destination: Option<SocketAddr>,
+    /// Bandwidth limits of the lanes, if any.
+    throttles: Option<Box<[Option<Throttled>; 2]>>,
+    /// The lanes rest until then, milliseconds since the epoch.
+    resume_ms: Option<u64>,
+    /// When the next interim record is due.
+    interim_ms: Option<u64>,
     opened: Instant,
     /// Last byte in either direction, milliseconds since the epoch.
     active_ms: u64,
@@ -76,23 +93,32 @@ struct Connection {
 }
 
 enum Phase {
+    /// A PROXY header is awaited.
+    Header {
+        until_ms: u64,
+    },
     Connecting(Box<Attempt>),
     Open,
-    Resetting { cause: Cause, by: By, until_ms: u64 },
+    Resetting {
+        cause: Cause,
+        by: By,
+        until_ms: u64,
+    },
 }
 
-/// Where the current attempt to reach a backend stands.
-struct Attempt {
-    /// Identities of the backends that were tried, the current one last.
-    tried: Vec<u64>,
-    /// End of this attempt, milliseconds since the epoch.
-    until_ms: u64,
-    /// End of all attempts.
-    deadline_ms: u64,
-    /// What events said of the current socket.
-    writable: bool,
-    broken: bool,
-    last_error: Option<ConnectError>,
+/// Why a connection's timer is due.
+enum Due {
+    End(Cause),
+    NextAttempt,
+    Reset,
+    Resume,
+    Interim,
+}
+
+/// A bandwidth limit and where it stands.
+struct Throttled {
+    throttle: Throttle,
+    refill: Refill,
 }
 
 fn us(from: Instant, to: Instant) -> u32 {
@@ -188,11 +214,16 @@ impl Tcp {
                         self.attempt_failed(context, key, error);
                         return;
                     }
-                    (_, _, true) => self.established(context, key),
+                    (_, _, true) => {
+                        if !self.established(context, key) {
+                            return;
+                        }
+                    }
                     _ => return,
                 }
             }
             Phase::Open => {}
+            Phase::Header { .. } => return self.read_header(context, key),
             Phase::Resetting { .. } => return,
         }
         self.relay(context, key);
@@ -214,6 +245,16 @@ impl Tcp {
             return;
         };
         let before = moved(&connection.pair);
+        let limited = connection.throttles.as_deref();
+        let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
+        let budget = Side::BOTH.map(|side| {
+            lane_limit(side).map_or(PUMP_BYTES, |lane| {
+                lane.throttle
+                    .budget(lane.refill, context.now)
+                    .min(PUMP_BYTES as u64) as usize
+            })
+        });
+        let copy_only = Side::BOTH.map(|side| lane_limit(side).is_some());
         let mut io = SocketIo {
             fds: [connection.client.as_raw_fd(), backend.as_raw_fd()],
             held: &mut connection.held,
@@ -221,15 +262,17 @@ impl Tcp {
             pipes,
             spliced: 0,
             nagle: &mut connection.nagle,
+            copy_only,
         };
-        let pumped = relay::pump(&mut connection.pair, &mut io, PUMP_BYTES);
+        let pumped = relay::pump(&mut connection.pair, &mut io, budget);
         let spliced = io.spliced;
         let after = moved(&connection.pair);
         if after != before {
+            let (up, down) = (after[0] - before[0], after[1] - before[1]);
+            charge(&mut connection.throttles, context.now, [up, down]);
             connection.active_ms = context.now_ms();
             let listener = connection.listener.stats.shards.of(context.id);
             let shard = place.backend().stats.shards.of(context.id);
-            let (up, down) = (after[0] - before[0], after[1] - before[1]);
             if up > 0 {
                 listener.bytes_in.add(up);
                 shard.bytes_in.add(up);
@@ -257,7 +300,13 @@ impl Tcp {
                     self.set_timer(context, key);
                 }
             }
-            Pumped::More => run.push(key, &mut connection.queued),
+            Pumped::More => match connection.rest(context.now) {
+                None => run.push(key, &mut connection.queued),
+                Some(rest) => {
+                    connection.resume_ms = Some(context.now_ms() + rest.as_millis().max(1) as u64);
+                    self.set_timer(context, key);
+                }
+            },
             Pumped::Ended(Outcome::Finished { first }) => {
                 self.retire(context, key, Cause::Finished, first.into());
             }
@@ -325,37 +374,41 @@ impl Tcp {
             local,
             fd,
         } = accepted;
-        listener.stats.active.raise();
         let now_ms = context.now_ms();
         self.next_id += 1;
         let id = self.next_id;
-        let connect = context
-            .pool_of(listener.id)
-            .map(|(pool, _)| pool.config.connect.timeout);
-        let attempt = Attempt {
-            tried: Vec::new(),
-            until_ms: now_ms,
-            deadline_ms: now_ms + connect.map_or(0, |timeout| timeout.as_millis() as u64),
-            writable: false,
-            broken: false,
-            last_error: None,
-        };
+        let header = listener
+            .gate
+            .expects_header(client_address.map(|address| address.ip()));
         let max_age_ms = listener.config.timeouts.max_age.map(|age| {
             let age = age.as_millis() as u64;
             now_ms + age - context.rng.below(age / 10 + 1)
         });
-        let is_tcp = client_address.is_some();
+        let local = match &*local {
+            Local::Ip(address) if address.ip().is_unspecified() => {
+                socket::local_address(&fd).map_or(local, |used| Arc::new(Local::Ip(used)))
+            }
+            _ => local,
+        };
+        let interval = context.snapshot.interim;
         let key = self.connections.insert(Connection {
             id,
+            throttles: throttles(&listener),
             listener,
             local,
             client_address,
             client: fd,
             backend: None,
             place: None,
-            pair: Pair::new(is_tcp),
+            pair: Pair::new(client_address.is_some()),
             held: Default::default(),
-            phase: Phase::Connecting(Box::new(attempt)),
+            phase: Phase::Header {
+                until_ms: now_ms + HEADER_WAIT_MS,
+            },
+            pass: None,
+            destination: None,
+            resume_ms: None,
+            interim_ms: interval.map(|interval| now_ms + interval.as_millis() as u64),
             opened: context.now,
             active_ms: now_ms,
             connect_us: None,
@@ -368,14 +421,81 @@ impl Tcp {
             queued: false,
             client_broken: false,
         });
+        if header {
+            if self.watch_client(context, key) {
+                self.set_timer(context, key);
+            }
+        } else if self.admit(context, key) && self.watch_client(context, key) {
+            self.connect_next(context, key);
+        }
+    }
+
+    /// Registers the client's socket; false if that ended the connection.
+    fn watch_client(&mut self, context: &mut Context, key: Key) -> bool {
         let Some(connection) = self.connections.get(key) else {
+            return false;
+        };
+        let registered = register(context, key, Side::Client, &connection.client);
+        if let Err(error) = &registered {
+            context.shared.exhausted(error);
+            self.retire(context, key, Cause::LimitProcess, By::Weir);
+        }
+        registered.is_ok()
+    }
+
+    /// Judges the client and begins to connect it; false if that ended the connection.
+    fn admit(&mut self, context: &mut Context, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        let ip = connection.client_address.map(|address| address.ip());
+        match connection.listener.gate.admit(ip, context.now) {
+            Ok(pass) => {
+                connection.pass = Some(pass);
+                let listener = connection.listener.id;
+                let timeout = context
+                    .pool_of(listener)
+                    .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
+                let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
+                connection.phase = Phase::Connecting(Box::new(Attempt::before_first(deadline_ms)));
+                true
+            }
+            Err(cause) => {
+                self.retire(context, key, cause, By::Weir);
+                false
+            }
+        }
+    }
+
+    /// Looks for a complete PROXY header and takes it, and nothing else, from the socket.
+    fn read_header(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        match register(context, key, Side::Client, &connection.client) {
-            Ok(()) => self.connect_next(context, key),
-            Err(error) => {
-                context.shared.exhausted(&error);
-                self.retire(context, key, Cause::LimitProcess, By::Weir);
+        if connection.client_broken {
+            return self.retire(context, key, Cause::ClientReset, By::Client);
+        }
+        let fd = connection.client.as_raw_fd();
+        let bytes = match socket::peek(fd, &mut self.scratch[..proxy_header::HEADER_MAX]) {
+            Transfer::Bytes(n) => &self.scratch[..n],
+            Transfer::Blocked => return,
+            Transfer::Eof | Transfer::Failed => {
+                return self.retire(context, key, Cause::BadProxyHeader, By::Weir);
+            }
+        };
+        match proxy_header::parse(bytes) {
+            Parsed::Incomplete => {}
+            Parsed::Invalid => self.retire(context, key, Cause::BadProxyHeader, By::Weir),
+            Parsed::Header { len, addresses } => {
+                let taken = socket::recv(fd, &mut self.scratch[..len]);
+                debug_assert_eq!(taken, Transfer::Bytes(len));
+                if let Some((source, destination)) = addresses {
+                    connection.client_address = Some(source);
+                    connection.destination = Some(destination);
+                }
+                if self.admit(context, key) {
+                    self.connect_next(context, key);
+                }
             }
         }
     }
@@ -429,39 +549,59 @@ impl Tcp {
         self.connect_next(context, key);
     }
 
-    fn established(&mut self, context: &mut Context, key: Key) {
+    /// The backend has answered. False if it was lost again before the PROXY header was on its way.
+    fn established(&mut self, context: &mut Context, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
-            return;
+            return false;
         };
+        let (Some(place), Some(fd)) = (&connection.place, &connection.backend) else {
+            return false;
+        };
+        let backend = place.backend().clone();
+        let header = connection.header_for_backend(&backend);
+        // The send buffer of a new socket holds far more than a header.
+        if !header.is_empty()
+            && socket::send(fd.as_raw_fd(), &header) != Transfer::Bytes(header.len())
+        {
+            let error = socket::connect_error(fd.as_raw_fd());
+            self.attempt_failed(context, key, error);
+            return false;
+        }
         if let Phase::Connecting(attempt) = &connection.phase {
             connection.attempts = attempt.tried.len() as u16;
         }
         connection.phase = Phase::Open;
         connection.active_ms = context.now_ms();
-        connection.connect_us = Some(us(connection.connected, context.now));
-        if let Some(place) = &connection.place {
-            let shard = place.backend().stats.shards.of(context.id);
-            shard.total.add(1);
-            shard
-                .connect
-                .observe_us(u64::from(us(connection.connected, context.now)));
-            if matches!(place.backend().config.address, BackendAddress::Unix(_)) {
-                connection.pair.mark_urgent(Side::Backend);
-                connection.nagle = Nagle::Off;
-            }
+        let connect_us = us(connection.connected, context.now);
+        connection.connect_us = Some(connect_us);
+        let shard = backend.stats.shards.of(context.id);
+        shard.total.add(1);
+        shard.connect.observe_us(u64::from(connect_us));
+        if matches!(backend.config.address, BackendAddress::Unix(_)) {
+            connection.pair.mark_urgent(Side::Backend);
+            connection.nagle = Nagle::Off;
+        } else if !header.is_empty() {
+            connection.nagle = Nagle::On;
         }
         self.set_timer(context, key);
+        true
     }
 
-    /// When the connection must be looked at again, and as what it ends then.
-    fn due(connection: &Connection) -> Option<(u64, Cause)> {
+    /// When the connection must be looked at again, and why.
+    fn due(connection: &Connection) -> Option<(u64, Due)> {
         let timeouts = &connection.listener.config.timeouts;
-        let quiet = |limit: Option<std::time::Duration>, cause| {
-            limit.map(|limit| (connection.active_ms + limit.as_millis() as u64, cause))
+        let quiet = |limit: Option<Duration>, cause| {
+            limit.map(|limit| {
+                (
+                    connection.active_ms + limit.as_millis() as u64,
+                    Due::End(cause),
+                )
+            })
         };
         match &connection.phase {
-            Phase::Connecting(attempt) => Some((attempt.until_ms, Cause::ConnectTimeout)),
-            Phase::Resetting { cause, .. } => Some((connection.active_ms, *cause)),
+            Phase::Header { until_ms } => Some((*until_ms, Due::End(Cause::BadProxyHeader))),
+            Phase::Connecting(attempt) => Some((attempt.until_ms, Due::NextAttempt)),
+            Phase::Resetting { .. } => Some((0, Due::Reset)),
             Phase::Open => {
                 let half = timeouts
                     .half_close
@@ -469,7 +609,11 @@ impl Tcp {
                 [
                     quiet(half, Cause::HalfCloseTimeout),
                     quiet(timeouts.idle, Cause::IdleTimeout),
-                    connection.max_age_ms.map(|at| (at, Cause::MaxAge)),
+                    connection
+                        .max_age_ms
+                        .map(|at| (at, Due::End(Cause::MaxAge))),
+                    connection.resume_ms.map(|at| (at, Due::Resume)),
+                    connection.interim_ms.map(|at| (at, Due::Interim)),
                 ]
                 .into_iter()
                 .flatten()
@@ -494,17 +638,28 @@ impl Tcp {
             let Some(key) = self.connections.key_at(index) else {
                 continue;
             };
-            let Some(connection) = self.connections.get(key) else {
+            let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            match (Self::due(connection), &connection.phase) {
-                (_, Phase::Resetting { .. }) => self.check_reset(context, key),
-                (Some((at, _)), Phase::Connecting(_)) if at <= now_ms => {
-                    self.attempt_failed(context, key, ConnectError::TimedOut);
-                }
-                (Some((at, cause)), _) if at <= now_ms => {
-                    self.retire(context, key, cause, By::Weir);
-                }
+            match Self::due(connection) {
+                Some((at, why)) if at <= now_ms => match why {
+                    Due::End(cause) => self.retire(context, key, cause, By::Weir),
+                    Due::NextAttempt => self.attempt_failed(context, key, ConnectError::TimedOut),
+                    Due::Reset => self.check_reset(context, key),
+                    Due::Resume => {
+                        connection.resume_ms = None;
+                        self.run.push(key, &mut connection.queued);
+                        self.set_timer(context, key);
+                    }
+                    Due::Interim => {
+                        let interval = context.snapshot.interim;
+                        connection.interim_ms = interval.map(|i| now_ms + i.as_millis() as u64);
+                        let mut record = connection.record(context.now, Cause::Finished, By::Weir);
+                        record.interim = true;
+                        context.shared.record(record);
+                        self.set_timer(context, key);
+                    }
+                },
                 _ => self.set_timer(context, key),
             }
         }
@@ -530,13 +685,12 @@ impl Tcp {
         }
         context.stats.connections.lower();
         context.shared.process.connections.lower();
-        connection.listener.stats.active.lower();
         let shard = connection.listener.stats.shards.of(context.id);
         shard.closed[cause as usize].add(1);
         shard
             .seconds
             .observe_us(u64::from(us(connection.opened, context.now)));
-        if context.shared.records.is_some() {
+        if context.shared.wants_records() {
             context
                 .shared
                 .record(connection.record(context.now, cause, closed_by));
@@ -625,87 +779,62 @@ impl Tcp {
     }
 }
 
-/// What came of starting an attempt.
-enum Started {
-    /// On its way: a writable event completes it.
-    Connecting(Place, OwnedFd),
-    /// Failed at once; the next may do better.
-    Failed,
-    /// Nothing is left to try.
-    GaveUp(Cause),
+/// The bandwidth limits of a listener's connections; `upload` is what clients send.
+fn throttles(listener: &Listener) -> Option<Box<[Option<Throttled>; 2]>> {
+    let limits = &listener.config.limits;
+    let throttled = |limit: Option<u64>| {
+        limit.map(|bytes| Throttled {
+            throttle: Throttle::new(bytes),
+            refill: None,
+        })
+    };
+    (limits.upload.is_some() || limits.download.is_some())
+        .then(|| Box::new([throttled(limits.upload), throttled(limits.download)]))
 }
 
-impl Attempt {
-    /// Chooses a backend that was not tried yet and starts to connect to it. Attempts share what is left of
-    /// `connect.timeout` evenly, so one that gets no answer leaves time for the others.
-    fn start(
-        &mut self,
-        context: &mut Context,
-        listener: u32,
-        client: Option<SocketAddr>,
-        local: &Local,
-    ) -> Started {
-        let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
-        let clock = now - context.shared.epoch;
-        let Some((pool, cursor)) = context.pool_of(listener) else {
-            return Started::GaveUp(Cause::NoBackend);
-        };
-        let spent = self.tried.len() as u32;
-        let left = pool.config.connect.attempts.saturating_sub(spent);
-        let out_of_time = spent > 0 && now_ms >= self.deadline_ms;
-        let place = match left {
-            0 => None,
-            _ if out_of_time => None,
-            _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
-        };
-        let Some(place) = place else {
-            return Started::GaveUp(match self.last_error {
-                None => Cause::NoBackend,
-                Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
-                Some(_) => Cause::ConnectFailed,
-            });
-        };
-        let backend = place.backend().clone();
-        if spent > 0 {
-            backend.stats.shards.of(worker).retries.add(1);
-        }
-        self.tried.push(backend.identity);
-        let others = pool.backends.len().saturating_sub(self.tried.len()) as u64;
-        let share = self.deadline_ms.saturating_sub(now_ms)
-            / others.min(u64::from(left - 1)).saturating_add(1);
-        self.until_ms = now_ms + share.max(1);
-        self.writable = false;
-        self.broken = false;
-        match socket::connect(&target(&backend, local), pool.config.source_address) {
-            Ok(fd) => Started::Connecting(place, fd),
-            Err(error) => {
-                self.note_failure(context, &backend, error);
-                if error == ConnectError::Exhausted {
-                    return Started::GaveUp(Cause::LimitProcess);
-                }
-                Started::Failed
-            }
-        }
-    }
-
-    /// Counts a failed attempt and tells control of it if the backend is to blame.
-    fn note_failure(&mut self, context: &mut Context, backend: &Backend, error: ConnectError) {
-        self.last_error = Some(error);
-        let shard = backend.stats.shards.of(context.id);
-        let (counter, report) = match error {
-            ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
-            ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
-            _ => (&shard.local_errors, None),
-        };
-        counter.add(1);
-        match report {
-            Some(kind) => context.shared.report(backend.identity, kind, context.now),
-            None => context.shared.trouble(backend, error),
+/// Accounts for the bytes that each lane moved.
+fn charge(throttles: &mut Option<Box<[Option<Throttled>; 2]>>, now: Instant, moved: [u64; 2]) {
+    for (lane, bytes) in throttles
+        .iter_mut()
+        .flat_map(|lanes| lanes.iter_mut())
+        .zip(moved)
+    {
+        if let Some(Throttled { throttle, refill }) = lane {
+            throttle.charge(refill, now, bytes);
         }
     }
 }
 
 impl Connection {
+    /// How long to rest before the next pump: not at all unless every lane that could go on is out of bandwidth.
+    fn rest(&self, now: Instant) -> Option<Duration> {
+        let lanes = self.throttles.as_deref()?;
+        let waits = Side::BOTH
+            .into_iter()
+            .filter(|&side| self.pair.next(side) != relay::Op::Wait)
+            .map(|side| {
+                let throttled = lanes[side as usize].as_ref();
+                throttled.map_or(Duration::ZERO, |lane| lane.throttle.wait(lane.refill, now))
+            });
+        waits.min().filter(|wait| !wait.is_zero())
+    }
+
+    /// The PROXY header that the pool wants its backends to see.
+    fn header_for_backend(&self, backend: &Backend) -> Vec<u8> {
+        if backend.send_proxy == SendProxy::Off {
+            return Vec::new();
+        }
+        let used = self.destination.or(match &*self.local {
+            Local::Ip(address) => Some(*address),
+            Local::Unix(_) => None,
+        });
+        proxy_header::build(
+            backend.send_proxy,
+            Protocol::Tcp,
+            self.client_address.zip(used),
+        )
+    }
+
     fn attempts(&self) -> u32 {
         match &self.phase {
             Phase::Connecting(attempt) => attempt.tried.len() as u32,
@@ -747,6 +876,7 @@ impl Connection {
             backend: backend.map_or_else(String::new, |backend| backend.config.name.clone()),
             worker: context.id,
             state: match &self.phase {
+                Phase::Header { .. } => "proxy_header",
                 Phase::Connecting(_) => "connecting",
                 Phase::Open if self.pair.half_closed() => "half_closed",
                 Phase::Open => "open",
@@ -781,17 +911,4 @@ fn register(context: &Context, key: Key, side: Side, fd: &OwnedFd) -> std::io::R
         MioToken(token as usize),
         interest,
     )
-}
-
-/// Where a backend is for a client that used `local`.
-fn target(backend: &Backend, local: &Local) -> Target {
-    match (&backend.config.address, local) {
-        (BackendAddress::Ip(address), _) => Target::Ip(*address),
-        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-        (BackendAddress::SamePort(ip), Local::Ip(used)) => {
-            Target::Ip(SocketAddr::new(*ip, used.port()))
-        }
-        // Refused by the configuration check.
-        (BackendAddress::SamePort(ip), Local::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
-    }
 }

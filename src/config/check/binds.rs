@@ -1,23 +1,19 @@
 //! No address is bound twice: not by two listeners, not by a range that overlaps, not by a wildcard beside an address.
-//! With SO_REUSEPORT the kernel would let it pass and split the clients at random.
+//! With SO_REUSEPORT the kernel would let some of it pass and split the clients at random.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::config::model::{Bind, Protocol};
-use crate::config::raw::{Notes, Spot};
-
-fn any_of(ip: &IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
-}
+use crate::config::notes::{Notes, Spot};
 
 /// Everything that the process binds.
 #[derive(Default)]
 pub struct Bound(Vec<(Spot<Bind>, Protocol)>);
+
+/// The range that reaches furthest among those seen so far, by what they have in common.
+type Furthest<'s, K> = HashMap<K, (u16, &'s Spot<Bind>)>;
 
 impl Bound {
     /// Adds one.
@@ -26,47 +22,40 @@ impl Bound {
     }
 
     /// Reports conflicts, each at the place that comes later in the file.
+    ///
+    /// In the order of their first ports, a range overlaps an earlier one exactly if the furthest end so far is not
+    /// below its own first port; so one pass is enough, whatever their number.
     pub fn report(mut self, notes: &Notes) {
         self.0.sort_by_key(|(spot, _)| match &spot.value {
-            Bind::Ip { ports, .. } => (*ports.start(), *ports.end()),
-            Bind::Unix(_) => (0, 0),
+            Bind::Ip { ports, .. } => *ports.start(),
+            Bind::Unix(_) => 0,
         });
-        // In order of first ports an earlier range overlaps if it ends late enough: the furthest end seen is enough.
-        let mut of_address: HashMap<(Protocol, IpAddr), (u16, &Spot<Bind>)> = HashMap::new();
-        let mut of_family: HashMap<(Protocol, bool), (u16, &Spot<Bind>)> = HashMap::new();
-        let mut of_path: HashMap<&PathBuf, &Spot<Bind>> = HashMap::new();
+        let mut paths: HashMap<&PathBuf, &Spot<Bind>> = HashMap::new();
+        let mut of_address: Furthest<(Protocol, IpAddr)> = HashMap::new();
+        let mut of_family: Furthest<(Protocol, bool)> = HashMap::new();
         for (spot, protocol) in &self.0 {
             let earlier = match &spot.value {
-                Bind::Unix(path) => {
-                    let earlier = of_path.get(path).copied();
-                    of_path.entry(path).or_insert(spot);
-                    earlier
-                }
+                Bind::Unix(path) => paths.insert(path, spot),
+                // The kernel chooses a free one.
                 Bind::Ip { ports, .. } if *ports.start() == 0 => None,
                 Bind::Ip { ip, ports } => {
-                    let family = of_family.get(&(*protocol, ip.is_ipv4()));
-                    let own = of_address.get(&(*protocol, *ip));
-                    let wildcard = of_address.get(&(*protocol, any_of(ip)));
-                    let candidates = if ip.is_unspecified() {
-                        [family, None]
-                    } else {
-                        [own, wildcard]
+                    let (own, wildcard) = ((*protocol, *ip), (*protocol, wildcard_of(ip)));
+                    let family = (*protocol, ip.is_ipv4());
+                    let rivals = match ip.is_unspecified() {
+                        true => [of_family.get(&family), None],
+                        false => [of_address.get(&own), of_address.get(&wildcard)],
                     };
-                    let earlier = candidates
+                    let overlaps = |(end, _): &&(u16, _)| end >= ports.start();
+                    let earlier = rivals
                         .into_iter()
                         .flatten()
-                        .find(|(end, _)| end >= ports.start())
+                        .find(overlaps)
                         .map(|(_, spot)| *spot);
-                    for seen in [
-                        of_address.entry((*protocol, *ip)).or_insert((0, spot)),
-                        of_family
-                            .entry((*protocol, ip.is_ipv4()))
-                            .or_insert((0, spot)),
-                    ] {
-                        if seen.0 < *ports.end() {
-                            *seen = (*ports.end(), spot);
-                        }
-                    }
+                    let this = (*ports.end(), spot);
+                    let further =
+                        |seen: &mut (u16, _)| *seen = if seen.0 < this.0 { this } else { *seen };
+                    of_address.entry(own).and_modify(further).or_insert(this);
+                    of_family.entry(family).and_modify(further).or_insert(this);
                     earlier
                 }
             };
@@ -76,14 +65,19 @@ impl Bound {
                 } else {
                     (spot, earlier)
                 };
-                notes.error(
-                    second,
-                    format!(
-                        "`{}` is bound already by {} (`{}`): an address belongs to one listener",
-                        second.value, first.path, first.value
-                    ),
+                let message = format!(
+                    "`{}` overlaps {} (`{}`): an address is bound once",
+                    second.value, first.path, first.value
                 );
+                notes.error(second, message);
             }
         }
+    }
+}
+
+fn wildcard_of(ip: &IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }

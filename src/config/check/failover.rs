@@ -1,21 +1,24 @@
 //! `failover`.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use indexmap::IndexMap;
 
 use super::{Names, binds::Bound};
 use crate::config::model::*;
-use crate::config::raw::{Notes, Section, Spot};
+use crate::config::notes::{Notes, Spot};
+use crate::config::raw::Section;
 use crate::config::value::*;
 
 /// The failover section.
 pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> Failover {
-    let nodes = section.named_values::<std::net::SocketAddr>("nodes");
+    let nodes = section.named_values::<SocketAddr>("nodes");
     let names = Names::new(nodes.iter().map(|(name, _)| name.as_str()));
     let node = section.optional_spot::<Name>("node");
     let mut addresses = HashMap::new();
     for (name, address) in &nodes {
+        let Some(address) = address else { continue };
         if address.value.ip().is_unspecified() {
             notes.error(
                 address,
@@ -35,7 +38,9 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
     if let Some(node) = &node
         && let Some(index) = names.find(notes, "node", node)
     {
-        bound.add(nodes[index].1.clone().map(Bind::from), Protocol::Tcp);
+        let own = nodes[index].1.clone();
+        own.into_iter()
+            .for_each(|own| bound.add(own.map(Bind::from), Protocol::Tcp));
     }
     let witnesses = section.list("witnesses");
     for (i, witness) in witnesses.iter().enumerate() {
@@ -65,7 +70,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         vips: vips(notes, section, &nodes, &names, pools),
         nodes: nodes
             .into_iter()
-            .map(|(name, address)| (name, address.value))
+            .filter_map(|(name, address)| Some((name, address?.value)))
             .collect::<IndexMap<_, _>>(),
         witnesses: witnesses.into_iter().map(|w| w.value).collect(),
         quorum: section.optional("quorum"),
@@ -109,7 +114,7 @@ pub fn check_failover(section: &Section, failover: &Failover) {
 fn vips(
     notes: &Notes,
     section: &Section,
-    nodes: &[(String, Spot<std::net::SocketAddr>)],
+    nodes: &[(String, Option<Spot<SocketAddr>>)],
     names: &Names,
     pools: &Names,
 ) -> Vec<Vip> {
@@ -121,7 +126,11 @@ fn vips(
             if let Some(first) = seen.insert(ip, address.path.clone()) {
                 notes.error(address, format!("`{ip}` is here twice, first as {first}"));
             }
-            if let Some((name, _)) = nodes.iter().find(|(_, node)| node.value.ip() == ip) {
+            let is_it = |node: &Spot<SocketAddr>| node.value.ip() == ip;
+            if let Some((name, _)) = nodes
+                .iter()
+                .find(|(_, node)| node.as_ref().is_some_and(is_it))
+            {
                 notes.error(
                     address,
                     format!(
@@ -156,7 +165,11 @@ fn vips(
                 .collect(),
         }
     };
-    section.items("vips", None).into_iter().map(vip).collect()
+    section
+        .items("vips", "address")
+        .into_iter()
+        .map(vip)
+        .collect()
 }
 
 /// Program and arguments. One text is a path: words are never split, so that nothing has to be quoted.

@@ -4,17 +4,20 @@ use ipnet::IpNet;
 
 use super::{Names, binds::Bound, prefixes};
 use crate::config::model::*;
-use crate::config::raw::{Notes, Section};
+use crate::config::notes::Notes;
+use crate::config::raw::Section;
 use crate::config::value::*;
 
-/// The listener, and the index of its pool if there is such a pool.
+/// The listener, and the index of the pool that has to suit it.
 pub fn check(
     notes: &Notes,
     section: &Section,
     pools: &Names,
     bound: &mut Bound,
 ) -> (Listener, Option<usize>) {
-    let protocol = section.value("protocol");
+    // `None`: given and wrong, so nothing is concluded from it.
+    let stated = section.optional("protocol");
+    let protocol = stated.unwrap_or(Protocol::Tcp);
     let binds = section.list::<Bind>("bind");
     for bind in &binds {
         if protocol == Protocol::Udp && matches!(bind.value, Bind::Unix(_)) {
@@ -28,7 +31,11 @@ pub fn check(
     let pool = section
         .optional_spot::<Name>("pool")
         .and_then(|name| pools.find(notes, "pool", &name));
-    section.only_for(protocol);
+    match stated {
+        Some(Protocol::Tcp) => section.only_for(protocol, "this listener is tcp"),
+        Some(Protocol::Udp) => section.only_for(protocol, "this listener is udp"),
+        None => {}
+    }
 
     let limits = section.section("limits");
     let timeouts = section.section("timeouts");
@@ -61,7 +68,7 @@ pub fn check(
         },
     };
     sources(section, &limits, &listener);
-    (listener, pool)
+    (listener, stated.and(pool))
 }
 
 fn accept_proxy(notes: &Notes, section: &Section) -> Vec<IpNet> {

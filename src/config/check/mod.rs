@@ -12,8 +12,10 @@ use std::collections::HashMap;
 
 use ipnet::IpNet;
 
+use super::meant::suggestion;
 use super::model::*;
-use super::raw::{Notes, Section, Spot, suggestion};
+use super::notes::{Notes, Spot};
+use super::raw::Section;
 use super::value::*;
 use super::yaml::Node;
 
@@ -31,17 +33,16 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
     if let Some(metrics) = metrics.clone() {
         bound.add(metrics.map(Bind::from), Protocol::Tcp);
     }
-    let mut users = vec![Vec::new(); pool_sections.len()];
-    let listeners: Vec<Listener> = listener_sections
+    let listeners: Vec<_> = listener_sections
         .iter()
-        .map(|section| {
-            let (listener, pool) = listener::check(notes, section, &names, &mut bound);
-            if let Some(pool) = pool {
-                users[pool].push(listener.clone());
-            }
-            listener
-        })
+        .map(|section| listener::check(notes, section, &names, &mut bound))
         .collect();
+    let mut users = vec![Vec::new(); pool_sections.len()];
+    for (listener, pool) in &listeners {
+        if let Some(pool) = *pool {
+            users[pool].push(listener);
+        }
+    }
     let pools: Vec<Pool> = pool_sections
         .iter()
         .zip(&users)
@@ -69,7 +70,10 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             udp_sessions: limits.optional("udp_sessions"),
         },
         shutdown_grace: root.value("shutdown_grace"),
-        listeners,
+        listeners: listeners
+            .into_iter()
+            .map(|(listener, _)| listener)
+            .collect(),
         pools,
         failover,
     }
@@ -95,17 +99,14 @@ impl<'a> Names<'a> {
     /// The index of a name; says so if there is no such one. `what` is what is named.
     fn find(&self, notes: &Notes, what: &str, name: &Spot<Name>) -> Option<usize> {
         let found = self.0.get(name.value.0.as_str()).copied();
-        if found.is_none() {
+        // An empty list of names has been refused already.
+        if found.is_none() && !self.0.is_empty() && !notes.full() {
             let mut known: Vec<&str> = self.0.keys().copied().collect();
             known.sort_unstable();
-            let remedy = match (
-                suggestion(&name.value.0, known.iter().copied()),
-                known.len(),
-            ) {
-                (Some(word), _) => format!("did you mean `{word}`?"),
-                (None, 0) => format!("no {what} is defined"),
-                (None, 1..=8) => format!("defined: {}", known.join(", ")),
-                (None, n) => format!("none of the {n} that are defined"),
+            let remedy = match suggestion(&name.value.0, known.iter().copied()) {
+                Some(word) => format!("did you mean `{word}`?"),
+                None if known.len() <= 8 => format!("defined: {}", known.join(", ")),
+                None => format!("it is none of the {} that are defined", known.len()),
             };
             notes.error(
                 name,

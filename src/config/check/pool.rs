@@ -4,15 +4,20 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::model::*;
-use crate::config::raw::{Notes, Section, Spot};
+use crate::config::notes::{Notes, Spot};
+use crate::config::raw::Section;
 use crate::config::value::*;
+use crate::config::yaml::Place;
 
 /// What the listeners of a pool ask of it.
-struct Users<'a>(&'a [Listener]);
+struct Users<'a>(&'a [&'a Listener]);
 
 impl Users<'_> {
     fn of(&self, protocol: Protocol) -> Option<&Listener> {
-        self.0.iter().find(|listener| listener.protocol == protocol)
+        self.0
+            .iter()
+            .copied()
+            .find(|listener| listener.protocol == protocol)
     }
     fn udp_only(&self) -> bool {
         self.of(Protocol::Udp).is_some() && self.of(Protocol::Tcp).is_none()
@@ -20,13 +25,13 @@ impl Users<'_> {
 }
 
 /// The pool; `users` are the listeners that name it.
-pub fn check(notes: &Notes, section: &Section, users: &[Listener]) -> Pool {
+pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
     let users = Users(users);
     if users.0.is_empty() {
         notes.warn(section.here(), "no listener uses this pool");
     }
     if users.udp_only() {
-        section.only_for(Protocol::Udp);
+        section.only_for(Protocol::Udp, "only udp listeners use this pool");
     }
     let backends = backends(notes, section, &users);
     let addresses: Vec<&BackendAddress> = backends.iter().map(|b| &b.value.address).collect();
@@ -67,30 +72,54 @@ pub fn check(notes: &Notes, section: &Section, users: &[Listener]) -> Pool {
 }
 
 fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend>> {
-    let mut names: HashMap<String, u32> = HashMap::new();
-    let mut addresses: HashMap<BackendAddress, u32> = HashMap::new();
+    let mut names: HashMap<String, Place> = HashMap::new();
+    let mut addresses: HashMap<BackendAddress, Place> = HashMap::new();
     let mut backends = Vec::new();
-    for item in section.items("backends", Some("address")) {
+    for item in section.items("backends", "address") {
         let address = item.optional_spot::<BackendAddress>("address");
-        let label = item.optional::<Label>("name").map(|Label(name)| name);
-        let line = item.here().at.line;
+        let label = item.optional_spot::<Label>("name");
+        let at = item.here().at;
+        let name = label
+            .as_ref()
+            .map(|l| l.value.0.clone())
+            .or(address.as_ref().map(|a| a.value.to_string()));
+        let again = address
+            .as_ref()
+            .and_then(|address| addresses.insert(address.value.clone(), at));
+        let named_again = name.clone().and_then(|name| names.insert(name, at));
+        if let (Some(address), Some(first)) = (&address, again) {
+            let message = format!(
+                "`{}` is in this pool already{}: give that one a larger `weight`",
+                address.value,
+                first.in_brackets()
+            );
+            notes.error(address, message);
+        }
+        match (named_again, &label, &address) {
+            (Some(first), Some(label), _) => {
+                notes.error(
+                    label,
+                    format!(
+                        "`{}` is in this pool already{}: names are unique",
+                        label.value.0,
+                        first.in_brackets()
+                    ),
+                );
+            }
+            (Some(first), None, Some(address)) if again.is_none() => {
+                notes.error(
+                    address,
+                    format!(
+                        "`{}` is the name of another backend{}: give this one a `name`",
+                        address.value,
+                        first.in_brackets()
+                    ),
+                );
+            }
+            _ => {}
+        }
         if let Some(address) = &address {
             served(notes, address, users);
-            if let Some(first) = addresses.insert(address.value.clone(), line) {
-                notes.error(address, format!("`{}` is in this pool twice, first in line {first}: use `weight` for a larger share", address.value));
-            }
-        }
-        let name = label.or(address.as_ref().map(|a| a.value.to_string()));
-        if let Some(first) = name.clone().and_then(|name| names.insert(name, line))
-            && item.has("name")
-        {
-            item.error(
-                "name",
-                format!(
-                    "`{}` is in this pool twice, first in line {first}",
-                    name.as_deref().unwrap_or_default()
-                ),
-            );
         }
         let backend = Backend {
             name: name.unwrap_or_default(),
@@ -126,14 +155,14 @@ fn served(notes: &Notes, address: &Spot<BackendAddress>, users: &Users) {
         }
         (BackendAddress::SamePort(_), _) => {
             let unix = |l: &&Listener| l.bind.iter().any(|bind| matches!(bind, Bind::Unix(_)));
-            if let Some(listener) = users.0.iter().find(unix) {
+            if let Some(listener) = users.0.iter().copied().find(unix) {
                 notes.error(address, format!("has no port, and listener `{}` binds a unix socket, which has none to take over: write `{}:80`", listener.name, address.value));
             }
         }
         _ => {}
     }
     let looped = |l: &&Listener| l.bind.iter().any(|bind| is_itself(bind, &address.value));
-    if let Some(listener) = users.0.iter().find(looped) {
+    if let Some(listener) = users.0.iter().copied().find(looped) {
         notes.error(
             address,
             format!(

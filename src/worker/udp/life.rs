@@ -11,63 +11,14 @@ use super::session::{Mark, Session};
 use super::{Context, GROUP_MAX, REPORTS_MAX, Udp, reason, token};
 use crate::base::{Key, Kind};
 use crate::config::model::{BackendAddress, SendProxy};
-use crate::flow::{Admit, Dropped, Endpoints, Full, ListenerIx, OnError, Places};
+use crate::flow::{Dropped, Endpoints, Full, OnError};
+use crate::gate::Pass;
 use crate::link::ReportKind;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Place};
-use crate::stats::Gauge;
 use crate::sys::epoll;
 use crate::sys::socket::ConnectError;
 use crate::sys::udp::{self, Trouble};
-
-/// The caps: gauges that all workers share.
-struct Gauges<'a> {
-    process: &'a Gauge,
-    worker: &'a Gauge,
-    sessions_max: u32,
-    listeners: &'a [Option<Arc<Listener>>],
-}
-
-impl Places for Gauges<'_> {
-    fn take(&mut self, listener: ListenerIx, _source: Option<IpAddr>) -> Result<(), Full> {
-        let Some(listener) = &self.listeners[listener.0 as usize] else {
-            return Err(Full::Listener);
-        };
-        if !self.process.try_raise(Some(self.sessions_max)) {
-            return Err(Full::Process);
-        }
-        if !listener
-            .stats
-            .active
-            .try_raise(listener.config.limits.connections)
-        {
-            self.process.lower();
-            return Err(Full::Listener);
-        }
-        self.worker.raise();
-        Ok(())
-    }
-
-    fn give(&mut self, listener: ListenerIx, _source: Option<IpAddr>) {
-        if let Some(listener) = &self.listeners[listener.0 as usize] {
-            listener.stats.active.lower();
-        }
-        self.process.lower();
-        self.worker.lower();
-    }
-}
-
-/// Borrows of [`Udp`] and [`Context`] that make up the caps.
-macro_rules! gauges {
-    ($udp:expr, $context:expr) => {
-        &mut Gauges {
-            process: &$context.shared.process.udp_sessions,
-            worker: &$context.stats.udp_sessions,
-            sessions_max: $context.snapshot.sessions_max,
-            listeners: &$udp.listeners,
-        }
-    };
-}
 
 /// A backend and a socket connected to it; `None`: the session has it already.
 struct Found {
@@ -78,6 +29,53 @@ struct Found {
 }
 
 impl Udp {
+    /// Lets a new session in: a seat in the process, unless it has one already, and a pass of its listener. Where a cap is
+    /// reached, the session that has been idle for too long makes room.
+    fn admit(
+        &mut self,
+        context: &mut Context,
+        listener: &Listener,
+        ends: &Endpoints,
+        seated: bool,
+    ) -> Result<Pass, Dropped> {
+        if !seated && !take_seat(context) {
+            self.evict(context, Full::Process, ends);
+            if !take_seat(context) {
+                return Err(Dropped::LimitProcess);
+            }
+        }
+        let client = Some(ends.client().ip());
+        let mut admitted = listener.gate.admit(client, context.now);
+        let full = match admitted {
+            Err(Cause::LimitListener) => Some(Full::Listener),
+            Err(Cause::LimitSource) => Some(Full::Source),
+            _ => None,
+        };
+        if full.is_some_and(|full| self.evict(context, full, ends)) {
+            admitted = listener.gate.admit(client, context.now);
+        }
+        admitted.map_err(|cause| {
+            if !seated {
+                leave_seat(context);
+            }
+            match cause {
+                Cause::Denied => Dropped::Denied,
+                Cause::LimitSource => Dropped::LimitSource,
+                Cause::LimitRate => Dropped::LimitRate,
+                _ => Dropped::LimitListener,
+            }
+        })
+    }
+
+    /// Ends the session that makes room at a cap, if there is one.
+    fn evict(&mut self, context: &mut Context, full: Full, ends: &Endpoints) -> bool {
+        let victim = self.table.victim(context.now, full, ends);
+        if let Some(victim) = victim {
+            self.retire(context, victim, Cause::Evicted, By::Weir);
+        }
+        victim.is_some()
+    }
+
     /// Opens a session: place, backend, socket.
     pub(super) fn open(
         &mut self,
@@ -87,32 +85,21 @@ impl Udp {
         socket: Key,
         ends: &Endpoints,
     ) -> Result<(), Dropped> {
-        let mut admitted = self
-            .table
-            .admit(context.now, *ends, false, gauges!(self, context));
-        if let Admit::Evict(victim) = admitted {
-            self.retire(context, victim, Cause::Evicted, By::Weir);
-            admitted = self
-                .table
-                .admit(context.now, *ends, false, gauges!(self, context));
-        }
-        let place = match admitted {
-            Admit::Granted(place) => place,
-            // Another worker was faster.
-            Admit::Evict(_) => return Err(Dropped::LimitProcess),
-            Admit::Shed(Full::Process) => return Err(Dropped::LimitProcess),
-            Admit::Shed(Full::Listener) => return Err(Dropped::LimitListener),
-            Admit::Shed(Full::Source) => return Err(Dropped::LimitSource),
-        };
-        let found = match self.find_backend(context, listener.id, ends, None, None) {
-            Ok(found) => found,
-            Err(why) => {
-                self.table.cancel(place, gauges!(self, context));
-                return Err(why);
+        let pass = self.admit(context, listener, ends, false)?;
+        let found = self.find_backend(context, listener.id, ends, None, None);
+        let local = self
+            .sockets
+            .get(socket)
+            .map(|listening| listening.local.clone());
+        let (found, local) = match (found, local) {
+            (Ok(found), Some(local)) => (found, local),
+            (found, _) => {
+                leave_seat(context);
+                return Err(found.err().unwrap_or(Dropped::Unreachable));
             }
         };
-        let (Some(listening), Some(fd)) = (self.sockets.get(socket), found.fd) else {
-            self.table.cancel(place, gauges!(self, context));
+        let Some(fd) = found.fd else {
+            leave_seat(context);
             return Err(Dropped::Unreachable);
         };
         self.next_id += 1;
@@ -121,8 +108,9 @@ impl Udp {
             fd,
             socket,
             listener: listener.clone(),
-            local: listening.local.clone(),
+            local,
             backend: found.place.backend().clone(),
+            pass: Some(pass),
             place: Some(found.place),
             opened: context.now,
             bound: context.now,
@@ -142,7 +130,8 @@ impl Udp {
             stashed: None,
         };
         let fd = session.fd.as_raw_fd();
-        let key = self.table.open(context.now, place, session);
+        let counted = listener.config.limits.per_source.is_some();
+        let key = self.table.open(context.now, *ends, counted, session);
         listener.stats.shards.of(context.id).accepted.add(1);
         if let Err(error) = epoll::add_level(poll, fd, token(Kind::Session, key)) {
             context.shared.exhausted(&error);
@@ -267,14 +256,18 @@ impl Udp {
         let Some(listener) = listener else {
             return Err(Dropped::NoBackend);
         };
+        let pass = match reopened {
+            true => Some(self.admit(context, &listener, &ends, true)?),
+            false => None,
+        };
         let failed = (!reopened).then_some(bound);
         let found = self.find_backend(context, listener.id, &ends, failed, Some(bound))?;
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::NoBackend);
         };
-        if reopened {
+        if let Some(pass) = pass {
             self.next_id += 1;
-            session.reopen(self.next_id, listener.clone(), context.now);
+            session.reopen(self.next_id, listener.clone(), pass, context.now);
             listener.stats.shards.of(context.id).accepted.add(1);
         }
         session.start_over(context.now, found.introduce);
@@ -380,13 +373,17 @@ impl Udp {
     /// A session has all its replies, or expects none.
     pub(super) fn finish(&mut self, context: &mut Context, key: Key, by: By) {
         self.account_end(context, key, Cause::Finished, by);
-        self.table.finish(context.now, key, gauges!(self, context));
+        if self.table.finish(context.now, key).is_some() {
+            leave_seat(context);
+        }
     }
 
     /// Ends a session: the only place that removes one before its time.
     pub(super) fn retire(&mut self, context: &mut Context, key: Key, cause: Cause, by: By) {
         self.account_end(context, key, cause, by);
-        self.table.remove(key, gauges!(self, context));
+        if self.table.remove(key).is_some() {
+            leave_seat(context);
+        }
     }
 
     /// Writes the record and gives the backend's place back, once.
@@ -400,8 +397,7 @@ impl Udp {
         let (ends, now) = (*view.ends, context.now);
         let record = context
             .shared
-            .records
-            .is_some()
+            .wants_records()
             .then(|| view.data.record(&ends, now, cause, by));
         let shard = view.data.listener.stats.shards.of(context.id);
         shard.closed[cause as usize].add(1);
@@ -413,6 +409,7 @@ impl Udp {
         }
         if let Some(session) = self.table.get_mut(key) {
             session.ended = true;
+            session.pass = None;
             session.place = None;
         }
     }
@@ -423,4 +420,19 @@ impl Udp {
             self.retire(context, key, Cause::IdleTimeout, By::Weir);
         }
     }
+}
+
+/// A session's place in the process: parked sessions keep it, because they keep a descriptor.
+fn take_seat(context: &Context) -> bool {
+    let max = context.snapshot.sessions_max;
+    let taken = context.shared.process.udp_sessions.try_raise(Some(max));
+    if taken {
+        context.stats.udp_sessions.raise();
+    }
+    taken
+}
+
+fn leave_seat(context: &Context) {
+    context.shared.process.udp_sessions.lower();
+    context.stats.udp_sessions.lower();
 }

@@ -25,7 +25,6 @@
 
 mod life;
 mod plan;
-mod proxy;
 mod replies;
 mod requests;
 mod session;

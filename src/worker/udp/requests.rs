@@ -9,10 +9,11 @@ use mio::Poll;
 
 use super::plan::Course;
 use super::session::QUOTED_WHOLE;
-use super::{Context, Udp, lower, proxy, reason};
+use super::{Context, Udp, lower, reason};
 use crate::base::Key;
+use crate::config::model::{Protocol, SendProxy};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Step};
-use crate::relay::{By, Cause};
+use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::{self, Sent};
@@ -136,14 +137,7 @@ impl Udp {
             let (session, take, finishes) = match step {
                 Step::Unknown => match self.open(poll, context, listener, socket, ends) {
                     Ok(()) => continue,
-                    Err(why) => {
-                        let shard = listener.stats.shards.of(context.id);
-                        shard.dropped[why as usize].add(u64::from(left));
-                        if let Some(cause) = refusal(why) {
-                            shard.closed[cause as usize].add(u64::from(left));
-                        }
-                        return;
-                    }
+                    Err(why) => return count_refusal(context, listener, why, left),
                 },
                 Step::Forward { id, take, finishes } => (id, take, finishes),
                 Step::Repick {
@@ -153,10 +147,9 @@ impl Udp {
                     reopened,
                 } => {
                     if let Err(why) = self.rebind(poll, context, id, reopened) {
-                        listener.stats.shards.of(context.id).dropped[why as usize]
-                            .add(u64::from(take));
+                        count_refusal(context, listener, why, take);
                         if reopened {
-                            self.retire(context, id, Cause::NoBackend, By::Weir);
+                            self.retire(context, id, Cause::Finished, By::Weir);
                         }
                         left -= take;
                         start += take * meta.segment as u32;
@@ -336,7 +329,8 @@ impl Udp {
         let Some(view) = self.table.view(key) else {
             return;
         };
-        let mut whole = proxy::header(view.ends.client(), view.ends.local());
+        let addresses = Some((view.ends.client(), view.ends.local()));
+        let mut whole = proxy_header::build(SendProxy::V2, Protocol::Udp, addresses);
         whole.extend_from_slice(bytes);
         let Some(session) = self.table.get_mut(key) else {
             return;
@@ -349,6 +343,15 @@ impl Udp {
         if let Some(why) = reason(udp::send(session.fd.as_raw_fd(), &whole)) {
             self.count_drop(context, key, why);
         }
+    }
+}
+
+/// Counts datagrams for which no session was to be had.
+fn count_refusal(context: &Context, listener: &Listener, why: Dropped, datagrams: u32) {
+    let shard = listener.stats.shards.of(context.id);
+    shard.dropped[why as usize].add(u64::from(datagrams));
+    if let Some(cause) = refusal(why) {
+        shard.closed[cause as usize].add(u64::from(datagrams));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::base::Key;
 use crate::flow::{Endpoints, Proof};
+use crate::gate::Pass;
 use crate::link::{Local, Record};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Place};
@@ -66,6 +67,8 @@ pub(super) struct Session {
     pub listener: Arc<Listener>,
     pub local: Arc<Local>,
     pub backend: Arc<Backend>,
+    /// Held while the session counts at its listener and its source.
+    pub pass: Option<Pass>,
     /// Held while the session counts at its backend.
     pub place: Option<Place>,
     pub opened: Instant,
@@ -124,8 +127,9 @@ impl Session {
     }
 
     /// The same client again, after the session had ended: for everybody else a new one.
-    pub(super) fn reopen(&mut self, id: u64, listener: Arc<Listener>, now: Instant) {
+    pub(super) fn reopen(&mut self, id: u64, listener: Arc<Listener>, pass: Pass, now: Instant) {
         self.id = id;
+        self.pass = Some(pass);
         self.listener = listener;
         self.opened = now;
         self.bytes_up = 0;

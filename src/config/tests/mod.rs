@@ -1,0 +1,583 @@
+//! The configuration as its users meet it: text in, meaning or messages out.
+
+mod reading;
+mod refusals;
+
+use proptest::prelude::*;
+
+use super::fields::{Built, FIELDS, Shape};
+use super::model::*;
+use super::*;
+
+const SMALLEST: &str = r#"
+listeners: {web: {bind: "0.0.0.0:80", pool: web}}
+pools: {web: {backends: [10.0.0.1:80, 10.0.0.2:80]}}
+"#;
+
+#[test]
+fn one_listener_one_pool_and_two_addresses_are_a_complete_configuration() {
+    let loaded = parse("weir.yaml", SMALLEST).unwrap();
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(loaded.config.pools[0].backends[1].name, "10.0.0.2:80");
+}
+
+#[test]
+fn the_reference_is_a_configuration() {
+    parse("reference.yaml", &reference()).unwrap();
+}
+
+/// conf/reference.yaml is what `weir config-reference` prints. `UPDATE_REFERENCE=1` writes it.
+#[test]
+fn the_reference_in_conf_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/reference.yaml");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(path, reference()).unwrap();
+    }
+    let file = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        file == reference(),
+        "conf/reference.yaml is out of date: weir config-reference > conf/reference.yaml"
+    );
+}
+
+#[test]
+fn the_example_in_conf_is_accepted() {
+    let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.yaml"));
+    assert_eq!(load(path).unwrap().warnings, []);
+}
+
+/// A file that is complete but for one fragment: which goes to the top level (`R`), the listener (`L`), the pool
+/// (`P`), the failover section (`F`), or is the whole file (`W`). A line whose key the fragment has gives way to it.
+fn file(place: char, fragment: &str) -> String {
+    const SECTIONS: &[(char, &str, &[&str])] = &[
+        (
+            'L',
+            "listeners: {web: {",
+            &["bind: \"0.0.0.0:80\"", "pool: web"],
+        ),
+        (
+            'P',
+            "pools: {web: {",
+            &["backends: [10.0.0.1:80, 10.0.0.2:80]"],
+        ),
+        (
+            'F',
+            "failover: {",
+            &[
+                "node: a",
+                "secret_file: /etc/weir/secret",
+                "nodes: {a: \"10.0.0.1:7400\", b: \"10.0.0.2:7400\", c: \"10.0.0.3:7400\"}",
+                "vips: [{address: 10.0.0.100/24, interface: eth0}]",
+            ],
+        ),
+    ];
+    let key = |line: &str| line.split(':').next().unwrap_or_default().to_string();
+    let given: Vec<String> = fragment.lines().map(key).collect();
+    let mut text = match place {
+        'W' => return fragment.to_string(),
+        'R' => format!("{fragment}\n"),
+        _ => String::new(),
+    };
+    for (at, head, lines) in SECTIONS {
+        let (mine, replaced) = (*at == place, place == 'R' && given.contains(&key(head)));
+        if replaced || *at == 'F' && !mine {
+            continue;
+        }
+        let fragment = fragment.lines().filter(|_| mine);
+        let rest = lines
+            .iter()
+            .copied()
+            .filter(|line| !mine || !given.contains(&key(line)));
+        let body: Vec<&str> = fragment.chain(rest).collect();
+        let close = if head.ends_with("{web: {") { "}}" } else { "}" };
+        text.push_str(&format!("{head}\n{}\n{close}\n", body.join(",\n")));
+    }
+    text
+}
+
+/// What is said about a text, without the file's name; errors if it is refused, else warnings.
+fn said(text: &str, unbuilt: bool) -> (bool, Vec<String>) {
+    let notes = notes::Notes {
+        unbuilt,
+        ..Default::default()
+    };
+    let (refused, list) = match parse_with(notes, "f", text) {
+        Ok(loaded) => (false, loaded.warnings),
+        Err(errors) => (true, errors.0),
+    };
+    (
+        refused,
+        list.iter()
+            .map(|d| d.to_string()[2..].to_string())
+            .collect(),
+    )
+}
+
+/// Break tried: `Section::value` without its range check; eleven rows failed.
+#[test]
+fn every_refusal_says_where_what_and_what_would_be_right() {
+    for (place, fragment, expected) in refusals::ROWS {
+        let (refused, lines) = said(&file(*place, fragment), true);
+        assert!(refused, "{fragment:?} is accepted");
+        assert_eq!(lines, *expected, "{place} {fragment:?}");
+    }
+}
+
+#[test]
+fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
+    #[rustfmt::skip]
+    let rows: &[(char, &str, &[&str])] = &[
+        ('L', "allow: 10.0.0.1/8", &["2:8: listeners.web.allow: `10.0.0.1/8` is taken as `10.0.0.0/8`: write that, or `10.0.0.1` for this address alone"]),
+        ('L', "limits: {connections: 10, per_source: 20}", &["2:27: listeners.web.limits.per_source: has no effect: the listener's own limit of 10 is reached first"]),
+        ('L', "limits: {exempt: 10.0.0.1}", &["2:10: listeners.web.limits.exempt: has no effect without `per_source` or `new_per_source`"]),
+        ('L', "accept_proxy: {from: 0.0.0.0/0}", &["2:16: listeners.web.accept_proxy.from: trusts everybody: any client can claim any source address; name your proxies only"]),
+        ('L', "protocol: udp", &["6:9: pools.web.health.type: not given, so these udp backends always count as up: write `type: udp` with `send`, `type: tcp` with a `port`, or `type: none`"]),
+        ('P', "health: {timeout: 3s}", &["6:10: pools.web.health.timeout: is longer than the interval of 2s: probes of a silent backend come at that pace instead"]),
+        ('P', "health: {type: none, rise: 2, fall: 3}", &["6:10: pools.web.health.type: nothing is probed: rise, fall has no effect"]),
+        ('P', "source_hash: {port: true}", &["6:1: pools.web.source_hash: has no effect without `balance: source_hash`"]),
+        ('P', "backends: [{address: 10.0.0.1:80, backup: true}]", &["6:1: pools.web.backends: every backend is a backup: without a primary that makes no difference"]),
+        ('R', r#"pools: {web: {backends: 10.0.0.1:80}, spare: {backends: 10.0.0.1:80}}"#, &["1:39: pools.spare: no listener uses this pool"]),
+        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: while they cannot reach each other both hold the addresses; add one under `witnesses`"]),
+        ('F', r#"nodes: {a: "10.0.0.1:7400"}"#, &["9:1: failover.nodes: a single node has no other to fail over to"]),
+        ('F', "quorum: 1", &["9:1: failover.quorum: `1` of 3 voters is no majority: after a partition two nodes may hold the same address"]),
+    ];
+    for (place, fragment, expected) in rows {
+        assert_eq!(
+            said(&file(*place, fragment), true),
+            (false, expected.iter().map(|s| s.to_string()).collect()),
+            "{fragment:?}"
+        );
+    }
+}
+
+/// One mistake in each part, all seen at once, in the order of the file.
+#[test]
+fn a_file_full_of_mistakes_shows_all_of_them() {
+    let notes = notes::Notes {
+        unbuilt: true,
+        ..Default::default()
+    };
+    let errors = parse_with(notes, "broken.yaml", include_str!("broken.yaml")).unwrap_err();
+    assert_eq!(errors.to_string(), include_str!("broken.txt").trim_end());
+}
+
+/// The reference with everything in it that is not built yet.
+fn whole_reference() -> String {
+    let set = |line: &str| match line.trim_start().strip_prefix('#') {
+        Some(key) if !key.is_empty() && !key.starts_with(' ') => line.replacen('#', "", 1),
+        _ => line.to_string(),
+    };
+    reference().lines().map(|line| set(line) + "\n").collect()
+}
+
+/// The table and the checker agree: each key, given or left out, is read, and nothing is read that has no row (that
+/// would panic). Breaks tried: a row for a key that nobody reads; `on_drain.finish` no longer read.
+#[test]
+fn every_row_of_the_table_is_read() {
+    // With accept_proxy left out there is nothing to read below it.
+    for (text, left_out) in [
+        (whole_reference(), "nothing"),
+        (file('F', "beat: 20ms"), "accept_proxy."),
+    ] {
+        let notes = notes::Notes {
+            unbuilt: true,
+            ..Default::default()
+        };
+        let tree = yaml::read(&text).unwrap();
+        check::check(&notes, &tree);
+        assert_eq!(notes.errors.into_inner(), [], "{text}");
+        let read = notes.read.into_inner();
+        let unread = FIELDS
+            .iter()
+            .map(|row| row.path)
+            .filter(|path| !read.contains(path) && !path.contains(left_out));
+        assert_eq!(unread.collect::<Vec<_>>(), Vec::<&str>::new());
+    }
+}
+
+/// Generated from the table, so that a key that gets built needs no edit here.
+#[test]
+fn a_key_that_is_not_built_yet_is_refused_with_its_place() {
+    for row in FIELDS {
+        let refused: &[&str] = match row.built {
+            Built::Yes => continue,
+            Built::No => &[row.example],
+            Built::Except(values) => values,
+        };
+        let (place, path) = match row.path.split_once(".*.") {
+            Some(("listeners", rest)) => ('L', rest),
+            Some(("pools", rest)) => ('P', rest),
+            _ => ('R', row.path),
+        };
+        for value in refused {
+            let value = match row.shape {
+                Shape::Section => "{}",
+                _ => value,
+            };
+            let text = match path.split_once('.') {
+                Some((section, key)) => file(place, &format!("{section}: {{{key}: {value}}}")),
+                None => file(place, &format!("{path}: {value}")),
+            };
+            let (_, lines) = said(&text, false);
+            assert!(
+                lines.iter().any(|line| line.contains("not supported yet")),
+                "{}: {value}: {lines:?}",
+                row.path
+            );
+        }
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = parse("f", SMALLEST).unwrap().config;
+    let (listener, pool) = (&config.listeners[0], &config.pools[0]);
+    let seconds = std::time::Duration::from_secs;
+    assert_eq!(
+        (config.workers, config.metrics, config.shutdown_grace),
+        (None, None, seconds(30))
+    );
+    assert_eq!(config.admin, std::path::Path::new("/run/weir/admin.sock"));
+    assert_eq!(
+        (config.log.access, config.log.interim),
+        (AccessTarget::Stdout, None)
+    );
+    assert_eq!((listener.protocol, listener.pool), (Protocol::Tcp, 0));
+    assert_eq!(listener.limits, ListenerLimits::default());
+    assert_eq!(
+        listener.timeouts,
+        Timeouts {
+            idle: Some(seconds(600)),
+            half_close: Some(seconds(60)),
+            max_age: None
+        }
+    );
+    assert_eq!(
+        listener.udp,
+        UdpPolicy {
+            idle: seconds(30),
+            requests: None,
+            replies: None
+        }
+    );
+    assert_eq!(
+        (pool.balance, pool.all_down, pool.on_down),
+        (Balance::LeastConn, AllDown::Refuse, OnDown::Keep)
+    );
+    assert_eq!(
+        pool.health,
+        Health {
+            kind: ProbeKind::Tcp,
+            interval: seconds(2),
+            timeout: seconds(1),
+            rise: 2,
+            fall: 3,
+            port: None,
+            send: vec![],
+            expect: vec![],
+        }
+    );
+    assert_eq!(
+        pool.passive,
+        Some(Passive {
+            failures: 3,
+            window: seconds(10),
+            eject: seconds(10)
+        })
+    );
+    assert_eq!(
+        pool.connect,
+        Connect {
+            timeout: seconds(2),
+            attempts: 3
+        }
+    );
+    assert_eq!(
+        (pool.slow_start, pool.on_drain_finish),
+        (None, Some(seconds(60)))
+    );
+    assert_eq!(
+        (pool.send_proxy, pool.source_address),
+        (SendProxy::Off, None)
+    );
+    assert_eq!(pool.backends[0].weight, 1);
+}
+
+#[test]
+fn what_is_said_in_different_ways_means_the_same() {
+    #[rustfmt::skip]
+    let rows = [
+        ('L', "bind: 0.0.0.0:80", r#"bind: ["0.0.0.0:80"]"#),
+        ('L', "allow: 10.0.0.1", "allow: [10.0.0.1/32]"),
+        ('L', "timeouts: {max_age: off}", "timeouts: {max_age: false}"),
+        ('L', "timeouts: {idle: 5m}", "timeouts: {idle: 300s}"),
+        ('L', "timeouts: ~", "timeouts: {}"),
+        ('L', "limits: {download: 1MB/s}", "limits: {download: 1000KB/s}"),
+        ('L', "limits: {connections: unlimited}", "limits: {connections: off}"),
+        ('L', "accept_proxy: off", "protocol: tcp"),
+        ('P', "backends: [10.0.0.1:80]", "backends: 10.0.0.1:80"),
+        ('P', "backends: [10.0.0.1:80]", r#"backends: [{name: "10.0.0.1:80", address: 10.0.0.1:80}]"#),
+        ('P', "health: none", "health: {type: none}"),
+        ('P', "health: off", "health: {type: none}"),
+        ('P', r#"health: {send: "A\r\n"}"#, r#"health: {send: "hex:41 0D0a"}"#),
+        ('P', "health: {expect: 220}", r#"health: {expect: "220"}"#),
+        ('P', "on_drain: {finish: off}", "on_drain: {finish: none}"),
+        ('F', "notify: /bin/x", "notify: [/bin/x]"),
+        ('F', "vips: [{address: 10.0.0.9/24, interface: e}]", "vips: [{address: 10.0.0.9/24, interface: e, prefer: [a, b, c]}]"),
+        ('W', "{\"listeners\": {\"w\": {\"bind\": \"0.0.0.0:80\", \"pool\": \"p\"}}, \"pools\": {\"p\": {\"backends\": [\"10.0.0.1:80\"]}}}",
+              "listeners:\r\n  w:\r\n    bind: 0.0.0.0:80\r\n    pool: p\r\npools:\r\n  p:\r\n    backends:\r\n    - 10.0.0.1:80\r\n"),
+    ];
+    for (place, a, b) in rows {
+        let config = |fragment| {
+            let notes = notes::Notes {
+                unbuilt: true,
+                ..Default::default()
+            };
+            parse_with(notes, "f", &file(place, fragment))
+                .unwrap_or_else(|e| panic!("{e}"))
+                .config
+        };
+        assert_eq!(config(a), config(b), "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn udp_pools_are_probed_only_as_they_are_told() {
+    use ProbeKind::{None, Tcp, Udp};
+    let rows = [
+        ("{}", None),
+        ("{port: 8080}", Tcp),
+        ("{send: x}", Udp),
+        ("{send: x, port: 8080}", Udp),
+        ("{type: tcp}", Tcp),
+        ("none", None),
+    ];
+    for (health, kind) in rows {
+        let text = format!(
+            "listeners: {{d: {{protocol: udp, bind: '0.0.0.0:53', pool: d}}}}\npools: {{d: {{backends: 10.0.0.1:53, health: {health}}}}}"
+        );
+        let notes = notes::Notes {
+            unbuilt: true,
+            ..Default::default()
+        };
+        assert_eq!(
+            parse_with(notes, "f", &text).unwrap().config.pools[0]
+                .health
+                .kind,
+            kind,
+            "{health}"
+        );
+    }
+}
+
+#[test]
+fn flags_make_the_same_configuration_and_errors_name_the_flag() {
+    let s = |list: &[&str]| -> Vec<String> { list.iter().map(|s| s.to_string()).collect() };
+    let backends = s(&["10.0.0.1:80,weight=3,backup,name=a", "10.0.0.2:80"]);
+    let config = Config::from_flags(
+        &s(&["0.0.0.0:80", "[::]:80"]),
+        &backends,
+        false,
+        Some("random"),
+    )
+    .unwrap();
+    let file = parse(
+        "f",
+        r#"
+listeners: {main: {bind: ["0.0.0.0:80", "[::]:80"], pool: main}}
+pools: {main: {balance: random, backends: [{name: a, address: 10.0.0.1:80, weight: 3, backup: true}, 10.0.0.2:80]}}
+"#,
+    );
+    assert_eq!(config, file.unwrap().config);
+
+    let backends = s(&[
+        "10.0.0.1:80,wieght=3",
+        "10.0.0.2",
+        "localhost:80,weight=1,weight=2",
+        "10.0.0.1:80",
+    ]);
+    let errors = Config::from_flags(
+        &s(&["80", "0.0.0.0:1", "0.0.0.0:1"]),
+        &backends,
+        false,
+        Some("rr"),
+    )
+    .unwrap_err();
+    assert_eq!(
+        errors.to_string().lines().collect::<Vec<_>>(),
+        [
+            "--backend: missing: backend `10.0.0.2` has no port of its own, so the probe needs one: `port: 80`, or `type: none`",
+            "--listen 80: `80` has no address: write `0.0.0.0:80` or `[::]:80`",
+            "--listen 0.0.0.0:1: `0.0.0.0:1` overlaps listeners.main.bind[1] (`0.0.0.0:1`): an address is bound once",
+            "--backend 10.0.0.1:80,wieght=3: unknown key; did you mean `weight`?",
+            "--backend localhost:80,weight=1,weight=2: is here already: keep one of them",
+            "--backend localhost:80,weight=1,weight=2: `localhost:80` is a name: write `127.0.0.1` or `[::1]`",
+            "--backend 10.0.0.1:80: `10.0.0.1:80` is in this pool already: give that one a larger `weight`",
+            "--balance rr: `rr` is not known here; it is one of least_conn, source_hash, round_robin, random, least_time",
+        ]
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_are_errors_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |name: &str, bytes: Option<&[u8]>| {
+        let path = dir.path().join(name);
+        if let Some(bytes) = bytes {
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let error = load(&path).unwrap_err().to_string();
+        error.replace(&dir.path().display().to_string(), "")
+    };
+    assert_eq!(says("none", None), "/none: there is no such file");
+    assert_eq!(says("", None), "/: is a directory: name the file in it");
+    assert_eq!(
+        says("latin", Some(b"a: 1\nb: \xe9")),
+        "/latin:2:4: not UTF-8 text from here on: save the file as UTF-8"
+    );
+    let large = vec![b'#'; yaml::FILE_BYTES_MAX + 1];
+    assert_eq!(
+        says("large", Some(&large)),
+        "/large: is larger than 4194304 bytes: more is not read"
+    );
+}
+
+#[test]
+fn the_descriptor_budget_is_spent_and_warned_about() {
+    let config = |limits: &str| {
+        parse("f", &file('R', &format!("limits: {limits}\nworkers: 2")))
+            .unwrap()
+            .config
+    };
+    let facts = |limit| Facts {
+        fd_soft: 256,
+        fd_hard: limit,
+        cpus: 2,
+    };
+    let budget = Budget::new(&config("{}"), 20_000, 2);
+    // Two workers, each with one listening socket, its own descriptors and its pipes; two probes; the reserve.
+    assert_eq!(budget.fixed, 2 * (1 + 4 + 128) + 2 + 64);
+    assert_eq!(
+        (budget.connections, budget.sessions),
+        ((20_000 - budget.fixed) / 2, 0)
+    );
+    let says = |limits: &str, limit| -> Vec<String> {
+        facts_warnings("f", &config(limits), &facts(limit))
+            .iter()
+            .map(Diagnostic::as_warning)
+            .collect()
+    };
+    assert_eq!(says("{}", 20_000), Vec::<String>::new());
+    assert_eq!(says("{connections: 9000}", 20_000), Vec::<String>::new());
+    assert_eq!(
+        says("{connections: 10000}", 20_000),
+        [
+            "f: limits: warning: 20332 descriptors are needed (10000 connections of 2, 0 sessions of 1, 332 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+        ]
+    );
+    assert_eq!(
+        says("{}", 1024),
+        [
+            "f: limits.connections: warning: 1024 descriptors carry 346 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+        ]
+    );
+}
+
+#[test]
+fn errors_without_end_are_cut_and_counted() {
+    let text: String = (0..3000).map(|i| format!("key{i}: 1\n")).collect();
+    let errors = parse("f", &text).unwrap_err().0;
+    assert_eq!(errors.len(), notes::ERRORS_MAX + 1);
+    assert_eq!(errors.last().unwrap().message, "and 2002 more");
+}
+
+// ---- properties ----
+
+/// Nothing but sense may come of any text: no panic, and errors in the order of the file, each within it.
+/// Breaks tried: errors not sorted; the end of a file not brought back into it.
+fn sensible(text: &str) -> Result<(), TestCaseError> {
+    let notes = notes::Notes {
+        unbuilt: true,
+        ..Default::default()
+    };
+    let Err(errors) = parse_with(notes, "f", text) else {
+        return Ok(());
+    };
+    let places: Vec<_> = errors.0.iter().map(|e| (e.line, e.column)).collect();
+    prop_assert!(places.is_sorted(), "{places:?}");
+    let lines = text
+        .split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
+        .count() as u32;
+    for error in &errors.0 {
+        prop_assert!(
+            error.line >= 1 && error.line <= lines.max(1) && error.column >= 1,
+            "{error}"
+        );
+        prop_assert!(!error.message.contains(['\n', '\r']), "{error:?}");
+    }
+    Ok(())
+}
+
+/// Words that a file is made of, so that random texts get past the first line.
+fn soup() -> impl Strategy<Value = String> {
+    let words = FIELDS
+        .iter()
+        .flat_map(|row| [format!("{}: ", row.key()), row.example.to_string()]);
+    let marks = [
+        "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "&a ", "*a", "<<: ", "\"", "'",
+        "|", "#", ": ", "? ", "!t ", "~", "off", "\t", "é",
+    ];
+    let words: Vec<String> = words.chain(marks.map(String::from)).collect();
+    prop::collection::vec(prop::sample::select(words), 0..60).prop_map(|words| words.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,200}|[\\x00-\\x7f]{0,200}") {
+        sensible(&text)?;
+    }
+
+    #[test]
+    fn no_soup_of_words_makes_it_panic(text in soup()) {
+        sensible(&text)?;
+    }
+
+    /// The whole reference with a piece cut out and put elsewhere.
+    #[test]
+    fn no_damage_to_a_file_makes_it_panic(from in 0usize..12_000, len in 0usize..200, to in 0usize..12_000) {
+        let mut text: Vec<char> = whole_reference().chars().collect();
+        let from = from.min(text.len());
+        let piece: Vec<char> = text.drain(from..(from + len).min(text.len())).collect();
+        let to = to.min(text.len());
+        text.splice(to..to, piece);
+        sensible(&text.into_iter().collect::<String>())?;
+    }
+
+    /// Against the plain rule: two entries conflict if protocol and family agree, the addresses are equal or one is
+    /// the wildcard, and the ports overlap. Break tried: the latest
+    /// end kept in place of the furthest.
+    #[test]
+    fn bound_twice_is_found_as_by_comparing_all_with_all(
+        binds in prop::collection::vec((0usize..2, 0usize..5, 1u16..30, 0u16..9), 1..12)
+    ) {
+        const IPS: [&str; 5] = ["0.0.0.0", "10.0.0.1", "10.0.0.2", "[::]", "[2001:db8::1]"];
+        let conflict = |a: &(usize, usize, u16, u16), b: &(usize, usize, u16, u16)| {
+            let family = (a.1 < 3) == (b.1 < 3);
+            let wild = |ip| ip == 0 || ip == 3;
+            a.0 == b.0 && family && (a.1 == b.1 || wild(a.1) || wild(b.1)) && a.2 <= b.2 + b.3 && b.2 <= a.2 + a.3
+        };
+        // One report for each that overlaps any of those that begin before it.
+        let mut sorted = binds.clone();
+        sorted.sort_by_key(|bind| bind.2);
+        let expected = (0..sorted.len()).filter(|&i| sorted[..i].iter().any(|b| conflict(&sorted[i], b))).count();
+        let listener = |(i, (udp, ip, port, more)): (usize, &(usize, usize, u16, u16))| {
+            let protocol = ["tcp", "udp"][*udp];
+            format!("  l{i}: {{protocol: {protocol}, pool: p, bind: '{}:{port}-{}'}}\n", IPS[*ip], port + more)
+        };
+        let listeners: String = binds.iter().enumerate().map(listener).collect();
+        let text = format!("listeners:\n{listeners}pools: {{p: {{backends: 10.0.0.9:1}}}}");
+        let (refused, lines) = said(&text, true);
+        prop_assert!(lines.iter().all(|line| !refused || line.contains("overlaps")), "{lines:?}");
+        prop_assert_eq!(if refused { lines.len() } else { 0 }, expected, "{} {:?}", text, lines);
+    }
+}

@@ -1,0 +1,570 @@
+//! One backend as everybody sees it: probes, real traffic and the operator's orders in one state.
+//!
+//! Three machines run side by side and never look at each other: the [`Verdict`] of the probes, the [`Outlier`] of real
+//! traffic, and the last [`Order`] of the operator. The state word is derived from them, most binding first:
+//!
+//! | state | when | new work |
+//! |---|---|---|
+//! | `disabled` | the operator said down | none |
+//! | `drain` | the operator said drain | none, what it has goes on |
+//! | `down` | probes fail | none |
+//! | `ejected` | real traffic fails | none |
+//! | `starting` | no probe result yet | only while no backend of its tier is up |
+//! | `up` | otherwise | yes |
+//!
+//! Probes go on in every state, so that an order taken back finds the truth at once. A backend that returns to `up` from
+//! anything but `starting` ramps up, if the pool has a slow start: a new backend is not a returning one.
+//!
+//! What this file never does: decide for the pool. Whether an ejection would take the last one is the caller's knowledge
+//! and comes in as a parameter; which tier takes the work is `balance::tier`.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::outlier::Outlier;
+use super::slow_start;
+use super::verdict::{Condition, Verdict};
+use crate::config::model::{Passive, Pool, ProbeKind};
+
+/// The contract's state words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Takes new work.
+    Up,
+    /// Probes fail.
+    Down,
+    /// Real traffic failed.
+    Ejected,
+    /// Not probed yet.
+    Starting,
+    /// Takes no new work by order; what it has goes on.
+    Drain,
+    /// Out of service by order.
+    Disabled,
+}
+
+impl State {
+    /// The word in status, logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Up => "up",
+            State::Down => "down",
+            State::Ejected => "ejected",
+            State::Starting => "starting",
+            State::Drain => "drain",
+            State::Disabled => "disabled",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What the operator said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Let health decide.
+    Ready,
+    /// No new work.
+    Drain,
+    /// Out of service.
+    Down,
+}
+
+/// Whether a backend may take new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Yes.
+    Ready,
+    /// Nobody knows yet: if there is no better one.
+    Untested,
+    /// Unhealthy: only by `all_down: try_all`.
+    Unhealthy,
+    /// The operator said no.
+    Withdrawn,
+}
+
+/// The part of a pool's configuration that concerns health.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Whether there are probes at all.
+    pub probed: bool,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Successes in a row that bring a backend up.
+    pub rise: u32,
+    /// Failures in a row that take it down.
+    pub fall: u32,
+    /// Ejection; `None` = off.
+    pub passive: Option<Passive>,
+    /// Ramp of a returning backend; `None` = off.
+    pub slow_start: Option<Duration>,
+}
+
+impl From<&Pool> for Policy {
+    fn from(pool: &Pool) -> Policy {
+        Policy {
+            probed: pool.health.kind != ProbeKind::None,
+            interval: pool.health.interval,
+            rise: pool.health.rise,
+            fall: pool.health.fall,
+            passive: pool.passive.clone(),
+            slow_start: pool.slow_start,
+        }
+    }
+}
+
+/// A change of state, for the log, for counters and for whoever publishes snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Before.
+    pub from: State,
+    /// Now.
+    pub to: State,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// State of one backend. Survives reloads: call [`BackendState::adopt`] with the new policy.
+#[derive(Debug, Clone)]
+pub struct BackendState {
+    policy: Policy,
+    verdict: Verdict,
+    outlier: Outlier,
+    order: Order,
+    /// Last words of the probes and of the traffic.
+    probe_reason: String,
+    eject_reason: String,
+    since: Instant,
+    /// When it last returned; the ramp starts here.
+    returned: Option<Instant>,
+}
+
+impl BackendState {
+    /// A backend nobody has heard of before.
+    pub fn new(now: Instant, policy: Policy) -> BackendState {
+        let mut state = BackendState {
+            policy,
+            verdict: Verdict::default(),
+            outlier: Outlier::default(),
+            order: Order::Ready,
+            probe_reason: String::new(),
+            eject_reason: String::new(),
+            since: now,
+            returned: None,
+        };
+        state.start_over();
+        state
+    }
+
+    /// The state word.
+    pub fn state(&self) -> State {
+        match (self.order, self.verdict.condition()) {
+            (Order::Down, _) => State::Disabled,
+            (Order::Drain, _) => State::Drain,
+            (Order::Ready, Condition::Down) => State::Down,
+            (Order::Ready, _) if self.outlier.is_ejected() => State::Ejected,
+            (Order::Ready, Condition::Starting) => State::Starting,
+            (Order::Ready, Condition::Up) => State::Up,
+        }
+    }
+
+    /// Why it is in this state, in words.
+    pub fn reason(&self) -> &str {
+        match self.state() {
+            State::Disabled | State::Drain => "by order",
+            State::Ejected => &self.eject_reason,
+            State::Up | State::Down | State::Starting => &self.probe_reason,
+        }
+    }
+
+    /// Since when it has been in this state.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Whether it may take new work.
+    pub fn standing(&self) -> Standing {
+        match self.state() {
+            State::Up => Standing::Ready,
+            State::Starting => Standing::Untested,
+            State::Down | State::Ejected => Standing::Unhealthy,
+            State::Drain | State::Disabled => Standing::Withdrawn,
+        }
+    }
+
+    /// Its share of its weight in 1/1024ths: less than the whole while it ramps up.
+    pub fn share(&self, now: Instant) -> u32 {
+        match (self.state(), self.returned, self.policy.slow_start) {
+            (State::Up, Some(returned), Some(ramp)) => slow_start::share(returned, ramp, now),
+            _ => slow_start::WHOLE,
+        }
+    }
+
+    /// When [`tick`](BackendState::tick) has something to do or the share has moved on; `None` = not before something
+    /// happens.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let ramp = match (self.state(), self.returned, self.policy.slow_start) {
+            (State::Up, Some(returned), Some(ramp)) => slow_start::next_step(returned, ramp, now),
+            _ => None,
+        };
+        let end_of_ejection = self.outlier.until().filter(|_| !self.policy.probed);
+        ramp.into_iter().chain(end_of_ejection).min()
+    }
+
+    /// When the next probe should start, counted from when the last one did.
+    pub fn next_probe_in(&self) -> Duration {
+        self.verdict.next_in(self.policy.interval)
+    }
+
+    /// While ejected: when a probe may bring it back. Have it probed then (`Schedule::hurry`).
+    pub fn ejected_until(&self) -> Option<Instant> {
+        self.outlier.until()
+    }
+
+    /// A probe has ended; `reason` says how ("connect ok", "connection refused").
+    pub fn probed(&mut self, now: Instant, passed: bool, reason: &str) -> Option<Change> {
+        if !self.policy.probed {
+            return None;
+        }
+        self.change(now, |state| {
+            let turned = state
+                .verdict
+                .observe(passed, state.policy.rise, state.policy.fall);
+            // Words of a result that has not changed the condition would contradict it.
+            if turned || passed == (state.verdict.condition() == Condition::Up) {
+                reason.clone_into(&mut state.probe_reason);
+            }
+            if passed {
+                state.outlier.probe_passed(now);
+            }
+        })
+    }
+
+    /// Real work went well, so many times.
+    pub fn succeeded(&mut self, count: u64) {
+        self.outlier.succeeded(count);
+    }
+
+    /// Real work failed. `may_eject`: another backend of the pool could take the work.
+    pub fn failed(&mut self, now: Instant, reason: &str, may_eject: bool) -> Option<Change> {
+        let passive = self.policy.passive.clone()?;
+        self.change(now, |state| {
+            // A backend that takes no work anyway is not ejected for what it still had.
+            let may_eject = may_eject && matches!(state.state(), State::Up | State::Starting);
+            if let Some(length) = state.outlier.failed(now, &passive, may_eject) {
+                state.eject_reason = format!(
+                    "{} failures within {:?}, last: {reason}; ejected for {length:?}",
+                    passive.failures, passive.window
+                );
+            }
+        })
+    }
+
+    /// The operator spoke. `Ready` also takes back an ejection; the probes' verdict stands.
+    pub fn order(&mut self, now: Instant, order: Order) -> Option<Change> {
+        self.change(now, |state| {
+            state.order = order;
+            if order == Order::Ready {
+                state.outlier.reset();
+            }
+        })
+    }
+
+    /// Time has come ([`deadline`](BackendState::deadline)).
+    pub fn tick(&mut self, now: Instant) -> Option<Change> {
+        self.change(now, |state| {
+            state.outlier.tick(now, state.policy.probed);
+        })
+    }
+
+    /// A reload: a new policy, and no order any more. What is known of the backend stays, unless probes were switched on
+    /// or off.
+    pub fn adopt(&mut self, now: Instant, policy: Policy) -> Option<Change> {
+        self.change(now, |state| {
+            let switched = state.policy.probed != policy.probed;
+            state.policy = policy;
+            state.order = Order::Ready;
+            if state.policy.passive.is_none() {
+                state.outlier.reset();
+            }
+            if switched {
+                state.start_over();
+            }
+        })
+    }
+
+    fn start_over(&mut self) {
+        let (verdict, reason) = if self.policy.probed {
+            (Verdict::default(), "not probed yet")
+        } else {
+            (Verdict::unprobed(), "not probed")
+        };
+        self.verdict = verdict;
+        reason.clone_into(&mut self.probe_reason);
+    }
+
+    fn change(&mut self, now: Instant, act: impl FnOnce(&mut BackendState)) -> Option<Change> {
+        let from = self.state();
+        act(self);
+        let to = self.state();
+        if from == to {
+            return None;
+        }
+        self.since = now;
+        if to == State::Up {
+            self.returned = (from != State::Starting).then_some(now);
+        }
+        Some(Change {
+            from,
+            to,
+            reason: self.reason().to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn policy(probed: bool) -> Policy {
+        Policy {
+            probed,
+            interval: 2 * SECOND,
+            rise: 2,
+            fall: 3,
+            passive: Some(Passive {
+                failures: 2,
+                window: 10 * SECOND,
+                eject: 10 * SECOND,
+            }),
+            slow_start: Some(10 * SECOND),
+        }
+    }
+
+    /// What may happen to a backend, each one second after the one before.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Pass,
+        Fail,
+        /// As many failures of traffic as eject, if another backend is left.
+        Broken,
+        /// The same of the last backend.
+        BrokenLast,
+        Drain,
+        Down,
+        Ready,
+        /// Ten seconds pass.
+        Wait,
+        Reload,
+    }
+    use Event::*;
+
+    fn apply(backend: &mut BackendState, now: &mut Instant, event: Event) -> Option<Change> {
+        *now += SECOND;
+        match event {
+            Pass => backend.probed(*now, true, "connect ok"),
+            Fail => backend.probed(*now, false, "connection refused"),
+            Broken | BrokenLast => {
+                let first = backend.failed(*now, "reset", matches!(event, Broken));
+                first.or(backend.failed(*now, "reset", matches!(event, Broken)))
+            }
+            Drain => backend.order(*now, Order::Drain),
+            Down => backend.order(*now, Order::Down),
+            Ready => backend.order(*now, Order::Ready),
+            Wait => {
+                *now += 10 * SECOND;
+                backend.tick(*now)
+            }
+            Reload => {
+                let policy = backend.policy.clone();
+                backend.adopt(*now, policy)
+            }
+        }
+    }
+
+    /// The shortest way into each state, and then every event. rise 2 / fall 3, two failures eject for 10 s.
+    /// Broken on purpose: `Wait` ending the ejection of a probed backend; `Ready` not taking an ejection back.
+    #[test]
+    fn every_event_in_every_state() {
+        use State::{Disabled, Down as IsDown, Drain as Draining, Ejected, Starting, Up};
+        let events = [
+            Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload,
+        ];
+        #[rustfmt::skip]
+        let rows: [(&[Event], State, [State; 9]); 11] = [
+            //                            Pass      Fail      Broken    BrokenLast Drain    Down      Ready     Wait      Reload
+            (&[], Starting,              [Up,       IsDown,   Ejected,  Starting, Draining, Disabled, Starting, Starting, Starting]),
+            (&[Pass], Up,                [Up,       Up,       Ejected,  Up,       Draining, Disabled, Up,       Up,       Up]),
+            (&[Pass, Fail, Fail], Up,    [Up,       IsDown,   Ejected,  Up,       Draining, Disabled, Up,       Up,       Up]),
+            (&[Fail], IsDown,            [IsDown,   IsDown,   IsDown,   IsDown,   Draining, Disabled, IsDown,   IsDown,   IsDown]),
+            (&[Fail, Pass], IsDown,      [Up,       IsDown,   IsDown,   IsDown,   Draining, Disabled, IsDown,   IsDown,   IsDown]),
+            (&[Pass, Broken], Ejected,   [Ejected,  Ejected,  Ejected,  Ejected,  Draining, Disabled, Up,       Ejected,  Ejected]),
+            (&[Pass, Broken, Wait], Ejected, [Up,   Ejected,  Ejected,  Ejected,  Draining, Disabled, Up,       Ejected,  Ejected]),
+            (&[Pass, Drain], Draining,   [Draining, Draining, Draining, Draining, Draining, Disabled, Up,       Draining, Up]),
+            (&[Fail, Drain], Draining,   [Draining, Draining, Draining, Draining, Draining, Disabled, IsDown,   Draining, IsDown]),
+            (&[Pass, Down], Disabled,    [Disabled, Disabled, Disabled, Disabled, Draining, Disabled, Up,       Disabled, Up]),
+            (&[Down], Disabled,          [Disabled, Disabled, Disabled, Disabled, Draining, Disabled, Starting, Disabled, Starting]),
+        ];
+        for (path, state, wanted) in rows {
+            for (event, wanted) in events.into_iter().zip(wanted) {
+                let mut now = Instant::now();
+                let mut backend = BackendState::new(now, policy(true));
+                path.iter()
+                    .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
+                assert_eq!(backend.state(), state, "{path:?}");
+                let change = apply(&mut backend, &mut now, event);
+                assert_eq!(backend.state(), wanted, "{path:?} then {event:?}");
+                let reported = change.map(|change| (change.from, change.to));
+                assert_eq!(
+                    reported,
+                    (state != wanted).then_some((state, wanted)),
+                    "{path:?} then {event:?}"
+                );
+            }
+        }
+    }
+
+    /// Without probes: always up but for ejections, which time alone ends.
+    #[test]
+    fn without_probes() {
+        let mut now = Instant::now();
+        let mut backend = BackendState::new(now, policy(false));
+        let rows = [
+            (Fail, State::Up),
+            (Broken, State::Ejected),
+            (Pass, State::Ejected),
+            (Wait, State::Up),
+            (Drain, State::Drain),
+            (Ready, State::Up),
+        ];
+        assert_eq!(
+            (backend.state(), backend.reason()),
+            (State::Up, "not probed")
+        );
+        for (event, wanted) in rows {
+            apply(&mut backend, &mut now, event);
+            assert_eq!(backend.state(), wanted, "{event:?}");
+        }
+    }
+
+    /// Columns: way there, reason.
+    #[test]
+    fn reasons_are_those_of_the_state() {
+        let rows: [(&[Event], &str); 7] = [
+            (&[], "not probed yet"),
+            (&[Pass], "connect ok"),
+            (&[Pass, Fail], "connect ok"),
+            (&[Pass, Fail, Fail, Fail], "connection refused"),
+            (&[Fail, Pass], "connection refused"),
+            (
+                &[Pass, Broken],
+                "2 failures within 10s, last: reset; ejected for 10s",
+            ),
+            (&[Pass, Drain], "by order"),
+        ];
+        for (path, wanted) in rows {
+            let mut now = Instant::now();
+            let mut backend = BackendState::new(now, policy(true));
+            path.iter()
+                .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
+            assert_eq!(backend.reason(), wanted, "{path:?}");
+        }
+    }
+
+    /// Columns: way there, whether it ramps. Broken on purpose: a ramp after `starting`.
+    #[test]
+    fn returning_backends_ramp_up_and_new_ones_do_not() {
+        let rows: [(&[Event], bool); 7] = [
+            (&[Pass], false),
+            (&[Fail, Pass, Pass], true),
+            (&[Pass, Broken, Wait, Pass], true),
+            (&[Pass, Drain, Ready], true),
+            (&[Pass, Down, Ready], true),
+            (&[Down, Ready, Pass], false),
+            (&[Pass, Fail, Pass], false),
+        ];
+        for (path, wanted) in rows {
+            let mut now = Instant::now();
+            let mut backend = BackendState::new(now, policy(true));
+            path.iter()
+                .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
+            assert_eq!(backend.state(), State::Up);
+            assert_eq!(backend.share(now) < slow_start::WHOLE, wanted, "{path:?}");
+            assert_eq!(backend.deadline(now).is_some(), wanted, "{path:?}");
+            let halfway = backend.share(now + 5 * SECOND);
+            assert_eq!(halfway, if wanted { 512 } else { 1024 }, "{path:?}");
+            assert_eq!(backend.share(now + 10 * SECOND), 1024, "{path:?}");
+            assert_eq!(backend.deadline(now + 10 * SECOND), None, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn probes_come_sooner_in_doubt() {
+        let mut now = Instant::now();
+        let mut backend = BackendState::new(now, policy(true));
+        for (event, wanted_ms) in [
+            (Pass, 2000),
+            (Fail, 500),
+            (Fail, 500),
+            (Fail, 2000),
+            (Pass, 500),
+            (Pass, 2000),
+        ] {
+            apply(&mut backend, &mut now, event);
+            assert_eq!(
+                backend.next_probe_in().as_millis(),
+                wanted_ms,
+                "after {event:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn switching_probes_on_starts_over() {
+        let now = Instant::now();
+        let mut backend = BackendState::new(now, policy(true));
+        backend.probed(now, false, "connection refused");
+        assert_eq!(
+            backend.adopt(now, policy(false)).map(|change| change.to),
+            Some(State::Up)
+        );
+        assert_eq!(
+            backend.adopt(now, policy(true)).map(|change| change.to),
+            Some(State::Starting)
+        );
+    }
+
+    proptest! {
+        /// Any sequence: changes are reported exactly when the word changes, `since` moves with them, a share is whole
+        /// unless up, and following deadlines ends.
+        #[test]
+        fn reports_are_complete(path in proptest::collection::vec(0usize..9, 0..60), probed in any::<bool>()) {
+            let events = [Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload];
+            let mut now = Instant::now();
+            let mut backend = BackendState::new(now, policy(probed));
+            for at in path {
+                let (before, since) = (backend.state(), backend.since());
+                let change = apply(&mut backend, &mut now, events[at]);
+                prop_assert_eq!(change.is_some(), backend.state() != before);
+                prop_assert_eq!(backend.since(), if change.is_some() { now } else { since });
+                let share = backend.share(now);
+                prop_assert!((1..=1024).contains(&share) && (backend.state() == State::Up || share == 1024));
+                prop_assert!(!backend.reason().is_empty());
+            }
+            let mut steps = 0;
+            while let Some(at) = backend.deadline(now) {
+                now = now.max(at);
+                backend.tick(now);
+                steps += 1;
+                prop_assert!(steps < 300);
+            }
+        }
+    }
+}

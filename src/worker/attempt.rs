@@ -1,0 +1,135 @@
+//! Reaching a backend: attempts to different backends, at once after a failure, bounded as a whole.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use super::Context;
+use crate::config::model::BackendAddress;
+use crate::link::{Local, ReportKind};
+use crate::relay::Cause;
+use crate::snapshot::{Backend, Place};
+use crate::sys::socket::{self, ConnectError, Target};
+
+/// Where the current attempt to reach a backend stands.
+pub(super) struct Attempt {
+    /// Identities of the backends that were tried, the current one last.
+    pub(super) tried: Vec<u64>,
+    /// End of this attempt, milliseconds since the epoch.
+    pub(super) until_ms: u64,
+    /// End of all attempts.
+    pub(super) deadline_ms: u64,
+    /// What events said of the current socket.
+    pub(super) writable: bool,
+    pub(super) broken: bool,
+    pub(super) last_error: Option<ConnectError>,
+}
+
+/// What came of starting an attempt.
+pub(super) enum Started {
+    /// On its way: a writable event completes it.
+    Connecting(Place, OwnedFd),
+    /// Failed at once; the next may do better.
+    Failed,
+    /// Nothing is left to try.
+    GaveUp(Cause),
+}
+
+impl Attempt {
+    /// Nothing was tried yet.
+    pub(super) fn before_first(deadline_ms: u64) -> Attempt {
+        Attempt {
+            tried: Vec::new(),
+            until_ms: deadline_ms,
+            deadline_ms,
+            writable: false,
+            broken: false,
+            last_error: None,
+        }
+    }
+
+    /// Chooses a backend that was not tried yet and starts to connect to it. Attempts share what is left of
+    /// `connect.timeout` evenly, so one that gets no answer leaves time for the others.
+    pub(super) fn start(
+        &mut self,
+        context: &mut Context,
+        listener: u32,
+        client: Option<SocketAddr>,
+        local: &Local,
+    ) -> Started {
+        let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
+        let clock = now - context.shared.epoch;
+        let Some((pool, cursor)) = context.pool_of(listener) else {
+            return Started::GaveUp(Cause::NoBackend);
+        };
+        let spent = self.tried.len() as u32;
+        let left = pool.config.connect.attempts.saturating_sub(spent);
+        let out_of_time = spent > 0 && now_ms >= self.deadline_ms;
+        let place = match left {
+            0 => None,
+            _ if out_of_time => None,
+            _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
+        };
+        let Some(place) = place else {
+            return Started::GaveUp(match self.last_error {
+                None => Cause::NoBackend,
+                Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
+                Some(_) => Cause::ConnectFailed,
+            });
+        };
+        let backend = place.backend().clone();
+        if spent > 0 {
+            backend.stats.shards.of(worker).retries.add(1);
+        }
+        self.tried.push(backend.identity);
+        let others = pool.backends.len().saturating_sub(self.tried.len()) as u64;
+        let share = self.deadline_ms.saturating_sub(now_ms)
+            / others.min(u64::from(left - 1)).saturating_add(1);
+        self.until_ms = now_ms + share.max(1);
+        self.writable = false;
+        self.broken = false;
+        match socket::connect(&target(&backend, local), pool.config.source_address) {
+            Ok(fd) => Started::Connecting(place, fd),
+            Err(error) => {
+                self.note_failure(context, &backend, error);
+                if error == ConnectError::Exhausted {
+                    return Started::GaveUp(Cause::LimitProcess);
+                }
+                Started::Failed
+            }
+        }
+    }
+
+    /// Counts a failed attempt and tells control of it if the backend is to blame.
+    pub(super) fn note_failure(
+        &mut self,
+        context: &mut Context,
+        backend: &Backend,
+        error: ConnectError,
+    ) {
+        self.last_error = Some(error);
+        let shard = backend.stats.shards.of(context.id);
+        let (counter, report) = match error {
+            ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
+            ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
+            _ => (&shard.local_errors, None),
+        };
+        counter.add(1);
+        match report {
+            Some(kind) => context.shared.report(backend.identity, kind, context.now),
+            None => context.shared.trouble(backend, error),
+        }
+    }
+}
+
+/// Where a backend is for a client that used `local`.
+fn target(backend: &Backend, local: &Local) -> Target {
+    match (&backend.config.address, local) {
+        (BackendAddress::Ip(address), _) => Target::Ip(*address),
+        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
+        (BackendAddress::SamePort(ip), Local::Ip(used)) => {
+            Target::Ip(SocketAddr::new(*ip, used.port()))
+        }
+        // Refused by the configuration check.
+        (BackendAddress::SamePort(ip), Local::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
+    }
+}
