@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use anyhow::Context;
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -14,6 +15,8 @@ use signal_hook::iterator::Signals;
 use crate::config::model::{Log, LogFormat};
 use crate::config::{self, Config};
 use crate::control::{Control, Input, Source};
+use crate::failover::timers::Timers;
+use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
 use crate::worker::{Settings, Worker};
@@ -58,7 +61,15 @@ pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let (control, inputs) = Control::start(source, config, Box::new(spawn_worker))?;
+    // Before there are threads, and while there are privileges to hand on.
+    let keeper = match &config.failover {
+        Some(failover) => {
+            let timers = Timers::derive(failover.beat, failover.dead_after);
+            Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
+        }
+        None => None,
+    };
+    let (control, inputs) = Control::start(source, config, Box::new(spawn_worker), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {
