@@ -180,7 +180,7 @@ impl Control {
         let plan = self.endpoints.plan(&config.listeners, workers)?;
         self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
+        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
         self.generation += 1;
         self.config = config;
         self.publish();
