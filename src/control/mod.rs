@@ -112,6 +112,8 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
+    /// Who comes first when there is less to shed than there are workers.
+    shed_first: usize,
     vips: Vips,
 }
 
@@ -152,6 +154,7 @@ impl Control {
             peaks: HashMap::new(),
             reload_error: None,
             reload_failures: 0,
+            shed_first: 0,
             admin,
         };
         if let Err(error) = control.apply(config) {
@@ -366,11 +369,14 @@ impl Control {
         }
     }
 
-    fn shed(&self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections.
+    fn shed(&mut self, shed: pools::Shed) {
+        // Divided evenly: the workers hold about equal numbers of a backend's connections. What cannot be divided goes round,
+        // because the worker that is asked may hold none of them.
         let workers = self.crew.handles().count();
+        self.shed_first += 1;
         for (ix, handle) in self.crew.handles().enumerate() {
-            let count = shed.count / workers + usize::from(ix < shed.count % workers);
+            let turn = (ix + self.shed_first) % workers;
+            let count = shed.count / workers + usize::from(turn < shed.count % workers);
             if count > 0 {
                 handle.send(Command::Shed {
                     backend: shed.backend,
