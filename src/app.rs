@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use anyhow::Context;
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -15,6 +16,8 @@ use crate::config::model::{Log, LogFormat};
 use crate::config::{self, Config};
 use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
+use crate::failover::timers::Timers;
+use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
 use crate::worker::{Settings, Worker};
@@ -74,7 +77,16 @@ pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyho
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn_worker))?;
+    // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
+    let keeper = match &config.failover {
+        Some(failover) if !inheritance.is_succession() => {
+            let timers = Timers::derive(failover.beat, failover.dead_after);
+            Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
+        }
+        _ => None,
+    };
+    let (control, inputs) =
+        Control::start(source, config, inheritance, Box::new(spawn_worker), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {

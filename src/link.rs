@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -282,6 +282,7 @@ pub struct Shared {
     /// Start of the workers' common clock.
     pub epoch: Instant,
     logged_at_s: AtomicU64,
+    control_at_ms: AtomicU64,
 }
 
 impl Shared {
@@ -300,6 +301,7 @@ impl Shared {
             reports,
             epoch,
             logged_at_s: AtomicU64::new(0),
+            control_at_ms: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -316,6 +318,34 @@ impl Shared {
     /// The newest snapshot if it is newer than `version`.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
         (self.version.load(Ordering::Acquire) != version).then(|| self.snapshot.load_full())
+    }
+
+    /// The control thread has gone round.
+    pub fn note_control(&self) {
+        self.control_at_ms
+            .store(self.epoch.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// What does not turn any more: a worker whose turn has lasted longer than `worker`, or control, unseen for longer than
+    /// `control`.
+    pub fn stuck(&self, worker: Duration, control: Duration) -> Option<String> {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let late = |since_ms: u64, patience: Duration| {
+            since_ms != u64::MAX && now_ms.saturating_sub(since_ms) > patience.as_millis() as u64
+        };
+        let workers = self.workers.load();
+        if let Some(stuck) = workers
+            .iter()
+            .find(|w| late(w.stats.busy_since_ms.get(), worker))
+        {
+            let for_ms = now_ms - stuck.stats.busy_since_ms.get();
+            return Some(format!(
+                "worker {} has been stuck for {for_ms} ms",
+                stuck.id
+            ));
+        }
+        late(self.control_at_ms.load(Ordering::Relaxed), control)
+            .then(|| "the control thread is stuck".into())
     }
 
     /// The newest snapshot.

@@ -24,6 +24,7 @@ mod sockets;
 mod succession;
 pub mod upgrade;
 pub mod view;
+mod vips;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -32,10 +33,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
+use crate::keeper::KeeperHandle;
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
@@ -51,6 +54,7 @@ use succession::Succession;
 use upgrade::Inheritance;
 
 pub use request::{BackendOrder, Input, Request, VipOrder};
+use vips::Vips;
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;
@@ -117,6 +121,7 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
+    vips: Vips,
     succession: Succession,
     notifier: Notifier,
 }
@@ -129,6 +134,7 @@ impl Control {
         config: Config,
         inheritance: Inheritance,
         spawn: SpawnWorker,
+        keeper: Option<KeeperHandle>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (mut succession, knowledge) = Succession::new(inheritance);
         let (sender, inputs) = unbounded();
@@ -146,7 +152,9 @@ impl Control {
         let access_log = access_log::start(&config.log)?;
         let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
+        let vips = Vips::new(shared.clone());
         let mut control = Control {
+            vips,
             source,
             inputs,
             reports,
@@ -178,6 +186,10 @@ impl Control {
         control.http = http;
         if !control.succession.is_waiting() {
             control.observe()?;
+            control.shared.note_control();
+            control
+                .vips
+                .follow(control.config.failover.as_ref(), keeper)?;
         }
         Ok((control, sender))
     }
@@ -245,6 +257,7 @@ impl Control {
         self.notifier.ready(status);
         loop {
             let now = Instant::now();
+            self.shared.note_control();
             let changed = self.pools.tick(now);
             for shed in self.pools.take_shed() {
                 self.shed(shed);
@@ -252,6 +265,7 @@ impl Control {
             if changed {
                 self.publish();
             }
+            self.pools.tell();
             self.crew.reap();
             self.show_life(now);
             if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
@@ -288,6 +302,7 @@ impl Control {
         }
         self.crew.all(|| Command::ShedAll(Cause::Shutdown));
         self.crew.stop();
+        self.vips.stop();
         self.observer = None;
         self.remove_admin();
         if let Some((_, log)) = self.access_log.take() {
@@ -334,6 +349,8 @@ impl Control {
             "stopping: {open} connections may finish within {}",
             humantime::format_duration(grace)
         );
+        // First of all: the next node takes over while this one still serves.
+        self.vips.stop();
         self.stopping = Some(Instant::now() + grace);
         self.succession.abandon();
         self.notifier
@@ -422,6 +439,9 @@ impl Control {
             false => Some(config.metrics.map(bind_http).transpose()?),
         };
         let log = config.log.clone();
+        self.vips
+            .follow(config.failover.as_ref(), None)
+            .context("failover")?;
         self.apply(config)?;
         if let Some(http) = http {
             self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));

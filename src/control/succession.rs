@@ -171,6 +171,9 @@ impl Control {
                 if done.unused_own.contains(&admin_name(&self.config)) {
                     admin::remove(&self.admin);
                 }
+                if let Some(election) = self.vips.detach() {
+                    done.hand_vips(election);
+                }
                 done.tell();
                 self.endpoints.forget();
                 self.stopping = Some(Instant::now() + grace);
@@ -185,7 +188,15 @@ impl Control {
                     log::info!("upgrade: serving");
                 }
             }
+            Event::Vips(election) => {
+                if let Err(error) = self.vips.resume(self.config.failover.as_ref(), election) {
+                    log::error!("upgrade: the VIPs are let go: {error}");
+                }
+            }
             Event::Main => {
+                if let Err(error) = self.vips.follow(self.config.failover.as_ref(), None) {
+                    log::error!("failover: {error}");
+                }
                 let status = self.status_line();
                 self.notifier.speak(status);
             }

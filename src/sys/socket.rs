@@ -138,11 +138,13 @@ unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<Soc
     }
 }
 
-/// Why a connection attempt failed. The first two are the backend's fault, the rest ours.
+/// Why a connection attempt failed. The first three are the backend's fault, the rest ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectError {
-    /// Refused or reset.
+    /// Refused.
     Refused,
+    /// Accepted and reset at once.
+    Reset,
     /// No answer in time.
     TimedOut,
     /// No route, network down, not permitted.
@@ -158,6 +160,7 @@ impl ConnectError {
     pub fn as_str(self) -> &'static str {
         match self {
             ConnectError::Refused => "refused",
+            ConnectError::Reset => "reset",
             ConnectError::TimedOut => "timed_out",
             ConnectError::Unreachable => "unreachable",
             ConnectError::NoPorts => "no_ports",
@@ -167,12 +170,16 @@ impl ConnectError {
 
     /// Whether the backend, rather than this host, is to blame.
     pub fn blames_backend(self) -> bool {
-        matches!(self, ConnectError::Refused | ConnectError::TimedOut)
+        matches!(
+            self,
+            ConnectError::Refused | ConnectError::Reset | ConnectError::TimedOut
+        )
     }
 
     fn from_errno(errno: i32) -> ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,
+            libc::ECONNRESET | libc::EPIPE => ConnectError::Reset,
             libc::ENETUNREACH
             | libc::EHOSTUNREACH
             | libc::ENETDOWN
@@ -331,8 +338,18 @@ pub fn peek(fd: RawFd, buffer: &mut [u8]) -> Transfer {
 
 /// send(2) without SIGPIPE.
 pub fn send(fd: RawFd, bytes: &[u8]) -> Transfer {
+    send_with(fd, bytes, libc::MSG_NOSIGNAL)
+}
+
+/// [`send`] for the last bytes of a stream: the tail waits up to 200 ms for the FIN that the caller sends next, to leave
+/// in the same segment (MSG_MORE). A write that does not take everything holds nothing back.
+pub fn send_before_fin(fd: RawFd, bytes: &[u8]) -> Transfer {
+    send_with(fd, bytes, libc::MSG_NOSIGNAL | libc::MSG_MORE)
+}
+
+fn send_with(fd: RawFd, bytes: &[u8], flags: i32) -> Transfer {
     // SAFETY: `bytes` is readable for its length during the call.
-    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
     Transfer::from_result(if n < 0 {
         Err(io::Error::last_os_error())
     } else {

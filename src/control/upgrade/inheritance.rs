@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use super::{Address, Event, Label, Line, Note, START_MAX, VARIABLE};
 use crate::config::model::{Listener, Protocol};
 use crate::control::Input;
+use crate::control::election::Detached;
 use crate::control::pools::Knowledge;
 use crate::link::Local;
 use crate::sys::handover::Channel;
@@ -24,6 +25,13 @@ pub struct Inheritance {
     pub knowledge: Vec<Knowledge>,
     /// The conversation with the predecessor, if there is one.
     pub successor: Option<Successor>,
+}
+
+impl Inheritance {
+    /// Whether another process serves until this one takes over.
+    pub fn is_succession(&self) -> bool {
+        self.successor.is_some()
+    }
 }
 
 /// Sockets that nobody has claimed yet.
@@ -189,6 +197,15 @@ fn listen(line: &Line, inputs: &Sender<Input>) {
         let heard = line.hear();
         match heard {
             Ok(Some((Note::Go, _))) => drop(tell(Event::Go)),
+            Ok(Some((Note::Vips(state), fds))) => {
+                if let Ok([keeper, listener]) = <[OwnedFd; 2]>::try_from(fds) {
+                    tell(Event::Vips(Detached {
+                        keeper,
+                        listener,
+                        state: state.into_bytes(),
+                    }));
+                }
+            }
             Ok(Some((Note::Main, _))) => {
                 tell(Event::Main);
                 return;

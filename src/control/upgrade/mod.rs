@@ -9,7 +9,8 @@
 //!   Socket.. (descriptors), Everything                  ->  binds what it did not inherit, starts its threads
 //!   (serves all the while)                              <-  Ready {unused}, or Refused {reason}
 //!   workers let go of the sockets, Go                   ->  workers take the sockets
-//!   names the successor to the service manager          <-  Serving
+//!   stops the election, names the successor             <-  Serving
+//!   Vips (keeper, beats, state)                         ->  goes on with the election
 //!   Main                                                ->  speaks for the service from now on
 //!   drains within shutdown_grace, ends
 //! ```
@@ -37,10 +38,12 @@
 mod inheritance;
 mod predecessor;
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::election::Detached;
 use super::pools::Knowledge;
 use crate::config::model::Protocol;
 use crate::link::{ListenSocket, Local};
@@ -133,6 +136,8 @@ enum Note {
     Everything,
     /// Serve.
     Go,
+    /// The election's state; the descriptors are the keeper's channel and the socket for beats.
+    Vips(String),
     /// You speak for the service now.
     Main,
     /// End without having served.
@@ -162,6 +167,8 @@ pub enum Event {
     },
     /// Successor: serve.
     Go,
+    /// Successor: go on with the election.
+    Vips(Detached),
     /// Successor: speak for the service.
     Main,
     /// Successor: end.
@@ -181,6 +188,15 @@ pub struct Done {
 }
 
 impl Done {
+    /// Hands the election over. Until the successor takes it up nobody proves life to the keeper, so nothing may come between.
+    pub fn hand_vips(&self, election: Detached) {
+        let state = String::from_utf8_lossy(&election.state).into_owned();
+        let fds = [election.keeper.as_fd(), election.listener.as_fd()];
+        if let Err(error) = self.line.say_with(&Note::Vips(state), &fds) {
+            log::error!("upgrade: the VIPs cannot be handed over: {error}");
+        }
+    }
+
     /// Tells the successor that it speaks for the service now.
     pub fn tell(self) {
         if let Err(error) = self.line.say(&Note::Main) {
