@@ -181,14 +181,9 @@ fn package(into: &Path) -> PathBuf {
     }
     let file = into.join("weir.deb");
     let mut deb = Command::new("cargo");
-    deb.current_dir(root()).args([
-        "deb",
-        "--no-build",
-        "--no-strip",
-        "--profile",
-        "dev",
-        "--output",
-    ]);
+    deb.current_dir(root()).arg("deb");
+    deb.args(["--no-build", "--profile", "dev", "--fast"]);
+    deb.args(["--strip", "--no-separate-debug-symbols", "--output"]);
     run(deb.arg(&file));
     file
 }
