@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use socket2::{SockRef, Type};
 
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
@@ -42,6 +43,13 @@ impl ListenSocket {
             local: self.local.clone(),
             fd: self.fd.try_clone()?,
         })
+    }
+
+    /// Whether it is a UDP socket.
+    pub fn is_datagram(&self) -> bool {
+        SockRef::from(&self.fd)
+            .r#type()
+            .is_ok_and(|kind| kind == Type::DGRAM)
     }
 }
 

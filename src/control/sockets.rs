@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use super::upgrade::{Heirloom, Heirlooms};
 use crate::config::model::{Bind, Listener, Protocol};
 use crate::link::{ListenSocket, Local};
-use crate::sys::socket;
+use crate::sys::{socket, udp};
 
 /// A listening socket that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,9 @@ pub fn bind(
     };
     let open = |local: &Local| match (local, listener.protocol) {
         (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
-        (Local::Ip(_), Protocol::Udp) => Err(std::io::ErrorKind::Unsupported.into()),
+        (Local::Ip(address), Protocol::Udp) => {
+            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
+        }
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
     let mut inherited = heirlooms.claim(listener, wanted);

@@ -5,6 +5,7 @@
 pub mod epoll;
 pub mod handover;
 pub mod limits;
+pub mod mmsg;
 pub mod neigh;
 pub mod netlink;
 pub mod pipe;
@@ -12,3 +13,4 @@ pub mod sched;
 pub mod secret;
 pub mod socket;
 pub mod systemd;
+pub mod udp;

@@ -271,7 +271,7 @@ fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
     f(&SockRef::from(&fd))
 }
 
-fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.
     let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
