@@ -2,7 +2,7 @@
 //!
 //! `failover-node run CONFIG.json` runs the election and the keeper, answers UDP on port 7777 of every VIP with the node's name,
 //! and takes orders on standard input, one a line: `status`, `serving yes|no`, `pool N up|down`, `demote IP`, `allow IP`,
-//! `reload FILE`, `upgrade`, `stop`. `failover-node probe ADDRESS:PORT MILLISECONDS` asks once a millisecond and prints, for each
+//! `reload FILE`, `upgrade`, `stop`. `failover-node answer NAME ADDRESS` only answers. `failover-node probe ADDRESS:PORT MILLISECONDS` asks once a millisecond and prints, for each
 //! question, when it was sent and when and by whom it was answered (microseconds of CLOCK_MONOTONIC).
 
 use std::collections::BTreeMap;
@@ -97,6 +97,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["keeper"] => return weir::keeper::main(),
         ["run", config] => run(config),
+        ["answer", name, address] => answer(name, address.parse().expect("an address")),
         ["probe", to, ms] => probe(to.parse().expect("an address"), ms.parse().expect("ms")),
         _ => return ExitCode::from(2),
     }

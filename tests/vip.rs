@@ -318,15 +318,19 @@ impl Node {
             enter(&ns);
             let mut netlink = Netlink::open().unwrap();
             let mut changes: Vec<(f64, bool)> = Vec::new();
-            while !flag.load(Ordering::Relaxed) {
+            loop {
+                // Looked at once more after the end, so that what the test has seen is seen here.
+                let last = flag.load(Ordering::Relaxed);
                 let all = netlink.addresses().unwrap();
                 let there = all.iter().any(|a| a.net.addr() == ip);
                 if changes.last().is_none_or(|(_, was)| *was != there) {
                     changes.push((now_ms(), there));
                 }
+                if last {
+                    return changes;
+                }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            changes
         });
         Watch { stop, thread }
     }
@@ -597,7 +601,7 @@ fn a_keeper_that_ends_or_stops() {
     assert_within("keeper stopped: other node holds", took, 400.0);
     until(1_000, "fault", || a.state() == "fault");
     kill(keeper, Signal::SIGCONT).unwrap();
-    a.wait_holds(true);
+    until(2_000, "it works again", || a.state() == "active");
     kill(keeper, Signal::SIGKILL).unwrap();
     until(1_000, "fault", || a.state() == "fault");
     let reason = a.status()["vips"][0]["reason"].to_string();
@@ -634,16 +638,15 @@ fn partitions(times: usize, length_ms: u64, mut seed: u64) {
     for round in 0..times {
         net.part(&["a", "b"], true);
         until(1_000, "both hold", || b.holds(VIP));
-        assert!(a.holds(VIP));
+        assert!(a.holds(VIP), "without a quorum both hold");
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let jitter = (seed >> 33) % (length_ms / 4 + 1);
         std::thread::sleep(Duration::from_millis(length_ms - length_ms / 8 + jitter));
         let since = now_ms();
         let watch = b.watch(VIP);
-        net.part(&["a", "b"], false);
-        let mended = now_ms();
+        net.part(&["a"], false);
         until(1_000, "one holder", || !b.holds(VIP));
-        let gone = watch.gone(since) - (mended - since);
+        let gone = watch.gone(since);
         worst = worst.max(gone);
         assert_within(&format!("round {round}: one holder"), gone, 100.0);
         assert!(a.holds(VIP));
@@ -748,13 +751,10 @@ fn leftovers_are_swept() {
     kill(a.keeper(), Signal::SIGKILL).unwrap();
     a.signal(Signal::SIGKILL);
     assert!(a.holds(VIP), "nobody is there to remove it");
-    let mut config = net.config("a", &["a"]);
-    config["vips"][0]["requires"] = json!([0]);
-    let again = net.start_with("a", &config, &[]);
-    again.ask("pool 0 down");
+    let again = net.start("a", &["a"]);
     let log = || again.log();
     until(1_000, "swept", || log().matches("swept").count() == 2);
-    drop(again);
+    again.stop();
     until(500, "nothing is left", || !a.holds(VIP) && !a.holds(VIP6));
     // A permanent address is somebody's.
     sh(&format!(
@@ -765,7 +765,7 @@ fn leftovers_are_swept() {
     until(1_000, "refused", || third.state() == "fault");
     let reason = third.status()["vips"][0]["reason"].to_string();
     assert!(reason.contains("somebody else has configured"), "{reason}");
-    assert_eq!(third.stop().is_empty(), false);
+    third.stop();
     assert!(a.holds(VIP), "not ours to remove");
 }
 
@@ -896,13 +896,18 @@ fn the_beat_port_survives_strangers() {
                 let mut stream = TcpStream::connect(&port).unwrap();
                 let mut bytes: Vec<u8> = (0..2_000).map(|_| byte()).collect();
                 if round % 2 == 0 {
-                    // A good beginning: node b says hello, and then noise.
+                    // A good beginning: node b says hello, and then a frame of noise.
                     let mut hello = b"WEIR\x01".to_vec();
                     hello.extend_from_slice(&bytes[..24]);
-                    hello.extend_from_slice(b"\x01b");
+                    hello.extend_from_slice(b"\x01b\x00\x40");
                     bytes.splice(..0, hello);
                 }
                 let _ = stream.write_all(&bytes);
+                // Until we are thrown out.
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(2)))
+                    .unwrap();
+                let _ = stream.read_to_end(&mut bytes);
             }
             idle
         }

@@ -42,6 +42,8 @@ pub struct Status {
     pub config_file: Option<String>,
     /// Why the last reload was refused; `null` if it was not.
     pub reload_error: Option<String>,
+    /// Why the last upgrade failed; null if there was none.
+    pub upgrade_error: Option<String>,
     /// The process has been told to stop and lets connections finish.
     pub stopping: bool,
     /// The process as a whole.
@@ -248,6 +250,8 @@ pub struct Facts {
     pub config_file: Option<String>,
     /// Why the last reload was refused.
     pub reload_error: Option<String>,
+    /// Why the last upgrade failed.
+    pub upgrade_error: Option<String>,
     /// Reloads refused so far.
     pub reload_failures: u64,
     /// Since the workers' epoch.
@@ -344,6 +348,7 @@ impl Status {
             generation: snapshot.generation,
             config_file: facts.config_file.clone(),
             reload_error: facts.reload_error.clone(),
+            upgrade_error: facts.upgrade_error.clone(),
             stopping: facts.stopping,
             process: Process {
                 connections: process.connections.get(),

@@ -533,7 +533,12 @@ impl Tcp {
                 Started::GaveUp(cause) => break cause,
             }
         };
-        self.retire(context, key, cause, By::Weir);
+        let by = if cause == Cause::BackendReset {
+            By::Backend
+        } else {
+            By::Weir
+        };
+        self.retire(context, key, cause, by);
     }
 
     fn attempt_failed(&mut self, context: &mut Context, key: Key, error: ConnectError) {
