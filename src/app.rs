@@ -1,20 +1,26 @@
 //! Composition root: the only file that knows every module. Starts the parts in an order that fails early and leaves
 //! nothing behind, and ends with the exit code.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
+use anyhow::Context;
 use crossbeam_channel::Sender;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
 use crate::config::model::{Log, LogFormat};
+use crate::config::{self, Config};
+use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
-use crate::link::{Local, Shared};
+use crate::failover::timers::Timers;
+use crate::keeper;
+use crate::link::{self, Local, Shared};
 use crate::sys::limits;
+use crate::worker::{Settings, Worker};
 
 /// Configuration refused.
 pub const EXIT_CONFIG: u8 = 3;
@@ -23,17 +29,32 @@ static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
 /// `weir run`: serves until a signal ends it.
 pub fn run(source: Source) -> ExitCode {
+    let inheritance = match Inheritance::receive() {
+        Ok(inheritance) => inheritance,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let predecessor = inheritance.successor.clone();
+    let refuse = |reason: &str| {
+        if let Some(predecessor) = &predecessor {
+            predecessor.refuse(reason);
+        }
+    };
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
+            refuse(&errors.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match launch(source, config).and_then(Running::serve) {
+    match launch(source, config, inheritance).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
+            refuse(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -49,14 +70,23 @@ pub struct Running {
 }
 
 /// Starts everything, in an order that fails before it leaves traces.
-pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
+pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let (control, inputs) = Control::start(source, config)?;
+    // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
+    let keeper = match &config.failover {
+        Some(failover) if !inheritance.is_succession() => {
+            let timers = Timers::derive(failover.beat, failover.dead_after);
+            Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
+        }
+        _ => None,
+    };
+    let (control, inputs) =
+        Control::start(source, config, inheritance, Box::new(spawn_worker), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {
@@ -79,6 +109,24 @@ impl Running {
             .map(|(name, local)| (name.to_string(), local.clone()))
             .collect()
     }
+}
+
+fn spawn_worker(id: usize, shared: Arc<Shared>) -> io::Result<(link::Worker, JoinHandle<()>)> {
+    let settings = Settings {
+        pipes_max: config::PIPES_PER_WORKER as usize,
+        seed: u64::from(std::process::id()) << 32 | id as u64,
+    };
+    let (worker, handle) = Worker::new(id, shared, settings)?;
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{id}"))
+        .spawn(move || {
+            if let Err(error) = worker.run() {
+                // Without this worker its listening sockets would swallow connections: nothing is served half.
+                log::error!("worker {id}: {error}");
+                std::process::exit(1);
+            }
+        })?;
+    Ok((handle, thread))
 }
 
 /// Installs the event log: stderr, text or JSON; level and form follow the configuration.
@@ -125,7 +173,7 @@ fn abort_on_panic() {
 }
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR2])?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

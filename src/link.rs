@@ -4,14 +4,17 @@
 //! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
 //! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use socket2::{SockRef, Type};
 
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
@@ -30,6 +33,24 @@ pub struct ListenSocket {
     pub local: Local,
     /// The socket.
     pub fd: OwnedFd,
+}
+
+impl ListenSocket {
+    /// The same socket behind another descriptor.
+    pub fn duplicate(&self) -> std::io::Result<ListenSocket> {
+        Ok(ListenSocket {
+            listener: self.listener,
+            local: self.local.clone(),
+            fd: self.fd.try_clone()?,
+        })
+    }
+
+    /// Whether it is a UDP socket.
+    pub fn is_datagram(&self) -> bool {
+        SockRef::from(&self.fd)
+            .r#type()
+            .is_ok_and(|kind| kind == Type::DGRAM)
+    }
 }
 
 /// A local address of a listener.
@@ -70,6 +91,19 @@ pub enum Command {
     Listen(ListenSocket),
     /// Accept what is queued on the sockets of this listener and address, then close them.
     Unlisten(u32, Local),
+    /// Hand out duplicates of all listening sockets and go on serving them.
+    Share {
+        /// Where they go.
+        reply: Sender<std::io::Result<Vec<ListenSocket>>>,
+    },
+    /// Close these listening sockets (listener, address) as they are, without serving what is queued: another process
+    /// has them too and will.
+    Release {
+        /// Which.
+        sockets: Arc<Vec<(u32, Local)>>,
+        /// Told when it is done.
+        reply: Sender<()>,
+    },
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),
     /// Describe live connections, at most so many.
@@ -250,12 +284,13 @@ pub struct Shared {
     /// Process-wide gauges.
     pub process: ProcessStats,
     /// Where access records go; `None` = nowhere.
-    pub records: Option<Sender<Record>>,
+    records: ArcSwapOption<Sender<Record>>,
     /// Where failures seen by real traffic go.
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
     pub epoch: Instant,
     logged_at_s: AtomicU64,
+    control_at_ms: AtomicU64,
 }
 
 impl Shared {
@@ -270,10 +305,11 @@ impl Shared {
             version: AtomicU64::new(0),
             workers: ArcSwap::default(),
             process: ProcessStats::default(),
-            records,
+            records: ArcSwapOption::from_pointee(records),
             reports,
             epoch,
             logged_at_s: AtomicU64::new(0),
+            control_at_ms: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -290,6 +326,34 @@ impl Shared {
     /// The newest snapshot if it is newer than `version`.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
         (self.version.load(Ordering::Acquire) != version).then(|| self.snapshot.load_full())
+    }
+
+    /// The control thread has gone round.
+    pub fn note_control(&self) {
+        self.control_at_ms
+            .store(self.epoch.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// What does not turn any more: a worker whose turn has lasted longer than `worker`, or control, unseen for longer than
+    /// `control`.
+    pub fn stuck(&self, worker: Duration, control: Duration) -> Option<String> {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let late = |since_ms: u64, patience: Duration| {
+            since_ms != u64::MAX && now_ms.saturating_sub(since_ms) > patience.as_millis() as u64
+        };
+        let workers = self.workers.load();
+        if let Some(stuck) = workers
+            .iter()
+            .find(|w| late(w.stats.busy_since_ms.get(), worker))
+        {
+            let for_ms = now_ms - stuck.stats.busy_since_ms.get();
+            return Some(format!(
+                "worker {} has been stuck for {for_ms} ms",
+                stuck.id
+            ));
+        }
+        late(self.control_at_ms.load(Ordering::Relaxed), control)
+            .then(|| "the control thread is stuck".into())
     }
 
     /// The newest snapshot.
@@ -331,9 +395,19 @@ impl Shared {
         }
     }
 
+    /// Whether access records are wanted at all.
+    pub fn wants_records(&self) -> bool {
+        self.records.load().is_some()
+    }
+
+    /// Has access records go to `records` from now on.
+    pub fn set_records(&self, records: Option<Sender<Record>>) {
+        self.records.store(records.map(Arc::new));
+    }
+
     /// Hands a record to the log, or counts it as dropped.
     pub fn record(&self, record: Record) {
-        if let Some(records) = &self.records
+        if let Some(records) = &*self.records.load()
             && records.try_send(record).is_err()
         {
             self.process.records_dropped.add(1);
@@ -345,6 +419,10 @@ impl Shared {
         let _ = self.reports.try_send(Report { backend, at, kind });
     }
 }
+
+/// Starts the worker with this number on a thread of its own.
+pub type SpawnWorker =
+    Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
 
 /// The receiving end of a worker's queue.
 pub type Commands = Receiver<Command>;

@@ -38,6 +38,8 @@ pub struct Listener {
     pub id: u32,
     /// What the file says; `config.pool` indexes [`Snapshot::pools`].
     pub config: model::Listener,
+    /// Name of the pool it sends to.
+    pub pool: Arc<str>,
     /// Its statistics.
     pub stats: Arc<ListenerStats>,
     /// Who may come in.
@@ -59,6 +61,8 @@ pub struct Pool {
     pub tiers: [Mask; 2],
     /// Nothing is up and the pool tries all: the tiers hold every backend.
     pub desperate: bool,
+    /// Backends that are known to be up and take work.
+    pub healthy: usize,
 }
 
 /// A backend.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 
 use crate::balance::{decayed, peak_ewma};
+use crate::flow::Dropped;
 use crate::relay::Cause;
 
 /// Time in which an old response time fades to 1/e.
@@ -169,6 +170,8 @@ pub struct ListenerShard {
     pub datagrams_in: Count,
     /// Datagrams to clients.
     pub datagrams_out: Count,
+    /// Datagrams not passed on, either way, by [`Dropped`] (index `reason as usize`).
+    pub dropped: [Count; Dropped::ALL.len()],
 }
 
 impl ListenerStats {

@@ -27,12 +27,15 @@
 //! 2. *Levelling.* The last slots (at most [`LEVELLED_MAX`], fewer with many backends) are dealt by rendezvous score to
 //!    those short of their quota.
 //!
-//! Removing one of N then moves at most 1.5 / N of the keys, and up to 20 backends the slots match the weights within 1 %
-//! of each backend's own share (`tests` below hold both).
+//! Removing one of N equals then moves at most 1.5 / N of the keys (any one: its share and 0.5 / N), and up to 20 backends
+//! the slots match the weights within 1 % of each backend's own share. With 1,000, a backend may have up to a tenth more than
+//! its quota and some have a quarter less: 65 slots are few. The tests below hold these figures.
 
 use super::explain::{Note, Reason, Trace};
-use super::hash::{SplitMix, below, mix2};
+use super::hash::mix2;
 use super::{Loads, Member, Shares, View};
+use crate::base::Rng;
+use crate::base::rng::below;
 
 /// Slots of a table: a prime well above the number of backends.
 pub const SLOTS: usize = 65_537;
@@ -195,7 +198,7 @@ struct Racer {
     weight: u64,
     /// Fraction of a throw that it has saved up.
     saved: u64,
-    throws: SplitMix,
+    throws: Rng,
     slots: usize,
     quota: usize,
 }
@@ -213,7 +216,7 @@ fn fill(members: &[Member]) -> Box<[u16]> {
             // backend leaving could raise the quota of every other by a slot, and move that many.
             let quota = (u128::from(weight * SLOTS as u64) << 32) / u128::from(total);
             let quota = (((quota + u128::from(mix2(identity, 4) >> 32)) >> 32) as usize).max(1);
-            let throws = SplitMix::new(mix2(identity, 2));
+            let throws = Rng::new(mix2(identity, 2));
             Racer {
                 ix,
                 identity,
@@ -315,7 +318,7 @@ mod tests {
     }
 
     fn key(n: u64) -> u64 {
-        SplitMix::new(n).next()
+        crate::base::Rng::new(n).next_u64()
     }
 
     fn picks(picker: &Picker, keys: u64, shares: &Shares, eligible: &Mask) -> Vec<usize> {
@@ -388,30 +391,36 @@ mod tests {
                 .filter(|&&owner| usize::from(owner) == ix)
                 .count();
             assert!(
-                (35..=66 + SLACK).contains(&got),
+                (48..=66 + SLACK).contains(&got),
                 "1,000 backends: {ix} has {got} slots"
             );
         }
     }
 
-    /// A backend leaves the configuration: the table is built anew. The bound of a rendezvous hash would be exactly 1 / N.
+    /// A backend leaves the configuration: the table is built anew. A rendezvous hash would move exactly its share; half as
+    /// much as the mean share may come on top, whatever the weights.
     /// Broken on purpose: throws repeated until they hit, which is plain Maglev.
     #[test]
     fn one_of_n_leaving_moves_at_most_one_and_a_half_of_n() {
         for n in [
             2, 3, 4, 5, 10, 20, 50, 100, 129, 200, 257, 300, 500, 513, 1000,
         ] {
-            let pool = members(&vec![7; n]);
-            let before = owners(&pool);
-            for leaving in [0, n / 2, n - 1] {
-                let mut rest = pool.clone();
-                rest.remove(leaving);
-                let moved = moved(&before, &owners(&rest)) as f64 / SLOTS as f64;
-                assert!(
-                    moved <= 1.5 / n as f64,
-                    "{leaving} of {n} leaves: {:.2} / N moved",
-                    moved * n as f64
-                );
+            for weight in [|_: usize| 7, |ix: usize| 1 + (ix as u32 * 7919) % 10] {
+                let weights: Vec<u32> = (0..n).map(weight).collect();
+                let pool = members(&weights);
+                let before = owners(&pool);
+                for leaving in [0, n / 2, n - 1] {
+                    let mut rest = pool.clone();
+                    rest.remove(leaving);
+                    let moved = moved(&before, &owners(&rest)) as f64 / SLOTS as f64;
+                    let share =
+                        f64::from(weights[leaving]) / f64::from(weights.iter().sum::<u32>());
+                    let (moved, share) = (moved * n as f64, share * n as f64);
+                    assert!(
+                        moved <= share + 0.5,
+                        "{leaving} of {n} leaves: {moved:.2} / N moved, its share is {share:.2}"
+                    );
+                }
             }
         }
     }

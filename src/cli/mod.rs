@@ -1,10 +1,20 @@
 //! The command line, one file a command.
 
+pub mod backend;
 pub mod check;
+pub mod client;
+pub mod conns;
 pub mod demo;
 pub mod explain;
+pub mod generate;
+pub mod kill;
 pub mod reference;
+pub mod reload;
 pub mod run;
+pub mod status;
+pub mod table;
+pub mod top;
+pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,8 +46,28 @@ enum Command {
     },
     /// Tell which backend a client would get, and why.
     Explain(explain::Args),
+    /// Listeners, pools, backends, VIPs, workers.
+    Status(status::Args),
+    /// Live connections and UDP sessions.
+    Conns(conns::Args),
+    /// End one connection.
+    Kill(kill::Args),
+    /// Change one backend until the next reload.
+    Backend(backend::Args),
+    /// Planned move of a VIP to the next node, and back.
+    Vip(vip::Args),
+    /// Live view: rates, backends, VIPs, busiest connections.
+    Top(top::Args),
+    /// Read the configuration again; waits, and fails if it is refused.
+    Reload(reload::Args),
+    /// The process that installs VIPs; started by `weir run`, never by hand.
+    #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
+    Keeper,
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
+    /// Make manual pages or shell completions.
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Runs the command line of this process.
@@ -47,6 +77,15 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
         Command::Explain(args) => explain::run(&args),
+        Command::Status(args) => status::run(args),
+        Command::Conns(args) => conns::run(args),
+        Command::Kill(args) => kill::run(args),
+        Command::Backend(args) => backend::run(args),
+        Command::Vip(args) => vip::run(args),
+        Command::Reload(args) => reload::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Keeper => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
+        Command::Generate(args) => generate::run(&args),
     }
 }

@@ -236,7 +236,7 @@ use Protocol::{Tcp, Udp};
 pub static FIELDS: &[Field] = &[
     value::<usize>("workers", "auto", "Event loops; auto = the CPUs that this process may use.").or("auto").unit("threads").range("1..1024"),
     value::<SocketPath>("admin", "/run/weir/admin.sock", "Unix socket for `weir status` and the like, mode 0660."),
-    value::<SocketAddr>("metrics", "off", "HTTP endpoint: /metrics, /status, /healthz and a page at /.").or("off").example("127.0.0.1:9109").not_yet(),
+    value::<SocketAddr>("metrics", "off", "HTTP endpoint: /metrics, /status, /healthz and a page at /.").or("off").example("127.0.0.1:9109"),
 
     section("log", "Logging."),
     value::<log::LevelFilter>("log.level", "info", "Threshold of the event log, which goes to stderr."),
@@ -246,12 +246,12 @@ pub static FIELDS: &[Field] = &[
 
     section("limits", "Limits of the whole process."),
     value::<u32>("limits.connections", "auto", "Live TCP connections; auto = what the descriptor limit can carry.").or("auto").unit("connections").range("1..10000000"),
-    value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000").not_yet(),
+    value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000"),
     value::<Duration>("shutdown_grace", "30s", "How long connections may finish after TERM.").range("0s..24h"),
 
     named("listeners", Refused, "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
     section("listeners.*", "A named set of addresses that share a pool and a policy."),
-    value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp").not_yet_for(&["udp"]),
+    value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp"),
     list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
     required::<Name>("listeners.*.pool", "web", "The pool that serves it.").udp("dns"),
     list::<IpNet>("listeners.*.allow", Means("everybody"), "[10.0.0.0/8]", "If given, other sources are refused. A bare address means itself alone.").range("1..100000"),
@@ -269,10 +269,10 @@ pub static FIELDS: &[Field] = &[
     value::<Duration>("listeners.*.timeouts.max_age", "off", "Longest life of a connection, jittered by up to a tenth.").or("off").range("1s..365d"),
     section("listeners.*.accept_proxy", "Accept PROXY protocol headers (v1 and v2), from these sources only.").or("off").off().only(Tcp),
     list::<IpNet>("listeners.*.accept_proxy.from", Refused, "[10.0.0.0/24]", "These sources must start with a header, or are closed; from others nothing is parsed.").range("1..10000"),
-    section("listeners.*.udp", "Ends of UDP sessions.").only(Udp).udp("section").not_yet(),
+    section("listeners.*.udp", "Ends of UDP sessions.").only(Udp).udp("section"),
     value::<Duration>("listeners.*.udp.idle", "30s", "A session without a datagram for so long ends.").range("10ms..24h").udp("30s"),
-    value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
-    value::<u32>("listeners.*.udp.replies", "unlimited", "Datagrams from the backend after which the session ends; 1 for DNS.").or("unlimited").unit("datagrams").range("1..4294967295").udp("1"),
+    value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends; the next one opens another.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
+    value::<u32>("listeners.*.udp.replies", "unlimited", "A session ends when its backend has answered each request with so many datagrams: 1 for DNS, 0 for one-way traffic.").or("unlimited").unit("datagrams").range("0..4294967295").udp("1"),
 
     named("pools", Refused, "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
     section("pools.*", "A named set of backends with one policy."),
@@ -313,7 +313,7 @@ pub static FIELDS: &[Field] = &[
     value::<SendProxy>("pools.*.send_proxy", "off", "PROXY header sent to the backend.").udp("v2"),
     optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5"),
 
-    section("failover", "Virtual IP addresses that move between nodes.").off().not_yet(),
+    section("failover", "Virtual IP addresses that move between nodes.").off(),
     required::<Name>("failover.node", "a", "This node, a key of `nodes`."),
     required::<AbsolutePath>("failover.secret_file", "/etc/weir/secret", "Shared secret that signs beats; a file that others can read is refused."),
     value::<Duration>("failover.beat", "50ms", "Period of beats; less than a third of dead_after.").range("10ms..10s"),

@@ -7,35 +7,61 @@
 //! A change of anything that workers act on ends in one [`Shared::publish`] at the end of the round that made it.
 
 pub mod access_log;
+pub mod admin;
 mod crew;
 mod endpoints;
+mod facts;
+pub mod history;
+pub mod http;
+pub mod metrics;
+mod notifier;
+pub mod observer;
 mod pools;
 pub mod probe;
+pub mod process;
 pub mod request;
 mod sockets;
+mod succession;
+pub mod upgrade;
+pub mod view;
+mod vips;
 
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
+use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
-use crate::link::{Command, Report, Shared};
+use crate::keeper::KeeperHandle;
+use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::limits;
 
 use crew::Crew;
 use endpoints::Endpoints;
+use metrics::Peak;
+use notifier::Notifier;
 use pools::Pools;
 use probe::Prober;
+use succession::Succession;
+use upgrade::Inheritance;
+
 pub use request::{BackendOrder, Input, Request, VipOrder};
+use vips::Vips;
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
+/// How long the old observer goes on after a reload that moves it.
+const OBSERVER_DELAY: Duration = Duration::from_millis(200);
 /// Longest sleep.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
@@ -62,6 +88,13 @@ impl Source {
             Source::Flags(config) => Ok((**config).clone()),
         }
     }
+
+    fn file(&self) -> Option<String> {
+        match self {
+            Source::File(path) => Some(path.display().to_string()),
+            Source::Flags(_) => None,
+        }
+    }
 }
 
 /// The control thread's state.
@@ -77,22 +110,57 @@ pub struct Control {
     version: u64,
     generation: u64,
     stopping: Option<Instant>,
-    access_log: Option<access_log::Handle>,
+    access_log: Option<(Sender<Record>, access_log::Handle)>,
+    admin: UnixListener,
+    /// Kept for a successor.
+    http: Option<TcpListener>,
+    observer: Option<observer::Handle>,
+    /// A new metrics address, to be served as soon as whoever asked for the reload has been answered.
+    new_http: Option<(Instant, Option<TcpListener>)>,
+    inputs_sender: Sender<Input>,
+    peaks: HashMap<usize, Peak>,
+    reload_error: Option<String>,
+    reload_failures: u64,
+    /// Who comes first when there is less to shed than there are workers.
+    shed_first: usize,
+    vips: Vips,
+    succession: Succession,
+    notifier: Notifier,
 }
 
 impl Control {
-    /// Binds every socket, starts every thread and serves. Nothing is left behind if it fails.
-    pub fn start(source: Source, config: Config) -> anyhow::Result<(Control, Sender<Input>)> {
+    /// Binds every socket that was not inherited, starts every thread and serves (or waits until its predecessor lets go).
+    /// Nothing is left behind if it fails.
+    pub fn start(
+        source: Source,
+        config: Config,
+        inheritance: Inheritance,
+        spawn: SpawnWorker,
+        keeper: Option<KeeperHandle>,
+    ) -> anyhow::Result<(Control, Sender<Input>)> {
+        let (mut succession, knowledge) = Succession::new(inheritance);
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
-        let access = access_log::start(&config.log)?;
-        let (records, access_log) = access.unzip();
+        // First of all: it finds out whether another weir is running here.
+        let heirlooms = &mut succession.heirlooms;
+        let admin = match heirlooms.claim_own(&admin_name(&config)) {
+            Some(fd) => fd.into(),
+            None => admin::bind(&config.admin)?,
+        };
+        let http = match heirlooms.claim_own(&http_name(&config)) {
+            Some(fd) => Some(fd.into()),
+            None => config.metrics.map(bind_http).transpose()?,
+        };
+        let access_log = access_log::start(&config.log)?;
+        let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
+        let vips = Vips::new(shared.clone());
         let mut control = Control {
+            vips,
             source,
             inputs,
             reports,
-            crew: Crew::new(shared.clone()),
+            crew: Crew::new(shared.clone(), spawn),
             endpoints: Endpoints::default(),
             pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
@@ -101,23 +169,55 @@ impl Control {
             generation: 0,
             stopping: None,
             access_log,
+            observer: None,
+            http: None,
+            new_http: None,
+            inputs_sender: sender.clone(),
+            peaks: HashMap::new(),
+            reload_error: None,
+            reload_failures: 0,
+            shed_first: 0,
+            admin,
+            notifier: Notifier::new(succession.is_waiting(), Instant::now()),
+            succession,
         };
-        control.apply(config)?;
+        if let Err(error) = control.apply(config) {
+            control.remove_admin();
+            return Err(error);
+        }
+        control.pools.learn(knowledge, Instant::now());
+        control.http = http;
+        if !control.succession.is_waiting() {
+            control.observe()?;
+            control.shared.note_control();
+            control
+                .vips
+                .follow(control.config.failover.as_ref(), keeper)?;
+        }
         Ok((control, sender))
+    }
+
+    /// Serves the admin socket, and HTTP if it is wanted.
+    fn observe(&mut self) -> std::io::Result<()> {
+        self.observer = None;
+        let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
+        let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
+        self.observer = Some(handle);
+        Ok(())
     }
 
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
-        let plan = self.endpoints.plan(&config.listeners, workers)?;
-        self.crew
-            .resize(workers, config::PIPES_PER_WORKER as usize)?;
+        let heirlooms = &mut self.succession.heirlooms;
+        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
+        self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
+        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
         self.generation += 1;
         self.config = config;
         self.publish();
-        self.crew.listen(dealt);
+        self.crew.listen(self.succession.hold(dealt));
         for (listener, local) in closed {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
@@ -154,9 +254,13 @@ impl Control {
         for (name, local) in self.endpoints.bound() {
             log::info!("listening: {name} {local}");
         }
+        self.announce()?;
         log::info!("ready");
+        let status = self.status_line();
+        self.notifier.ready(status);
         loop {
             let now = Instant::now();
+            self.shared.note_control();
             let changed = self.pools.tick(now);
             for shed in self.pools.take_shed() {
                 self.shed(shed);
@@ -164,7 +268,13 @@ impl Control {
             if changed {
                 self.publish();
             }
+            self.pools.tell();
             self.crew.reap();
+            self.show_life(now);
+            if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
+                self.http = http;
+                self.observe()?;
+            }
             if self
                 .stopping
                 .is_some_and(|deadline| self.is_idle() || now >= deadline)
@@ -178,6 +288,10 @@ impl Control {
                     .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
+            let wait = self
+                .notifier
+                .deadline()
+                .map_or(wait, |at| wait.min(at.saturating_duration_since(now)));
             select! {
                 recv(self.inputs) -> input => match input {
                     Ok(input) => if !self.handle(input) { break },
@@ -191,11 +305,20 @@ impl Control {
         }
         self.crew.all(|| Command::ShedAll(Cause::Shutdown));
         self.crew.stop();
-        if let Some(log) = self.access_log.take() {
-            drop(self.shared);
+        self.vips.stop();
+        self.observer = None;
+        self.remove_admin();
+        if let Some((_, log)) = self.access_log.take() {
             log.finish();
         }
         Ok(())
+    }
+
+    /// Removes the admin socket's file, unless another process serves there.
+    fn remove_admin(&self) {
+        if self.succession.is_in_office() {
+            admin::remove(&self.admin);
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -208,6 +331,12 @@ impl Control {
             Input::Verdict(verdict) => self.pools.on_verdict(&verdict, Instant::now()),
             Input::Signal(libc::SIGHUP) => {
                 let _ = self.reload();
+            }
+            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
+            Input::Upgrade(event) => return self.on_upgrade(event),
+            Input::Signal(_) if self.succession.is_waiting() => return false,
+            Input::Signal(_) if std::mem::take(&mut self.succession.retired) => {
+                log::info!("stopping, as soon as the connections that are left have finished");
             }
             Input::Signal(_) if self.stopping.is_some() => return false,
             Input::Signal(_) => self.begin_stop(),
@@ -223,35 +352,135 @@ impl Control {
             "stopping: {open} connections may finish within {}",
             humantime::format_duration(grace)
         );
+        // First of all: the next node takes over while this one still serves.
+        self.vips.stop();
         self.stopping = Some(Instant::now() + grace);
+        self.succession.abandon();
+        self.notifier
+            .stopping(format!("stopping: {open} connections may finish"));
         for (listener, local) in self.endpoints.close_all() {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
     }
 
+    /// One line for the service manager.
+    fn status_line(&self) -> String {
+        let mut line = format!(
+            "generation {}: {} listeners, {} connections, {} UDP sessions",
+            self.generation,
+            self.config.listeners.len(),
+            self.shared.process.connections.get(),
+            self.shared.process.udp_sessions.get(),
+        );
+        let errors = [
+            ("reload refused", &self.reload_error),
+            ("upgrade failed", &self.succession.error),
+        ];
+        for (what, error) in errors {
+            if let Some(error) = error {
+                line = format!("{what}: {error}; {line}");
+            }
+        }
+        line
+    }
+
+    /// Signs of life for the service manager, as long as every worker turns.
+    fn show_life(&mut self, now: Instant) {
+        let epoch = self.shared.epoch;
+        let busy = self.crew.handles().filter_map(|worker| {
+            let since_ms = worker.stats.busy_since_ms.get();
+            let since = epoch.checked_add(Duration::from_millis(since_ms))?;
+            Some((worker.id, now.saturating_duration_since(since)))
+        });
+        self.notifier.feed(now, busy);
+        if self.notifier.wants_status(now) {
+            let status = self.status_line();
+            self.notifier.status(status);
+        }
+    }
+
     fn reload(&mut self) -> Result<String, String> {
+        if let Err(reason) = self.succession.busy() {
+            log::warn!("reload refused: {reason}");
+            return Err(reason);
+        }
+        self.notifier.reloading();
+        let outcome = self.read_again();
+        let status = self.status_line();
+        self.notifier.ready(status);
+        outcome
+    }
+
+    fn read_again(&mut self) -> Result<String, String> {
         let outcome = self
             .source
             .load()
             .map_err(|errors| errors.to_string())
-            .and_then(|config| self.apply(config).map_err(|error| format!("{error:#}")));
+            .and_then(|config| self.replace(config).map_err(|error| format!("{error:#}")));
         match outcome {
             Ok(()) => {
+                self.reload_error = None;
                 log::info!("reloaded: generation {}", self.generation);
                 Ok(format!("generation {}", self.generation))
             }
             Err(error) => {
                 log::error!("reload refused, the old configuration stays in force: {error}");
+                self.reload_failures += 1;
+                self.reload_error = Some(error.clone());
                 Err(error)
             }
         }
     }
 
-    fn shed(&self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections.
+    /// Replaces the running configuration. Everything that can fail comes first.
+    fn replace(&mut self, config: Config) -> anyhow::Result<()> {
+        if config.admin != self.config.admin {
+            anyhow::bail!("admin: moving the admin socket needs a restart");
+        }
+        let http = match config.metrics == self.config.metrics {
+            true => None,
+            false => Some(config.metrics.map(bind_http).transpose()?),
+        };
+        let log = config.log.clone();
+        self.vips
+            .follow(config.failover.as_ref(), None)
+            .context("failover")?;
+        self.apply(config)?;
+        if let Some(http) = http {
+            self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));
+        }
+        log::set_max_level(log.level);
+        self.follow_log(&log);
+        Ok(())
+    }
+
+    /// Brings the access log in line with the configuration, and opens its file again (rotation).
+    fn follow_log(&mut self, log: &crate::config::model::Log) {
+        let wanted = log.access != AccessTarget::Off;
+        let outcome = match &self.access_log {
+            Some((_, handle)) if wanted => handle.retarget(&log.access, log.format),
+            Some(_) => Ok(()),
+            None => access_log::start(log).map(|started| self.access_log = started),
+        };
+        let records = self
+            .access_log
+            .as_ref()
+            .filter(|_| wanted)
+            .map(|(records, _)| records.clone());
+        self.shared.set_records(records);
+        if let Err(error) = outcome {
+            log::error!("access log: {error}; it goes on as before");
+        }
+    }
+
+    fn shed(&mut self, shed: pools::Shed) {
+        // Divided evenly: the workers hold about equal numbers of a backend's connections. What cannot be divided goes round,
+        // because the worker that is asked may hold none of them.
         let workers = self.crew.handles().count();
+        self.shed_first += 1;
         for (ix, handle) in self.crew.handles().enumerate() {
-            let count = shed.count / workers + usize::from(ix < shed.count % workers);
+            let turn = (ix + self.shed_first) % workers;
+            let count = shed.count / workers + usize::from(turn < shed.count % workers);
             if count > 0 {
                 handle.send(Command::Shed {
                     backend: shed.backend,
@@ -261,19 +490,24 @@ impl Control {
             }
         }
     }
+}
 
-    fn answer(&mut self, request: Request) {
-        match request {
-            Request::Reload { reply } => drop(reply.send(self.reload())),
-            Request::Backend {
-                pool,
-                name,
-                order,
-                reply,
-            } => {
-                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
-            }
-            _ => {}
-        }
+/// What the admin socket is called in an upgrade.
+fn admin_name(config: &Config) -> String {
+    format!("admin {}", config.admin.display())
+}
+
+/// What the socket of the metrics is called in an upgrade.
+fn http_name(config: &Config) -> String {
+    match config.metrics {
+        Some(address) => format!("metrics {address}"),
+        None => String::new(),
     }
 }
+
+fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|error| anyhow::anyhow!("metrics: cannot bind {address}: {error}"))
+}
+
+pub mod election;

@@ -4,9 +4,13 @@
 //! changes are logged, and the outcome becomes [`Pool`]s of the next snapshot. What is known of a backend belongs to its
 //! identity (pool and address) and survives reloads.
 
+mod knowledge;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use knowledge::Knowledge;
 
 use super::probe::{Probe, Prober, Verdict};
 use super::request::BackendOrder;
@@ -92,6 +96,8 @@ pub struct Pools {
     sheds: Vec<Shed>,
     rng: Rng,
     changed: bool,
+    /// Changes to be logged once workers have been told.
+    news: Vec<(log::Level, String)>,
 }
 
 impl Pools {
@@ -106,6 +112,7 @@ impl Pools {
             sheds: Vec::new(),
             rng: Rng::new(seed),
             changed: false,
+            news: Vec::new(),
         }
     }
 
@@ -114,18 +121,13 @@ impl Pools {
         self.pools.iter()
     }
 
-    /// Whether a pool has a backend that takes new work because it is believed to be healthy.
-    pub fn serves(&self, pool: usize) -> bool {
-        self.pools
-            .get(pool)
-            .is_some_and(|pool| pool.eligible > 0 && !pool.desperate)
-    }
-
     /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain.
     pub fn configure(&mut self, pools: &[model::Pool], shards: usize, now: Instant) {
         let mut known: HashMap<u64, Entry> = HashMap::new();
         let mut rules: HashMap<Arc<str>, Option<Duration>> = HashMap::new();
+        let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
         for pool in self.pools.drain(..) {
+            supply.insert(pool.config.name.clone(), (pool.eligible, pool.desperate));
             rules.insert(
                 pool.config.name.as_str().into(),
                 pool.config.on_drain_finish,
@@ -173,7 +175,7 @@ impl Pools {
                         },
                         Some(mut entry) => {
                             let change = entry.state.adopt(now, Policy::from(pool));
-                            log_change(&backend, change.as_ref());
+                            self.news.extend(news(&backend, change.as_ref()));
                             Entry {
                                 backend,
                                 weight: None,
@@ -196,12 +198,13 @@ impl Pools {
             self.schedule.add(now, pool.health.interval, &probed);
             let picker = picker(pool, &entries);
             let config = Arc::new(pool.clone());
+            let (eligible, desperate) = supply.get(&pool.name).copied().unwrap_or_default();
             self.pools.push(PoolEntry {
                 config,
                 entries,
                 picker,
-                desperate: false,
-                eligible: 0,
+                desperate,
+                eligible,
             });
         }
         for entry in known.into_values() {
@@ -235,7 +238,7 @@ impl Pools {
             for entry in &mut pool.entries {
                 if entry.state.deadline(now).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
-                    log_change(&entry.backend, change.as_ref());
+                    self.news.extend(news(&entry.backend, change.as_ref()));
                     self.changed = true;
                 }
             }
@@ -286,6 +289,13 @@ impl Pools {
             .chain(leaving)
             .chain(self.schedule.deadline())
             .min()
+    }
+
+    /// Logs what has changed: after publication, so that whoever reads it can rely on it.
+    pub fn tell(&mut self) {
+        for (level, text) in self.news.drain(..) {
+            log::log!(level, "{text}");
+        }
     }
 
     /// Connections to be closed; empty until the next tick.
@@ -428,7 +438,7 @@ impl Pools {
             config, entries, ..
         } = &self.pools[pool];
         let backend = &entries[ix].backend;
-        log_change(backend, Some(&change));
+        self.news.extend(news(backend, Some(&change)));
         let lost = matches!(change.to, State::Down | State::Disabled);
         if lost && config.on_down == OnDown::Close {
             let shed = Shed {
@@ -463,15 +473,9 @@ impl PoolEntry {
                     && wanted.contains(&entry.state.standing())
             })
         };
-        // Untested backends take work only where nobody of their tier is known to be up.
-        let tier = |backup| {
-            let ready = of(&[Standing::Ready], backup);
-            if ready.is_empty() {
-                of(&[Standing::Untested], backup)
-            } else {
-                ready
-            }
-        };
+        // An untested backend takes work as if it were up: a failed connect goes elsewhere, while a start that waits for
+        // probes would pile everything on whoever is probed first.
+        let tier = |backup| of(&[Standing::Ready, Standing::Untested], backup);
         let mut tiers = [tier(false), tier(true)];
         let nobody = tiers.iter().all(Mask::is_empty);
         let unhealthy = [false, true].map(|backup| of(&[Standing::Unhealthy], backup));
@@ -497,6 +501,10 @@ impl PoolEntry {
             shares: Shares::new(&shares, serving),
             tiers,
             desperate,
+            healthy: entries
+                .iter()
+                .filter(|entry| entry.weight() > 0 && entry.state.standing() == Standing::Ready)
+                .count(),
         };
         self.note_supply(eligible, desperate);
         Arc::new(pool)
@@ -514,7 +522,14 @@ impl PoolEntry {
             (1.., 0) => {
                 log::error!("pool {name}: no backend is left; new connections are refused");
             }
-            (0, 1..) if !desperate => log::info!("pool {name}: {eligible} backends take new work"),
+            (0, 1..) if !desperate => {
+                let backends = if eligible == 1 {
+                    "1 backend takes"
+                } else {
+                    &format!("{eligible} backends take")
+                };
+                log::info!("pool {name}: {backends} new work");
+            }
             _ if self.desperate && !desperate => {
                 log::info!("pool {name}: serving from healthy backends again")
             }
@@ -526,25 +541,25 @@ impl PoolEntry {
 }
 
 fn name(backend: &Backend) -> String {
-    format!(
-        "{}/{} ({})",
-        backend.pool, backend.config.name, backend.config.address
-    )
+    let Backend { pool, config, .. } = backend;
+    let address = config.address.to_string();
+    if config.name == address {
+        format!("{pool}/{address}")
+    } else {
+        format!("{pool}/{} ({address})", config.name)
+    }
 }
 
-fn log_change(backend: &Backend, change: Option<&Change>) {
-    let Some(Change { from, to, reason }) = change else {
-        return;
-    };
+fn news(backend: &Backend, change: Option<&Change>) -> Option<(log::Level, String)> {
+    let Change { from, to, reason } = change?;
     let level = match to {
         State::Down | State::Ejected => log::Level::Warn,
         _ => log::Level::Info,
     };
-    log::log!(
+    Some((
         level,
-        "backend {} is {to} (was {from}): {reason}",
-        name(backend)
-    );
+        format!("backend {} is {to} (was {from}): {reason}", name(backend)),
+    ))
 }
 
 fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {

@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn what_comes_next() {
-        let rows: &[(&str, bool, &str, &[(Op, Done)], Op)] = &[
+        type Row<'a> = (&'a str, bool, &'a str, &'a [(Op, Done)], Op);
+        let rows: &[Row] = &[
             ("nothing known", true, "", &[], Op::Wait),
             ("no read without a ready sink", true, "r", &[], Op::Wait),
             ("no read without a ready source", true, "w", &[], Op::Wait),
@@ -369,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_bulk_lane_asks_for_a_pipe_and_then_trusts_only_eagain() {
-        let mut steps = vec![(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(3);
+        let mut steps = [(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(3);
         steps.push((Op::Fill, short(500)));
         steps.push((drain(500), short(200)));
         let lane = run(true, "rwf", &steps);

@@ -63,6 +63,11 @@ pub fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("not an internet socket"))
 }
 
+/// Whether other sockets can be bound to the same address (SO_REUSEPORT).
+pub fn shares_port(fd: &OwnedFd) -> io::Result<bool> {
+    SockRef::from(fd).reuse_port()
+}
+
 /// Why no connection was accepted.
 #[derive(Debug)]
 pub enum AcceptError {
@@ -133,11 +138,13 @@ unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<Soc
     }
 }
 
-/// Why a connection attempt failed. The first two are the backend's fault, the rest ours.
+/// Why a connection attempt failed. The first three are the backend's fault, the rest ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectError {
-    /// Refused or reset.
+    /// Refused.
     Refused,
+    /// Accepted and reset at once.
+    Reset,
     /// No answer in time.
     TimedOut,
     /// No route, network down, not permitted.
@@ -153,6 +160,7 @@ impl ConnectError {
     pub fn as_str(self) -> &'static str {
         match self {
             ConnectError::Refused => "refused",
+            ConnectError::Reset => "reset",
             ConnectError::TimedOut => "timed_out",
             ConnectError::Unreachable => "unreachable",
             ConnectError::NoPorts => "no_ports",
@@ -162,12 +170,16 @@ impl ConnectError {
 
     /// Whether the backend, rather than this host, is to blame.
     pub fn blames_backend(self) -> bool {
-        matches!(self, ConnectError::Refused | ConnectError::TimedOut)
+        matches!(
+            self,
+            ConnectError::Refused | ConnectError::Reset | ConnectError::TimedOut
+        )
     }
 
     fn from_errno(errno: i32) -> ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,
+            libc::ECONNRESET | libc::EPIPE => ConnectError::Reset,
             libc::ENETUNREACH
             | libc::EHOSTUNREACH
             | libc::ENETDOWN
@@ -276,7 +288,7 @@ fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
     f(&SockRef::from(&fd))
 }
 
-fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.
     let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };

@@ -76,6 +76,7 @@ impl Attempt {
             return Started::GaveUp(match self.last_error {
                 None => Cause::NoBackend,
                 Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
+                Some(ConnectError::Reset) => Cause::BackendReset,
                 Some(_) => Cause::ConnectFailed,
             });
         };
@@ -118,6 +119,7 @@ impl Attempt {
         let shard = backend.stats.shards.of(context.id);
         let (counter, report) = match error {
             ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
+            ConnectError::Reset => (&shard.reset_early, Some(ReportKind::ResetEarly)),
             ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
             _ => (&shard.local_errors, None),
         };

@@ -558,7 +558,12 @@ impl Tcp {
                 Started::GaveUp(cause) => break cause,
             }
         };
-        self.retire(context, key, cause, By::Weir);
+        let by = if cause == Cause::BackendReset {
+            By::Backend
+        } else {
+            By::Weir
+        };
+        self.retire(context, key, cause, by);
     }
 
     fn attempt_failed(&mut self, context: &mut Context, key: Key, error: ConnectError) {
@@ -715,7 +720,7 @@ impl Tcp {
         shard
             .seconds
             .observe_us(u64::from(us(connection.opened, context.now)));
-        if context.shared.records.is_some() {
+        if context.shared.wants_records() {
             context
                 .shared
                 .record(connection.record(context.now, cause, closed_by));

@@ -137,9 +137,9 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
         ('P', "source_hash: {port: true}", &["6:1: pools.web.source_hash: has no effect without `balance: source_hash`"]),
         ('P', "backends: [{address: 10.0.0.1:80, backup: true}]", &["6:1: pools.web.backends: every backend is a backup: without a primary that makes no difference"]),
         ('R', r#"pools: {web: {backends: 10.0.0.1:80}, spare: {backends: 10.0.0.1:80}}"#, &["1:39: pools.spare: no listener uses this pool"]),
-        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: while they cannot reach each other both hold the addresses; add one under `witnesses`"]),
+        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: if the link between them breaks while both live, BOTH hold the VIPs until it heals; add a witness, or a third node that holds nothing, to rule that out"]),
         ('F', r#"nodes: {a: "10.0.0.1:7400"}"#, &["9:1: failover.nodes: a single node has no other to fail over to"]),
-        ('F', "quorum: 1", &["9:1: failover.quorum: `1` of 3 voters is no majority: after a partition two nodes may hold the same address"]),
+        ('F', "quorum: 1", &["9:1: failover.quorum: quorum 1 is not a majority of 3 voters: both halves of a partition may hold the VIPs; use auto"]),
     ];
     for (place, fragment, expected) in rows {
         assert_eq!(

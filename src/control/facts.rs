@@ -1,0 +1,179 @@
+//! What only the control thread knows, gathered for whoever asks, and the answers made of it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use super::metrics::{Metrics, Peak};
+use super::process::ProcessFacts;
+use super::view::{BackendFacts, Facts, Status, Times};
+use super::{Control, Request};
+use crate::flow::Dropped;
+use crate::link::{Command, LiveConnection};
+
+/// A worker whose turn lasts longer than this is stuck.
+pub const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// How long workers may take to answer.
+const WORKERS_MAX: Duration = Duration::from_secs(1);
+
+impl Control {
+    /// Answers a question or carries out an order.
+    pub(super) fn answer(&mut self, request: Request) {
+        // Whoever asked may have gone; then nobody is there to be told.
+        match request {
+            Request::Status { reply } => {
+                let facts = self.facts();
+                let workers = self.shared.workers();
+                let status = Status::new(
+                    &self.shared.snapshot(),
+                    &self.shared.process,
+                    &workers,
+                    &facts,
+                );
+                let _ = reply.send(serde_json::to_value(status).unwrap_or_default());
+            }
+            Request::Metrics { reply } => {
+                let facts = self.facts();
+                let (snapshot, workers) = (self.shared.snapshot(), self.shared.workers());
+                let page = Metrics {
+                    snapshot: &snapshot,
+                    workers: &workers,
+                    facts: &facts,
+                };
+                let _ = reply.send(page.render());
+            }
+            Request::Health { reply } => drop(reply.send(self.health())),
+            Request::Connections { limit, reply } => drop(reply.send(self.connections(limit))),
+            Request::Kill { id, reply } => drop(reply.send(self.kill(id))),
+            Request::Backend {
+                pool,
+                name,
+                order,
+                reply,
+            } => {
+                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
+            }
+            Request::Vip {
+                address,
+                order,
+                reply,
+            } => drop(reply.send(self.vips.order(address, order))),
+            Request::Reload { reply } => drop(reply.send(self.reload())),
+        }
+    }
+
+    /// Whether every worker turns and every listener is bound.
+    pub(super) fn health(&self) -> Result<(), String> {
+        if self.stopping.is_some() {
+            return Err("stopping".into());
+        }
+        match self.shared.stuck(STUCK_AFTER, Duration::MAX) {
+            Some(stuck) => Err(stuck),
+            None => Ok(()),
+        }
+    }
+
+    fn connections(&self, limit: usize) -> Vec<LiveConnection> {
+        let (sender, receiver) = bounded(64);
+        self.crew.all(|| Command::List {
+            limit,
+            reply: sender.clone(),
+        });
+        drop(sender);
+        let deadline = Instant::now() + WORKERS_MAX;
+        let mut found = Vec::new();
+        while let Ok(part) = receiver.recv_deadline(deadline) {
+            found.extend(part);
+        }
+        found.sort_by_key(|connection| connection.id);
+        found.truncate(limit);
+        found
+    }
+
+    fn kill(&self, id: u64) -> bool {
+        let (sender, receiver) = bounded(64);
+        self.crew.all(|| Command::Kill {
+            id,
+            reply: sender.clone(),
+        });
+        drop(sender);
+        let deadline = Instant::now() + WORKERS_MAX;
+        std::iter::from_fn(|| receiver.recv_deadline(deadline).ok()).any(|killed| killed)
+    }
+
+    fn facts(&mut self) -> Facts {
+        let now = Instant::now();
+        let backends = self
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.entries)
+            .map(|entry| {
+                let facts = BackendFacts {
+                    state: entry.state.state().word(),
+                    reason: entry.state.reason().to_string(),
+                    since: now.saturating_duration_since(entry.state.since()),
+                    probes: Times::sum([&entry.probes.seconds]),
+                    probe_failures: entry.probes.failures.get(),
+                };
+                (entry.backend.identity, facts)
+            })
+            .collect();
+        let (vips, nodes, beats_rejected) = self.vips.view();
+        Facts {
+            config_file: self.source.file(),
+            reload_error: self.reload_error.clone(),
+            upgrade_error: self.succession.error.clone(),
+            reload_failures: self.reload_failures,
+            uptime: self.shared.epoch.elapsed(),
+            stopping: self.stopping.is_some(),
+            backends,
+            vips,
+            nodes,
+            beats_rejected,
+            turn_max: self.turn_max(now),
+            udp_dropped: self.udp_dropped(),
+            records_dropped: self.shared.process.records_dropped.get()
+                + self
+                    .access_log
+                    .as_ref()
+                    .map_or(0, |(_, log)| log.stats.lost()),
+            process: ProcessFacts::read(),
+        }
+    }
+
+    /// UDP datagrams dropped, by reason, over all listeners.
+    fn udp_dropped(&self) -> Vec<(&'static str, u64)> {
+        let snapshot = self.shared.snapshot();
+        let total = |reason: Dropped| {
+            let shards = snapshot
+                .listeners
+                .iter()
+                .map(|listener| &listener.stats.shards);
+            shards
+                .map(|shards| shards.sum(|shard| &shard.dropped[reason as usize]))
+                .sum()
+        };
+        let reasons = Dropped::ALL.iter();
+        reasons
+            .map(|&reason| (reason.as_str(), total(reason)))
+            .collect()
+    }
+
+    /// The longest turn of each worker lately; indices are worker numbers.
+    fn turn_max(&mut self, now: Instant) -> Vec<Duration> {
+        let mut longest: HashMap<usize, Duration> = HashMap::new();
+        for worker in self.shared.workers().iter() {
+            let peak = self
+                .peaks
+                .entry(worker.id)
+                .or_insert_with(|| Peak::new(now));
+            peak.observe(now, Duration::from_nanos(worker.stats.turn_ns_max.take()));
+            longest.insert(worker.id, peak.value(now));
+        }
+        let count = longest.keys().max().map_or(0, |id| id + 1);
+        (0..count)
+            .map(|id| longest.get(&id).copied().unwrap_or_default())
+            .collect()
+    }
+}
