@@ -148,7 +148,9 @@ fn expire() -> Path {
 
 fn slab() -> Path {
     let mut slab: Slab<[u64; 48]> = Slab::new();
-    (0..1000).for_each(|n| drop(slab.insert([n; 48])));
+    (0..1000).for_each(|n| {
+        slab.insert([n; 48]);
+    });
     let mut run = RunQueue::default();
     Box::new(move || {
         let key = slab.insert([7; 48]);

@@ -428,14 +428,17 @@ impl Tcp {
                 self.set_timer(context, key);
             }
         } else if self.admit(context, key) {
-            self.read_early(key);
+            if context.crowded {
+                self.read_early(key);
+            }
             if self.watch_client(context, key) {
                 self.connect_next(context, key);
             }
         }
     }
 
-    /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
+    /// Takes what the client sent right behind its handshake. Worth a call or two only in a crowd, where connections have waited
+    /// for a turn and most have something to read; a lone one is served with the fewest calls. It can then leave with the ACK that completes the handshake
     /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
     fn read_early(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
