@@ -423,7 +423,7 @@ impl Udp {
 }
 
 /// A session's place in the process: parked sessions keep it, because they keep a descriptor.
-fn take_seat(context: &Context) -> bool {
+pub(super) fn take_seat(context: &Context) -> bool {
     let max = context.snapshot.sessions_max;
     let taken = context.shared.process.udp_sessions.try_raise(Some(max));
     if taken {
@@ -432,7 +432,7 @@ fn take_seat(context: &Context) -> bool {
     taken
 }
 
-fn leave_seat(context: &Context) {
+pub(super) fn leave_seat(context: &Context) {
     context.shared.process.udp_sessions.lower();
     context.stats.udp_sessions.lower();
 }

@@ -24,6 +24,7 @@
 //! ([`Dropped`]).
 
 mod life;
+mod migrate;
 mod plan;
 mod replies;
 mod requests;
