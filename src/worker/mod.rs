@@ -230,7 +230,7 @@ impl Worker {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(context, listener, &local);
+                    udp.remove(poll, context, listener, &local);
                 }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => {

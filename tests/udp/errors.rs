@@ -24,7 +24,10 @@ pools: {{main: {{balance: round_robin, passive: off, {pool} backends: {backends:
 fn a_refused_datagram_is_sent_again_to_another_backend() {
     // Nobody listens on `closed`, and nobody else takes it while it is reserved.
     let (server, closed) = (Server::echo("127.0.0.1:0"), Port::reserve());
-    let weir = Weir::start(&config("", &[closed.address().to_string(), server.address.to_string()]));
+    let weir = Weir::start(&config(
+        "",
+        &[closed.address().to_string(), server.address.to_string()],
+    ));
     // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
     for len in [8, 100, 512, 1200, 9000] {
         for _ in 0..4 {
@@ -35,10 +38,20 @@ fn a_refused_datagram_is_sent_again_to_another_backend() {
         }
     }
     let backends = &status(&weir)["pools"][0]["backends"];
-    assert_eq!(backends[0]["failed"], 10, "each session that was sent there: {backends}");
+    assert_eq!(
+        backends[0]["failed"], 10,
+        "each session that was sent there: {backends}"
+    );
     let records = weir.stop();
-    assert!(records.iter().all(|record| record.backend.as_deref() == Some(&server.address.to_string())));
-    assert_eq!(records.iter().filter(|record| record.attempts == 2).count(), 10);
+    assert!(
+        records
+            .iter()
+            .all(|record| record.backend.as_deref() == Some(&server.address.to_string()))
+    );
+    assert_eq!(
+        records.iter().filter(|record| record.attempts == 2).count(),
+        10
+    );
 }
 
 #[test]
@@ -49,10 +62,17 @@ fn without_another_backend_a_refusal_ends_nothing() {
     for _ in 0..20 {
         client.send(&weir.address("main"), b"is anybody there?");
     }
-    let failed = || status(&weir)["pools"][0]["backends"][0]["failed"].as_u64().unwrap();
+    let failed = || {
+        status(&weir)["pools"][0]["backends"][0]["failed"]
+            .as_u64()
+            .unwrap()
+    };
     wait_until("refusals", || failed() > 0);
     let server = Server::echo(&closed.address().to_string());
-    assert_eq!(client.ask(&weir.address("main"), "now there is"), "now there is");
+    assert_eq!(
+        client.ask(&weir.address("main"), "now there is"),
+        "now there is"
+    );
     drop(server);
 }
 
@@ -62,7 +82,11 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
         Some(Server::named("127.0.0.1:0", "a")),
         Some(Server::named("127.0.0.1:0", "b")),
     ];
-    let list: Vec<String> = servers.iter().flatten().map(|s| s.address.to_string()).collect();
+    let list: Vec<String> = servers
+        .iter()
+        .flatten()
+        .map(|s| s.address.to_string())
+        .collect();
     let weir = Weir::start(&config("", &list));
     let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
     let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
@@ -78,7 +102,10 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
 #[test]
 fn a_pool_says_what_becomes_of_the_sessions_of_a_backend_that_goes_down() {
     for (on_down, after) in [("keep", "a"), ("close", "b")] {
-        let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
+        let servers = [
+            Server::named("127.0.0.1:0", "a"),
+            Server::named("127.0.0.1:0", "b"),
+        ];
         // Health is what the TCP ports say.
         let doors = [(); 2].map(|()| super::common::Server::sink());
         let [a, b] = [0, 1].map(|ix| servers[ix].address);
@@ -93,12 +120,19 @@ pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a,
         let client = Client::at("127.0.0.1");
         assert_eq!(client.ask(&weir.address("main"), "?"), "a");
         let mut down = super::common::command(env!("CARGO_BIN_EXE_weir"));
-        super::common::run(down.args(["backend", "main/a", "down", "--socket"]).arg(weir.admin()));
+        super::common::run(
+            down.args(["backend", "main/a", "down", "--socket"])
+                .arg(weir.admin()),
+        );
         wait_until("it takes effect", || {
             // New clients go to b.
             (0..2).all(|_| Client::at("127.0.0.1").ask(&weir.address("main"), "?") == "b")
         });
-        assert_eq!(client.ask(&weir.address("main"), "?"), after, "on_down: {on_down}");
+        assert_eq!(
+            client.ask(&weir.address("main"), "?"),
+            after,
+            "on_down: {on_down}"
+        );
     }
 }
 
@@ -117,7 +151,8 @@ fn a_forged_refusal_does_not_move_a_flow() {
     let client = host.enter(|| Client::at("127.0.0.1"));
     let address = weir.address("main");
     assert_eq!(client.ask(&address, "a question"), "a");
-    let raw = backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
+    let raw =
+        backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
     let source = {
         let mut first = None;
         wait_until("the source", || {
@@ -128,9 +163,16 @@ fn a_forged_refusal_does_not_move_a_flow() {
     };
     let forge = |quote: &[u8]| {
         let packet = port_unreachable(source, a.address, quote);
-        raw.send_to(&packet, &SocketAddr::from((v4(source), 0)).into()).unwrap();
+        raw.send_to(&packet, &SocketAddr::from((v4(source), 0)).into())
+            .unwrap();
     };
-    for quote in [&b""[..], b"x", b"a quest", b"other content of some length", &[0; 500]] {
+    for quote in [
+        &b""[..],
+        b"x",
+        b"a quest",
+        b"other content of some length",
+        &[0; 500],
+    ] {
         for _ in 0..20 {
             // In front of and behind a datagram of the flow.
             forge(quote);
@@ -140,7 +182,11 @@ fn a_forged_refusal_does_not_move_a_flow() {
         }
     }
     assert_eq!(b.count(), 0);
-    assert_eq!(status(&weir)["pools"][0]["backends"][0]["failed"], 0, "nobody is blamed");
+    assert_eq!(
+        status(&weir)["pools"][0]["backends"][0]["failed"],
+        0,
+        "nobody is blamed"
+    );
     // A true one, which quotes what was sent, does move it. (Seen from here it is the same packet.)
     client.send(&address, b"a question that is quoted");
     assert_eq!(client.receive().0, b"a");
@@ -149,7 +195,9 @@ fn a_forged_refusal_does_not_move_a_flow() {
 }
 
 fn v4(address: SocketAddr) -> Ipv4Addr {
-    let SocketAddr::V4(address) = address else { panic!("IPv4 only") };
+    let SocketAddr::V4(address) = address else {
+        panic!("IPv4 only")
+    };
     *address.ip()
 }
 
@@ -169,7 +217,10 @@ fn port_unreachable(source: SocketAddr, refuser: SocketAddr, quote: &[u8]) -> Ve
     packet.extend((8 + quote.len() as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.extend(quote);
-    let sum = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum::<u32>();
+    let sum = packet
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+        .sum::<u32>();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     packet[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
@@ -186,7 +237,12 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
     link("eth0", [(&host, "10.9.0.1/24"), (&backend, "10.9.0.2/24")]);
     let far = backend.enter(|| Server::named("10.9.0.2:7", "far"));
     let near = host.enter(|| Server::named("127.0.0.1:0", "near"));
-    let weir = Launch::new(&config("", &[far.address.to_string(), near.address.to_string()])).inside(&host).start();
+    let weir = Launch::new(&config(
+        "",
+        &[far.address.to_string(), near.address.to_string()],
+    ))
+    .inside(&host)
+    .start();
     let (old, address) = (host.enter(|| Client::at("127.0.0.1")), weir.address("main"));
     assert_eq!(old.ask(&address, "a question"), "far");
     // The router (here: the host's own firewall) says "host unreachable".
@@ -206,7 +262,9 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
 /// The listening sockets are nobody's peer: a client that closes its port hurts nobody.
 #[test]
 fn clients_that_refuse_replies_do_not_disturb_the_listener() {
-    let server = Server::new("127.0.0.1:0", |_| vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]);
+    let server = Server::new("127.0.0.1:0", |_| {
+        vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]
+    });
     let weir = Weir::start(&config("", &[server.address.to_string()]));
     let address = weir.address("main");
     for _ in 0..200 {
@@ -215,5 +273,8 @@ fn clients_that_refuse_replies_do_not_disturb_the_listener() {
     }
     let client = Client::at("127.0.0.1");
     client.send(&address, b"x");
-    assert_eq!([client.receive().0, client.receive().0, client.receive().0].concat(), b"123");
+    assert_eq!(
+        [client.receive().0, client.receive().0, client.receive().0].concat(),
+        b"123"
+    );
 }

@@ -54,7 +54,14 @@ pools: {{main: {{backends: ['{}']}}}}
                 }
             }
         });
-        let raw = client.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap());
+        let raw = client.enter(|| {
+            Socket::new(
+                Domain::IPV4,
+                Type::RAW,
+                Some(Protocol::from(libc::IPPROTO_RAW)),
+            )
+            .unwrap()
+        });
         let started = Instant::now();
         for n in 0..FLOOD {
             // 20,000 a second, which takes the 3 s of the idle time and more.
@@ -62,7 +69,10 @@ pools: {{main: {{backends: ['{}']}}}}
             while started.elapsed() < due {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            let source = SocketAddr::from((Ipv4Addr::from(0x0a09_1000 + n / 60_000), (1024 + n % 60_000) as u16));
+            let source = SocketAddr::from((
+                Ipv4Addr::from(0x0a09_1000 + n / 60_000),
+                (1024 + n % 60_000) as u16,
+            ));
             let packet = spoofed(source, "10.9.0.1:5353".parse().unwrap(), b"flood");
             let _ = raw.send_to(&packet, &"10.9.0.1:0".parse::<SocketAddr>().unwrap().into());
             if n % 5_000 == 0 {
@@ -74,7 +84,10 @@ pools: {{main: {{backends: ['{}']}}}}
     let (asked, answered) = (asked.into_inner(), answered.into_inner());
     println!("{answered} of {asked} answered; {most} sockets at most");
     assert!(asked > 100, "the flow was slow: {asked}");
-    assert!((asked - answered) * 100 <= asked, "{answered} of {asked} answered");
+    assert!(
+        (asked - answered) * 100 <= asked,
+        "{answered} of {asked} answered"
+    );
     assert!(most <= sockets + SESSIONS, "{most} sockets");
     let process = status(&weir);
     assert!(process["workers"][0]["udp_sessions"].as_u64().unwrap() <= SESSIONS as u64);
@@ -83,13 +96,17 @@ pools: {{main: {{backends: ['{}']}}}}
     let grown = weir.memory_kib("RssAnon").saturating_sub(memory);
     assert!(grown < 16 << 10, "{grown} KiB more");
     // And it is over when it is over.
-    wait_until("sessions end", || status(&weir)["workers"][0]["udp_sessions"] == 0);
+    wait_until("sessions end", || {
+        status(&weir)["workers"][0]["udp_sessions"] == 0
+    });
     assert_eq!(weir.sockets(), sockets - 1);
 }
 
 /// An IPv4 packet with a UDP datagram in it; the kernel fills in the header's checksum, UDP may go without.
 fn spoofed(source: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let (SocketAddr::V4(source), SocketAddr::V4(to)) = (source, to) else { panic!("IPv4 only") };
+    let (SocketAddr::V4(source), SocketAddr::V4(to)) = (source, to) else {
+        panic!("IPv4 only")
+    };
     let mut packet = Vec::with_capacity(HEADERS + bytes.len());
     packet.extend([0x45, 0]);
     packet.extend(((HEADERS + bytes.len()) as u16).to_be_bytes());
@@ -174,6 +191,10 @@ pools: {{main: {{backends: ['{}']}}}}
     for client in served {
         assert_eq!(client.ask(&address, "still here?"), "still here?");
     }
-    let lines = weir.stderr().iter().filter(|line| line.contains("Too many open files")).count();
+    let lines = weir
+        .stderr()
+        .iter()
+        .filter(|line| line.contains("Too many open files"))
+        .count();
     assert!((1..10).contains(&lines), "{lines} lines");
 }

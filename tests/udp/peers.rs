@@ -87,25 +87,48 @@ impl Server {
         Server::on(socket, answer)
     }
 
-    pub fn on(socket: UdpSocket, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Server {
+    pub fn on(
+        socket: UdpSocket,
+        answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
+    ) -> Server {
         // Only so that it notices being dropped.
-        socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-        socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(10)))
+            .unwrap();
+        socket2::SockRef::from(&socket)
+            .set_recv_buffer_size(4 << 20)
+            .unwrap();
         let address = socket.local_addr().unwrap();
-        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let (seen, stop) = (
+            Arc::new(Mutex::new(Seen::default())),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (record, stopped) = (seen.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; LARGEST + 1];
             while !stopped.load(Ordering::Relaxed) {
-                let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
+                let Ok((len, from)) = socket.recv_from(&mut buffer) else {
+                    continue;
+                };
                 let bytes = buffer[..len].to_vec();
-                record.lock().unwrap().from.entry(from).or_default().push(bytes);
+                record
+                    .lock()
+                    .unwrap()
+                    .from
+                    .entry(from)
+                    .or_default()
+                    .push(bytes);
                 for reply in answer(&buffer[..len]) {
                     let _ = socket.send_to(&reply, from);
                 }
             }
         });
-        Server { address, seen, stop, thread: Some(thread) }
+        Server {
+            address,
+            seen,
+            stop,
+            thread: Some(thread),
+        }
     }
 
     /// Sends back what it gets.
@@ -161,7 +184,9 @@ impl Drop for Server {
 #[track_caller]
 pub fn status(weir: &Weir) -> serde_json::Value {
     let mut status = command(env!("CARGO_BIN_EXE_weir"));
-    status.args(["status", "--json", "--socket"]).arg(weir.admin());
+    status
+        .args(["status", "--json", "--socket"])
+        .arg(weir.admin());
     serde_json::from_str(&run(&mut status)).expect("a document")
 }
 
@@ -170,7 +195,11 @@ pub fn status(weir: &Weir) -> serde_json::Value {
 pub fn metric(address: &str, series: &str) -> u64 {
     use std::io::{Read, Write};
     let mut stream = super::common::client::connect(address);
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     let line = page.lines().find_map(|line| line.strip_prefix(series));

@@ -23,7 +23,10 @@ impl Drop for Daemon {
 }
 
 fn directory() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap()
+    tempfile::Builder::new()
+        .prefix("weir-test-")
+        .tempdir()
+        .unwrap()
 }
 
 fn program(name: &str) -> Command {
@@ -58,14 +61,20 @@ fn nsd(port: &Port) -> Daemon {
     fs::write(dir.path().join("nsd.conf"), config).unwrap();
     let mut start = program("nsd");
     start.args(["-d", "-c"]).arg(dir.path().join("nsd.conf"));
-    let child = start.stdin(Stdio::null()).stderr(fs::File::create(dir.path().join("log")).unwrap()).spawn().unwrap();
+    let child = start
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(dir.path().join("log")).unwrap())
+        .spawn()
+        .unwrap();
     let daemon = Daemon { child, _dir: dir };
     let client = Client::at("127.0.0.1");
     // A query for host.example. A.
     let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04host\x07example\0\0\x01\0\x01";
     wait_until("nsd answers", || {
         let _ = client.0.send_to(query, port.address());
-        client.receive_within(Duration::from_millis(50)).is_some_and(|answer| answer.starts_with(b"\x12\x34\x85"))
+        client
+            .receive_within(Duration::from_millis(50))
+            .is_some_and(|answer| answer.starts_with(b"\x12\x34\x85"))
     });
     daemon
 }
@@ -81,16 +90,33 @@ fn dnsperf_to_nsd_loses_no_query() {
     let _servers = [nsd(&ports[0]), nsd(&ports[1])];
     let dir = directory();
     let queries = dir.path().join("queries");
-    fs::write(&queries, "host.example. A\nns.example. A\nnone.example. A\n").unwrap();
-    for udp in ["{idle: 10s, replies: 1}", "{idle: 10s}", "{idle: 10s, requests: 1, replies: 1}"] {
+    fs::write(
+        &queries,
+        "host.example. A\nns.example. A\nnone.example. A\n",
+    )
+    .unwrap();
+    for udp in [
+        "{idle: 10s, replies: 1}",
+        "{idle: 10s}",
+        "{idle: 10s, requests: 1, replies: 1}",
+    ] {
         let weir = weir_before(&[ports[0].address(), ports[1].address()], udp);
         let address = weir.address("main");
         let (host, port) = address.rsplit_once(':').unwrap();
         let mut load = program("dnsperf");
-        load.args(["-s", host, "-p", port, "-l", "3", "-c", "20", "-Q", "3000", "-t", "5", "-d"]).arg(&queries);
+        load.args([
+            "-s", host, "-p", port, "-l", "3", "-c", "20", "-Q", "3000", "-t", "5", "-d",
+        ])
+        .arg(&queries);
         let report = run(&mut load);
-        assert!(report.contains("Queries lost:         0 (0.00%)"), "{udp}: {report}");
-        let sent = report.lines().find_map(|line| line.trim().strip_prefix("Queries sent:")).expect(&report);
+        assert!(
+            report.contains("Queries lost:         0 (0.00%)"),
+            "{udp}: {report}"
+        );
+        let sent = report
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Queries sent:"))
+            .expect(&report);
         assert!(sent.trim().parse::<u64>().unwrap() > 3000, "{report}");
     }
 }
@@ -118,11 +144,29 @@ pools:
     ));
     for direction in [&[][..], &["--reverse"]] {
         let mut load = program("iperf3");
-        load.args(["--json", "--client", "127.0.0.1", "--port", &port.number.to_string()]);
-        load.args(["--udp", "--bitrate", "50M", "--length", "1200", "--time", "2"]).args(direction);
+        load.args([
+            "--json",
+            "--client",
+            "127.0.0.1",
+            "--port",
+            &port.number.to_string(),
+        ]);
+        load.args([
+            "--udp",
+            "--bitrate",
+            "50M",
+            "--length",
+            "1200",
+            "--time",
+            "2",
+        ])
+        .args(direction);
         let report: serde_json::Value = serde_json::from_str(&run(&mut load)).unwrap();
         let sum = &report["end"]["sum"];
-        let (packets, lost) = (sum["packets"].as_u64().unwrap(), sum["lost_packets"].as_u64().unwrap());
+        let (packets, lost) = (
+            sum["packets"].as_u64().unwrap(),
+            sum["lost_packets"].as_u64().unwrap(),
+        );
         assert!(packets > 5_000, "{sum}");
         assert!(lost * 1000 <= packets, "{lost} of {packets} lost");
         assert_eq!(sum["out_of_order"].as_u64().unwrap_or(0), 0);
@@ -137,29 +181,79 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
     if !have(&["openssl"]) {
         return;
     }
-    let silence: u64 = std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
+    let silence: u64 =
+        std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
     let (dir, port) = (directory(), Port::reserve());
     let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
     let mut make = program("openssl");
-    make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=weir", "-days", "2"]);
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=weir",
+        "-days",
+        "2",
+    ]);
     run(make.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
     let mut serve = program("openssl");
-    serve.args(["s_server", "-dtls", "-quiet", "-rev", "-4", "-accept", &port.address().to_string(), "-key"]);
+    serve.args([
+        "s_server",
+        "-dtls",
+        "-quiet",
+        "-rev",
+        "-4",
+        "-accept",
+        &port.address().to_string(),
+        "-key",
+    ]);
     serve.arg(&key).arg("-cert").arg(&certificate);
     let log = fs::File::create(dir.path().join("server")).unwrap();
-    let child = serve.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-    let _server = Daemon { child, _dir: directory() };
-    let bound = || fs::read_to_string("/proc/net/udp").unwrap().contains(&format!(":{:04X} ", port.number));
+    let child = serve
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let _server = Daemon {
+        child,
+        _dir: directory(),
+    };
+    let bound = || {
+        fs::read_to_string("/proc/net/udp")
+            .unwrap()
+            .contains(&format!(":{:04X} ", port.number))
+    };
     wait_until("openssl listens", bound);
 
     let weir = weir_before(&[port.address()], &format!("{{idle: {}s}}", silence + 5));
     let mut connect = program("openssl");
-    connect.args(["s_client", "-dtls", "-quiet", "-connect", &weir.address("main")]);
+    connect.args([
+        "s_client",
+        "-dtls",
+        "-quiet",
+        "-connect",
+        &weir.address("main"),
+    ]);
     let (output, log) = (dir.path().join("client"), dir.path().join("client-log"));
-    connect.stdin(Stdio::piped()).stdout(fs::File::create(&output).unwrap()).stderr(fs::File::create(&log).unwrap());
-    let mut client = Daemon { child: connect.spawn().unwrap(), _dir: dir };
+    connect
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(&output).unwrap())
+        .stderr(fs::File::create(&log).unwrap());
+    let mut client = Daemon {
+        child: connect.spawn().unwrap(),
+        _dir: dir,
+    };
     let mut input = client.child.stdin.take().unwrap();
-    let said = |text: &str| fs::read_to_string(&output).unwrap_or_default().contains(text);
+    let said = |text: &str| {
+        fs::read_to_string(&output)
+            .unwrap_or_default()
+            .contains(text)
+    };
     input.write_all(b"before\n").unwrap();
     wait_until("the answer", || said("erofeb"));
     std::thread::sleep(Duration::from_secs(silence));

@@ -7,7 +7,10 @@ use super::common::{Weir, wait_until};
 use super::peers::{Client, Server, metric, status};
 
 fn config(listener: &str, backends: &[&Server]) -> String {
-    let list: Vec<String> = backends.iter().map(|server| server.address.to_string()).collect();
+    let list: Vec<String> = backends
+        .iter()
+        .map(|server| server.address.to_string())
+        .collect();
     format!(
         "
 workers: 1
@@ -28,11 +31,24 @@ fn silence_ends_a_session_and_a_record_tells_of_it() {
     }
     let record = &weir.wait_for_records(1)[0];
     assert_eq!(record.end(), ("idle_timeout", "weir"));
-    assert_eq!((record.bytes_up, record.bytes_down, record.attempts), (15, 24, 1));
-    assert_eq!((record.protocol.as_str(), record.listener.as_str(), record.pool.as_str()), ("udp", "main", "main"));
+    assert_eq!(
+        (record.bytes_up, record.bytes_down, record.attempts),
+        (15, 24, 1)
+    );
+    assert_eq!(
+        (
+            record.protocol.as_str(),
+            record.listener.as_str(),
+            record.pool.as_str()
+        ),
+        ("udp", "main", "main")
+    );
     assert_eq!(record.client, client.address().to_string());
     assert_eq!(record.local, weir.address("main"));
-    assert_eq!(record.address.as_deref(), Some(server.address.to_string().as_str()));
+    assert_eq!(
+        record.address.as_deref(),
+        Some(server.address.to_string().as_str())
+    );
     assert!(record.first_byte_ms.is_some());
     assert!(record.duration_ms >= 300.0, "{}", record.duration_ms);
     // The next datagram opens another session.
@@ -55,14 +71,34 @@ fn a_session_lives_as_long_as_it_speaks() {
 
 #[test]
 fn a_reply_to_each_request_ends_a_session() {
-    let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
-    let weir = Weir::start(&config("udp: {idle: 30s, replies: 1}", &[&servers[0], &servers[1]]));
+    let servers = [
+        Server::named("127.0.0.1:0", "a"),
+        Server::named("127.0.0.1:0", "b"),
+    ];
+    let weir = Weir::start(&config(
+        "udp: {idle: 30s, replies: 1}",
+        &[&servers[0], &servers[1]],
+    ));
     let client = Client::at("127.0.0.1");
-    let answers: Vec<String> = (0..6).map(|_| client.ask(&weir.address("main"), "x")).collect();
-    assert_eq!(answers.concat().replace("ab", ""), "", "each query is balanced by itself: {answers:?}");
+    let answers: Vec<String> = (0..6)
+        .map(|_| client.ask(&weir.address("main"), "x"))
+        .collect();
+    assert_eq!(
+        answers.concat().replace("ab", ""),
+        "",
+        "each query is balanced by itself: {answers:?}"
+    );
     let records = weir.wait_for_records(6);
-    assert!(records.iter().all(|record| record.end() == ("finished", "backend")));
-    assert!(records.iter().all(|record| (record.bytes_up, record.bytes_down) == (1, 1)));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.end() == ("finished", "backend"))
+    );
+    assert!(
+        records
+            .iter()
+            .all(|record| (record.bytes_up, record.bytes_down) == (1, 1))
+    );
     let mut ids: Vec<&str> = records.iter().map(|record| record.id.as_str()).collect();
     ids.dedup();
     assert_eq!(ids.len(), 6, "each is a session of its own");
@@ -82,32 +118,57 @@ fn replies_are_counted_for_each_request() {
         assert_eq!(client.receive().0, [n]);
     }
     let records = weir.wait_for(|records| records.iter().map(|r| r.bytes_down).sum::<u64>() == 100);
-    assert!(records.iter().all(|record| record.end() == ("finished", "backend")));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.end() == ("finished", "backend"))
+    );
 }
 
 #[test]
 fn a_used_up_session_is_followed_by_another_and_still_gets_its_replies() {
-    let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
-    let weir = Weir::start(&config("udp: {idle: 500ms, requests: 2}", &[&servers[0], &servers[1]]));
+    let servers = [
+        Server::named("127.0.0.1:0", "a"),
+        Server::named("127.0.0.1:0", "b"),
+    ];
+    let weir = Weir::start(&config(
+        "udp: {idle: 500ms, requests: 2}",
+        &[&servers[0], &servers[1]],
+    ));
     let client = Client::at("127.0.0.1");
-    let answers: Vec<String> = (0..8).map(|_| client.ask(&weir.address("main"), "x")).collect();
+    let answers: Vec<String> = (0..8)
+        .map(|_| client.ask(&weir.address("main"), "x"))
+        .collect();
     assert_eq!(answers.concat(), "aabbaabb");
     let records = weir.wait_for_records(4);
-    assert!(records.iter().all(|record| (record.bytes_up, record.bytes_down) == (2, 2)));
+    assert!(
+        records
+            .iter()
+            .all(|record| (record.bytes_up, record.bytes_down) == (2, 2))
+    );
 }
 
 #[test]
 fn one_way_datagrams_choose_their_backends_one_by_one() {
     let servers = [Server::silent("127.0.0.1:0"), Server::silent("127.0.0.1:0")];
-    let weir = Weir::start(&config("udp: {requests: 1, replies: 0}", &[&servers[0], &servers[1]]));
+    let weir = Weir::start(&config(
+        "udp: {requests: 1, replies: 0}",
+        &[&servers[0], &servers[1]],
+    ));
     let client = Client::at("127.0.0.1");
     for _ in 0..100 {
         client.send(&weir.address("main"), b"<14>line");
     }
-    wait_until("all have arrived", || servers.iter().map(Server::count).sum::<usize>() == 100);
+    wait_until("all have arrived", || {
+        servers.iter().map(Server::count).sum::<usize>() == 100
+    });
     assert_eq!(servers.each_ref().map(Server::count), [50, 50]);
     let records = weir.wait_for_records(100);
-    assert!(records.iter().all(|record| record.end() == ("finished", "client")));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.end() == ("finished", "client"))
+    );
     assert_eq!(status(&weir)["workers"][0]["udp_sessions"], 0);
 }
 
@@ -134,7 +195,9 @@ pools: {{main: {{balance: least_conn, backends: [{}]}}}}
     let sources: Vec<usize> = servers.iter().map(Server::sources).collect();
     assert_eq!(sources, [20, 40, 60]);
     let backends = status(&weir)["pools"][0]["backends"].clone();
-    let active: Vec<u64> = (0..3).map(|ix| backends[ix]["active"].as_u64().unwrap()).collect();
+    let active: Vec<u64> = (0..3)
+        .map(|ix| backends[ix]["active"].as_u64().unwrap())
+        .collect();
     assert_eq!(active, [20, 40, 60]);
 }
 
@@ -174,8 +237,13 @@ fn at_its_cap_a_listener_sheds_the_new_until_somebody_has_been_silent_for_half_o
     }
     clients[3].send(&address, b"one too many");
     let metric = |series: &str| metric(&metrics.address().to_string(), series);
-    wait_until("it is shed", || metric("weir_udp_dropped_total{reason=\"limit_listener\"}") == 1);
-    assert_eq!(metric("weir_connections_refused_total{listener=\"main\",reason=\"limit_listener\"}"), 1);
+    wait_until("it is shed", || {
+        metric("weir_udp_dropped_total{reason=\"limit_listener\"}") == 1
+    });
+    assert_eq!(
+        metric("weir_connections_refused_total{listener=\"main\",reason=\"limit_listener\"}"),
+        1
+    );
     // Two stay awake, one has fallen silent.
     let before = std::time::Instant::now();
     let answer = loop {
@@ -188,9 +256,16 @@ fn at_its_cap_a_listener_sheds_the_new_until_somebody_has_been_silent_for_half_o
         }
     };
     assert_eq!(answer, b"again");
-    assert!(before.elapsed() > Duration::from_millis(500), "not before half of the idle time");
+    assert!(
+        before.elapsed() > Duration::from_millis(500),
+        "not before half of the idle time"
+    );
     let records = weir.wait_for_records(1);
-    assert_eq!(records[0].client, clients[1].address().to_string(), "the silent one made room");
+    assert_eq!(
+        records[0].client,
+        clients[1].address().to_string(),
+        "the silent one made room"
+    );
     assert_eq!(records[0].end(), ("evicted", "weir"));
     assert_eq!(status(&weir)["listeners"][0]["active"], 3);
 }
@@ -207,7 +282,11 @@ fn sources_that_are_not_allowed_or_hold_too_many_sessions_are_shed() {
     }
     clients[2].send(&address, b"x");
     Client::at("127.0.0.9").send(&address, b"x");
-    assert_eq!(Client::at("127.0.0.2").ask(&address, "x"), "x", "others are not hurt");
+    assert_eq!(
+        Client::at("127.0.0.2").ask(&address, "x"),
+        "x",
+        "others are not hurt"
+    );
     let metric = |series: &str| metric(&metrics.address().to_string(), series);
     wait_until("both are counted", || {
         metric("weir_udp_dropped_total{reason=\"denied\"}") == 1
@@ -243,9 +322,18 @@ fn live_sessions_are_listed_and_can_be_ended() {
         super::common::run(say.args(arguments).arg("--socket").arg(weir.admin()))
     };
     let live: serde_json::Value = serde_json::from_str(&weir_says(&["conns", "--json"])).unwrap();
-    let session = live.as_array().map_or(&live["connections"][0], |all| &all[0]);
-    assert_eq!((session["protocol"].as_str(), session["bytes_up"].as_u64()), (Some("udp"), Some(5)), "{live}");
-    assert_eq!(session["client"].as_str(), Some(client.address().to_string().as_str()));
+    let session = live
+        .as_array()
+        .map_or(&live["connections"][0], |all| &all[0]);
+    assert_eq!(
+        (session["protocol"].as_str(), session["bytes_up"].as_u64()),
+        (Some("udp"), Some(5)),
+        "{live}"
+    );
+    assert_eq!(
+        session["client"].as_str(),
+        Some(client.address().to_string().as_str())
+    );
     weir_says(&["kill", &session["id"].to_string()]);
     assert_eq!(weir.wait_for_records(1)[0].end(), ("killed", "weir"));
     // The client does not notice: its next datagram opens another one.

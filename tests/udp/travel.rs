@@ -31,8 +31,9 @@ fn datagrams_of_every_size_travel_whole_both_ways() {
         let server = Server::echo(&format!("{ip}:0"));
         let weir = weir_before(&server, &format!("{ip}:0"));
         let (client, address) = (Client::at(ip), weir.address("main"));
-        let sizes = [0, 1, 2, 63, 512, 513, 1472, 1473, 9000, largest];
-        for len in sizes.into_iter().chain((0..20).map(|_| rng.below(largest as u64) as usize)) {
+        let mut sizes = vec![0, 1, 2, 63, 512, 513, 1472, 1473, 9000, largest];
+        sizes.extend((0..20).map(|_| rng.below(largest as u64) as usize));
+        for len in sizes {
             let sent = bytes(&mut rng, len);
             client.send(&address, &sent);
             let (got, from) = client.receive();
@@ -47,7 +48,10 @@ fn families_may_differ_between_the_sides() {
     for (client, server) in [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")] {
         let server = Server::echo(&format!("{server}:0"));
         let weir = weir_before(&server, &format!("{client}:0"));
-        assert_eq!(Client::at(client).ask(&weir.address("main"), "hello"), "hello");
+        assert_eq!(
+            Client::at(client).ask(&weir.address("main"), "hello"),
+            "hello"
+        );
     }
 }
 
@@ -55,8 +59,10 @@ fn families_may_differ_between_the_sides() {
 fn a_port_range_reaches_the_same_port() {
     let ports = super::common::server::Port::reserve_range(3);
     let (first, last) = (ports[0].number, ports[2].number);
-    let servers: Vec<Server> =
-        ports.iter().map(|p| Server::named(&format!("127.0.0.2:{}", p.number), &p.number.to_string())).collect();
+    let servers: Vec<Server> = ports
+        .iter()
+        .map(|p| Server::named(&format!("127.0.0.2:{}", p.number), &p.number.to_string()))
+        .collect();
     let weir = Weir::start(&format!(
         "
 listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:{first}-{last}'], pool: main}}}}
@@ -78,8 +84,18 @@ fn a_wildcard_bind_answers_from_each_address_that_was_asked() {
     let (client, host) = (Netns::new("client"), Netns::new("host"));
     link("eth0", [(&client, "10.9.0.2/24"), (&host, "10.9.0.1/24")]);
     client.ip(&["addr", "add", "fd09::2/64", "dev", "eth0", "nodad"]);
-    for address in ["10.9.0.11/24", "10.9.0.12/32", "fd09::1/64", "fd09::11/64", "fd09::12/128"] {
-        let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+    for address in [
+        "10.9.0.11/24",
+        "10.9.0.12/32",
+        "fd09::1/64",
+        "fd09::11/64",
+        "fd09::12/128",
+    ] {
+        let nodad: &[&str] = if address.contains(':') {
+            &["nodad"]
+        } else {
+            &[]
+        };
         host.ip(&[&["addr", "add", address, "dev", "eth0"], nodad].concat());
     }
     let server = host.enter(|| Server::echo("127.0.0.1:0"));
@@ -96,18 +112,35 @@ pools: {{main: {{backends: ['{}']}}}}
     let (v4, v6) = client.enter(|| (Client::at("10.9.0.2"), Client::at("[fd09::2]")));
     // In rotation, from one client socket: each is a session of its own.
     for _ in 0..3 {
-        for ip in ["10.9.0.1", "10.9.0.11", "10.9.0.12", "[fd09::1]", "[fd09::11]", "[fd09::12]"] {
+        for ip in [
+            "10.9.0.1",
+            "10.9.0.11",
+            "10.9.0.12",
+            "[fd09::1]",
+            "[fd09::11]",
+            "[fd09::12]",
+        ] {
             let asked = format!("{ip}:5353");
             let client = if ip.starts_with('[') { &v6 } else { &v4 };
             client.send(&asked, asked.as_bytes());
             let (got, from) = client.receive();
-            assert_eq!((from.to_string(), String::from_utf8(got).unwrap()), (asked.clone(), asked));
+            assert_eq!(
+                (from.to_string(), String::from_utf8(got).unwrap()),
+                (asked.clone(), asked)
+            );
         }
     }
     let records = weir.stop();
     let mut locals: Vec<&str> = records.iter().map(|record| record.local.as_str()).collect();
     locals.sort_unstable();
-    let asked = ["10.9.0.11:5353", "10.9.0.12:5353", "10.9.0.1:5353", "[fd09::11]:5353", "[fd09::12]:5353", "[fd09::1]:5353"];
+    let asked = [
+        "10.9.0.11:5353",
+        "10.9.0.12:5353",
+        "10.9.0.1:5353",
+        "[fd09::11]:5353",
+        "[fd09::12]:5353",
+        "[fd09::1]:5353",
+    ];
     assert_eq!(locals, asked, "the record tells which address was used");
 }
 
@@ -131,7 +164,9 @@ pools: {{main: {{backends: ['{}']}}}}
     .start();
     let got = client.enter(|| {
         let socket = UdpSocket::bind("[::]:0").unwrap();
-        socket.set_read_timeout(Some(super::common::PATIENCE)).unwrap();
+        socket
+            .set_read_timeout(Some(super::common::PATIENCE))
+            .unwrap();
         let scope = nix::net::if_::if_nametoindex("eth0").unwrap();
         let host = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 5353, 0, scope);
         socket.send_to(b"near", host).unwrap();
@@ -151,7 +186,11 @@ fn merged_batches_arrive_as_the_datagrams_that_they_were() {
         return;
     }
     let mut rng = Rng::new(seed(2));
-    let (client, host, backend) = (Netns::new("client"), Netns::new("host"), Netns::new("backend"));
+    let (client, host, backend) = (
+        Netns::new("client"),
+        Netns::new("host"),
+        Netns::new("backend"),
+    );
     link("eth0", [(&client, "10.9.0.2/24"), (&host, "10.9.0.1/24")]);
     link("eth1", [(&host, "10.9.1.1/24"), (&backend, "10.9.1.2/24")]);
     for (mtu, sizes) in [("1500", [1200, 64, 1472]), ("1400", [1472, 1372, 1373])] {
@@ -185,7 +224,12 @@ pools: {{main: {{backends: ['{}']}}}}
                 let in_batch = whole.len().div_ceil(size);
                 for datagram in &sent[sent.len() - in_batch..] {
                     let got = client.receive().0;
-                    assert!(got == *datagram, "mtu {mtu}, size {size}: {} bytes came as {}", datagram.len(), got.len());
+                    assert!(
+                        got == *datagram,
+                        "mtu {mtu}, size {size}: {} bytes came as {}",
+                        datagram.len(),
+                        got.len()
+                    );
                 }
             }
         }
@@ -198,7 +242,13 @@ fn segmented(socket: &UdpSocket, bytes: &[u8], size: usize) {
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     let size = size as u16;
     let control = [ControlMessage::UdpGsoSegments(&size)];
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[std::io::IoSlice::new(bytes)], &control, MsgFlags::empty(), None);
+    let sent = sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[std::io::IoSlice::new(bytes)],
+        &control,
+        MsgFlags::empty(),
+        None,
+    );
     assert_eq!(sent.expect("a segmented send"), bytes.len());
 }
 
@@ -218,7 +268,10 @@ pools: {{main: {{balance: round_robin, backends: {list:?}}}}}
     let clients: Vec<Client> = (0..200).map(|_| Client::at("127.0.0.1")).collect();
     for round in 0..20 {
         for (n, client) in clients.iter().enumerate() {
-            client.send(&format!("127.0.0.{}:{port}", 1 + n % 5), format!("{n} {round}").as_bytes());
+            client.send(
+                &format!("127.0.0.{}:{port}", 1 + n % 5),
+                format!("{n} {round}").as_bytes(),
+            );
         }
         for (n, client) in clients.iter().enumerate() {
             let (got, from) = client.receive();
@@ -227,7 +280,15 @@ pools: {{main: {{balance: round_robin, backends: {list:?}}}}}
         }
     }
     for client in &clients {
-        assert_eq!(client.receive_within(Duration::from_millis(1)), None, "nothing comes twice");
+        assert_eq!(
+            client.receive_within(Duration::from_millis(1)),
+            None,
+            "nothing comes twice"
+        );
     }
-    assert_eq!(servers.iter().map(Server::sources).sum::<usize>(), 200, "one socket a session");
+    assert_eq!(
+        servers.iter().map(Server::sources).sum::<usize>(),
+        200,
+        "one socket a session"
+    );
 }
