@@ -9,11 +9,12 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use crossbeam_channel::Sender;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::config::model::{Log, LogFormat};
 use crate::config::{self, Config};
+use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
 use crate::failover::timers::Timers;
 use crate::keeper;
@@ -28,17 +29,32 @@ static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
 /// `weir run`: serves until a signal ends it.
 pub fn run(source: Source) -> ExitCode {
+    let inheritance = match Inheritance::receive() {
+        Ok(inheritance) => inheritance,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let predecessor = inheritance.successor.clone();
+    let refuse = |reason: &str| {
+        if let Some(predecessor) = &predecessor {
+            predecessor.refuse(reason);
+        }
+    };
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
+            refuse(&errors.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match launch(source, config).and_then(Running::serve) {
+    match launch(source, config, inheritance).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
+            refuse(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -54,22 +70,23 @@ pub struct Running {
 }
 
 /// Starts everything, in an order that fails before it leaves traces.
-pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
+pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    // Before there are threads, and while there are privileges to hand on.
+    // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
     let keeper = match &config.failover {
-        Some(failover) => {
+        Some(failover) if !inheritance.is_succession() => {
             let timers = Timers::derive(failover.beat, failover.dead_after);
             Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
         }
-        None => None,
+        _ => None,
     };
-    let (control, inputs) = Control::start(source, config, Box::new(spawn_worker), keeper)?;
+    let (control, inputs) =
+        Control::start(source, config, inheritance, Box::new(spawn_worker), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {
@@ -156,7 +173,7 @@ fn abort_on_panic() {
 }
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR2])?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

@@ -36,6 +36,15 @@ pub struct ListenSocket {
 }
 
 impl ListenSocket {
+    /// The same socket behind another descriptor.
+    pub fn duplicate(&self) -> std::io::Result<ListenSocket> {
+        Ok(ListenSocket {
+            listener: self.listener,
+            local: self.local.clone(),
+            fd: self.fd.try_clone()?,
+        })
+    }
+
     /// Whether it is a UDP socket.
     pub fn is_datagram(&self) -> bool {
         SockRef::from(&self.fd)
@@ -82,6 +91,19 @@ pub enum Command {
     Listen(ListenSocket),
     /// Accept what is queued on the sockets of this listener and address, then close them.
     Unlisten(u32, Local),
+    /// Hand out duplicates of all listening sockets and go on serving them.
+    Share {
+        /// Where they go.
+        reply: Sender<std::io::Result<Vec<ListenSocket>>>,
+    },
+    /// Close these listening sockets (listener, address) as they are, without serving what is queued: another process
+    /// has them too and will.
+    Release {
+        /// Which.
+        sockets: Arc<Vec<(u32, Local)>>,
+        /// Told when it is done.
+        reply: Sender<()>,
+    },
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),
     /// Describe live connections, at most so many.

@@ -6,6 +6,7 @@ pub mod client;
 pub mod conns;
 pub mod demo;
 pub mod explain;
+pub mod generate;
 pub mod kill;
 pub mod reference;
 pub mod reload;
@@ -64,6 +65,9 @@ enum Command {
     Keeper,
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
+    /// Make manual pages or shell completions.
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Runs the command line of this process.
@@ -82,5 +86,6 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Keeper => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
+        Command::Generate(args) => generate::run(&args),
     }
 }

@@ -123,6 +123,7 @@ impl Control {
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),
+            upgrade_error: self.succession.error.clone(),
             reload_failures: self.reload_failures,
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),

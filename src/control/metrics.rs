@@ -90,7 +90,7 @@ impl Metrics<'_> {
             let name = ("listener", listener.config.name.as_str());
             let protocol = view::protocol(listener.config.protocol);
             let udp = protocol == "udp";
-            let pool = ("pool", view::pool_name(listener, self.snapshot));
+            let pool = ("pool", &*listener.pool);
             let labels = [name, ("protocol", protocol), pool];
             total.count(&labels, sum(|shard| &shard.accepted));
             active.gauge(&labels, stats.active.get());

@@ -377,6 +377,7 @@ fn connect_udp(address: SocketAddr, probe: &Probe) -> Result<OwnedFd, String> {
 fn words(error: ConnectError) -> String {
     match error {
         ConnectError::Refused => "connection refused",
+        ConnectError::Reset => "connection reset",
         ConnectError::TimedOut => "connection timed out",
         ConnectError::Unreachable => "no route to the backend",
         ConnectError::NoPorts => "no local port is free",

@@ -7,9 +7,10 @@
 //! 1. *mark*: unpack each event's token, check the generation, set readiness bits, queue the key. No I/O, no close.
 //! 2. *pump*: run queued connections, each under a budget; what is left over goes to the back of the queue, and then the
 //!    next poll does not wait.
-//! 3. *accept*: up to a budget, after pumping, so that new work never starves old.
-//! 4. *expire*: timers due at this turn's one reading of the clock.
-//! 5. *adopt*: the newest snapshot, then commands; never in the middle of a batch.
+//! 3. *adopt*: the newest snapshot, so that whoever connects after a publication is served by it.
+//! 4. *accept*: up to a budget, after pumping, so that new work never starves old.
+//! 5. *expire*: timers due at this turn's one reading of the clock.
+//! 6. *obey*: commands; never in the middle of a batch.
 //!
 //! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
 //! number that has changed hands; generations in the tokens guard the rest.
@@ -214,15 +215,15 @@ impl Worker {
             }
         }
         tcp.pump(context);
+        if context.adopt() {
+            listeners.adopt(&context.snapshot);
+            udp.adopt(&context.snapshot);
+        }
         udp.pump(poll, context);
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
         udp.expire(context);
         listeners.resume(poll, context);
-        if context.adopt() {
-            listeners.adopt(&context.snapshot);
-            udp.adopt(&context.snapshot);
-        }
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
             match command {
@@ -231,6 +232,11 @@ impl Worker {
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
                     udp.remove(poll, context, listener, &local);
+                }
+                Command::Share { reply } => drop(reply.send(listeners.share())),
+                Command::Release { sockets, reply } => {
+                    listeners.release(poll, &sockets);
+                    let _ = reply.send(());
                 }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => {
