@@ -234,7 +234,7 @@ impl Worker {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(context, listener, &local);
+                    udp.remove(poll, context, listener, &local);
                 }
                 Command::Share { reply } => {
                     let shared = listeners.share().and_then(|mut sockets| {
