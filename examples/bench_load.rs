@@ -294,7 +294,7 @@ fn http(
             let Some(request) = slots[ix].as_mut() else {
                 continue;
             };
-            if !request.asked {
+            if !request.asked && request.due.is_some() {
                 request.asked = request.stream.write(ask).is_ok();
             }
             let (mut over, mut failed) = (false, false);
