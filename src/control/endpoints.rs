@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound, Dealt};
 use super::upgrade::{Heirlooms, Label};
-use crate::config::model::{self, Protocol};
+use crate::config::model::{self, Config, Protocol};
 use crate::gate::Gate;
 use crate::link::Local;
 use crate::snapshot::Listener;
@@ -85,11 +85,11 @@ impl Endpoints {
     pub fn commit(
         &mut self,
         plan: Plan,
-        listeners: &[model::Listener],
+        config: &Config,
         workers: usize,
     ) -> (Dealt, Vec<(u32, Local)>) {
         let mut entries: Vec<Entry> = Vec::new();
-        for (listener, &id) in listeners.iter().zip(&plan.ids) {
+        for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
             let stats =
                 old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
@@ -106,6 +106,7 @@ impl Endpoints {
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
+                pool: config.pools[listener.pool].name.as_str().into(),
                 stats,
                 gate,
             });

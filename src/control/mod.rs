@@ -121,6 +121,8 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
+    /// Who comes first when there is less to shed than there are workers.
+    shed_first: usize,
     vips: Vips,
     succession: Succession,
     notifier: Notifier,
@@ -174,6 +176,7 @@ impl Control {
             peaks: HashMap::new(),
             reload_error: None,
             reload_failures: 0,
+            shed_first: 0,
             admin,
             notifier: Notifier::new(succession.is_waiting(), Instant::now()),
             succession,
@@ -210,7 +213,7 @@ impl Control {
         let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
         self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
+        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
         self.generation += 1;
         self.config = config;
         self.publish();
@@ -470,11 +473,14 @@ impl Control {
         }
     }
 
-    fn shed(&self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections.
+    fn shed(&mut self, shed: pools::Shed) {
+        // Divided evenly: the workers hold about equal numbers of a backend's connections. What cannot be divided goes round,
+        // because the worker that is asked may hold none of them.
         let workers = self.crew.handles().count();
+        self.shed_first += 1;
         for (ix, handle) in self.crew.handles().enumerate() {
-            let count = shed.count / workers + usize::from(ix < shed.count % workers);
+            let turn = (ix + self.shed_first) % workers;
+            let count = shed.count / workers + usize::from(turn < shed.count % workers);
             if count > 0 {
                 handle.send(Command::Shed {
                     backend: shed.backend,

@@ -50,6 +50,7 @@ impl Ends {
         self.len += 1;
     }
 
+    #[cfg(test)]
     pub fn push_front<N: Nodes>(&mut self, nodes: &mut N, which: usize, ix: u32) {
         *nodes.link(ix, which) = Link {
             prev: NONE,

@@ -77,6 +77,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Connections arrive so fast that most have something to read when they are accepted.
+    crowded: bool,
 }
 
 impl Context {
@@ -141,6 +143,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            crowded: false,
             shared,
             stats: stats.clone(),
         };
