@@ -248,6 +248,7 @@ impl Tcp {
             return;
         };
         let before = moved(&connection.pair);
+        let was_half_closed = connection.pair.half_closed();
         let limited = connection.throttles.as_deref();
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
@@ -300,6 +301,10 @@ impl Tcp {
         match pumped {
             Pumped::Idle => {
                 if connection.pair.half_closed() {
+                    if !was_half_closed {
+                        // The end of a direction is activity: a connection that was idle before it has all its time.
+                        connection.active_ms = context.now_ms();
+                    }
                     self.set_timer(context, key);
                 }
             }
