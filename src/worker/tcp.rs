@@ -36,8 +36,9 @@ use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::snapshot::{Backend, Listener, Place};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
-/// Bytes that a lane may fill in one pump: about what two cores' worth of copying does in 50 us.
-const PUMP_BYTES: usize = 256 << 10;
+/// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
+/// waits for one such pump of each of them; docs/performance.md has what other sizes do.
+const PUMP_BYTES: usize = 128 << 10;
 /// Bytes that are read before a backend is reached: a request, not a body.
 const EARLY_BYTES: usize = 4 << 10;
 /// How often a socket that waits to be reset is looked at, milliseconds.
