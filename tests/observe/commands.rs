@@ -142,7 +142,7 @@ fn conns_lists_and_kill_ends_one() {
 
 #[test]
 fn backend_orders_take_effect_at_once() {
-    let (weir, servers) = two("");
+    let (weir, _servers) = two("");
     let state = || {
         let status = json(&weir, &["status"]);
         let backend = &status["pools"][0]["backends"][0];
