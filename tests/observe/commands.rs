@@ -142,7 +142,7 @@ fn conns_lists_and_kill_ends_one() {
 
 #[test]
 fn backend_orders_take_effect_at_once() {
-    let (weir, servers) = two("");
+    let (weir, _servers) = two("");
     let state = || {
         let status = json(&weir, &["status"]);
         let backend = &status["pools"][0]["backends"][0];
@@ -152,9 +152,7 @@ fn backend_orders_take_effect_at_once() {
         )
     };
     let used = || {
-        let before = servers.each_ref().map(Server::accepted);
-        // Health probes are accepted as well; what matters is who answered the client.
-        drop(before);
+        // Health probes are accepted by the servers as well; what matters is who answered the client.
         let counts = |status: serde_json::Value| {
             [0, 1].map(|ix| {
                 status["pools"][0]["backends"][ix]["total"]
