@@ -77,6 +77,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Connections arrive so fast that most have something to read when they are accepted.
+    crowded: bool,
 }
 
 impl Context {
@@ -141,6 +143,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            crowded: false,
             shared,
             stats: stats.clone(),
         };
@@ -231,7 +234,7 @@ impl Worker {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(context, listener, &local);
+                    udp.remove(poll, context, listener, &local);
                 }
                 Command::Share { reply } => {
                     let shared = listeners.share().and_then(|mut sockets| {

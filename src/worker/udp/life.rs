@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::Poll;
 
@@ -114,11 +115,13 @@ impl Udp {
             place: Some(found.place),
             opened: context.now,
             bound: context.now,
+            recorded: context.now,
             bytes_up: 0,
             bytes_down: 0,
             first_byte_us: None,
             attempts: found.attempts,
             burst: 1,
+            drops: 0,
             heard: false,
             gro: false,
             grown: false,
@@ -414,10 +417,20 @@ impl Udp {
         }
     }
 
-    /// Ends what has been silent for too long.
-    pub(in crate::worker) fn expire(&mut self, context: &mut Context) {
-        while let Some(key) = self.table.expire(context.now) {
-            self.retire(context, key, Cause::IdleTimeout, By::Weir);
+    /// Writes the records of sessions that have lived on for `period` since their last one.
+    pub(super) fn interim(&mut self, context: &Context, period: Duration) {
+        let now = context.now;
+        let due = |data: &Session| !data.ended && now - data.recorded >= period;
+        let sessions = self.table.iter().filter(|(_, view)| due(view.data));
+        for key in sessions.map(|(key, _)| key).collect::<Vec<_>>() {
+            if let Some(view) = self.table.view(key) {
+                let mut record = view.data.record(view.ends, now, Cause::Finished, By::Weir);
+                record.interim = true;
+                context.shared.record(record);
+            }
+            if let Some(session) = self.table.get_mut(key) {
+                session.recorded = now;
+            }
         }
     }
 }
