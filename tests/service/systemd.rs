@@ -93,7 +93,7 @@ impl Container {
 
     fn command(&self, script: &str) -> Command {
         let mut enter = command("nsenter");
-        enter.args(["--all", "--wd=/", "--target", &self.leader.to_string()]);
+        enter.args(["--all", "--target", &self.leader.to_string()]);
         enter
             .current_dir("/")
             .args(["sh", "-c", script])
