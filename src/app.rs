@@ -10,8 +10,8 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
 use crate::config::model::{Log, LogFormat};
+use crate::config::{Budget, Config};
 use crate::control::{Control, Input, Source};
 use crate::link::{Local, Shared};
 use crate::sys::limits;
@@ -30,6 +30,15 @@ pub fn run(source: Source) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    if let Err(error) = limits::raise_open_files() {
+        eprintln!("cannot raise the limit on open files: {error}");
+    }
+    let workers = config.workers.unwrap_or_else(limits::cpus);
+    let budget = Budget::new(&config, limits::open_files(), workers);
+    if let Some(refusal) = budget.refusal(&config) {
+        eprintln!("limits: {refusal}");
+        return ExitCode::from(EXIT_CONFIG);
+    }
     match launch(source, config).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

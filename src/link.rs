@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use crate::base::LogLimit;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
@@ -255,7 +256,8 @@ pub struct Shared {
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
     pub epoch: Instant,
-    logged_at_s: AtomicU64,
+    exhausted: LogLimit,
+    trouble: LogLimit,
 }
 
 impl Shared {
@@ -273,7 +275,8 @@ impl Shared {
             records,
             reports,
             epoch,
-            logged_at_s: AtomicU64::new(0),
+            exhausted: LogLimit::default(),
+            trouble: LogLimit::default(),
         })
     }
 
@@ -307,27 +310,22 @@ impl Shared {
         self.workers.store(Arc::new(workers));
     }
 
-    /// Says that descriptors or memory are exhausted: one line a second at most.
-    pub fn exhausted(&self, error: &std::io::Error) {
-        self.log_limited(|| log::warn!("new connections wait or are refused: {error}"));
+    /// Says that new connections wait or are refused for want of descriptors or memory: one line a second at most.
+    pub fn exhausted(&self, why: &dyn std::fmt::Display) {
+        if let Some(left_out) = self.exhausted.admit(self.epoch.elapsed()) {
+            log::warn!("new connections wait or are refused: {why}{left_out}");
+        }
     }
 
     /// Says that a connection to a backend failed for a reason on this host: one line a second at most.
     pub fn trouble(&self, backend: &Backend, error: ConnectError) {
-        self.log_limited(|| {
+        if let Some(left_out) = self.trouble.admit(self.epoch.elapsed()) {
             let Backend { pool, config, .. } = backend;
             log::warn!(
-                "cannot connect to {pool}/{}: {}",
+                "cannot connect to {pool}/{}: {}{left_out}",
                 config.name,
                 error.as_str()
             );
-        });
-    }
-
-    fn log_limited(&self, log: impl FnOnce()) {
-        let now = self.epoch.elapsed().as_secs() + 1;
-        if self.logged_at_s.swap(now, Ordering::Relaxed) != now {
-            log();
         }
     }
 

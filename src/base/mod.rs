@@ -1,11 +1,13 @@
 //! Building blocks without I/O and without a clock.
 
+pub mod log_limit;
 pub mod rng;
 pub mod run_queue;
 pub mod slab;
 pub mod timers;
 pub mod token;
 
+pub use log_limit::LogLimit;
 pub use rng::Rng;
 pub use run_queue::RunQueue;
 pub use slab::{Key, Slab};

@@ -109,9 +109,12 @@ impl Control {
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
+        let budget = Budget::new(&config, limits::open_files(), workers);
+        if let Some(refusal) = budget.refusal(&config) {
+            anyhow::bail!("limits: {refusal}");
+        }
         let plan = self.endpoints.plan(&config.listeners, workers)?;
-        self.crew
-            .resize(workers, config::PIPES_PER_WORKER as usize)?;
+        self.crew.resize(workers, budget.pipes as usize)?;
         self.pools.configure(&config.pools, workers, Instant::now());
         let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
         self.generation += 1;
@@ -134,6 +137,7 @@ impl Control {
             listeners: self.endpoints.listeners(),
             pools: self.pools.publish(Instant::now()),
             connections_max: budget.connections as u32,
+            connections_stated: self.config.limits.connections.is_some(),
             sessions_max: budget.sessions as u32,
             interim: self.config.log.interim,
         }));

@@ -164,6 +164,7 @@ impl Worker {
     pub fn run(mut self) -> Result<()> {
         self.context.adopt();
         while self.turn()? {}
+        self.listeners.end(&mut self.context, &mut self.tcp);
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
         Ok(())
     }
@@ -205,7 +206,7 @@ impl Worker {
         tcp.pump(context);
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
-        listeners.resume(poll, context);
+        listeners.resume(poll, context, tcp);
         if context.adopt() {
             listeners.adopt(&context.snapshot);
         }

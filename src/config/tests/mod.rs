@@ -461,6 +461,13 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
         (budget.connections, budget.sessions),
         ((20_000 - budget.fixed) / 2, 0)
     );
+    // A small limit shrinks the reserve and the pipes, so that most of it still carries connections.
+    let small = Budget::new(&config("{}"), 256, 2);
+    assert_eq!((small.fixed, small.pipes), (44 + 4 * 13, 13));
+    assert_eq!(
+        (small.connections, small.refusal(&config("{}"))),
+        (80, None)
+    );
     let says = |limits: &str, limit| -> Vec<String> {
         facts_warnings("f", &config(limits), &facts(limit))
             .iter()
@@ -472,13 +479,20 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     assert_eq!(
         says("{connections: 10000}", 20_000),
         [
-            "f: limits: warning: 20332 descriptors are needed (10000 connections of 2, 0 sessions of 1, 332 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+            "f: limits: warning: 20076 descriptors are needed (10000 connections of 2, 0 sessions of 1, 76 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+        ]
+    );
+    // Nothing is left for a single connection: refused.
+    assert_eq!(
+        says("{}", 8),
+        [
+            "f: limits: warning: 13 descriptors are needed (0 connections of 2, 0 sessions of 1, 13 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
         ]
     );
     assert_eq!(
         says("{}", 1024),
         [
-            "f: limits.connections: warning: 1024 descriptors carry 346 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+            "f: limits.connections: warning: 1024 descriptors carry 356 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
         ]
     );
 }
