@@ -13,7 +13,8 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipnet::IpNet;
 use weir::balance::acl::Acl;
 use weir::balance::limits::{SourceLimits, SourceTable};
-use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, SplitMix, identity, source_key};
+use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, identity, source_key};
+use weir::base::Rng;
 use weir::config::model::{Balance, Rate, SourceHash};
 
 const ALL: [(&str, Balance); 5] = [
@@ -64,7 +65,7 @@ fn pick(c: &mut Criterion) {
     for (name, balance) in ALL {
         let mut group = c.benchmark_group(name);
         for n in [3, 64, 1000] {
-            let mut rng = SplitMix::new(1);
+            let mut rng = Rng::new(1);
             let stat = |_| Stat {
                 active: AtomicU32::new(5 + rng.below(20) as u32),
                 latency_ns: AtomicU64::new(100_000 + rng.below(900_000)),
@@ -76,11 +77,16 @@ fn pick(c: &mut Criterion) {
                 ("third_down", Mask::from_fn(n, |ix| ix % 3 != 1)),
             ];
             for (state, eligible) in masks {
-                let (mut cursor, mut keys, shares) =
-                    (Cursor::new(7), SplitMix::new(9), Shares::full());
+                let (mut cursor, mut keys, shares) = (Cursor::new(7), Rng::new(9), Shares::full());
                 group.bench_function(BenchmarkId::new(state, n), |b| {
                     b.iter(|| {
-                        black_box(picker.pick(&mut cursor, keys.next(), &stats, &shares, &eligible))
+                        black_box(picker.pick(
+                            &mut cursor,
+                            keys.next_u64(),
+                            &stats,
+                            &shares,
+                            &eligible,
+                        ))
                     });
                 });
             }
@@ -103,10 +109,12 @@ fn bounded(c: &mut Criterion) {
             ..HASH
         };
         let picker = Picker::new(Balance::SourceHash, &hash, &members(n, |_| 1));
-        let (mut cursor, mut keys) = (Cursor::new(7), SplitMix::new(9));
+        let (mut cursor, mut keys) = (Cursor::new(7), Rng::new(9));
         let (shares, eligible) = (Shares::full(), Mask::full(n));
         group.bench_function(BenchmarkId::from_parameter(n), |b| {
-            b.iter(|| black_box(picker.pick(&mut cursor, keys.next(), &stats, &shares, &eligible)));
+            b.iter(|| {
+                black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible))
+            });
         });
     }
     group.finish();
@@ -115,18 +123,18 @@ fn bounded(c: &mut Criterion) {
 /// What every new connection pays before the pick: its key, the lists, the limits of its source.
 fn admission(c: &mut Criterion) {
     let mut group = c.benchmark_group("admission");
-    let mut rng = SplitMix::new(3);
+    let mut rng = Rng::new(3);
     let ip = |n: u64| IpAddr::from(Ipv4Addr::from(n as u32));
     group.bench_function("source_key", |b| {
-        b.iter(|| black_box(source_key(&HASH, SocketAddr::new(ip(rng.next()), 4000))));
+        b.iter(|| black_box(source_key(&HASH, SocketAddr::new(ip(rng.next_u64()), 4000))));
     });
     for n in [0, 10, 10_000] {
         let nets: Vec<IpNet> = (0..n)
-            .map(|_| IpNet::new(ip(rng.next()), 24).unwrap())
+            .map(|_| IpNet::new(ip(rng.next_u64()), 24).unwrap())
             .collect();
         let acl = Acl::new(&[], &nets);
         group.bench_function(BenchmarkId::new("deny_list", n), |b| {
-            b.iter(|| black_box(acl.permits(ip(rng.next()))))
+            b.iter(|| black_box(acl.permits(ip(rng.next_u64()))))
         });
     }
     let rate = Some(Rate {

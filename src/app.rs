@@ -1,10 +1,11 @@
 //! Composition root: the only file that knows every module. Starts the parts in an order that fails early and leaves
 //! nothing behind, and ends with the exit code.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -13,8 +14,9 @@ use signal_hook::iterator::Signals;
 use crate::config::model::{Log, LogFormat};
 use crate::config::{Budget, Config};
 use crate::control::{Control, Input, Source};
-use crate::link::{Local, Shared};
+use crate::link::{self, Local, Shared};
 use crate::sys::limits;
+use crate::worker::{Settings, Worker};
 
 /// Configuration refused.
 pub const EXIT_CONFIG: u8 = 3;
@@ -65,7 +67,10 @@ pub fn launch(source: Source, config: Config) -> anyhow::Result<Running> {
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    let (control, inputs) = Control::start(source, config)?;
+    let workers = config.workers.unwrap_or_else(limits::cpus);
+    let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
+    let spawn = move |id, shared| spawn_worker(id, shared, pipes);
+    let (control, inputs) = Control::start(source, config, Box::new(spawn))?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     Ok(Running {
@@ -88,6 +93,28 @@ impl Running {
             .map(|(name, local)| (name.to_string(), local.clone()))
             .collect()
     }
+}
+
+fn spawn_worker(
+    id: usize,
+    shared: Arc<Shared>,
+    pipes_max: usize,
+) -> io::Result<(link::Worker, JoinHandle<()>)> {
+    let settings = Settings {
+        pipes_max,
+        seed: u64::from(std::process::id()) << 32 | id as u64,
+    };
+    let (worker, handle) = Worker::new(id, shared, settings)?;
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{id}"))
+        .spawn(move || {
+            if let Err(error) = worker.run() {
+                // Without this worker its listening sockets would swallow connections: nothing is served half.
+                log::error!("worker {id}: {error}");
+                std::process::exit(1);
+            }
+        })?;
+    Ok((handle, thread))
 }
 
 /// Installs the event log: stderr, text or JSON; level and form follow the configuration.

@@ -18,7 +18,8 @@
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
 //! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] | shared memory between the shells |
-//! | shells | [`worker`] [`control`] [`keeper`] | sockets, files, processes, the clock |
+//! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
+//! | shells | [`worker`] [`control`] | sockets, files, processes, the clock |
 //! | rim | [`cli`] [`app`] | everything |
 //!
 //! ## Vocabulary
@@ -46,8 +47,9 @@ pub mod link;
 pub mod snapshot;
 pub mod stats;
 
-pub mod control;
 pub mod keeper;
+
+pub mod control;
 pub mod worker;
 
 pub mod app;

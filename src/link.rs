@@ -4,13 +4,15 @@
 //! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
 //! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::base::LogLimit;
@@ -251,7 +253,7 @@ pub struct Shared {
     /// Process-wide gauges.
     pub process: ProcessStats,
     /// Where access records go; `None` = nowhere.
-    pub records: Option<Sender<Record>>,
+    records: ArcSwapOption<Sender<Record>>,
     /// Where failures seen by real traffic go.
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
@@ -272,7 +274,7 @@ impl Shared {
             version: AtomicU64::new(0),
             workers: ArcSwap::default(),
             process: ProcessStats::default(),
-            records,
+            records: ArcSwapOption::from_pointee(records),
             reports,
             epoch,
             exhausted: LogLimit::default(),
@@ -329,9 +331,19 @@ impl Shared {
         }
     }
 
+    /// Whether access records are wanted at all.
+    pub fn wants_records(&self) -> bool {
+        self.records.load().is_some()
+    }
+
+    /// Has access records go to `records` from now on.
+    pub fn set_records(&self, records: Option<Sender<Record>>) {
+        self.records.store(records.map(Arc::new));
+    }
+
     /// Hands a record to the log, or counts it as dropped.
     pub fn record(&self, record: Record) {
-        if let Some(records) = &self.records
+        if let Some(records) = &*self.records.load()
             && records.try_send(record).is_err()
         {
             self.process.records_dropped.add(1);
@@ -343,6 +355,10 @@ impl Shared {
         let _ = self.reports.try_send(Report { backend, at, kind });
     }
 }
+
+/// Starts the worker with this number on a thread of its own.
+pub type SpawnWorker =
+    Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
 
 /// The receiving end of a worker's queue.
 pub type Commands = Receiver<Command>;

@@ -1,7 +1,7 @@
 //! Weighted draws in constant time: Walker's alias method, tables built as Vose does.
 
-use super::hash::SplitMix;
 use super::{Loads, Member, Shares, View};
+use crate::base::Rng;
 
 /// Rejected draws after which a scan settles it.
 const DRAWS_MAX: u32 = 32;
@@ -37,8 +37,8 @@ impl Alias {
 
     /// One draw, eligible or not.
     #[inline]
-    fn draw(&self, rng: &mut SplitMix) -> usize {
-        let random = rng.next();
+    fn draw(&self, rng: &mut Rng) -> usize {
+        let random = rng.next_u64();
         let ix = (((random >> 32) * self.columns.len() as u64) >> 32) as usize;
         let (keep, other) = self.columns[ix];
         if (random as u32) < keep {
@@ -55,7 +55,7 @@ impl Alias {
     pub(super) fn eligible<L: Loads>(
         &self,
         view: &View<'_, L>,
-        rng: &mut SplitMix,
+        rng: &mut Rng,
         not: Option<usize>,
     ) -> Option<usize> {
         for _ in 0..DRAWS_MAX {
@@ -74,7 +74,7 @@ impl Alias {
 
 /// The same draw by a single pass (a weighted reservoir of one).
 #[cold]
-fn scan<L: Loads>(view: &View<'_, L>, rng: &mut SplitMix, not: Option<usize>) -> Option<usize> {
+fn scan<L: Loads>(view: &View<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
     let (mut total, mut chosen) = (0, None);
     for ix in view.eligible.iter_ones().filter(|&ix| Some(ix) != not) {
         let capacity = view.capacity(ix);
@@ -127,7 +127,7 @@ mod tests {
             shares: &shares,
             eligible: &eligible,
         };
-        let (mut rng, mut counts) = (SplitMix::new(4), [0f64; 3]);
+        let (mut rng, mut counts) = (crate::base::Rng::new(4), [0f64; 3]);
         for _ in 0..40_000 {
             counts[alias.eligible(&view, &mut rng, None).unwrap()] += 1.0;
         }

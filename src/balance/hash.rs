@@ -2,34 +2,18 @@
 //!
 //! Answers must agree between workers, nodes, restarts and releases, and one day with a program in the kernel, so the
 //! functions are fixed here and simple enough to be written down again elsewhere: Stafford's 64-bit finalizer (variant 13,
-//! the one of SplitMix64) for numbers, FNV-1a for text. They spread; they do not hide: a client that can choose its
+//! the one of Rng64) for numbers, FNV-1a for text. They spread; they do not hide: a client that can choose its
 //! source address can choose its backend.
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::base::rng::{GOLDEN, mix};
 use crate::config::model::SourceHash;
-
-/// 2^64 divided by the golden ratio: the step of SplitMix64.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// A bijection of 64 bits in which every input bit moves every output bit.
-#[inline]
-pub(super) fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 /// A hash of two numbers; order counts.
 #[inline]
 pub(super) fn mix2(a: u64, b: u64) -> u64 {
     mix(mix(a.wrapping_add(GOLDEN)) ^ b)
-}
-
-/// A uniform number below `n` from 64 random bits, without a division.
-#[inline]
-pub(super) fn below(random: u64, n: u64) -> u64 {
-    ((u128::from(random) * u128::from(n)) >> 64) as u64
 }
 
 /// The same number for a backend on every node and after every restart, whatever the order of the configuration.
@@ -68,31 +52,6 @@ pub fn source_key(config: &SourceHash, source: SocketAddr) -> u64 {
     }
 }
 
-/// SplitMix64: a random sequence that its seed determines. Not for secrets.
-#[derive(Debug, Clone)]
-pub struct SplitMix(u64);
-
-impl SplitMix {
-    /// The sequence of this seed.
-    pub fn new(seed: u64) -> SplitMix {
-        SplitMix(mix(seed))
-    }
-
-    /// The next 64 bits.
-    #[allow(clippy::should_implement_trait)] // an endless sequence, not an iterator
-    #[inline]
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(GOLDEN);
-        mix(self.0)
-    }
-
-    /// A uniform number below `n`; 0 for `n` = 0.
-    #[inline]
-    pub fn below(&mut self, n: u64) -> u64 {
-        below(self.next(), n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,12 +77,6 @@ mod tests {
         for (row, (got, wanted)) in rows.into_iter().enumerate() {
             assert_eq!(got, wanted, "row {row}: {got:#x}");
         }
-        // The first outputs of SplitMix64 with state 0, as published with the algorithm.
-        let mut reference = SplitMix(0);
-        assert_eq!(
-            [reference.next(), reference.next()],
-            [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4]
-        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn pick<L: Loads, T: Trace>(
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Fake, HASH, members, picker};
-    use super::super::{Balance, Mask, Picker, Shares, SplitMix};
+    use super::super::{Balance, Mask, Picker, Shares};
     use super::*;
     use proptest::prelude::*;
 
@@ -163,8 +163,11 @@ mod tests {
             let weights: Vec<u32> = (0..n).map(weight).collect();
             let total: u32 = weights.iter().sum();
             let picker = Picker::new(Balance::LeastConn, &HASH, &members(&weights));
-            let (mut cursor, loads, mut rng) =
-                (Cursor::new(5), Fake::new(&vec![0; n]), SplitMix::new(6));
+            let (mut cursor, loads, mut rng) = (
+                Cursor::new(5),
+                Fake::new(&vec![0; n]),
+                crate::base::Rng::new(6),
+            );
             let eligible = Mask::from_fn(n, |ix| ix % 10 != 0);
             let up: u32 = eligible.iter_ones().map(|ix| weights[ix]).sum();
             let (mut live, held) = (Vec::new(), 20 * total as usize);

@@ -77,7 +77,7 @@ fn fade(at_ns: u64, now_ns: u64, tau_ns: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Fake, picker};
-    use super::super::{Balance, Mask, Shares, SplitMix};
+    use super::super::{Balance, Mask, Shares};
     use super::*;
     use proptest::prelude::*;
 
@@ -182,7 +182,7 @@ mod tests {
         let (picker, mut cursor, mut rng) = (
             picker(Balance::LeastTime, &[1; 4]),
             Cursor::new(1),
-            SplitMix::new(2),
+            crate::base::Rng::new(2),
         );
         let (loads, mut ewma) = (Fake::timed(&[0; 4], &[0; 4]), [(0u64, 0u64); 4]);
         let (mut counts, mut running, mut now) = ([0u32; 4], Vec::<(u64, usize)>::new(), 0);

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use indexmap::IndexMap;
 
 use super::acl::NetSet;
-use super::hash::{below, mix2};
+use super::hash::mix2;
+use crate::base::rng::below;
 use crate::config::model::Rate;
 
 /// Significant bits of an IPv6 source.
@@ -302,7 +303,6 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SplitMix;
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashMap;
@@ -476,7 +476,7 @@ mod tests {
         };
         let (mut table, now) = (SourceTable::new(limits, 1000), Instant::now());
         let held: Vec<Admission> = (0..500).map(|n| table.admit(now, ip(n)).unwrap()).collect();
-        let mut rng = SplitMix::new(1);
+        let mut rng = crate::base::Rng::new(1);
         for n in 0..200_000u64 {
             let at = now + Duration::from_micros(n);
             let admission = table.admit(at, ip(1000 + rng.below(10_000_000) as u32));

@@ -32,8 +32,10 @@
 //! its quota and some have a quarter less: 65 slots are few. The tests below hold these figures.
 
 use super::explain::{Note, Reason, Trace};
-use super::hash::{SplitMix, below, mix2};
+use super::hash::mix2;
 use super::{Loads, Member, Shares, View};
+use crate::base::Rng;
+use crate::base::rng::below;
 
 /// Slots of a table: a prime well above the number of backends.
 pub const SLOTS: usize = 65_537;
@@ -196,7 +198,7 @@ struct Racer {
     weight: u64,
     /// Fraction of a throw that it has saved up.
     saved: u64,
-    throws: SplitMix,
+    throws: Rng,
     slots: usize,
     quota: usize,
 }
@@ -214,7 +216,7 @@ fn fill(members: &[Member]) -> Box<[u16]> {
             // backend leaving could raise the quota of every other by a slot, and move that many.
             let quota = (u128::from(weight * SLOTS as u64) << 32) / u128::from(total);
             let quota = (((quota + u128::from(mix2(identity, 4) >> 32)) >> 32) as usize).max(1);
-            let throws = SplitMix::new(mix2(identity, 2));
+            let throws = Rng::new(mix2(identity, 2));
             Racer {
                 ix,
                 identity,
@@ -316,7 +318,7 @@ mod tests {
     }
 
     fn key(n: u64) -> u64 {
-        SplitMix::new(n).next()
+        crate::base::Rng::new(n).next_u64()
     }
 
     fn picks(picker: &Picker, keys: u64, shares: &Shares, eligible: &Mask) -> Vec<usize> {

@@ -39,10 +39,11 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use explain::{Explanation, Note, Reason};
-pub use hash::{SplitMix, identity, source_key};
+pub use hash::{identity, source_key};
 pub use least_time::{decayed, peak_ewma};
 pub use mask::Mask;
 
+use crate::base::Rng;
 use crate::config::model::{Balance, SourceHash};
 use alias::Alias;
 use explain::Trace;
@@ -138,7 +139,7 @@ impl Shares {
 pub struct Cursor {
     /// Of the picker that the credits and the runner-up belong to.
     fingerprint: u64,
-    rng: SplitMix,
+    rng: Rng,
     /// Round robin: next slot of the schedule, taken modulo its length.
     position: usize,
     /// Smooth rotation among equals, one credit a backend.
@@ -150,10 +151,10 @@ pub struct Cursor {
 impl Cursor {
     /// A cursor of its own random sequence. Give each worker another seed, so that workers do not march in step.
     pub fn new(seed: u64) -> Cursor {
-        let mut rng = SplitMix::new(seed);
+        let mut rng = Rng::new(seed);
         Cursor {
             fingerprint: 0,
-            position: rng.next() as usize >> 16,
+            position: rng.next_u64() as usize >> 16,
             rng,
             credits: Vec::new(),
             runner_up: None,

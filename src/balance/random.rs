@@ -22,7 +22,7 @@ pub(super) fn pick<L: Loads, T: Trace>(
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Fake, picker};
-    use super::super::{Balance, Mask, Shares, SplitMix};
+    use super::super::{Balance, Mask, Shares};
     use super::*;
     use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ mod tests {
         ) {
             let (n, total) = (weights.len(), weights.iter().sum::<u32>());
             let (picker, mut cursor) = (picker(Balance::Random, &weights), Cursor::new(seed));
-            let (loads, mut plain, mut rng) = (Fake::new(&vec![0; n]), vec![0u32; n], SplitMix::new(seed));
+            let (loads, mut plain, mut rng) = (Fake::new(&vec![0; n]), vec![0u32; n], crate::base::Rng::new(seed));
             for _ in 0..200 * total {
                 loads.open(picker.pick(&mut cursor, 0, &loads, &Shares::full(), &Mask::full(n)).unwrap());
                 let mut at = rng.below(u64::from(total)) as u32;

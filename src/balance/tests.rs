@@ -82,7 +82,7 @@ pub(super) fn spread(picker: &Picker, picks: u64, shares: &Shares, eligible: &Ma
     let (mut cursor, idle) = (Cursor::new(1), Fake::new(&vec![0; eligible.len()]));
     let mut counts = vec![0; eligible.len()];
     for n in 0..picks {
-        let key = SplitMix::new(n).next();
+        let key = crate::base::Rng::new(n).next_u64();
         counts[picker
             .pick(&mut cursor, key, &idle, shares, eligible)
             .expect("somebody is eligible")] += 1;

@@ -1,10 +1,19 @@
 //! The command line, one file a command.
 
+pub mod backend;
 pub mod check;
+pub mod client;
+pub mod conns;
 pub mod demo;
 pub mod explain;
+pub mod kill;
 pub mod reference;
+pub mod reload;
 pub mod run;
+pub mod status;
+pub mod table;
+pub mod top;
+pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +45,18 @@ enum Command {
     },
     /// Tell which backend a client would get, and why.
     Explain(explain::Args),
+    /// Listeners, pools, backends, VIPs, workers.
+    Status(status::Args),
+    /// Live connections and UDP sessions.
+    Conns(conns::Args),
+    /// End one connection.
+    Kill(kill::Args),
+    /// Change one backend until the next reload.
+    Backend(backend::Args),
+    /// Planned move of a VIP to the next node, and back.
+    Vip(vip::Args),
+    /// Read the configuration again; waits, and fails if it is refused.
+    Reload(reload::Args),
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -47,6 +68,12 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
         Command::Explain(args) => explain::run(&args),
+        Command::Status(args) => status::run(args),
+        Command::Conns(args) => conns::run(args),
+        Command::Kill(args) => kill::run(args),
+        Command::Backend(args) => backend::run(args),
+        Command::Vip(args) => vip::run(args),
+        Command::Reload(args) => reload::run(args),
         Command::ConfigReference => reference::run(),
     }
 }

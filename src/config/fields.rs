@@ -236,7 +236,7 @@ use Protocol::{Tcp, Udp};
 pub static FIELDS: &[Field] = &[
     value::<usize>("workers", "auto", "Event loops; auto = the CPUs that this process may use.").or("auto").unit("threads").range("1..1024"),
     value::<SocketPath>("admin", "/run/weir/admin.sock", "Unix socket for `weir status` and the like, mode 0660."),
-    value::<SocketAddr>("metrics", "off", "HTTP endpoint: /metrics, /status, /healthz and a page at /.").or("off").example("127.0.0.1:9109").not_yet(),
+    value::<SocketAddr>("metrics", "off", "HTTP endpoint: /metrics, /status, /healthz and a page at /.").or("off").example("127.0.0.1:9109"),
 
     section("log", "Logging."),
     value::<log::LevelFilter>("log.level", "info", "Threshold of the event log, which goes to stderr."),

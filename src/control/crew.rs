@@ -5,8 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::link::{self, Command, ListenSocket, Shared};
-use crate::worker::{Settings, Worker};
+use crate::link::{self, Command, ListenSocket, Shared, SpawnWorker};
 
 struct Member {
     handle: link::Worker,
@@ -16,6 +15,7 @@ struct Member {
 /// All running workers. Numbers are never reused.
 pub struct Crew {
     shared: Arc<Shared>,
+    spawn: SpawnWorker,
     active: Vec<Member>,
     /// Told to finish what they have.
     retired: Vec<Member>,
@@ -24,9 +24,10 @@ pub struct Crew {
 
 impl Crew {
     /// Nobody yet.
-    pub fn new(shared: Arc<Shared>) -> Crew {
+    pub fn new(shared: Arc<Shared>, spawn: SpawnWorker) -> Crew {
         Crew {
             shared,
+            spawn,
             active: Vec::new(),
             retired: Vec::new(),
             next_id: 0,
@@ -48,21 +49,10 @@ impl Crew {
 
     /// Starts or retires workers until `count` are active. A retired worker's listening sockets go to a remaining one, so
     /// that none is closed with connections in its queue.
-    pub fn resize(&mut self, count: usize, pipes_max: usize) -> io::Result<()> {
+    pub fn resize(&mut self, count: usize) -> io::Result<()> {
         while self.active.len() < count {
             let id = self.next_id;
-            let seed = u64::from(std::process::id()) << 32 | id as u64;
-            let settings = Settings { pipes_max, seed };
-            let (worker, handle) = Worker::new(id, self.shared.clone(), settings)?;
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{id}"))
-                .spawn(move || {
-                    if let Err(error) = worker.run() {
-                        // Without this worker its listening sockets would swallow connections: nothing is served half.
-                        log::error!("worker {id}: {error}");
-                        std::process::exit(1);
-                    }
-                })?;
+            let (handle, thread) = (self.spawn)(id, self.shared.clone())?;
             self.next_id += 1;
             self.active.push(Member { handle, thread });
         }

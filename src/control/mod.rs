@@ -7,27 +7,40 @@
 //! A change of anything that workers act on ends in one [`Shared::publish`] at the end of the round that made it.
 
 pub mod access_log;
+pub mod admin;
 mod crew;
 mod endpoints;
+mod facts;
+pub mod history;
+pub mod http;
+pub mod metrics;
+pub mod observer;
 mod pools;
 pub mod probe;
+pub mod process;
 pub mod request;
 mod sockets;
+pub mod view;
 
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
+use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
-use crate::link::{Command, Report, Shared};
+use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::limits;
 
 use crew::Crew;
 use endpoints::Endpoints;
+use metrics::Peak;
 use pools::Pools;
 use probe::Prober;
 pub use request::{BackendOrder, Input, Request, VipOrder};
@@ -36,6 +49,8 @@ pub use request::{BackendOrder, Input, Request, VipOrder};
 const REPORTS_MAX: usize = 4096;
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
+/// How long the old observer goes on after a reload that moves it.
+const OBSERVER_DELAY: Duration = Duration::from_millis(200);
 /// Longest sleep.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
@@ -62,6 +77,13 @@ impl Source {
             Source::Flags(config) => Ok((**config).clone()),
         }
     }
+
+    fn file(&self) -> Option<String> {
+        match self {
+            Source::File(path) => Some(path.display().to_string()),
+            Source::Flags(_) => None,
+        }
+    }
 }
 
 /// The control thread's state.
@@ -77,22 +99,37 @@ pub struct Control {
     version: u64,
     generation: u64,
     stopping: Option<Instant>,
-    access_log: Option<access_log::Handle>,
+    access_log: Option<(Sender<Record>, access_log::Handle)>,
+    admin: UnixListener,
+    observer: Option<observer::Handle>,
+    /// A new metrics address, to be served as soon as whoever asked for the reload has been answered.
+    new_http: Option<(Instant, Option<TcpListener>)>,
+    inputs_sender: Sender<Input>,
+    peaks: HashMap<usize, Peak>,
+    reload_error: Option<String>,
+    reload_failures: u64,
 }
 
 impl Control {
     /// Binds every socket, starts every thread and serves. Nothing is left behind if it fails.
-    pub fn start(source: Source, config: Config) -> anyhow::Result<(Control, Sender<Input>)> {
+    pub fn start(
+        source: Source,
+        config: Config,
+        spawn: SpawnWorker,
+    ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
-        let access = access_log::start(&config.log)?;
-        let (records, access_log) = access.unzip();
+        // First of all: it finds out whether another weir is running here.
+        let admin = admin::bind(&config.admin)?;
+        let http = config.metrics.map(bind_http).transpose()?;
+        let access_log = access_log::start(&config.log)?;
+        let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
         let mut control = Control {
             source,
             inputs,
             reports,
-            crew: Crew::new(shared.clone()),
+            crew: Crew::new(shared.clone(), spawn),
             endpoints: Endpoints::default(),
             pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
@@ -101,9 +138,28 @@ impl Control {
             generation: 0,
             stopping: None,
             access_log,
+            observer: None,
+            new_http: None,
+            inputs_sender: sender.clone(),
+            peaks: HashMap::new(),
+            reload_error: None,
+            reload_failures: 0,
+            admin,
         };
-        control.apply(config)?;
+        if let Err(error) = control.apply(config) {
+            admin::remove(&control.admin);
+            return Err(error);
+        }
+        control.observe(http)?;
         Ok((control, sender))
+    }
+
+    /// Serves the admin socket, and HTTP if it is wanted.
+    fn observe(&mut self, http: Option<TcpListener>) -> std::io::Result<()> {
+        self.observer = None;
+        let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
+        self.observer = Some(handle);
+        Ok(())
     }
 
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
@@ -114,7 +170,7 @@ impl Control {
             anyhow::bail!("limits: {refusal}");
         }
         let plan = self.endpoints.plan(&config.listeners, workers)?;
-        self.crew.resize(workers, budget.pipes as usize)?;
+        self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
         let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
         self.generation += 1;
@@ -169,6 +225,9 @@ impl Control {
                 self.publish();
             }
             self.crew.reap();
+            if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
+                self.observe(http)?;
+            }
             if self
                 .stopping
                 .is_some_and(|deadline| self.is_idle() || now >= deadline)
@@ -195,8 +254,9 @@ impl Control {
         }
         self.crew.all(|| Command::ShedAll(Cause::Shutdown));
         self.crew.stop();
-        if let Some(log) = self.access_log.take() {
-            drop(self.shared);
+        self.observer = None;
+        admin::remove(&self.admin);
+        if let Some((_, log)) = self.access_log.take() {
             log.finish();
         }
         Ok(())
@@ -238,16 +298,57 @@ impl Control {
             .source
             .load()
             .map_err(|errors| errors.to_string())
-            .and_then(|config| self.apply(config).map_err(|error| format!("{error:#}")));
+            .and_then(|config| self.replace(config).map_err(|error| format!("{error:#}")));
         match outcome {
             Ok(()) => {
+                self.reload_error = None;
                 log::info!("reloaded: generation {}", self.generation);
                 Ok(format!("generation {}", self.generation))
             }
             Err(error) => {
                 log::error!("reload refused, the old configuration stays in force: {error}");
+                self.reload_failures += 1;
+                self.reload_error = Some(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// Replaces the running configuration. Everything that can fail comes first.
+    fn replace(&mut self, config: Config) -> anyhow::Result<()> {
+        if config.admin != self.config.admin {
+            anyhow::bail!("admin: moving the admin socket needs a restart");
+        }
+        let http = match config.metrics == self.config.metrics {
+            true => None,
+            false => Some(config.metrics.map(bind_http).transpose()?),
+        };
+        let log = config.log.clone();
+        self.apply(config)?;
+        if let Some(http) = http {
+            self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));
+        }
+        log::set_max_level(log.level);
+        self.follow_log(&log);
+        Ok(())
+    }
+
+    /// Brings the access log in line with the configuration, and opens its file again (rotation).
+    fn follow_log(&mut self, log: &crate::config::model::Log) {
+        let wanted = log.access != AccessTarget::Off;
+        let outcome = match &self.access_log {
+            Some((_, handle)) if wanted => handle.retarget(&log.access, log.format),
+            Some(_) => Ok(()),
+            None => access_log::start(log).map(|started| self.access_log = started),
+        };
+        let records = self
+            .access_log
+            .as_ref()
+            .filter(|_| wanted)
+            .map(|(records, _)| records.clone());
+        self.shared.set_records(records);
+        if let Err(error) = outcome {
+            log::error!("access log: {error}; it goes on as before");
         }
     }
 
@@ -265,19 +366,11 @@ impl Control {
             }
         }
     }
-
-    fn answer(&mut self, request: Request) {
-        match request {
-            Request::Reload { reply } => drop(reply.send(self.reload())),
-            Request::Backend {
-                pool,
-                name,
-                order,
-                reply,
-            } => {
-                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
-            }
-            _ => {}
-        }
-    }
 }
+
+fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|error| anyhow::anyhow!("metrics: cannot bind {address}: {error}"))
+}
+
+pub mod election;

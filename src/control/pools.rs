@@ -125,7 +125,9 @@ impl Pools {
     pub fn configure(&mut self, pools: &[model::Pool], shards: usize, now: Instant) {
         let mut known: HashMap<u64, Entry> = HashMap::new();
         let mut rules: HashMap<Arc<str>, Option<Duration>> = HashMap::new();
+        let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
         for pool in self.pools.drain(..) {
+            supply.insert(pool.config.name.clone(), (pool.eligible, pool.desperate));
             rules.insert(
                 pool.config.name.as_str().into(),
                 pool.config.on_drain_finish,
@@ -196,12 +198,13 @@ impl Pools {
             self.schedule.add(now, pool.health.interval, &probed);
             let picker = picker(pool, &entries);
             let config = Arc::new(pool.clone());
+            let (eligible, desperate) = supply.get(&pool.name).copied().unwrap_or_default();
             self.pools.push(PoolEntry {
                 config,
                 entries,
                 picker,
-                desperate: false,
-                eligible: 0,
+                desperate,
+                eligible,
             });
         }
         for entry in known.into_values() {
@@ -524,7 +527,14 @@ impl PoolEntry {
             (1.., 0) => {
                 log::error!("pool {name}: no backend is left; new connections are refused");
             }
-            (0, 1..) if !desperate => log::info!("pool {name}: {eligible} backends take new work"),
+            (0, 1..) if !desperate => {
+                let backends = if eligible == 1 {
+                    "1 backend takes"
+                } else {
+                    &format!("{eligible} backends take")
+                };
+                log::info!("pool {name}: {backends} new work");
+            }
             _ if self.desperate && !desperate => {
                 log::info!("pool {name}: serving from healthy backends again")
             }
@@ -536,10 +546,13 @@ impl PoolEntry {
 }
 
 fn name(backend: &Backend) -> String {
-    format!(
-        "{}/{} ({})",
-        backend.pool, backend.config.name, backend.config.address
-    )
+    let Backend { pool, config, .. } = backend;
+    let address = config.address.to_string();
+    if config.name == address {
+        format!("{pool}/{address}")
+    } else {
+        format!("{pool}/{} ({address})", config.name)
+    }
 }
 
 fn log_change(backend: &Backend, change: Option<&Change>) {

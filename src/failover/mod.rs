@@ -1,1 +1,21 @@
 //! VIP failover between nodes: pure.
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`timers`] | every period and patience, derived from `beat` and `dead_after`, and the inequalities between them |
+//! | [`table`] | who holds which address: one machine a VIP, fed with beats, fitness and the keeper's answers |
+//! | [`lease`] | what the keeper does to the kernel: install, renew, remove, announce, notice others' changes |
+//! | [`beat`] | bytes between nodes: handshake, signature, sequence numbers |
+//!
+//! Nothing here touches a socket or a clock. `tests/failover_sim.rs` runs the same machines, several nodes at once, on a
+//! virtual clock; `control::election` and `keeper` run them on real ones.
+
+pub mod beat;
+pub mod lease;
+pub mod table;
+pub mod timers;
+
+/// Index of a node in the configuration's `nodes`.
+pub type NodeIx = usize;
+/// Index of a virtual address in the configuration's `vips`.
+pub type VipIx = usize;

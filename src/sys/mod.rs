@@ -6,3 +6,8 @@ pub mod epoll;
 pub mod limits;
 pub mod pipe;
 pub mod socket;
+
+pub mod neigh;
+pub mod netlink;
+pub mod sched;
+pub mod secret;

@@ -709,7 +709,7 @@ impl Tcp {
         shard
             .seconds
             .observe_us(u64::from(us(connection.opened, context.now)));
-        if context.shared.records.is_some() {
+        if context.shared.wants_records() {
             context
                 .shared
                 .record(connection.record(context.now, cause, closed_by));

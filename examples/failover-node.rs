@@ -1,0 +1,235 @@
+//! One node with nothing but failover, for tests in network namespaces.
+//!
+//! `failover-node run CONFIG.json` runs the election and the keeper, answers UDP on port 7777 of every VIP with the node's name,
+//! and takes orders on standard input, one a line: `status`, `serving yes|no`, `pool N up|down`, `demote IP`, `allow IP`,
+//! `reload FILE`, `upgrade`, `stop`. `failover-node probe ADDRESS:PORT MILLISECONDS` asks once a millisecond and prints, for each
+//! question, when it was sent and when and by whom it was answered (microseconds of CLOCK_MONOTONIC).
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use socket2::{Domain, Socket, Type};
+
+use weir::config::model::{Failover, Vip};
+use weir::control::election::{Election, Order};
+use weir::failover::table::Local;
+use weir::failover::timers::Timers;
+use weir::sys::sched::monotonic;
+
+#[derive(Deserialize)]
+struct Config {
+    node: String,
+    secret_file: PathBuf,
+    #[serde(default = "beat")]
+    beat_ms: u64,
+    #[serde(default = "dead_after")]
+    dead_after_ms: u64,
+    nodes: BTreeMap<String, SocketAddr>,
+    #[serde(default)]
+    witnesses: Vec<SocketAddr>,
+    quorum: Option<u32>,
+    vips: Vec<VipConfig>,
+    #[serde(default)]
+    notify: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct VipConfig {
+    address: IpNet,
+    interface: String,
+    prefer: Vec<String>,
+    #[serde(default)]
+    preempt: bool,
+    #[serde(default)]
+    preempt_delay_ms: u64,
+    #[serde(default)]
+    requires: Vec<usize>,
+}
+
+fn beat() -> u64 {
+    50
+}
+
+fn dead_after() -> u64 {
+    250
+}
+
+fn read(path: &str) -> Failover {
+    let text = std::fs::read_to_string(path).expect(path);
+    let config: Config = serde_json::from_str(&text).expect(path);
+    let names: Vec<String> = config.nodes.keys().cloned().collect();
+    let index = |name: &String| names.iter().position(|n| n == name).expect("a node");
+    Failover {
+        node: config.node,
+        secret_file: config.secret_file,
+        beat: Duration::from_millis(config.beat_ms),
+        dead_after: Duration::from_millis(config.dead_after_ms),
+        nodes: config.nodes.into_iter().collect(),
+        witnesses: config.witnesses,
+        quorum: config.quorum,
+        vips: config
+            .vips
+            .iter()
+            .map(|vip| Vip {
+                address: vip.address,
+                interface: vip.interface.clone(),
+                prefer: vip.prefer.iter().map(index).collect(),
+                preempt: vip.preempt,
+                preempt_delay: Duration::from_millis(vip.preempt_delay_ms),
+                requires: vip.requires.clone(),
+            })
+            .collect(),
+        notify: config.notify,
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["keeper"] => return weir::keeper::main(),
+        ["run", config] => run(config),
+        ["probe", to, ms] => probe(to.parse().expect("an address"), ms.parse().expect("ms")),
+        _ => return ExitCode::from(2),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(path: &str) {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_timestamp_millis()
+        .init();
+    let mut config = read(path);
+    let timers = Timers::derive(config.beat, config.dead_after);
+    let keeper = weir::keeper::spawn(&timers).expect("keeper");
+    let local = Arc::new(Mutex::new(Local {
+        serving: true,
+        detail: String::new(),
+        pools: vec![true; 4],
+    }));
+    let ask = || {
+        let local = local.clone();
+        Box::new(move || local.lock().clone()) as Box<dyn FnMut() -> Local + Send>
+    };
+    let (events, _) = crossbeam_channel::bounded(1);
+    let mut handle = Election::start(&config, keeper, ask(), events.clone()).expect("election");
+    for vip in &config.vips {
+        let (name, address) = (config.node.clone(), vip.address.addr());
+        std::thread::spawn(move || answer(&name, address));
+    }
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("standard input");
+        let words: Vec<&str> = line.split(' ').collect();
+        let ip = |word: &str| -> IpAddr { word.parse().expect("an address") };
+        let reply = match words[..] {
+            ["status"] => {
+                let status = handle.status();
+                serde_json::json!({
+                    "vips": status.vips, "nodes": status.nodes, "keeper": status.keeper,
+                    "rejected": status.rejected.iter().map(|(_, n)| n).sum::<u64>(),
+                })
+                .to_string()
+            }
+            ["serving", yes] => {
+                local.lock().serving = yes == "yes";
+                "ok".into()
+            }
+            ["pool", n, state] => {
+                local.lock().pools[n.parse::<usize>().expect("a number")] = state == "up";
+                "ok".into()
+            }
+            ["demote", a] => format!("{:?}", handle.order(Order::Demote(ip(a)))),
+            ["allow", a] => format!("{:?}", handle.order(Order::Allow(ip(a)))),
+            ["reload", file] => {
+                config = read(file);
+                format!("{:?}", handle.reconfigure(&config))
+            }
+            ["upgrade"] => {
+                let detached = handle.detach().expect("detach");
+                handle =
+                    Election::resume(&config, detached, ask(), events.clone()).expect("resume");
+                "ok".into()
+            }
+            ["stop"] => {
+                let began = Instant::now();
+                handle.stop();
+                println!("{:?}", began.elapsed());
+                return;
+            }
+            _ => "?".into(),
+        };
+        println!("{reply}");
+        std::io::stdout().flush().expect("standard output");
+    }
+}
+
+/// Answers every datagram with the node's name; the address need not be here yet.
+fn answer(name: &str, address: IpAddr) {
+    let to = SocketAddr::new(address, 7777);
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).expect("socket");
+    match address {
+        IpAddr::V4(_) => socket.set_freebind_v4(true).expect("freebind"),
+        IpAddr::V6(_) => socket.set_freebind_v6(true).expect("freebind"),
+    }
+    socket.bind(&to.into()).expect("bind");
+    let socket = UdpSocket::from(socket);
+    let mut buffer = [0; 64];
+    while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+        if n == 8 {
+            let reply = [&buffer[..8], name.as_bytes()].concat();
+            let _ = socket.send_to(&reply, from);
+        }
+    }
+}
+
+fn probe(to: SocketAddr, ms: u64) {
+    let any: SocketAddr = if to.is_ipv4() {
+        "0.0.0.0:0".parse().expect("an address")
+    } else {
+        "[::]:0".parse().expect("an address")
+    };
+    let socket = Arc::new(UdpSocket::bind(any).expect("bind"));
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .expect("timeout");
+    let mut sent = vec![0u64; ms as usize];
+    let reader = {
+        let socket = socket.clone();
+        let until = Instant::now() + Duration::from_millis(ms + 200);
+        std::thread::spawn(move || {
+            let mut answers = vec![(0u64, String::new()); ms as usize];
+            let mut buffer = [0; 64];
+            while Instant::now() < until {
+                let Ok((n, _)) = socket.recv_from(&mut buffer) else {
+                    continue;
+                };
+                let ix = u64::from_be_bytes(buffer[..8].try_into().expect("8 bytes")) as usize;
+                if answers[ix].0 == 0 {
+                    let node = String::from_utf8_lossy(&buffer[8..n]).into_owned();
+                    answers[ix] = (monotonic().as_micros() as u64, node);
+                }
+            }
+            answers
+        })
+    };
+    let start = Instant::now();
+    for (ix, at) in sent.iter_mut().enumerate() {
+        let due = start + Duration::from_millis(ix as u64);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        *at = monotonic().as_micros() as u64;
+        let _ = socket.send_to(&(ix as u64).to_be_bytes(), to);
+    }
+    let answers = reader.join().expect("the reader");
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for (at, (answered, node)) in sent.iter().zip(answers) {
+        writeln!(out, "{at} {answered} {node}").expect("standard output");
+    }
+}

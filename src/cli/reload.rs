@@ -1,0 +1,18 @@
+//! `weir reload`: same as SIGHUP, but waits and says what came of it.
+
+use std::process::ExitCode;
+
+use super::client::{self, Options};
+use crate::control::admin::Question;
+
+/// Read the configuration again, wait, and say what came of it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Reloads; 3 if the configuration is refused, and the running one stays in force.
+pub fn run(args: Args) -> ExitCode {
+    client::order(&args.options, &Question::Reload, 3)
+}

@@ -1,0 +1,208 @@
+//! `weir status`: listeners, pools, backends, VIPs, workers.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use super::client::{self, Options};
+use super::table::{self, Rows, Tone, Value, age, bytes, millis, tone, trouble};
+use crate::control::admin::Question;
+use crate::control::view::{Backend, Pool, Status};
+
+/// Show listeners, pools, backends, VIPs and workers.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Prints the status of the running weir.
+pub fn run(args: Args) -> ExitCode {
+    match client::ask(&args.options, &Question::Status) {
+        Err(error) => client::fail(&args.options, &error),
+        Ok(document) => {
+            match serde_json::from_value::<Status>(document.clone()) {
+                Ok(status) if !args.options.json => table::print(&text(&status)),
+                _ => table::print_json(&document),
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// The document as tables.
+pub fn text(status: &Status) -> String {
+    let mut out = head(status);
+    out.push_str(&listeners(status));
+    for pool in &status.pools {
+        out.push_str(&one_pool(pool));
+    }
+    out.push_str(&failover(status));
+    out.push_str(&workers(status));
+    out
+}
+
+fn head(status: &Status) -> String {
+    let Status {
+        version,
+        pid,
+        uptime_s,
+        generation,
+        process,
+        ..
+    } = status;
+    let file = status.config_file.as_deref().unwrap_or("command line");
+    let mut out = format!(
+        "weir {version}, pid {pid}, up {}, {} (generation {generation})\n",
+        age(*uptime_s),
+        table::clean(file),
+    );
+    let _ = writeln!(
+        out,
+        "connections {} of {}, UDP sessions {} of {}, descriptors {} of {}, memory {}",
+        process.connections,
+        process.connections_max,
+        process.udp_sessions,
+        process.udp_sessions_max,
+        process.open_fds,
+        process.limit_fds,
+        bytes(process.resident_bytes),
+    );
+    if status.stopping {
+        out.push_str("stopping: open connections may finish\n");
+    }
+    if process.records_dropped > 0 {
+        let _ = writeln!(out, "access log: {} records lost", process.records_dropped);
+    }
+    if let Some(error) = &status.reload_error {
+        let _ = writeln!(
+            out,
+            "the last reload was refused:\n  {}",
+            table::clean(error).replace('\n', "\n  ")
+        );
+    }
+    out
+}
+
+fn listeners(status: &Status) -> String {
+    let mut rows = Rows::new(&[
+        "LISTENER", "PROTO", "BIND", "POOL", ">ACTIVE", ">TOTAL", ">REFUSED", ">IN", ">OUT",
+    ]);
+    for listener in &status.listeners {
+        rows.row([
+            (&listener.name).into(),
+            (&listener.protocol).into(),
+            listener.bind.join(" ").into(),
+            (&listener.pool).into(),
+            listener.active.into(),
+            listener.accepted.into(),
+            trouble(listener.refused),
+            bytes(listener.bytes_in).into(),
+            bytes(listener.bytes_out).into(),
+        ]);
+    }
+    format!("\n{}", rows.finish(""))
+}
+
+fn one_pool(pool: &Pool) -> String {
+    let mut rows = Rows::new(&[
+        "BACKEND", "ADDRESS", "STATE", ">SINCE", ">WEIGHT", ">ACTIVE", ">TOTAL", ">FAILED", ">IN",
+        ">OUT", ">CONNECT", "REASON",
+    ]);
+    for backend in &pool.backends {
+        rows.row([
+            name(backend).into(),
+            (&backend.address).into(),
+            Value(backend.state.clone(), tone(&backend.state)),
+            age(backend.since_s).into(),
+            backend.weight.into(),
+            backend.active.into(),
+            backend.total.into(),
+            trouble(backend.failed),
+            bytes(backend.bytes_in).into(),
+            bytes(backend.bytes_out).into(),
+            millis(backend.connect_ms).into(),
+            Value(backend.reason.clone(), Tone::Dim),
+        ]);
+    }
+    let Pool {
+        name,
+        balance,
+        eligible,
+        ..
+    } = pool;
+    format!(
+        "\npool {}: {balance}, {eligible} of {} take new work{}\n{}",
+        table::clean(name),
+        pool.backends.len(),
+        match &*pool.serving {
+            "backup" => " (backups: no primary is left)",
+            "all" => " (nothing is up: trying all)",
+            _ => "",
+        },
+        rows.finish("  ")
+    )
+}
+
+fn name(backend: &Backend) -> String {
+    match backend.backup {
+        true => format!("{} (backup)", backend.name),
+        false => backend.name.clone(),
+    }
+}
+
+fn failover(status: &Status) -> String {
+    let mut out = String::new();
+    if !status.vips.is_empty() {
+        let mut rows = Rows::new(&["VIP", "INTERFACE", "STATE", "HOLDER", ">SINCE", "REASON"]);
+        for vip in &status.vips {
+            rows.row([
+                (&vip.address).into(),
+                (&vip.interface).into(),
+                Value(vip.state.clone(), tone(&vip.state)),
+                vip.holder.as_deref().unwrap_or("-").into(),
+                age(vip.since_s).into(),
+                Value(vip.reason.clone(), Tone::Dim),
+            ]);
+        }
+        out = format!("\n{}", rows.finish(""));
+    }
+    if !status.nodes.is_empty() {
+        let mut rows = Rows::new(&["NODE", "STATE", ">LAST BEAT"]);
+        for node in &status.nodes {
+            let (word, tone) = if node.alive {
+                ("alive", Tone::Good)
+            } else {
+                ("dead", Tone::Bad)
+            };
+            rows.row([
+                (&node.name).into(),
+                Value(word.into(), tone),
+                node.last_beat_ms
+                    .map_or("never".into(), |ms| format!("{ms} ms ago"))
+                    .into(),
+            ]);
+        }
+        let _ = write!(out, "\n{}", rows.finish(""));
+    }
+    out
+}
+
+fn workers(status: &Status) -> String {
+    let mut rows = Rows::new(&[
+        ">WORKER",
+        ">CONNECTIONS",
+        ">UDP SESSIONS",
+        ">TURNS",
+        ">LONGEST TURN",
+    ]);
+    for worker in &status.workers {
+        rows.row([
+            worker.id.into(),
+            worker.connections.into(),
+            worker.udp_sessions.into(),
+            worker.turns.into(),
+            millis(Some(worker.turn_ms_max)).into(),
+        ]);
+    }
+    format!("\n{}", rows.finish(""))
+}

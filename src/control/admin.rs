@@ -1,0 +1,329 @@
+//! The admin socket: one JSON object a line, both ways.
+//!
+//! ```text
+//! > {"command":"backend","pool":"web","name":"a","order":"drain"}
+//! < {"ok":"web/a: drain"}
+//! > {"command":"kill","id":12}
+//! < {"error":"no connection or session has the id 12"}
+//! ```
+//!
+//! A client may ask any number of questions, one after the other. Who may connect is decided by the socket file: mode 0660.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::stat::{Mode, fchmod};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+use super::history::History;
+use super::observer::{self, ANSWER_MAX, Asker, Seats};
+use super::{BackendOrder, Request, VipOrder};
+
+/// Where the socket is unless the configuration says otherwise.
+pub const DEFAULT_PATH: &str = "/run/weir/admin.sock";
+/// Bytes of one question.
+pub const QUESTION_BYTES: u64 = 4096;
+/// Clients at once.
+const CLIENTS_MAX: usize = 32;
+/// Connections listed at most.
+const CONNECTIONS_MAX: usize = 100_000;
+/// How long a client may think.
+const THINK_MAX: Duration = Duration::from_secs(60);
+/// How long a client may take to read an answer.
+const READ_MAX: Duration = Duration::from_secs(10);
+/// How long a reload may take.
+const RELOAD_MAX: Duration = Duration::from_secs(120);
+/// How long another process that starts at this moment is waited for.
+const LOCK_MAX: Duration = Duration::from_secs(2);
+
+/// A question or order as it is sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Question {
+    /// The status document.
+    Status,
+    /// Live connections and sessions.
+    Conns {
+        /// At most.
+        limit: usize,
+    },
+    /// End a connection or session.
+    Kill {
+        /// Its id.
+        id: u64,
+    },
+    /// Change a backend.
+    Backend {
+        /// Pool.
+        pool: String,
+        /// Backend.
+        name: String,
+        /// What to do.
+        order: Order,
+    },
+    /// Change a VIP.
+    Vip {
+        /// Without prefix length.
+        address: IpAddr,
+        /// What to do.
+        order: VipWord,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// The Prometheus page.
+    Metrics,
+    /// Whether all is well.
+    Health,
+    /// Samples of the last minutes after this number.
+    History {
+        /// Number.
+        since: u64,
+    },
+}
+
+/// See [`BackendOrder`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Order {
+    Ready,
+    Drain,
+    Down,
+    Weight(u32),
+}
+
+/// See [`VipOrder`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum VipWord {
+    Demote,
+    Allow,
+}
+
+impl From<Order> for BackendOrder {
+    fn from(order: Order) -> BackendOrder {
+        match order {
+            Order::Ready => BackendOrder::Ready,
+            Order::Drain => BackendOrder::Drain,
+            Order::Down => BackendOrder::Down,
+            Order::Weight(weight) => BackendOrder::Weight(weight),
+        }
+    }
+}
+
+impl From<VipWord> for VipOrder {
+    fn from(word: VipWord) -> VipOrder {
+        match word {
+            VipWord::Demote => VipOrder::Demote,
+            VipWord::Allow => VipOrder::Allow,
+        }
+    }
+}
+
+/// Binds the admin socket with mode 0660. Its directory is made if it is missing; a socket file that nobody listens on any
+/// more is replaced. An error is a sentence with the path in it; if another process listens there it names that one.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    bind_inner(path).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("admin socket {}: {error}", path.display()),
+        )
+    })
+}
+
+fn bind_inner(path: &Path) -> io::Result<UnixListener> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    if !directory.exists() {
+        std::fs::create_dir(&directory)?;
+    }
+    // Two processes that start at once must not both find the same stale file and replace each other's socket.
+    let _alone = lock(&directory)?;
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "exists and is not a socket",
+            ));
+        }
+        match UnixStream::connect(path) {
+            Ok(stream) => {
+                let who = match getsockopt(&stream, PeerCredentials) {
+                    Ok(peer) if peer.pid() > 0 => format!(" (pid {})", peer.pid()),
+                    _ => String::new(),
+                };
+                return Err(io::Error::new(
+                    ErrorKind::AddrInUse,
+                    format!("another weir{who} is running there"),
+                ));
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Before bind, so that at no moment more is allowed; the umask may take more away, which is then given back.
+    fchmod(&socket, Mode::from_bits_truncate(0o660))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    socket.listen(64)?;
+    Ok(UnixListener::from(std::os::fd::OwnedFd::from(socket)))
+}
+
+fn lock(directory: &Path) -> io::Result<Flock<File>> {
+    let mut file = File::open(directory)?;
+    let started = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::Error::EWOULDBLOCK)) if started.elapsed() < LOCK_MAX => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err((_, nix::Error::EWOULDBLOCK)) => {
+                return Err(io::Error::new(
+                    ErrorKind::AddrInUse,
+                    format!("another process keeps {} locked", directory.display()),
+                ));
+            }
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Removes the socket file. Not for a process that has handed the socket over: its successor serves there.
+pub fn remove(listener: &UnixListener) {
+    if let Ok(address) = listener.local_addr()
+        && let Some(path) = address.as_pathname()
+    {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Serves clients for ever.
+pub(super) async fn serve(
+    listener: tokio::net::UnixListener,
+    asker: Asker,
+    history: Rc<RefCell<History>>,
+) {
+    let seats = Rc::new(RefCell::new(Seats::default()));
+    let accept = async || Ok(listener.accept().await?.0);
+    observer::accept(accept, |stream| {
+        let (asker, history) = (asker.clone(), history.clone());
+        Seats::seat(&seats, CLIENTS_MAX, |ticket| async move {
+            let (reader, mut writer) = stream.into_split();
+            let mut reader = BufReader::new(reader);
+            loop {
+                let mut line = Vec::new();
+                let mut bounded = (&mut reader).take(QUESTION_BYTES);
+                let read = bounded.read_until(b'\n', &mut line);
+                match tokio::time::timeout(THINK_MAX, read).await {
+                    Ok(Ok(n)) if n > 0 => {}
+                    _ => return,
+                }
+                ticket.set_busy(true);
+                let whole = line.ends_with(b"\n");
+                let answer = match whole {
+                    true => answer(&line, &asker, &history).await,
+                    false => Err(format!(
+                        "a question ends with a line feed within {QUESTION_BYTES} bytes"
+                    )),
+                };
+                let mut answer = match answer {
+                    Ok(value) => json!({ "ok": value }),
+                    Err(error) => json!({ "error": error }),
+                }
+                .to_string();
+                answer.push('\n');
+                let written = writer.write_all(answer.as_bytes());
+                match tokio::time::timeout(READ_MAX, written).await {
+                    Ok(Ok(())) if whole => ticket.set_busy(false),
+                    _ => return,
+                }
+            }
+        });
+    })
+    .await;
+}
+
+async fn answer(
+    line: &[u8],
+    asker: &Asker,
+    history: &Rc<RefCell<History>>,
+) -> Result<Value, String> {
+    let question: Question =
+        serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
+    match question {
+        Question::Status => {
+            asker
+                .ask(ANSWER_MAX, |reply| Request::Status { reply })
+                .await
+        }
+        Question::Conns { limit } => {
+            let limit = limit.min(CONNECTIONS_MAX);
+            let request = |reply| Request::Connections { limit, reply };
+            let live = asker.ask(ANSWER_MAX, request).await?;
+            serde_json::to_value(live).map_err(|error| error.to_string())
+        }
+        Question::Kill { id } => {
+            match asker
+                .ask(ANSWER_MAX, |reply| Request::Kill { id, reply })
+                .await?
+            {
+                true => Ok(format!("{id} is ended").into()),
+                false => Err(format!("no connection or session has the id {id}")),
+            }
+        }
+        Question::Backend { pool, name, order } => {
+            let order = order.into();
+            let request = |reply| Request::Backend {
+                pool,
+                name,
+                order,
+                reply,
+            };
+            Ok(asker.ask(ANSWER_MAX, request).await??.into())
+        }
+        Question::Vip { address, order } => {
+            let order = order.into();
+            let request = |reply| Request::Vip {
+                address,
+                order,
+                reply,
+            };
+            Ok(asker.ask(ANSWER_MAX, request).await??.into())
+        }
+        Question::Reload => Ok(asker
+            .ask(RELOAD_MAX, |reply| Request::Reload { reply })
+            .await??
+            .into()),
+        Question::Metrics => Ok(asker
+            .ask(ANSWER_MAX, |reply| Request::Metrics { reply })
+            .await?
+            .into()),
+        Question::Health => {
+            asker
+                .ask(ANSWER_MAX, |reply| Request::Health { reply })
+                .await??;
+            Ok("ok".into())
+        }
+        Question::History { since } => Ok(history.borrow().since(since)),
+    }
+}

@@ -1,0 +1,675 @@
+//! The election thread's loop.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::links::{Links, News};
+use super::notify::{Note, Notes};
+use super::record::Recorder;
+use super::witness::Witnesses;
+use super::{Detached, Event, NodeStatus, Order, Plan, Remembered, Status, VipStatus};
+use crate::failover::beat::{Rejected, from_wire, to_wire};
+use crate::failover::table::{Action, Effect, Fit, Input, Local, Order as TableOrder, Table};
+use crate::failover::{NodeIx, VipIx};
+use crate::keeper::{FromKeeper, KeeperHandle, Target, ToKeeper};
+use crate::sys::sched;
+
+const WAKER: Token = Token(0);
+const KEEPER: Token = Token(1);
+/// Links count upwards from here, witnesses from half of the space on.
+const LINKS: usize = 16;
+const WITNESSES: usize = usize::MAX / 2;
+
+/// Messages of the keeper taken in one round.
+const ROUND_MAX: usize = 256;
+
+/// What the handle asks for.
+pub enum Command {
+    Order(Order, Sender<Result<String, String>>),
+    Reconfigure(Box<Plan>, Sender<io::Result<()>>),
+    Stop,
+    Abandon,
+    Detach(Sender<Detached>),
+}
+
+/// How the loop ends.
+enum Ending {
+    Stopped,
+    Detach(Sender<Detached>),
+}
+
+/// State of the channel to the keeper.
+enum Keeper {
+    Works,
+    /// Waits for the answer to this reset.
+    Silent(u64),
+    /// The reset could not even be sent yet.
+    Stuck,
+    Useless,
+}
+
+pub struct Driver {
+    poll: Poll,
+    waker: Arc<Waker>,
+    plan: Plan,
+    table: Table,
+    recorder: Recorder,
+    links: Links,
+    witnesses: Witnesses,
+    keeper: KeeperHandle,
+    keeper_state: Keeper,
+    resets: u64,
+    /// When the oldest proof that was not acknowledged was given.
+    unacked: Option<Instant>,
+    local: Box<dyn FnMut() -> Local + Send>,
+    told: Local,
+    notes: Notes,
+    status: Arc<ArcSwap<Status>>,
+    inbox: Receiver<Command>,
+    next_tick: Instant,
+    boottime: Duration,
+    stop_by: Option<Instant>,
+    beat_due: bool,
+    alive: Vec<bool>,
+    transitions: Vec<u64>,
+    rejected: [u64; Rejected::ALL.len()],
+    rejection_told: Option<Instant>,
+    buffer: Vec<u8>,
+    actions: Vec<Action>,
+}
+
+impl Driver {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        plan: Plan,
+        table: Table,
+        resets: u64,
+        keeper: KeeperHandle,
+        listener: OwnedFd,
+        local: Box<dyn FnMut() -> Local + Send>,
+        notes: Notes,
+        status: Arc<ArcSwap<Status>>,
+        inbox: Receiver<Command>,
+    ) -> io::Result<Driver> {
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        let waker = Arc::new(Waker::new(registry, WAKER)?);
+        registry.register(
+            &mut SourceFd(&keeper.as_fd().as_raw_fd()),
+            KEEPER,
+            Interest::READABLE,
+        )?;
+        let links = Links::new(registry, listener, LINKS, plan.identity.clone())?;
+        let now = Instant::now();
+        let mut driver = Driver {
+            waker,
+            recorder: Recorder::new(now, &table),
+            links,
+            witnesses: witnesses(&plan, now),
+            keeper,
+            keeper_state: Keeper::Works,
+            resets,
+            unacked: None,
+            local,
+            told: Local::default(),
+            notes,
+            status,
+            inbox,
+            next_tick: now,
+            boottime: sched::boottime(),
+            stop_by: None,
+            beat_due: false,
+            alive: vec![false; plan.identity.nodes.len()],
+            transitions: vec![0; plan.targets.len()],
+            rejected: [0; Rejected::ALL.len()],
+            rejection_told: None,
+            buffer: Vec::new(),
+            actions: Vec::new(),
+            table,
+            plan,
+            poll,
+        };
+        driver.instruct();
+        driver.publish();
+        Ok(driver)
+    }
+
+    pub fn waker(&self) -> Arc<Waker> {
+        self.waker.clone()
+    }
+
+    pub fn boot(&self) -> u64 {
+        self.plan.identity.boot
+    }
+
+    pub fn run(mut self) {
+        let urgency = sched::urgent_thread();
+        log::debug!("failover thread: {urgency:?}");
+        match self.rounds() {
+            Ok(Ending::Stopped) => {
+                self.links.close(self.poll.registry());
+            }
+            Ok(Ending::Detach(reply)) => self.hand_over(&reply),
+            // Without this thread nothing proves life, so the keeper lets go.
+            Err(e) => {
+                self.tell(Event::Note(format!("the election thread ends: {e}")));
+                self.links.close(self.poll.registry());
+            }
+        }
+    }
+
+    fn rounds(&mut self) -> io::Result<Ending> {
+        let mut events = Events::with_capacity(256);
+        let (mut news, mut answers) = (Vec::new(), Vec::new());
+        loop {
+            let due = self.next_tick.min(self.table.deadline());
+            let timeout = if self.links.busy() {
+                Duration::ZERO
+            } else {
+                due.saturating_duration_since(Instant::now())
+            };
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            }
+            let now = Instant::now();
+            if now >= due {
+                self.tick(now, &mut news, &mut answers);
+            }
+            self.hear_keeper(now);
+            for event in &events {
+                match event.token() {
+                    WAKER | KEEPER => {}
+                    token if token.0 >= WITNESSES => self.witnesses.event(token, &mut answers),
+                    token => self
+                        .links
+                        .event(self.poll.registry(), now, token, &mut news),
+                }
+            }
+            self.links.proceed(self.poll.registry(), now, &mut news);
+            for (ix, up) in answers.drain(..) {
+                self.step(now, Input::Witness { ix, up });
+            }
+            self.take_news(now, &mut news);
+            while let Ok(command) = self.inbox.try_recv() {
+                if let Some(ending) = self.obey(now, command) {
+                    return Ok(ending);
+                }
+            }
+            if std::mem::take(&mut self.beat_due) {
+                self.send_beat(now, None, &mut news);
+                self.take_news(now, &mut news);
+            }
+            if let Some(by) = self.stop_by
+                && (self.table.idle() || now >= by)
+            {
+                return Ok(Ending::Stopped);
+            }
+        }
+    }
+
+    // ---- inputs ----
+
+    fn tick(&mut self, now: Instant, news: &mut Vec<News>, answers: &mut Vec<(usize, bool)>) {
+        // The machine's clock stands still while the host is suspended; this one does not.
+        let boottime = sched::boottime();
+        let gap = boottime.saturating_sub(self.boottime);
+        self.boottime = boottime;
+        let timers = self.table.setup().timers;
+        if gap >= timers.doubt {
+            self.step(now, Input::Frozen { gap });
+        }
+        // What the keeper has answered counts before we complain that it has not.
+        self.hear_keeper(now);
+        self.step(now, Input::Tick);
+        let local = (self.local)();
+        if local != self.told {
+            self.told = local.clone();
+            self.step(now, Input::Local(local));
+        }
+        self.check_keeper(now);
+        let registry = self.poll.registry();
+        self.links.tick(registry, now, news);
+        let calm = self.table.all_alive();
+        self.witnesses.tick(registry, now, calm, answers);
+        if now >= self.next_tick {
+            self.next_tick = now + timers.tick;
+        }
+        self.publish();
+    }
+
+    fn take_news(&mut self, now: Instant, news: &mut Vec<News>) {
+        for item in std::mem::take(news) {
+            match item {
+                News::Beat(from, claims) => {
+                    let (vips, names) = (self.addresses(), self.plan.names());
+                    let claims = from_wire(&claims, &vips, &names);
+                    self.step(now, Input::Beat { from, claims });
+                }
+                News::Gone(node) => self.step(now, Input::Gone { node }),
+                News::Linked(node) => self.send_beat(now, Some(node), news),
+                News::Rejected(why, from) => self.count(now, why, from),
+            }
+        }
+    }
+
+    fn count(&mut self, now: Instant, why: Rejected, from: Option<std::net::SocketAddr>) {
+        let slot = Rejected::ALL.iter().position(|r| *r == why).unwrap_or(0);
+        self.rejected[slot] += 1;
+        let quiet = self
+            .rejection_told
+            .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1));
+        if !quiet {
+            self.rejection_told = Some(now);
+            let from = from.map_or_else(|| "?".into(), |a| a.to_string());
+            self.tell(Event::Rejected { why, from });
+        }
+    }
+
+    fn step(&mut self, now: Instant, input: Input) {
+        self.recorder.record(now, &self.table, &input);
+        let mut actions = std::mem::take(&mut self.actions);
+        self.table.step(now, input, &mut actions);
+        for action in actions.drain(..) {
+            self.act(now, action);
+        }
+        self.actions = actions;
+    }
+
+    fn act(&mut self, now: Instant, action: Action) {
+        let target = |vip: VipIx| self.plan.targets[vip].clone();
+        match action {
+            Action::Prove => {
+                let at = sched::monotonic();
+                if self.ask(&ToKeeper::Prove { at }) {
+                    self.unacked.get_or_insert(now);
+                }
+            }
+            Action::Hold { vip } => {
+                let target = target(vip);
+                self.ask(&ToKeeper::Hold { target });
+            }
+            Action::Announce { vip, insist } => {
+                let target = target(vip);
+                self.ask(&ToKeeper::Announce { target, insist });
+            }
+            Action::Release { vip } => {
+                let target = target(vip);
+                self.ask(&ToKeeper::Release { target });
+            }
+            Action::Beat => self.beat_due = true,
+            Action::Transition {
+                vip,
+                from,
+                to,
+                reason,
+            } => {
+                self.transitions[vip] += 1;
+                let name = |n: NodeIx| self.plan.identity.nodes[n].name.as_str();
+                let event = Event::Transition {
+                    vip: self.plan.targets[vip].net.to_string(),
+                    interface: self.plan.targets[vip].interface.clone(),
+                    from,
+                    to,
+                    reason: reason.text(name),
+                    holder: self.table.vip(vip).holder.map(|n| name(n).to_string()),
+                };
+                self.tell(event);
+                if log::log_enabled!(log::Level::Debug) {
+                    let recording = Box::new(self.recorder.recording());
+                    self.notes.send(Note::Recording(recording));
+                }
+                self.publish();
+            }
+        }
+    }
+
+    // ---- the keeper ----
+
+    /// Tells a keeper that works, whoever started it, what we are about.
+    fn instruct(&mut self) {
+        let timers = self.plan.setup.timers;
+        let targets = self.plan.targets.clone();
+        self.ask(&ToKeeper::Setup { timers });
+        self.ask(&ToKeeper::Watch { targets });
+    }
+
+    /// Sends, unless the keeper is known not to listen; whether it went out.
+    fn ask(&mut self, message: &ToKeeper) -> bool {
+        if !matches!(self.keeper_state, Keeper::Works) {
+            return false;
+        }
+        match self.keeper.send(message) {
+            Ok(()) => true,
+            Err(_) => {
+                // Full or gone: either way it has not read for a while, which the next check finds.
+                self.unacked.get_or_insert(Instant::now());
+                false
+            }
+        }
+    }
+
+    fn check_keeper(&mut self, now: Instant) {
+        let patience = self.plan.setup.timers.keeper_patience;
+        let late = self
+            .unacked
+            .is_some_and(|at| now.saturating_duration_since(at) > patience);
+        if late && matches!(self.keeper_state, Keeper::Works) {
+            self.keeper_state = Keeper::Stuck;
+            self.keeper_fails(now, "does not answer");
+        }
+        if matches!(self.keeper_state, Keeper::Stuck) {
+            // What was asked before is void; sent once, answered once.
+            let number = self.resets + 1;
+            if self.keeper.send(&ToKeeper::Reset { number }).is_ok() {
+                self.resets = number;
+                self.keeper_state = Keeper::Silent(number);
+            }
+        }
+    }
+
+    fn keeper_fails(&mut self, now: Instant, why: &str) {
+        self.tell(Event::Keeper(Some(why.into())));
+        self.step(now, Input::Keeper(Err(why.into())));
+    }
+
+    fn hear_keeper(&mut self, now: Instant) {
+        for _ in 0..ROUND_MAX {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let received = self.keeper.receive(&mut buffer);
+            self.buffer = buffer;
+            match received {
+                Ok(Some(message)) => self.heard(now, message),
+                Ok(None) => return,
+                Err(_) if matches!(self.keeper_state, Keeper::Useless) => return,
+                Err(_) => {
+                    self.keeper_state = Keeper::Useless;
+                    let raw = self.keeper.as_fd().as_raw_fd();
+                    let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
+                    return self.keeper_fails(
+                        now,
+                        "has ended; restart weir to hold virtual addresses again",
+                    );
+                }
+            }
+        }
+        // More is waiting, and the event for it has been used up.
+        let _ = self.waker.wake();
+    }
+
+    fn heard(&mut self, now: Instant, message: FromKeeper) {
+        match message {
+            FromKeeper::Reset { number } => {
+                if matches!(self.keeper_state, Keeper::Silent(n) if n == number) {
+                    self.keeper_state = Keeper::Works;
+                    self.unacked = None;
+                    self.instruct();
+                    self.tell(Event::Keeper(None));
+                    self.step(now, Input::Keeper(Ok(())));
+                }
+                return;
+            }
+            FromKeeper::Note { text } => return self.tell(Event::Note(text)),
+            FromKeeper::Ready { problem: None } => return,
+            FromKeeper::Ready { problem: Some(why) } => {
+                self.keeper_state = Keeper::Useless;
+                return self.keeper_fails(now, &why);
+            }
+            // Facts, not answers.
+            FromKeeper::Link { interface, up } => {
+                for vip in 0..self.plan.targets.len() {
+                    if self.plan.targets[vip].interface == interface {
+                        self.step(now, Input::Link { vip, up });
+                    }
+                }
+                return;
+            }
+            FromKeeper::Foreign { target, present } => {
+                if let Some(vip) = self.vip(&target) {
+                    self.step(now, Input::Foreign { vip, present });
+                }
+                return;
+            }
+            _ => {}
+        }
+        if !matches!(self.keeper_state, Keeper::Works) {
+            // Answers to what was asked before the reset mean nothing any more.
+            return;
+        }
+        let done = |vip, effect, result| Input::Done {
+            vip,
+            effect,
+            result,
+        };
+        let (target, make): (Target, Box<dyn FnOnce(VipIx) -> Input>) = match message {
+            FromKeeper::Ack => {
+                self.unacked = None;
+                return;
+            }
+            FromKeeper::Held { target } => {
+                (target, Box::new(move |v| done(v, Effect::Hold, Ok(()))))
+            }
+            FromKeeper::Failed { target, why } => {
+                (target, Box::new(move |v| done(v, Effect::Hold, Err(why))))
+            }
+            FromKeeper::Released { target } => {
+                (target, Box::new(move |v| done(v, Effect::Release, Ok(()))))
+            }
+            FromKeeper::Lost { target, why } => {
+                (target, Box::new(move |vip| Input::Lost { vip, why }))
+            }
+            FromKeeper::Expired { target } => (target, Box::new(|vip| Input::Expired { vip })),
+            _ => return,
+        };
+        if let Some(vip) = self.vip(&target) {
+            self.step(now, make(vip));
+        }
+    }
+
+    fn vip(&self, target: &Target) -> Option<VipIx> {
+        self.plan.targets.iter().position(|t| t == target)
+    }
+
+    // ---- beats ----
+
+    fn addresses(&self) -> Vec<std::net::IpAddr> {
+        self.plan.targets.iter().map(|t| t.net.addr()).collect()
+    }
+
+    fn send_beat(&mut self, now: Instant, to: Option<NodeIx>, news: &mut Vec<News>) {
+        let claims = to_wire(&self.table.claims(), &self.addresses(), &self.plan.names());
+        self.links
+            .beat(self.poll.registry(), now, to, &claims, news);
+    }
+
+    // ---- commands ----
+
+    fn obey(&mut self, now: Instant, command: Command) -> Option<Ending> {
+        match command {
+            Command::Order(order, reply) => {
+                let _ = reply.try_send(self.order(now, order));
+            }
+            Command::Reconfigure(plan, reply) => {
+                let _ = reply.try_send(self.reconfigure(now, *plan));
+            }
+            Command::Stop => {
+                let timers = self.plan.setup.timers;
+                self.step(now, Input::Admin(TableOrder::Stop));
+                // One handover, the keeper's answers, and a little.
+                self.stop_by = Some(now + timers.handover + timers.keeper_patience);
+            }
+            Command::Abandon => return Some(Ending::Stopped),
+            Command::Detach(reply) => return Some(Ending::Detach(reply)),
+        }
+        None
+    }
+
+    fn order(&mut self, now: Instant, order: Order) -> Result<String, String> {
+        let (Order::Demote(ip) | Order::Allow(ip)) = order;
+        let vip = self
+            .addresses()
+            .iter()
+            .position(|a| *a == ip)
+            .ok_or_else(|| format!("{ip} is not a virtual address of this configuration"))?;
+        let held = self.table.claims()[vip].phase != crate::failover::table::Phase::Free;
+        let heir = (0..self.plan.identity.nodes.len()).any(|n| {
+            self.table
+                .peer_claim(n, vip)
+                .is_some_and(|c| c.fit == Fit::Ready)
+        });
+        Ok(match order {
+            Order::Demote(_) => {
+                self.step(now, Input::Admin(TableOrder::Demote(vip)));
+                match (held, heir) {
+                    (false, _) => format!("{ip}: this node stays away from it"),
+                    (true, true) => format!("{ip}: moving to the next node"),
+                    (true, false) => {
+                        format!("{ip}: no other node can take it now; it moves as soon as one can")
+                    }
+                }
+            }
+            Order::Allow(_) => {
+                self.step(now, Input::Admin(TableOrder::Allow(vip)));
+                format!("{ip}: this node takes part again")
+            }
+        })
+    }
+
+    fn reconfigure(&mut self, now: Instant, plan: Plan) -> io::Result<()> {
+        let (old, new) = (&self.plan.identity, &plan.identity);
+        let same_links = old.nodes == new.nodes
+            && old.me == new.me
+            && old.secret == new.secret
+            && (old.beat, old.dead_after) == (new.beat, new.dead_after);
+        let rebuilt = if same_links {
+            None
+        } else if old.nodes[old.me].address == new.nodes[new.me].address {
+            Some(None)
+        } else {
+            Some(Some(super::links::listen(new.nodes[new.me].address)?))
+        };
+        if let Some(listener) = rebuilt {
+            let identity = plan.identity.clone();
+            self.links
+                .rebuild(self.poll.registry(), listener, identity)?;
+        }
+        let table = plan.carried(&self.table, &self.plan.targets, &self.plan.names());
+        // What is not watched any more is released by the keeper.
+        let transitions = plan
+            .targets
+            .iter()
+            .map(|t| self.vip(t).map_or(0, |v| self.transitions[v]))
+            .collect();
+        self.notes.send(Note::Command(plan.notify.clone()));
+        self.transitions = transitions;
+        self.alive = vec![false; plan.identity.nodes.len()];
+        self.witnesses = witnesses(&plan, now);
+        self.table = table;
+        self.plan = plan;
+        self.recorder = Recorder::new(now, &self.table);
+        self.instruct();
+        self.step(now, Input::Tick);
+        self.beat_due = true;
+        self.publish();
+        Ok(())
+    }
+
+    fn hand_over(self, reply: &Sender<Detached>) {
+        let remembered = Remembered {
+            boot: self.plan.identity.boot,
+            resets: self.resets,
+            nodes: self.plan.names(),
+            targets: self.plan.targets,
+            table: self.table,
+        };
+        let raw = self.keeper.as_fd().as_raw_fd();
+        let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
+        let listener = self.links.close(self.poll.registry());
+        if let Ok(state) = serde_json::to_vec(&remembered) {
+            let _ = reply.try_send(Detached {
+                keeper: self.keeper.into_fd(),
+                listener,
+                state,
+            });
+        }
+    }
+
+    // ---- people ----
+
+    fn tell(&self, event: Event) {
+        self.notes.send(Note::Event(event));
+    }
+
+    fn publish(&mut self) {
+        let name = |n: NodeIx| self.plan.identity.nodes[n].name.clone();
+        let vips = (0..self.plan.targets.len())
+            .map(|v| {
+                let view = self.table.vip(v);
+                VipStatus {
+                    address: self.plan.targets[v].net.to_string(),
+                    interface: self.plan.targets[v].interface.clone(),
+                    state: view.state,
+                    holder: view.holder.map(name),
+                    since_s: view.since.as_secs(),
+                    reason: view
+                        .reason
+                        .text(|n| self.plan.identity.nodes[n].name.as_str()),
+                    demoted: view.demoted,
+                    transitions: self.transitions[v],
+                }
+            })
+            .collect();
+        let me = self.plan.identity.me;
+        let nodes: Vec<NodeStatus> = (0..self.plan.identity.nodes.len())
+            .map(|n| {
+                let view = self.table.node(n);
+                NodeStatus {
+                    name: name(n),
+                    alive: view.alive,
+                    last_beat_ms: view
+                        .last_beat
+                        .filter(|_| n != me)
+                        .map(|d| d.as_millis() as u64),
+                }
+            })
+            .collect();
+        for (n, node) in nodes.iter().enumerate() {
+            if n != me && std::mem::replace(&mut self.alive[n], node.alive) != node.alive {
+                self.notes.send(Note::Event(Event::Node {
+                    name: node.name.clone(),
+                    alive: node.alive,
+                }));
+            }
+        }
+        let rejected = Rejected::ALL
+            .iter()
+            .zip(self.rejected)
+            .map(|(why, count)| (why.word(), count))
+            .collect();
+        self.status.store(Arc::new(Status {
+            vips,
+            nodes,
+            rejected,
+            keeper: self.table.keeper_problem().map(str::to_string),
+        }));
+    }
+}
+
+fn witnesses(plan: &Plan, now: Instant) -> Witnesses {
+    let from = plan.identity.nodes[plan.identity.me].address.ip();
+    Witnesses::new(
+        now,
+        WITNESSES,
+        from,
+        plan.witnesses.clone(),
+        plan.identity.dead_after,
+    )
+}

@@ -1,0 +1,480 @@
+//! Runs the VIP machine: beats, witnesses, the keeper, people.
+//!
+//! # How it works
+//! One thread, ahead of others in the scheduler where that is permitted, sleeps in `epoll` until a beat, an answer of the keeper
+//! or a deadline of the machine wakes it. It reads the clock, tells the machine ([`Table`]) what happened, and carries out what the
+//! machine says. Everything slow (log, `notify`) happens in other threads.
+//!
+//! | file | does |
+//! |---|---|
+//! | `driver` | the loop |
+//! | [`links`] | beat connections |
+//! | `witness` | witnesses |
+//! | `notify` | log and `notify` |
+//! | [`record`] | the last inputs, for replay |
+//!
+//! # Life and liveness
+//! The keeper is proved life by this thread, and this thread asks the rest of the process how it is doing (the `local`
+//! closure) twice a beat; the closure must return at once. A process that stands still proves nothing, a closure that says
+//! `serving: false` moves the VIPs, so no code has to run for an address to go away.
+//!
+//! # Upgrades
+//! [`ElectionHandle::detach`] stops the thread without letting go of anything and returns two descriptors and a state. The new
+//! process gives them to [`Election::resume`]. Between the two calls neither life is proved nor a beat sent, so it has to
+//! take less than the keeper's patience (`dead_after` - `beat`).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
+
+use crate::config::model::Failover;
+use crate::failover::beat::Rejected;
+use crate::failover::table::{Local, Rule, Setup, State, Table};
+use crate::failover::timers::{Timers, quorum};
+use crate::keeper::{KeeperHandle, Target};
+use crate::sys::secret;
+
+mod driver;
+pub mod links;
+mod notify;
+pub mod record;
+mod witness;
+
+use driver::{Command, Driver};
+use links::{Identity, Peer};
+use notify::Notes;
+
+/// How long an order may take to be answered.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// What people are told; also sent to whoever gave [`Election::start`] a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An address changed its state on this node.
+    Transition {
+        /// Address with prefix length.
+        vip: String,
+        /// Its interface.
+        interface: String,
+        /// From.
+        from: State,
+        /// To.
+        to: State,
+        /// Why, in words.
+        reason: String,
+        /// Who holds it now, as far as we know.
+        holder: Option<String>,
+    },
+    /// A node began or ceased to be heard.
+    Node {
+        /// Its name.
+        name: String,
+        /// It is heard.
+        alive: bool,
+    },
+    /// The keeper became of use, or of no use for this reason.
+    Keeper(Option<String>),
+    /// A beat was refused; at most one a second is told, all are counted.
+    Rejected {
+        /// Why.
+        why: Rejected,
+        /// From where.
+        from: String,
+    },
+    /// Something else.
+    Note(String),
+}
+
+impl Event {
+    fn level(&self) -> log::Level {
+        match self {
+            Event::Transition {
+                to: State::Fault, ..
+            }
+            | Event::Node { alive: false, .. }
+            | Event::Rejected { .. }
+            | Event::Note(_) => log::Level::Warn,
+            Event::Keeper(Some(_)) => log::Level::Error,
+            _ => log::Level::Info,
+        }
+    }
+}
+
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Event::Transition {
+                vip,
+                interface,
+                from,
+                to,
+                reason,
+                ..
+            } => write!(
+                f,
+                "vip {vip} on {interface}: {} -> {}: {reason}",
+                from.word(),
+                to.word()
+            ),
+            Event::Node { name, alive: true } => write!(f, "node {name} is alive"),
+            Event::Node { name, alive: false } => write!(f, "node {name} is not heard any more"),
+            Event::Keeper(None) => f.write_str("keeper: works"),
+            Event::Keeper(Some(why)) => write!(f, "keeper: {why}"),
+            Event::Rejected { why, from } => write!(f, "beat from {from} refused: {}", why.word()),
+            Event::Note(text) => write!(f, "failover: {text}"),
+        }
+    }
+}
+
+/// One address, as in `/status`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VipStatus {
+    /// Address with prefix length.
+    pub address: String,
+    /// Its interface.
+    pub interface: String,
+    /// `standby`, `claiming`, `active`, `releasing` or `fault`.
+    pub state: State,
+    /// The node that holds it, as far as we know.
+    pub holder: Option<String>,
+    /// Seconds in this state.
+    pub since_s: u64,
+    /// Why, in words.
+    pub reason: String,
+    /// An operator demoted it here.
+    pub demoted: bool,
+    /// Changes of state since the process started; `weir_vip_transitions_total`.
+    #[serde(skip)]
+    pub transitions: u64,
+}
+
+/// One node, as in `/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// It is heard; this node always is.
+    pub alive: bool,
+    /// Age of its last beat; none for this node.
+    pub last_beat_ms: Option<u64>,
+}
+
+/// Everything shown.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Status {
+    /// In the order of the configuration.
+    pub vips: Vec<VipStatus>,
+    /// In the order of the configuration.
+    pub nodes: Vec<NodeStatus>,
+    /// Refused beats by reason; `weir_beats_rejected_total{reason}`.
+    pub rejected: Vec<(&'static str, u64)>,
+    /// Why the keeper is of no use, if so.
+    pub keeper: Option<String>,
+}
+
+/// An operator's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Move this address to the next node and stay away from it.
+    Demote(IpAddr),
+    /// Take part again; also forgives faults.
+    Allow(IpAddr),
+}
+
+/// What a new main process needs to go on where this one stopped.
+#[derive(Debug)]
+pub struct Detached {
+    /// Channel to the keeper.
+    pub keeper: OwnedFd,
+    /// Listening socket for beats.
+    pub listener: OwnedFd,
+    /// The machine and its names, as JSON.
+    pub state: Vec<u8>,
+}
+
+/// What goes from one process to the next.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    boot: u64,
+    resets: u64,
+    nodes: Vec<String>,
+    targets: Vec<Target>,
+    table: Table,
+}
+
+/// A configuration, ready to run.
+struct Plan {
+    identity: Identity,
+    targets: Vec<Target>,
+    setup: Setup,
+    witnesses: Vec<std::net::SocketAddr>,
+    notify: Vec<String>,
+}
+
+impl Plan {
+    fn new(config: &Failover, boot: u64) -> io::Result<Plan> {
+        let other = |why: String| io::Error::other(why);
+        let secret = secret::read(&config.secret_file).map_err(other)?;
+        let me = config
+            .nodes
+            .get_index_of(&config.node)
+            .ok_or_else(|| other(format!("failover.node {} is not in nodes", config.node)))?;
+        let timers = Timers::derive(config.beat, config.dead_after);
+        if let Some(broken) = timers.broken().first() {
+            return Err(other(format!("failover: {broken}")));
+        }
+        let nodes = config
+            .nodes
+            .iter()
+            .map(|(name, address)| Peer {
+                name: name.clone(),
+                address: *address,
+            })
+            .collect();
+        Ok(Plan {
+            identity: Identity {
+                nodes,
+                me,
+                boot,
+                secret,
+                beat: config.beat,
+                dead_after: config.dead_after,
+            },
+            targets: config
+                .vips
+                .iter()
+                .map(|vip| Target {
+                    net: vip.address,
+                    interface: vip.interface.clone(),
+                })
+                .collect(),
+            setup: Setup {
+                me,
+                nodes: config.nodes.len(),
+                witnesses: config.witnesses.len(),
+                quorum: quorum(config.quorum, config.nodes.len(), config.witnesses.len()),
+                timers,
+                vips: config
+                    .vips
+                    .iter()
+                    .map(|vip| Rule {
+                        prefer: vip.prefer.clone(),
+                        preempt: vip.preempt,
+                        preempt_delay: vip.preempt_delay,
+                        requires: vip.requires.clone(),
+                    })
+                    .collect(),
+            },
+            witnesses: config.witnesses.clone(),
+            notify: config.notify.clone(),
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.identity.nodes.iter().map(|n| n.name.clone()).collect()
+    }
+
+    /// A machine for this plan that knows what `old` knew.
+    fn carried(&self, old: &Table, targets: &[Target], nodes: &[String]) -> Table {
+        let mut table = Table::new(Instant::now(), self.setup.clone());
+        let vips: Vec<_> = self
+            .targets
+            .iter()
+            .map(|t| targets.iter().position(|o| o == t))
+            .collect();
+        let nodes: Vec<_> = self
+            .identity
+            .nodes
+            .iter()
+            .map(|n| nodes.iter().position(|o| *o == n.name))
+            .collect();
+        table.carry(old, &vips, &nodes);
+        table
+    }
+}
+
+/// How to start.
+pub struct Election;
+
+impl Election {
+    /// Starts the thread.
+    ///
+    /// `local` is asked twice a beat how the process is doing. `events` gets a copy of every event; what does not fit is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The secret is missing or can be read by others, the beat address cannot be bound, or the timers cannot be kept.
+    pub fn start(
+        config: &Failover,
+        keeper: KeeperHandle,
+        local: Box<dyn FnMut() -> Local + Send>,
+        events: Sender<Event>,
+    ) -> io::Result<ElectionHandle> {
+        let boot = getrandom::u64().map_err(io::Error::other)?;
+        let plan = Plan::new(config, boot)?;
+        let address = plan.identity.nodes[plan.identity.me].address;
+        let listener = links::listen(address)
+            .map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
+        let table = Table::new(Instant::now(), plan.setup.clone());
+        launch(config, plan, table, 0, keeper, listener, local, events)
+    }
+
+    /// Goes on where another process stopped.
+    ///
+    /// # Errors
+    /// As [`Election::start`]; also when the state cannot be read. The descriptors are closed then, and the keeper removes
+    /// the addresses.
+    pub fn resume(
+        config: &Failover,
+        detached: Detached,
+        local: Box<dyn FnMut() -> Local + Send>,
+        events: Sender<Event>,
+    ) -> io::Result<ElectionHandle> {
+        let remembered: Remembered = serde_json::from_slice(&detached.state)?;
+        let plan = Plan::new(config, remembered.boot)?;
+        let old = remembered.table.resume(Instant::now());
+        let table = plan.carried(&old, &remembered.targets, &remembered.nodes);
+        launch(
+            config,
+            plan,
+            table,
+            remembered.resets,
+            KeeperHandle::from_fd(detached.keeper),
+            detached.listener,
+            local,
+            events,
+        )
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn launch(
+    config: &Failover,
+    plan: Plan,
+    table: Table,
+    resets: u64,
+    keeper: KeeperHandle,
+    listener: OwnedFd,
+    local: Box<dyn FnMut() -> Local + Send>,
+    events: Sender<Event>,
+) -> io::Result<ElectionHandle> {
+    // Before the thread becomes urgent, or its helpers would be.
+    let notes = Notes::start(config.node.clone(), plan.notify.clone(), events)?;
+    let status = Arc::new(ArcSwap::from_pointee(Status::default()));
+    let (commands, inbox) = bounded(16);
+    let driver = Driver::new(
+        plan,
+        table,
+        resets,
+        keeper,
+        listener,
+        local,
+        notes,
+        status.clone(),
+        inbox,
+    )?;
+    let waker = driver.waker();
+    let boot = driver.boot();
+    let thread = std::thread::Builder::new()
+        .name("failover".into())
+        .spawn(move || driver.run())?;
+    Ok(ElectionHandle {
+        commands,
+        waker,
+        status,
+        boot,
+        thread: Some(thread),
+    })
+}
+
+/// The running election. Dropping it without [`ElectionHandle::stop`] lets the addresses go at once.
+pub struct ElectionHandle {
+    commands: Sender<Command>,
+    waker: Arc<mio::Waker>,
+    status: Arc<ArcSwap<Status>>,
+    boot: u64,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ElectionHandle {
+    /// What is shown; at most a tick old.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.load_full()
+    }
+
+    /// Gives an order; the answer is for people.
+    ///
+    /// # Errors
+    /// In words: the address is not a VIP, or the election thread does not answer.
+    pub fn order(&self, order: Order) -> Result<String, String> {
+        let (reply, answer) = bounded(1);
+        self.send(Command::Order(order, reply))?;
+        answer
+            .recv_timeout(ANSWER)
+            .map_err(|_| "the election thread does not answer".to_string())?
+    }
+
+    /// Uses another configuration from now on. Addresses that are in both stay where they are.
+    ///
+    /// # Errors
+    /// As [`Election::start`]; the old configuration stays in force then.
+    pub fn reconfigure(&self, config: &Failover) -> io::Result<()> {
+        let plan = Plan::new(config, self.boot)?;
+        let (reply, answer) = bounded(1);
+        self.send(Command::Reconfigure(Box::new(plan), reply))
+            .map_err(io::Error::other)?;
+        answer
+            .recv_timeout(ANSWER)
+            .map_err(|_| io::Error::other("the election thread does not answer"))?
+    }
+
+    /// Moves every address to its next node, or lets it go, and ends the thread. Takes little more than `dead_after` at most.
+    pub fn stop(mut self) {
+        let _ = self.send(Command::Stop);
+        self.join();
+    }
+
+    /// Ends the thread without letting go of anything; see the module's page.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn detach(mut self) -> io::Result<Detached> {
+        let (reply, answer): (_, Receiver<Detached>) = bounded(1);
+        self.send(Command::Detach(reply))
+            .map_err(io::Error::other)?;
+        let detached = answer
+            .recv_timeout(ANSWER)
+            .map_err(|_| io::Error::other("the election thread does not answer"));
+        self.join();
+        detached
+    }
+
+    fn send(&self, command: Command) -> Result<(), String> {
+        self.commands
+            .try_send(command)
+            .map_err(|_| "the election thread does not answer".to_string())?;
+        self.waker.wake().map_err(|e| e.to_string())
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ElectionHandle {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            let _ = self.send(Command::Abandon);
+            self.join();
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What only the control thread knows, gathered for whoever asks, and the answers made of it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use super::metrics::{Metrics, Peak};
+use super::process::ProcessFacts;
+use super::view::{BackendFacts, Facts, Status, Times};
+use super::{Control, Request};
+use crate::link::{Command, LiveConnection};
+
+/// A worker whose turn lasts longer than this is stuck.
+pub const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// How long workers may take to answer.
+const WORKERS_MAX: Duration = Duration::from_secs(1);
+
+impl Control {
+    /// Answers a question or carries out an order.
+    pub(super) fn answer(&mut self, request: Request) {
+        // Whoever asked may have gone; then nobody is there to be told.
+        match request {
+            Request::Status { reply } => {
+                let facts = self.facts();
+                let workers = self.shared.workers();
+                let status = Status::new(
+                    &self.shared.snapshot(),
+                    &self.shared.process,
+                    &workers,
+                    &facts,
+                );
+                let _ = reply.send(serde_json::to_value(status).unwrap_or_default());
+            }
+            Request::Metrics { reply } => {
+                let facts = self.facts();
+                let (snapshot, workers) = (self.shared.snapshot(), self.shared.workers());
+                let page = Metrics {
+                    snapshot: &snapshot,
+                    workers: &workers,
+                    facts: &facts,
+                };
+                let _ = reply.send(page.render());
+            }
+            Request::Health { reply } => drop(reply.send(self.health())),
+            Request::Connections { limit, reply } => drop(reply.send(self.connections(limit))),
+            Request::Kill { id, reply } => drop(reply.send(self.kill(id))),
+            Request::Backend {
+                pool,
+                name,
+                order,
+                reply,
+            } => {
+                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
+            }
+            Request::Vip {
+                address,
+                order,
+                reply,
+            } => {
+                let _ = order;
+                let _ = reply.send(Err(format!(
+                    "this node has no VIP {address}: the configuration has no failover"
+                )));
+            }
+            Request::Reload { reply } => drop(reply.send(self.reload())),
+        }
+    }
+
+    /// Whether every worker turns and every listener is bound.
+    pub(super) fn health(&self) -> Result<(), String> {
+        if self.stopping.is_some() {
+            return Err("stopping".into());
+        }
+        let now_ms = self.shared.epoch.elapsed().as_millis() as u64;
+        for worker in self.shared.workers().iter() {
+            let since = worker.stats.busy_since_ms.get();
+            if since != u64::MAX && now_ms.saturating_sub(since) > STUCK_AFTER.as_millis() as u64 {
+                return Err(format!(
+                    "worker {} has been stuck for {} ms",
+                    worker.id,
+                    now_ms - since
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn connections(&self, limit: usize) -> Vec<LiveConnection> {
+        let (sender, receiver) = bounded(64);
+        self.crew.all(|| Command::List {
+            limit,
+            reply: sender.clone(),
+        });
+        drop(sender);
+        let deadline = Instant::now() + WORKERS_MAX;
+        let mut found = Vec::new();
+        while let Ok(part) = receiver.recv_deadline(deadline) {
+            found.extend(part);
+        }
+        found.sort_by_key(|connection| connection.id);
+        found.truncate(limit);
+        found
+    }
+
+    fn kill(&self, id: u64) -> bool {
+        let (sender, receiver) = bounded(64);
+        self.crew.all(|| Command::Kill {
+            id,
+            reply: sender.clone(),
+        });
+        drop(sender);
+        let deadline = Instant::now() + WORKERS_MAX;
+        std::iter::from_fn(|| receiver.recv_deadline(deadline).ok()).any(|killed| killed)
+    }
+
+    fn facts(&mut self) -> Facts {
+        let now = Instant::now();
+        let backends = self
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.entries)
+            .map(|entry| {
+                let facts = BackendFacts {
+                    state: entry.state.state().word(),
+                    reason: entry.state.reason().to_string(),
+                    since: now.saturating_duration_since(entry.state.since()),
+                    probes: Times::sum([&entry.probes.seconds]),
+                    probe_failures: entry.probes.failures.get(),
+                };
+                (entry.backend.identity, facts)
+            })
+            .collect();
+        Facts {
+            config_file: self.source.file(),
+            reload_error: self.reload_error.clone(),
+            reload_failures: self.reload_failures,
+            uptime: self.shared.epoch.elapsed(),
+            stopping: self.stopping.is_some(),
+            backends,
+            vips: Vec::new(),
+            nodes: Vec::new(),
+            turn_max: self.turn_max(now),
+            udp_dropped: Vec::new(),
+            records_dropped: self.shared.process.records_dropped.get()
+                + self
+                    .access_log
+                    .as_ref()
+                    .map_or(0, |(_, log)| log.stats.lost()),
+            process: ProcessFacts::read(),
+        }
+    }
+
+    /// The longest turn of each worker lately; indices are worker numbers.
+    fn turn_max(&mut self, now: Instant) -> Vec<Duration> {
+        let mut longest: HashMap<usize, Duration> = HashMap::new();
+        for worker in self.shared.workers().iter() {
+            let peak = self
+                .peaks
+                .entry(worker.id)
+                .or_insert_with(|| Peak::new(now));
+            peak.observe(now, Duration::from_nanos(worker.stats.turn_ns_max.take()));
+            longest.insert(worker.id, peak.value(now));
+        }
+        let count = longest.keys().max().map_or(0, |id| id + 1);
+        (0..count)
+            .map(|id| longest.get(&id).copied().unwrap_or_default())
+            .collect()
+    }
+}

@@ -1,0 +1,540 @@
+//! The Prometheus page: a pure function from what is known at one moment to text.
+//!
+//! Everything that is counted is counted elsewhere; here it gets a name, a help text, labels and units. The library
+//! escapes and formats. Families without a sample (VIPs where there are none) are left out. `docs/observability.md`
+//! explains the metrics to people, and a test holds the two together.
+
+use std::time::{Duration, Instant};
+
+use prometheus::TextEncoder;
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
+
+use super::view::{self, BACKEND_STATES, BackendFacts, Facts, Times, VIP_STATES};
+use crate::link;
+use crate::relay::Cause;
+use crate::snapshot::Snapshot;
+use crate::stats::{BUCKETS_US, BackendShard, ListenerShard};
+
+/// What the page is made of.
+#[derive(Debug)]
+pub struct Metrics<'a> {
+    /// The newest view.
+    pub snapshot: &'a Snapshot,
+    /// Every worker that serves.
+    pub workers: &'a [link::Worker],
+    /// What only control knows.
+    pub facts: &'a Facts,
+}
+
+/// Labels of one sample.
+type Labels<'a> = &'a [(&'static str, &'a str)];
+
+impl Metrics<'_> {
+    /// Prometheus text, format 0.0.4.
+    pub fn render(&self) -> String {
+        let mut page = Page::default();
+        self.listeners(&mut page);
+        self.backends(&mut page);
+        self.failover(&mut page);
+        self.workers(&mut page);
+        self.process(&mut page);
+        page.0.retain(|family| !family.get_metric().is_empty());
+        // It fails only for families without name or sample.
+        TextEncoder::new()
+            .encode_to_string(&page.0)
+            .unwrap_or_default()
+    }
+
+    fn listeners(&self, page: &mut Page) {
+        let [mut total, mut refused, mut closed, mut bytes, mut datagrams] = [
+            (
+                "weir_connections_total",
+                "Connections accepted and UDP sessions opened.",
+            ),
+            (
+                "weir_connections_refused_total",
+                "Connections turned away before a backend was asked.",
+            ),
+            (
+                "weir_connections_closed_total",
+                "Connections and sessions ended, by cause.",
+            ),
+            (
+                "weir_bytes_total",
+                "Payload bytes from (in) and to (out) clients.",
+            ),
+            (
+                "weir_udp_datagrams_total",
+                "Datagrams from (in) and to (out) clients.",
+            ),
+        ]
+        .map(|(name, help)| family(MetricType::COUNTER, name, help));
+        let [mut active, mut sessions] = [
+            (
+                "weir_connections_active",
+                "Live connections and UDP sessions.",
+            ),
+            ("weir_udp_sessions_active", "Live UDP sessions."),
+        ]
+        .map(|(name, help)| family(MetricType::GAUGE, name, help));
+        let mut seconds = family(
+            MetricType::HISTOGRAM,
+            "weir_connection_seconds",
+            "Lifetime of connections and sessions.",
+        );
+        for listener in &self.snapshot.listeners {
+            let stats = &listener.stats;
+            let sum = |field: fn(&ListenerShard) -> &_| stats.shards.sum(field);
+            let name = ("listener", listener.config.name.as_str());
+            let protocol = view::protocol(listener.config.protocol);
+            let udp = protocol == "udp";
+            let pool = ("pool", view::pool_name(listener, self.snapshot));
+            let labels = [name, ("protocol", protocol), pool];
+            total.count(&labels, sum(|shard| &shard.accepted));
+            active.gauge(&labels, stats.active.get());
+            if udp {
+                sessions.gauge(&[name, pool], stats.active.get());
+            }
+            for &cause in Cause::ALL {
+                let (word, n) = (cause.as_str(), stats.closed(cause));
+                if cause.is_refusal() {
+                    refused.count(&[name, ("reason", word)], n);
+                }
+                closed.count(&[name, ("cause", word)], n);
+            }
+            let directions: [(&str, fn(&ListenerShard) -> &_, fn(&ListenerShard) -> &_); 2] = [
+                ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
+                (
+                    "out",
+                    |shard| &shard.bytes_out,
+                    |shard| &shard.datagrams_out,
+                ),
+            ];
+            for (direction, of_bytes, of_datagrams) in directions {
+                let labels = [name, ("direction", direction)];
+                bytes.count(&labels, sum(of_bytes));
+                if udp {
+                    datagrams.count(&labels, sum(of_datagrams));
+                }
+            }
+            seconds.times(
+                &[name],
+                &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)),
+            );
+        }
+        page.0.extend([
+            total, active, refused, closed, bytes, seconds, sessions, datagrams,
+        ]);
+        page.counter(
+            "weir_udp_dropped_total",
+            "Datagrams dropped, by reason.",
+            self.facts
+                .udp_dropped
+                .iter()
+                .map(|&(reason, n)| ([("reason", reason)], n)),
+        );
+    }
+
+    fn backends(&self, page: &mut Page) {
+        let [mut up, mut state, mut active, mut weight, mut eligible] = [
+            (
+                "weir_backend_up",
+                "1 if the backend is healthy (state up or starting).",
+            ),
+            (
+                "weir_backend_state",
+                "1 for the state that the backend is in, 0 for the others.",
+            ),
+            (
+                "weir_backend_active",
+                "Live connections and sessions of the backend.",
+            ),
+            ("weir_backend_weight", "Weight in force."),
+            (
+                "weir_pool_eligible",
+                "Backends of the pool that take new work now.",
+            ),
+        ]
+        .map(|(name, help)| family(MetricType::GAUGE, name, help));
+        let [
+            mut total,
+            mut bytes,
+            mut retries,
+            mut failures,
+            mut probe_failures,
+        ] = [
+            (
+                "weir_backend_connections_total",
+                "Connections established and sessions opened.",
+            ),
+            (
+                "weir_backend_bytes_total",
+                "Payload bytes to (in) and from (out) the backend.",
+            ),
+            (
+                "weir_retries_total",
+                "Attempts to connect here after one elsewhere had failed.",
+            ),
+            (
+                "weir_backend_failures_total",
+                "Failures of real traffic, by reason.",
+            ),
+            ("weir_probe_failures_total", "Health probes that failed."),
+        ]
+        .map(|(name, help)| family(MetricType::COUNTER, name, help));
+        let [mut connect, mut probes] = [
+            ("weir_connect_seconds", "Time to connect to the backend."),
+            (
+                "weir_probe_seconds",
+                "Time from the start of a health probe to its verdict.",
+            ),
+        ]
+        .map(|(name, help)| family(MetricType::HISTOGRAM, name, help));
+        let unknown = BackendFacts::default();
+        for pool in &self.snapshot.pools {
+            let pool_label = ("pool", pool.config.name.as_str());
+            let in_use = pool.tiers.iter().map(|tier| tier.count());
+            let in_use: usize = match pool.desperate {
+                true => in_use.sum(),
+                false => in_use.into_iter().find(|&n| n > 0).unwrap_or(0),
+            };
+            eligible.gauge(&[pool_label], in_use as u32);
+            for backend in &pool.backends {
+                let (stats, known) = (
+                    &backend.stats,
+                    self.facts
+                        .backends
+                        .get(&backend.identity)
+                        .unwrap_or(&unknown),
+                );
+                let sum = |field: fn(&BackendShard) -> &_| stats.shards.sum(field);
+                let name = ("backend", backend.config.name.as_str());
+                let labels = [pool_label, name];
+                up.gauge(&labels, view::is_up(known.state));
+                for word in BACKEND_STATES {
+                    state.gauge(&[pool_label, name, ("state", word)], word == known.state);
+                }
+                active.gauge(&labels, stats.active.get());
+                weight.gauge(&labels, backend.config.weight);
+                total.count(&labels, sum(|shard| &shard.total));
+                bytes.count(
+                    &[pool_label, name, ("direction", "in")],
+                    sum(|shard| &shard.bytes_in),
+                );
+                bytes.count(
+                    &[pool_label, name, ("direction", "out")],
+                    sum(|shard| &shard.bytes_out),
+                );
+                retries.count(&labels, sum(|shard| &shard.retries));
+                let reasons: [(&str, fn(&BackendShard) -> &_); 4] = [
+                    ("refused", |shard| &shard.refused),
+                    ("timed_out", |shard| &shard.timed_out),
+                    ("local_error", |shard| &shard.local_errors),
+                    ("reset_early", |shard| &shard.reset_early),
+                ];
+                for (reason, field) in reasons {
+                    failures.count(&[pool_label, name, ("reason", reason)], sum(field));
+                }
+                let times = Times::sum(stats.shards.iter().map(|shard| &shard.connect));
+                connect.times(&labels, &times);
+                probes.times(&labels, &known.probes);
+                probe_failures.count(&labels, known.probe_failures);
+            }
+        }
+        page.0.extend([
+            up, state, active, weight, eligible, total, bytes, connect, retries,
+        ]);
+        page.0.extend([failures, probes, probe_failures]);
+    }
+
+    fn failover(&self, page: &mut Page) {
+        let vips = || self.facts.vips.iter();
+        page.gauge(
+            "weir_vip_held",
+            "1 while this node holds the address.",
+            vips().map(|vip| ([("vip", &*vip.address)], holds(&vip.state))),
+        );
+        page.gauge(
+            "weir_vip_state",
+            "1 for the state that the address is in on this node, 0 for the others.",
+            vips().flat_map(|vip| {
+                VIP_STATES
+                    .map(|word| ([("vip", &*vip.address), ("state", word)], vip.state == word))
+            }),
+        );
+        page.counter(
+            "weir_vip_transitions_total",
+            "Changes of state of the address on this node.",
+            vips().map(|vip| ([("vip", &*vip.address)], vip.transitions)),
+        );
+        page.gauge(
+            "weir_node_alive",
+            "1 while beats of the node arrive.",
+            self.facts
+                .nodes
+                .iter()
+                .map(|node| ([("node", &*node.name)], node.alive)),
+        );
+    }
+
+    fn workers(&self, page: &mut Page) {
+        let ids: Vec<String> = self
+            .workers
+            .iter()
+            .map(|worker| worker.id.to_string())
+            .collect();
+        let workers = || {
+            ids.iter()
+                .map(|id| [("worker", id.as_str())])
+                .zip(self.workers)
+        };
+        page.counter(
+            "weir_worker_turns_total",
+            "Turns of the worker's event loop.",
+            workers().map(|(labels, worker)| (labels, worker.stats.turns.get())),
+        );
+        page.gauge(
+            "weir_worker_turn_seconds_max",
+            "Longest turn of the worker's event loop in about the last minute.",
+            workers().map(|(labels, worker)| {
+                let longest = self
+                    .facts
+                    .turn_max
+                    .get(worker.id)
+                    .copied()
+                    .unwrap_or_default();
+                (labels, longest.as_secs_f64())
+            }),
+        );
+        page.gauge(
+            "weir_worker_connections",
+            "Live connections of the worker.",
+            workers().map(|(labels, worker)| (labels, worker.stats.connections.get())),
+        );
+        page.counter(
+            "weir_spliced_bytes_total",
+            "Payload bytes that the kernel moved without copying them to user space.",
+            workers().map(|(labels, worker)| (labels, worker.stats.spliced.get())),
+        );
+    }
+
+    fn process(&self, page: &mut Page) {
+        let Facts { process, .. } = self.facts;
+        let gauges: [(&str, &str, f64); 8] = [
+            (
+                "weir_config_generation",
+                "Grows with every configuration taken over.",
+                self.snapshot.generation as f64,
+            ),
+            (
+                "weir_limit_connections",
+                "Live TCP connections of the process at most.",
+                self.snapshot.connections_max.into(),
+            ),
+            (
+                "weir_limit_udp_sessions",
+                "Live UDP sessions of the process at most.",
+                self.snapshot.sessions_max.into(),
+            ),
+            (
+                "weir_open_fds",
+                "Open file descriptors.",
+                process.open_fds as f64,
+            ),
+            (
+                "weir_limit_fds",
+                "Open file descriptors at most.",
+                process.limit_fds as f64,
+            ),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes.",
+                process.resident_bytes as f64,
+            ),
+            (
+                "weir_uptime_seconds",
+                "Time since the process began to serve.",
+                self.facts.uptime.as_secs_f64(),
+            ),
+            (
+                "weir_stopping",
+                "1 while the process lets its last connections finish.",
+                u32::from(self.facts.stopping).into(),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            page.gauge(name, help, [([], value)]);
+        }
+        page.gauge(
+            "weir_build_info",
+            "1; the label says which version runs.",
+            [([("version", env!("CARGO_PKG_VERSION"))], 1)],
+        );
+        for (name, help, value) in [
+            (
+                "weir_config_reload_failures_total",
+                "Reloads refused; the configuration in force stayed.",
+                self.facts.reload_failures,
+            ),
+            (
+                "weir_log_records_dropped_total",
+                "Access records lost because the log could not take or write them.",
+                self.facts.records_dropped,
+            ),
+        ] {
+            page.counter(name, help, [([], value)]);
+        }
+        let mut cpu = family(
+            MetricType::COUNTER,
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+        );
+        cpu.push(&[], |metric| {
+            metric.set_counter(counter(process.cpu.as_secs_f64()))
+        });
+        page.0.push(cpu);
+    }
+}
+
+/// Whether the address is installed here in this state.
+fn holds(state: &str) -> bool {
+    matches!(state, "active" | "releasing")
+}
+
+#[derive(Default)]
+struct Page(Vec<MetricFamily>);
+
+impl Page {
+    fn counter<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
+    ) {
+        let mut family = family(MetricType::COUNTER, name, help);
+        samples
+            .into_iter()
+            .for_each(|(labels, value)| family.count(&labels, value));
+        self.0.push(family);
+    }
+
+    fn gauge<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], impl Into<f64>)>,
+    ) {
+        let mut family = family(MetricType::GAUGE, name, help);
+        samples
+            .into_iter()
+            .for_each(|(labels, value)| family.gauge(&labels, value));
+        self.0.push(family);
+    }
+}
+
+fn family(kind: MetricType, name: &str, help: &str) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_field_type(kind);
+    family.set_name(name.into());
+    family.set_help(help.into());
+    family
+}
+
+fn counter(value: f64) -> Counter {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    counter
+}
+
+/// Adding samples to a family.
+trait Samples {
+    fn push(&mut self, labels: Labels, value: impl FnOnce(&mut Metric));
+    fn count(&mut self, labels: Labels, value: u64) {
+        self.push(labels, |metric| metric.set_counter(counter(value as f64)));
+    }
+    fn gauge(&mut self, labels: Labels, value: impl Into<f64>) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value.into());
+        self.push(labels, |metric| metric.set_gauge(gauge));
+    }
+    fn times(&mut self, labels: Labels, times: &Times) {
+        let mut below = 0;
+        let buckets = BUCKETS_US
+            .iter()
+            .zip(&times.buckets)
+            .map(|(&bound_us, &n)| {
+                below += n;
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound_us as f64 / 1e6);
+                bucket.set_cumulative_count(below);
+                bucket
+            });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(times.count());
+        histogram.set_sample_sum(times.sum_us as f64 / 1e6);
+        self.push(labels, |metric| metric.set_histogram(histogram));
+    }
+}
+
+impl Samples for MetricFamily {
+    fn push(&mut self, labels: Labels, value: impl FnOnce(&mut Metric)) {
+        let pairs = labels.iter().map(|&(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.into());
+            pair.set_value(value.into());
+            pair
+        });
+        let mut metric = Metric::from_label(pairs.collect());
+        value(&mut metric);
+        self.mut_metric().push(metric);
+    }
+}
+
+/// The greatest of the values observed within about the last minute: the counters behind it are zeroed when they are read,
+/// so it is control that reads them, and any number of readers of the page see the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Peak {
+    began: Instant,
+    current: Duration,
+    previous: Duration,
+}
+
+impl Peak {
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    /// Nothing observed yet.
+    pub fn new(now: Instant) -> Peak {
+        Peak {
+            began: now,
+            current: Duration::ZERO,
+            previous: Duration::ZERO,
+        }
+    }
+
+    /// Observes a value.
+    pub fn observe(&mut self, now: Instant, value: Duration) {
+        self.turn(now);
+        self.current = self.current.max(value);
+    }
+
+    /// The greatest value of the current and the previous minute.
+    pub fn value(&mut self, now: Instant) -> Duration {
+        self.turn(now);
+        self.current.max(self.previous)
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.began);
+        if age >= Self::WINDOW {
+            let kept = if age < 2 * Self::WINDOW {
+                self.current
+            } else {
+                Duration::ZERO
+            };
+            (self.began, self.previous, self.current) = (now, kept, Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What is said between the main process and the keeper: one JSON value a packet.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::failover::timers::Timers;
+
+/// Longest packet.
+pub const PACKET_MAX: usize = 64 * 1024;
+
+/// An address and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Target {
+    /// Address with prefix length.
+    pub net: IpNet,
+    /// Name of the interface.
+    pub interface: String,
+}
+
+/// From the main process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToKeeper {
+    /// First of all, and whenever they change.
+    Setup {
+        /// Periods and patiences.
+        timers: Timers,
+    },
+    /// The addresses of the configuration. New ones are swept; those no longer named are released and forgotten.
+    Watch {
+        /// All of them.
+        targets: Vec<Target>,
+    },
+    /// The main process is alive.
+    Prove {
+        /// When it was, on CLOCK_MONOTONIC.
+        at: Duration,
+    },
+    /// Install.
+    Hold {
+        /// What.
+        target: Target,
+    },
+    /// Announce.
+    Announce {
+        /// What.
+        target: Target,
+        /// A predecessor may still answer for it.
+        insist: bool,
+    },
+    /// Remove.
+    Release {
+        /// What.
+        target: Target,
+    },
+    /// Remove everything, and forget what was asked before.
+    Reset {
+        /// Comes back in the answer.
+        number: u64,
+    },
+}
+
+/// From the keeper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromKeeper {
+    /// It has started.
+    Ready {
+        /// Why it will be of no use, if so.
+        problem: Option<String>,
+    },
+    /// It has read a proof of life.
+    Ack,
+    /// Nothing is held any more, and every earlier answer is void.
+    Reset {
+        /// From the request.
+        number: u64,
+    },
+    /// Installed.
+    Held {
+        /// What.
+        target: Target,
+    },
+    /// Removed, as asked.
+    Released {
+        /// What.
+        target: Target,
+    },
+    /// Could not be installed.
+    Failed {
+        /// What.
+        target: Target,
+        /// Why.
+        why: String,
+    },
+    /// Gone: somebody removed it, or it cannot be renewed.
+    Lost {
+        /// What.
+        target: Target,
+        /// Why.
+        why: String,
+    },
+    /// Removed for want of a proof of life.
+    Expired {
+        /// What.
+        target: Target,
+    },
+    /// State of an interface that carries one of the addresses.
+    Link {
+        /// Its name.
+        interface: String,
+        /// Switched on, with a carrier.
+        up: bool,
+    },
+    /// Somebody else has put one of the addresses on this host, or taken it off again.
+    Foreign {
+        /// What.
+        target: Target,
+        /// It is there.
+        present: bool,
+    },
+    /// Something that people should read in the log.
+    Note {
+        /// Words.
+        text: String,
+    },
+}

@@ -1,0 +1,186 @@
+//! Holds the table of layers in `src/lib.rs`: imports point downwards, and what is dangerous or on its way out stays in
+//! one place.
+//!
+//! Seen to fail with `use crate::control::Request;` in `src/worker/mod.rs`, `use crate::worker;` in `src/base/rng.rs`,
+//! and `unsafe {}` in `src/app.rs`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lowest first. Modules of one layer may import each other, except those in [`STRANGERS`].
+const LAYERS: &[(&str, &[&str])] = &[
+    ("values", &["base"]),
+    (
+        "decisions",
+        &["config", "balance", "health", "relay", "flow", "failover"],
+    ),
+    ("kernel", &["sys"]),
+    ("exchange", &["stats", "gate", "snapshot", "link"]),
+    ("keeper", &["keeper"]),
+    ("shells", &["worker", "control"]),
+    ("rim", &["cli", "app"]),
+];
+
+/// Modules that know each other only through what lies below them.
+const STRANGERS: &[&str] = &["worker", "control"];
+
+/// Uses that the tests of a module may make beyond its layer: none so far.
+const SRC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+
+struct Source {
+    /// Relative to `src/`.
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// First component: `worker` for `worker/tcp.rs`, `link` for `link.rs`.
+    fn module(&self) -> String {
+        let first = self.path.iter().next().unwrap();
+        Path::new(first)
+            .file_stem()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// Lines without comments, with their numbers.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.text.lines().enumerate();
+        lines.map(|(ix, line)| (ix + 1, line.split("//").next().unwrap_or_default()))
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(directory: &Path, found: &mut Vec<Source>) {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let path = path.strip_prefix(SRC).unwrap().to_owned();
+                found.push(Source { path, text });
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new(SRC), &mut found);
+    assert!(found.len() > 20, "the sources are elsewhere");
+    found
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS
+        .iter()
+        .position(|(_, modules)| modules.contains(&module))
+}
+
+/// Modules named after `crate::` in a line, in either form: `crate::base::Key`, `use crate::{link, stats::Count};`.
+fn named(line: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        let end = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        text.split(end).next().unwrap_or_default().to_owned()
+    };
+    let mut names = Vec::new();
+    for rest in line.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            names.push(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = true;
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if c.is_whitespace() => {}
+                _ if start => {
+                    names.push(word(&list[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+            if depth < 0 {
+                break;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn both_forms_of_imports_are_read() {
+    for (line, names) in [
+        ("use crate::base::Key;", vec!["base"]),
+        (
+            "use crate::{link, stats::{Count, Gauge}, sys};",
+            vec!["link", "stats", "sys"],
+        ),
+        (
+            "fn f(a: crate::relay::By, b: crate::flow::X)",
+            vec!["relay", "flow"],
+        ),
+        ("use std::io;", vec![]),
+    ] {
+        assert_eq!(named(line), names, "{line}");
+    }
+}
+
+#[test]
+fn imports_point_downwards() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let module = source.module();
+        let Some(own) = layer(&module) else { continue };
+        // One import may spread over several lines.
+        let code: Vec<&str> = source.code().map(|(_, line)| line.trim()).collect();
+        for name in named(&code.join(" ")) {
+            let strange = STRANGERS.contains(&name.as_str())
+                && STRANGERS.contains(&module.as_str())
+                && name != module;
+            if strange || layer(&name).is_some_and(|other| other > own) {
+                wrong.push(format!("src/{} imports {name}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_module_has_a_layer() {
+    for source in sources() {
+        let module = source.module();
+        let root = ["lib", "main"].contains(&module.as_str());
+        assert!(root || layer(&module).is_some(), "{module} is in no layer");
+    }
+}
+
+#[test]
+fn unsafe_code_stays_under_sys() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        for (number, line) in source.code() {
+            let found = line
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .any(|word| word == "unsafe");
+            if found && !source.path.starts_with("sys") {
+                wrong.push(format!("src/{}:{number}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// serde_yaml is no longer developed: one file to replace it in.
+#[test]
+fn one_file_knows_the_yaml_library() {
+    let mut files: Vec<String> = sources()
+        .iter()
+        .filter(|source| source.code().any(|(_, line)| line.contains("serde_yaml")))
+        .map(|source| source.path.display().to_string())
+        .collect();
+    files.sort();
+    assert!(files.len() <= 1, "{files:?}");
+}
