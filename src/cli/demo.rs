@@ -68,6 +68,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let running = app::launch(
         Source::Flags(Box::new(loaded.config.clone())),
         loaded.config,
+        None,
     )?;
     let (shared, inputs) = (running.shared.clone(), running.inputs.clone());
     let Some(web) = running

@@ -5,6 +5,7 @@
 pub mod epoll;
 pub mod limits;
 pub mod pipe;
+pub mod sandbox;
 pub mod socket;
 
 pub mod neigh;
