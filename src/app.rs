@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use anyhow::Context;
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -15,6 +16,8 @@ use signal_hook::iterator::Signals;
 use crate::config::model::{AccessTarget, Bind, Log, LogFormat, Protocol};
 use crate::config::{Budget, Config};
 use crate::control::{Control, Input, Source};
+use crate::failover::timers::Timers;
+use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
 use crate::sys::sandbox::{self, Needs, Unlisted};
@@ -71,18 +74,26 @@ pub fn launch(source: Source, config: Config, needs: Option<Needs>) -> anyhow::R
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
+    // Before there are threads, and while there are privileges to hand on.
+    let keeper = match &config.failover {
+        Some(failover) => {
+            let timers = Timers::derive(failover.beat, failover.dead_after);
+            Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
+        }
+        None => None,
+    };
     // Made here, because the directory above it is out of reach later.
     if let Some(directory) = needs.as_ref().and_then(|needs| needs.write.first()) {
         let _ = std::fs::create_dir(directory);
     }
-    // What must keep its rights (the keeper) has to be started above, what must not (every thread) below.
+    // The keeper keeps its rights, threads must not: between the two.
     for refused in needs.iter().flat_map(sandbox::confine) {
         log::warn!("sandbox: without {refused}");
     }
     let workers = config.workers.unwrap_or_else(limits::cpus);
     let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
-    let (control, inputs) = Control::start(source, config, Box::new(spawn))?;
+    let (control, inputs) = Control::start(source, config, Box::new(spawn), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if let Some(needs) = &needs

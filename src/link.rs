@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
-use crate::base::LogLimit;
+use crate::base::{Latest, LogLimit};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
@@ -248,7 +248,7 @@ impl Worker {
 #[derive(Debug)]
 pub struct Shared {
     snapshot: ArcSwap<Snapshot>,
-    version: AtomicU64,
+    latest: Latest,
     workers: ArcSwap<Vec<Worker>>,
     /// Process-wide gauges.
     pub process: ProcessStats,
@@ -260,6 +260,7 @@ pub struct Shared {
     pub epoch: Instant,
     exhausted: LogLimit,
     trouble: LogLimit,
+    control_at_ms: AtomicU64,
 }
 
 impl Shared {
@@ -271,7 +272,7 @@ impl Shared {
     ) -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: ArcSwap::default(),
-            version: AtomicU64::new(0),
+            latest: Latest::default(),
             workers: ArcSwap::default(),
             process: ProcessStats::default(),
             records: ArcSwapOption::from_pointee(records),
@@ -279,14 +280,14 @@ impl Shared {
             epoch,
             exhausted: LogLimit::default(),
             trouble: LogLimit::default(),
+            control_at_ms: AtomicU64::new(u64::MAX),
         })
     }
 
     /// Makes `snapshot` the newest and wakes every worker.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        let version = snapshot.version;
-        self.snapshot.store(snapshot);
-        self.version.store(version, Ordering::Release);
+        self.latest
+            .publish(snapshot.version, || self.snapshot.store(snapshot.clone()));
         for worker in self.workers.load().iter() {
             worker.wake();
         }
@@ -294,7 +295,36 @@ impl Shared {
 
     /// The newest snapshot if it is newer than `version`.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
-        (self.version.load(Ordering::Acquire) != version).then(|| self.snapshot.load_full())
+        self.latest
+            .newer_than(version, || self.snapshot.load_full())
+    }
+
+    /// The control thread has gone round.
+    pub fn note_control(&self) {
+        self.control_at_ms
+            .store(self.epoch.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// What does not turn any more: a worker whose turn has lasted longer than `worker`, or control, unseen for longer than
+    /// `control`.
+    pub fn stuck(&self, worker: Duration, control: Duration) -> Option<String> {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let late = |since_ms: u64, patience: Duration| {
+            since_ms != u64::MAX && now_ms.saturating_sub(since_ms) > patience.as_millis() as u64
+        };
+        let workers = self.workers.load();
+        if let Some(stuck) = workers
+            .iter()
+            .find(|w| late(w.stats.busy_since_ms.get(), worker))
+        {
+            let for_ms = now_ms - stuck.stats.busy_since_ms.get();
+            return Some(format!(
+                "worker {} has been stuck for {for_ms} ms",
+                stuck.id
+            ));
+        }
+        late(self.control_at_ms.load(Ordering::Relaxed), control)
+            .then(|| "the control thread is stuck".into())
     }
 
     /// The newest snapshot.

@@ -62,6 +62,8 @@ pub struct Pool {
     pub tiers: [Mask; 2],
     /// Nothing is up and the pool tries all: the tiers hold every backend.
     pub desperate: bool,
+    /// Backends that are known to be up and take work.
+    pub healthy: usize,
 }
 
 /// A backend.

@@ -8,6 +8,7 @@
 //! before its RST reaches the other; no stall. Rules that were broken to see this fail: inferring the end of the stream
 //! without looking at `fin_announced`; ignoring `mark_urgent`; taking the FIN bit of a broken socket for a FIN; trusting
 //! short reads of a broken socket; dropping `mark_source` when a write finds the peer gone;
+//! promising a FIN before the source has ended;
 //! not clearing `sink_ready` on EAGAIN (livelock) or clearing `source_ready` after every fill (stall).
 //!
 //! `WEIR_SEED=n cargo test --test relay_sim` replays one seed.
@@ -40,6 +41,8 @@ struct Socket {
     tx_room: usize,
     tx_blocked: bool,
     tx_fin: bool,
+    /// The last bytes wait for the FIN (MSG_MORE).
+    held_back: bool,
     /// An edge that has not been fetched yet.
     edge: bool,
     // The peer.
@@ -141,7 +144,7 @@ impl Io for Fake {
         }
     }
 
-    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize) -> Done {
+    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize, last: bool) -> Done {
         let held = &mut self.held[lane as usize];
         assert_eq!(held.len(), bytes);
         // A splice may stop anywhere without being blocked.
@@ -154,12 +157,14 @@ impl Io for Fake {
         let done = self.sockets[lane.other() as usize].send(&chunk);
         if let Done::Moved { bytes, .. } = done {
             held.drain(..bytes);
+            self.sockets[lane.other() as usize].held_back = last && held.is_empty();
         }
         done
     }
 
     fn shut(&mut self, lane: Side) -> Done {
         let socket = &mut self.sockets[lane.other() as usize];
+        socket.held_back = false;
         assert!(!std::mem::replace(&mut socket.tx_fin, true), "FIN twice");
         Done::Eof
     }
@@ -281,6 +286,11 @@ fn run(seed: u64) -> (u64, u64) {
                         false
                     }
                 };
+                let closing = matches!(outcome, Some(Outcome::Finished { .. }));
+                assert!(
+                    closing || fake.sockets.iter().all(|s| !s.held_back),
+                    "bytes wait for a FIN that does not follow: {pair:?}"
+                );
             }
         }
         if outcome.is_some() && fake.sockets.iter().all(|s| s.tx.is_empty() || s.reset) {

@@ -1,7 +1,9 @@
 //! Log lines that the network can cause: one a period, with a count of those that were left out.
+//!
+//! `models/` runs this file under loom.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use super::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Lets one line a second through. Shared by threads; any clock that does not run backwards will do.
@@ -44,7 +46,7 @@ impl fmt::Display for LeftOut {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -55,8 +55,13 @@ enum Command {
     Backend(backend::Args),
     /// Planned move of a VIP to the next node, and back.
     Vip(vip::Args),
+    /// Live view: rates, backends, VIPs, busiest connections.
+    Top(top::Args),
     /// Read the configuration again; waits, and fails if it is refused.
     Reload(reload::Args),
+    /// The process that installs VIPs; started by `weir run`, never by hand.
+    #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
+    Keeper,
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
 }
@@ -74,6 +79,8 @@ pub fn main() -> ExitCode {
         Command::Backend(args) => backend::run(args),
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Keeper => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
     }
 }

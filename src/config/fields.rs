@@ -313,7 +313,7 @@ pub static FIELDS: &[Field] = &[
     value::<SendProxy>("pools.*.send_proxy", "off", "PROXY header sent to the backend.").udp("v2"),
     optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5"),
 
-    section("failover", "Virtual IP addresses that move between nodes.").off().not_yet(),
+    section("failover", "Virtual IP addresses that move between nodes.").off(),
     required::<Name>("failover.node", "a", "This node, a key of `nodes`."),
     required::<AbsolutePath>("failover.secret_file", "/etc/weir/secret", "Shared secret that signs beats; a file that others can read is refused."),
     value::<Duration>("failover.beat", "50ms", "Period of beats; less than a third of dead_after.").range("10ms..10s"),

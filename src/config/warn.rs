@@ -12,7 +12,14 @@ pub struct Facts {
     pub fd_hard: u64,
     /// CPUs that this process may use.
     pub cpus: usize,
+    /// Local ports for outgoing connections (net.ipv4.ip_local_port_range).
+    pub ports: u64,
+    /// Whether ports in TIME_WAIT are used again beyond loopback (net.ipv4.tcp_tw_reuse = 1).
+    pub ports_reused: bool,
 }
+
+/// How long the kernel keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN), seconds.
+const TIME_WAIT_S: u64 = 60;
 
 /// Descriptors a connection holds: its two sockets.
 pub const FDS_PER_CONNECTION: u64 = 2;
@@ -157,6 +164,24 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
             format!(
                 "{limit} descriptors carry {} connections only: {REMEDY}",
                 budget.connections
+            ),
+        );
+    }
+    // On loopback the kernel uses ports again by default.
+    let distant = |backend: &Backend| match &backend.address {
+        BackendAddress::Ip(address) => !address.ip().is_loopback(),
+        BackendAddress::SamePort(ip) => !ip.is_loopback(),
+        BackendAddress::Unix(_) => false,
+    };
+    let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
+    let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
+    if !facts.ports_reused && pools.any(|pool| pool.backends.iter().any(distant)) {
+        warn(
+            "pools",
+            format!(
+                "{} local ports, each kept for {TIME_WAIT_S} s after a connection that weir closed first, carry {} such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)",
+                facts.ports,
+                facts.ports / TIME_WAIT_S,
             ),
         );
     }

@@ -57,12 +57,7 @@ impl Control {
                 address,
                 order,
                 reply,
-            } => {
-                let _ = order;
-                let _ = reply.send(Err(format!(
-                    "this node has no VIP {address}: the configuration has no failover"
-                )));
-            }
+            } => drop(reply.send(self.vips.order(address, order))),
             Request::Reload { reply } => drop(reply.send(self.reload())),
         }
     }
@@ -72,18 +67,10 @@ impl Control {
         if self.stopping.is_some() {
             return Err("stopping".into());
         }
-        let now_ms = self.shared.epoch.elapsed().as_millis() as u64;
-        for worker in self.shared.workers().iter() {
-            let since = worker.stats.busy_since_ms.get();
-            if since != u64::MAX && now_ms.saturating_sub(since) > STUCK_AFTER.as_millis() as u64 {
-                return Err(format!(
-                    "worker {} has been stuck for {} ms",
-                    worker.id,
-                    now_ms - since
-                ));
-            }
+        match self.shared.stuck(STUCK_AFTER, Duration::MAX) {
+            Some(stuck) => Err(stuck),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn connections(&self, limit: usize) -> Vec<LiveConnection> {
@@ -131,6 +118,7 @@ impl Control {
                 (entry.backend.identity, facts)
             })
             .collect();
+        let (vips, nodes, beats_rejected) = self.vips.view();
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),
@@ -138,8 +126,9 @@ impl Control {
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),
             backends,
-            vips: Vec::new(),
-            nodes: Vec::new(),
+            vips,
+            nodes,
+            beats_rejected,
             turn_max: self.turn_max(now),
             udp_dropped: Vec::new(),
             records_dropped: self.shared.process.records_dropped.get()

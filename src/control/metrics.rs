@@ -277,6 +277,14 @@ impl Metrics<'_> {
                 .iter()
                 .map(|node| ([("node", &*node.name)], node.alive)),
         );
+        page.counter(
+            "weir_beats_rejected_total",
+            "Beats that were refused: wrong signature, old number, garbage.",
+            self.facts
+                .beats_rejected
+                .iter()
+                .map(|&(reason, count)| ([("reason", reason)], count)),
+        );
     }
 
     fn workers(&self, page: &mut Page) {

@@ -21,6 +21,7 @@ pub mod process;
 pub mod request;
 mod sockets;
 pub mod view;
+mod vips;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -29,10 +30,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
+use crate::keeper::KeeperHandle;
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
@@ -44,6 +47,7 @@ use metrics::Peak;
 use pools::Pools;
 use probe::Prober;
 pub use request::{BackendOrder, Input, Request, VipOrder};
+use vips::Vips;
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;
@@ -108,6 +112,7 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
+    vips: Vips,
 }
 
 impl Control {
@@ -116,6 +121,7 @@ impl Control {
         source: Source,
         config: Config,
         spawn: SpawnWorker,
+        keeper: Option<KeeperHandle>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
@@ -125,7 +131,9 @@ impl Control {
         let access_log = access_log::start(&config.log)?;
         let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
+        let vips = Vips::new(shared.clone());
         let mut control = Control {
+            vips,
             source,
             inputs,
             reports,
@@ -151,6 +159,10 @@ impl Control {
             return Err(error);
         }
         control.observe(http)?;
+        control.shared.note_control();
+        control
+            .vips
+            .follow(control.config.failover.as_ref(), keeper)?;
         Ok((control, sender))
     }
 
@@ -217,6 +229,7 @@ impl Control {
         log::info!("ready");
         loop {
             let now = Instant::now();
+            self.shared.note_control();
             let changed = self.pools.tick(now);
             for shed in self.pools.take_shed() {
                 self.shed(shed);
@@ -254,6 +267,7 @@ impl Control {
         }
         self.crew.all(|| Command::ShedAll(Cause::Shutdown));
         self.crew.stop();
+        self.vips.stop();
         self.observer = None;
         admin::remove(&self.admin);
         if let Some((_, log)) = self.access_log.take() {
@@ -287,6 +301,8 @@ impl Control {
             "stopping: {open} connections may finish within {}",
             humantime::format_duration(grace)
         );
+        // First of all: the next node takes over while this one still serves.
+        self.vips.stop();
         self.stopping = Some(Instant::now() + grace);
         for (listener, local) in self.endpoints.close_all() {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
@@ -324,6 +340,9 @@ impl Control {
             false => Some(config.metrics.map(bind_http).transpose()?),
         };
         let log = config.log.clone();
+        self.vips
+            .follow(config.failover.as_ref(), None)
+            .context("failover")?;
         self.apply(config)?;
         if let Some(http) = http {
             self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));

@@ -42,7 +42,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A handle on the thread.
 #[derive(Debug)]
 pub struct Handle {
-    stop: Option<oneshot::Sender<()>>,
+    /// Closed: stop. Messages: serve HTTP there from now on.
+    orders: Option<mpsc::UnboundedSender<Option<TcpListener>>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -61,21 +62,28 @@ pub fn start(
     if let Some(http) = &http {
         http.set_nonblocking(true)?;
     }
-    let (stop, stopped) = oneshot::channel();
+    let (orders, mut ordered) = mpsc::unbounded_channel();
     let serve = move || {
         let asker = Asker { inputs };
         let local = LocalSet::new();
         let result = local.block_on(&runtime, async move {
             let admin = tokio::net::UnixListener::from_std(admin)?;
-            let http = http.map(tokio::net::TcpListener::from_std).transpose()?;
             let history = Rc::new(RefCell::new(History::default()));
             tokio::task::spawn_local(sample(asker.clone(), history.clone()));
             tokio::task::spawn_local(admin::serve(admin, asker.clone(), history.clone()));
-            if let Some(http) = http {
-                tokio::task::spawn_local(http::serve(http, asker, history));
+            let serve_http = |http: Option<TcpListener>| -> io::Result<_> {
+                let http = http.map(tokio::net::TcpListener::from_std).transpose()?;
+                let serve = |http| http::serve(http, asker.clone(), history.clone());
+                Ok(http.map(|http| tokio::task::spawn_local(serve(http))))
+            };
+            let mut serving = serve_http(http)?;
+            // Ends when the handle is stopped or dropped.
+            while let Some(http) = ordered.recv().await {
+                if let Some(old) = serving.take() {
+                    old.abort();
+                }
+                serving = serve_http(http)?;
             }
-            // Ends when the handle says so or is dropped.
-            let _ = stopped.await;
             io::Result::Ok(())
         });
         if let Err(error) = result {
@@ -88,19 +96,32 @@ pub fn start(
         .name("observer".into())
         .spawn(serve)?;
     Ok(Handle {
-        stop: Some(stop),
+        orders: Some(orders),
         thread: Some(thread),
     })
 }
 
 impl Handle {
+    /// Serves HTTP on `http` from now on, or nowhere, and closes the socket before it. Clients of that one may finish what they
+    /// do; the history and the admin socket's clients are kept. Returns at once.
+    pub fn set_http(&self, http: Option<TcpListener>) -> io::Result<()> {
+        if let Some(http) = &http {
+            http.set_nonblocking(true)?;
+        }
+        let orders = self.orders.as_ref();
+        match orders.is_some_and(|orders| orders.send(http).is_ok()) {
+            true => Ok(()),
+            false => Err(io::Error::other("the observer has ended")),
+        }
+    }
+
     /// Closes the sockets and every client, ends the thread. The socket file stays: [`admin::remove`].
     pub fn stop(self) {}
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        drop(self.orders.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -114,13 +114,6 @@ impl Pools {
         self.pools.iter()
     }
 
-    /// Whether a pool has a backend that takes new work because it is believed to be healthy.
-    pub fn serves(&self, pool: usize) -> bool {
-        self.pools
-            .get(pool)
-            .is_some_and(|pool| pool.eligible > 0 && !pool.desperate)
-    }
-
     /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain.
     pub fn configure(&mut self, pools: &[model::Pool], shards: usize, now: Instant) {
         let mut known: HashMap<u64, Entry> = HashMap::new();
@@ -510,6 +503,10 @@ impl PoolEntry {
             shares: Shares::new(&shares, serving),
             tiers,
             desperate,
+            healthy: entries
+                .iter()
+                .filter(|entry| entry.weight() > 0 && entry.state.standing() == Standing::Ready)
+                .count(),
         };
         self.note_supply(eligible, desperate);
         Arc::new(pool)

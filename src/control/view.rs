@@ -260,6 +260,8 @@ pub struct Facts {
     pub vips: Vec<Vip>,
     /// Other nodes.
     pub nodes: Vec<Node>,
+    /// Refused beats by reason.
+    pub beats_rejected: Vec<(&'static str, u64)>,
     /// Longest turn of each worker (by id) lately, see [`super::metrics::Peak`].
     pub turn_max: Vec<Duration>,
     /// UDP datagrams dropped, by reason.

@@ -38,8 +38,9 @@ pub trait Io {
     /// Reads from the source of `lane` into the empty conduit.
     fn fill(&mut self, lane: Side, conduit: Conduit) -> Done;
     /// Writes up to `bytes` from the conduit to the sink of `lane`. What a buffer still holds after a short or blocked
-    /// write is kept until the next drain.
-    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize) -> Done;
+    /// write is kept until the next drain. `last`: nothing follows but the FIN, and that at once (the same pump shuts or
+    /// ends), so both may share a segment.
+    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize, last: bool) -> Done;
     /// Sends FIN to the sink of `lane`.
     fn shut(&mut self, lane: Side) -> Done;
     /// Forgets what the conduit of `lane` holds.
@@ -216,13 +217,15 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
 
 fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op) -> Done {
     let lane = &mut pair.lanes[side as usize];
+    // A lane of a broken pair ends by a reset, which would drop what waits for a FIN.
+    let last = lane.eof() && pair.broken.is_none();
     match op {
         Op::Fill => {
             let pipe = lane.wanted() == Conduit::Pipe && io.acquire_pipe(side);
             lane.settle(if pipe { Conduit::Pipe } else { Conduit::Buffer });
             io.fill(side, lane.conduit())
         }
-        Op::Drain { bytes } => io.drain(side, lane.conduit(), bytes),
+        Op::Drain { bytes } => io.drain(side, lane.conduit(), bytes, last),
         Op::ShutSink => io.shut(side),
         Op::Wait => Done::Blocked,
     }

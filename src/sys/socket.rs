@@ -336,8 +336,18 @@ pub fn peek(fd: RawFd, buffer: &mut [u8]) -> Transfer {
 
 /// send(2) without SIGPIPE.
 pub fn send(fd: RawFd, bytes: &[u8]) -> Transfer {
+    send_with(fd, bytes, libc::MSG_NOSIGNAL)
+}
+
+/// [`send`] for the last bytes of a stream: the tail waits up to 200 ms for the FIN that the caller sends next, to leave
+/// in the same segment (MSG_MORE). A write that does not take everything holds nothing back.
+pub fn send_before_fin(fd: RawFd, bytes: &[u8]) -> Transfer {
+    send_with(fd, bytes, libc::MSG_NOSIGNAL | libc::MSG_MORE)
+}
+
+fn send_with(fd: RawFd, bytes: &[u8], flags: i32) -> Transfer {
     // SAFETY: `bytes` is readable for its length during the call.
-    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
     Transfer::from_result(if n < 0 {
         Err(io::Error::last_os_error())
     } else {

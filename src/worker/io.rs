@@ -161,13 +161,18 @@ impl Io for SocketIo<'_> {
         done(filled, usize::MAX, &mut self.starved)
     }
 
-    fn drain(&mut self, lane: Side, _conduit: Conduit, bytes: usize) -> Done {
+    fn drain(&mut self, lane: Side, _conduit: Conduit, bytes: usize, last: bool) -> Done {
         self.before_write(lane.other());
         let sink = self.fds[lane.other() as usize];
         let held = &mut self.held[lane as usize];
+        let send = if last {
+            socket::send_before_fin
+        } else {
+            socket::send
+        };
         match held {
             Held::Nothing => {
-                let sent = socket::send(sink, &self.scratch[..bytes]);
+                let sent = send(sink, &self.scratch[..bytes]);
                 let taken = if let Transfer::Bytes(n) = sent { n } else { 0 };
                 if taken < bytes && sent != Transfer::Failed {
                     *held = Held::Bytes {
@@ -178,7 +183,7 @@ impl Io for SocketIo<'_> {
                 done(sent, bytes, &mut self.starved)
             }
             Held::Bytes { bytes: kept, at } => {
-                let sent = socket::send(sink, &kept[*at..]);
+                let sent = send(sink, &kept[*at..]);
                 if let Transfer::Bytes(n) = sent {
                     *at += n;
                     if *at == kept.len() {

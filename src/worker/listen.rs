@@ -219,25 +219,20 @@ impl Listeners {
                 Ok(accepted) => {
                     let recent = self.arrivals.note(context.now_ms());
                     if let Err(accepted) = place(context, tcp, accepted, recent) {
-                        self.keep_waiting(context, tcp, accepted, Shortage::Places);
-                        self.pause(poll, context);
                         context
                             .shared
                             .exhausted(&"as many are open as the limit on open files carries");
+                        if self.keep_waiting(context, tcp, accepted, Shortage::Places) {
+                            self.pause(poll, context);
+                        }
                     }
                 }
                 Err(AcceptError::Gone) => {}
                 Err(AcceptError::Empty) => return false,
                 Err(AcceptError::Exhausted(error)) => {
-                    self.pause(poll, context);
                     context.shared.exhausted(&error);
-                    if self.waiting.is_none() && self.reserve.spend() {
-                        match self.accept_one(context, key) {
-                            Ok(accepted) => {
-                                self.keep_waiting(context, tcp, accepted, Shortage::Descriptors);
-                            }
-                            Err(_) => drop(self.reserve.refill()),
-                        }
+                    if !self.shed_one(context, tcp, key) {
+                        self.pause(poll, context);
                     }
                 }
                 Err(AcceptError::Broken(error)) => {
@@ -270,17 +265,35 @@ impl Listeners {
         })
     }
 
-    /// Keeps a client until there is room, unless it has waited too long already or another one is before it.
+    /// Takes the one that has waited longest out of a queue, with the descriptor in reserve. True if it had waited too
+    /// long and is gone, so the next one may be looked at.
+    fn shed_one(&mut self, context: &mut Context, tcp: &mut Tcp, key: Key) -> bool {
+        if self.waiting.is_some() || !self.reserve.spend() {
+            return false;
+        }
+        let accepted = self.accept_one(context, key);
+        let shed = accepted.is_ok_and(|accepted| {
+            !self.keep_waiting(context, tcp, accepted, Shortage::Descriptors)
+        });
+        if self.waiting.is_none() {
+            let _ = self.reserve.refill();
+        }
+        shed
+    }
+
+    /// Keeps a client until there is room. False if it has waited too long already or another one is before it: it is
+    /// reset then.
     fn keep_waiting(
         &mut self,
         context: &mut Context,
         tcp: &mut Tcp,
         accepted: Accepted,
         shortage: Shortage,
-    ) {
+    ) -> bool {
         let waited_ms = socket::waited_ms(accepted.fd.as_raw_fd());
         if self.waiting.is_some() || waited_ms >= WAIT_MAX_MS {
-            return tcp.refuse(context, accepted, Cause::LimitProcess);
+            tcp.refuse(context, accepted, Cause::LimitProcess);
+            return false;
         }
         let until_ms = context.now_ms() + WAIT_MAX_MS - waited_ms;
         self.waiting = Some(Waiting {
@@ -288,6 +301,7 @@ impl Listeners {
             until_ms,
             shortage,
         });
+        true
     }
 
     fn pause(&mut self, poll: &Poll, context: &Context) {

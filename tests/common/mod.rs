@@ -27,7 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use record::Record;
-pub use server::{Port, Server};
+pub use server::{Blackhole, Port, Server};
 pub use weir::{Launch, Weir};
 
 /// How long a test waits for something that should come at once.

@@ -10,6 +10,7 @@ use crate::config::model::*;
 use crate::config::notes::{Notes, Spot};
 use crate::config::raw::Section;
 use crate::config::value::*;
+use crate::failover::timers::{Timers, quorum_findings};
 
 /// The failover section.
 pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> Failover {
@@ -82,32 +83,31 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
 
 /// What must hold between the values: timers and voters.
 pub fn check_failover(section: &Section, failover: &Failover) {
-    let shown = humantime::format_duration;
-    if failover.beat * 3 >= failover.dead_after {
-        let message = format!(
-            "must be less than a third of dead_after ({}), so that two lost beats move nothing: at most {}",
-            shown(failover.dead_after),
-            shown(std::time::Duration::from_millis(
-                (failover.dead_after.as_millis() / 3).saturating_sub(1) as u64
-            )),
-        );
-        section.error("beat", message);
+    let timers = Timers::derive(failover.beat, failover.dead_after);
+    if let Some(broken) = timers.broken().first() {
+        section.error("beat", broken.to_string());
     }
-    let voters = failover.nodes.len() + failover.witnesses.len();
-    match failover.quorum.map(|quorum| quorum as usize) {
-        Some(quorum) if quorum > voters => {
-            section.error("quorum", format!("`{quorum}` can never be reached: there are {voters} voters (nodes and witnesses)"));
-        }
-        Some(quorum) if quorum * 2 <= voters => {
-            section.warn("quorum", format!("`{quorum}` of {voters} voters is no majority: after a partition two nodes may hold the same address"));
-        }
-        None if failover.nodes.len() == 1 => {
-            section.warn("nodes", "a single node has no other to fail over to");
-        }
-        None if voters == 2 => {
-            section.warn("nodes", "two nodes without a witness: while they cannot reach each other both hold the addresses; add one under `witnesses`");
-        }
-        _ => {}
+    if failover.nodes.is_empty() {
+        return; // what is wrong with them is said already
+    }
+    let key = if failover.quorum.is_some() {
+        "quorum"
+    } else {
+        "nodes"
+    };
+    let (errors, advice) = quorum_findings(
+        failover.quorum,
+        failover.nodes.len(),
+        failover.witnesses.len(),
+    );
+    errors
+        .into_iter()
+        .for_each(|error| section.error(key, error));
+    advice
+        .into_iter()
+        .for_each(|advice| section.warn(key, advice));
+    if failover.nodes.len() == 1 {
+        section.warn("nodes", "a single node has no other to fail over to");
     }
 }
 

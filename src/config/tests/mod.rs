@@ -137,9 +137,9 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
         ('P', "source_hash: {port: true}", &["6:1: pools.web.source_hash: has no effect without `balance: source_hash`"]),
         ('P', "backends: [{address: 10.0.0.1:80, backup: true}]", &["6:1: pools.web.backends: every backend is a backup: without a primary that makes no difference"]),
         ('R', r#"pools: {web: {backends: 10.0.0.1:80}, spare: {backends: 10.0.0.1:80}}"#, &["1:39: pools.spare: no listener uses this pool"]),
-        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: while they cannot reach each other both hold the addresses; add one under `witnesses`"]),
+        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: if the link between them breaks while both live, BOTH hold the VIPs until it heals; add a witness, or a third node that holds nothing, to rule that out"]),
         ('F', r#"nodes: {a: "10.0.0.1:7400"}"#, &["9:1: failover.nodes: a single node has no other to fail over to"]),
-        ('F', "quorum: 1", &["9:1: failover.quorum: `1` of 3 voters is no majority: after a partition two nodes may hold the same address"]),
+        ('F', "quorum: 1", &["9:1: failover.quorum: quorum 1 is not a majority of 3 voters: both halves of a partition may hold the VIPs; use auto"]),
     ];
     for (place, fragment, expected) in rows {
         assert_eq!(
@@ -453,6 +453,8 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
         fd_soft: 256,
         fd_hard: limit,
         cpus: 2,
+        ports: 28_232,
+        ports_reused: true,
     };
     let budget = Budget::new(&config("{}"), 20_000, 2);
     // Two workers, each with one listening socket, its own descriptors and its pipes; two probes; the reserve.
@@ -493,6 +495,34 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
         says("{}", 1024),
         [
             "f: limits.connections: warning: 1024 descriptors carry 356 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+        ]
+    );
+}
+
+#[test]
+fn few_ports_towards_distant_backends_are_warned_about() {
+    let says = |backend: &str, ports_reused| {
+        let text = format!(
+            "listeners: {{a: {{bind: '0.0.0.0:80', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}"
+        );
+        let config = parse("f", &text).unwrap().config;
+        let facts = Facts {
+            fd_soft: 20_000,
+            fd_hard: 20_000,
+            cpus: 2,
+            ports: 28_232,
+            ports_reused,
+        };
+        let warnings = facts_warnings("f", &config, &facts);
+        warnings.iter().map(Diagnostic::as_warning).collect::<Vec<_>>()
+    };
+    assert_eq!(says("10.0.0.1:80", true), Vec::<String>::new());
+    assert_eq!(says("127.0.0.1:80", false), Vec::<String>::new());
+    assert_eq!(says("unix:/run/a", false), Vec::<String>::new());
+    assert_eq!(
+        says("10.0.0.1:80", false),
+        [
+            "f: pools: warning: 28232 local ports, each kept for 60 s after a connection that weir closed first, carry 470 such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)"
         ]
     );
 }

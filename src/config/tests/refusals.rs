@@ -389,7 +389,7 @@ secret_file: secret", &[
         "10:14: failover.secret_file: `secret` is not the path of a file: begin with `/`, end with its name",
     ]),
     ('F', "beat: 100ms", &[
-        "9:1: failover.beat: must be less than a third of dead_after (250ms), so that two lost beats move nothing: at most 82ms",
+        "9:1: failover.beat: dead_after is less than four beats, so one lost packet could move a VIP; raise dead_after or shorten beat",
     ]),
     ('F', "dead_after: 1s
 beat: 1ms", &[
@@ -408,7 +408,7 @@ beat: 1ms", &[
         "9:45: failover.witnesses[2]: `10.0.0.9:22` is here twice: each witness has one vote",
     ]),
     ('F', "quorum: 4", &[
-        "9:1: failover.quorum: `4` can never be reached: there are 3 voters (nodes and witnesses)",
+        "9:1: failover.quorum: quorum 4 can never be reached: there are only 3 voters (nodes + witnesses); use auto",
     ]),
     ('F', "quorum: 0", &[
         "9:9: failover.quorum: `0` is out of range: 1 to 62, or `auto`",

@@ -487,6 +487,27 @@ fn a_client_that_says_nothing_is_dropped_in_time() {
 }
 
 #[test]
+fn http_moves_and_the_history_stays() {
+    let mut served = serve(Control::Well);
+    let mut admin = served.admin();
+    let handle = served.handle.take().unwrap();
+    while ask(&mut admin, r#"{"command":"history","since":0}"#)["ok"]["seq"] == 0 {
+        std::thread::yield_now();
+    }
+    let old = served.http;
+    let http = TcpListener::bind("127.0.0.1:0").unwrap();
+    served.http = http.local_addr().unwrap();
+    handle.set_http(Some(http)).unwrap();
+    assert!(served.http("GET", "/history").1.contains("\"from\":0,"));
+    assert!(TcpStream::connect(old).is_err());
+    handle.set_http(None).unwrap();
+    while TcpStream::connect(served.http).is_ok() {
+        std::thread::yield_now();
+    }
+    assert_eq!(ask(&mut admin, r#"{"command":"health"}"#)["ok"], "ok");
+}
+
+#[test]
 fn stopping_closes_everything_at_once() {
     let mut served = serve(Control::Well);
     let mut admin = served.admin();

@@ -1,0 +1,141 @@
+//! The election as part of the control thread: started with the process, reconfigured by reloads, asked by operators,
+//! and told how the data plane is doing.
+//!
+//! How the process is doing is read from shared memory by the election thread itself, twice a beat: nobody has to be alive to
+//! report that something is stuck.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::election::{Election, ElectionHandle, NodeStatus, Order, VipStatus};
+use super::request::VipOrder;
+use super::view;
+use crate::config::model::Failover;
+use crate::failover::table::Local;
+use crate::failover::timers::Timers;
+use crate::keeper::{self, KeeperHandle};
+use crate::link::Shared;
+
+/// The control thread must have gone round within this time; it sleeps a second at most.
+const CONTROL_MAX: Duration = Duration::from_secs(10);
+
+/// The running election, if there is one.
+pub struct Vips {
+    shared: Arc<Shared>,
+    running: Option<(ElectionHandle, String)>,
+}
+
+impl Vips {
+    /// Nothing runs yet.
+    pub fn new(shared: Arc<Shared>) -> Vips {
+        Vips {
+            shared,
+            running: None,
+        }
+    }
+
+    /// Brings the election in line with the configuration. `keeper` is one that was started early, before privileges
+    /// were given up; without it one is started now.
+    pub fn follow(
+        &mut self,
+        config: Option<&Failover>,
+        keeper: Option<KeeperHandle>,
+    ) -> io::Result<()> {
+        match (config, &self.running) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => {
+                self.stop();
+                Ok(())
+            }
+            (Some(config), Some((handle, _))) => handle.reconfigure(config),
+            (Some(config), None) => {
+                let keeper = match keeper {
+                    Some(keeper) => keeper,
+                    None => keeper::spawn(&Timers::derive(config.beat, config.dead_after))?,
+                };
+                let local = local(self.shared.clone(), config.dead_after);
+                // Events are logged by the election itself; nobody else wants them.
+                let (events, _) = bounded(1);
+                let handle = Election::start(config, keeper, Box::new(local), events)?;
+                self.running = Some((handle, config.node.clone()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves every address to its next node, or lets it go.
+    pub fn stop(&mut self) {
+        if let Some((handle, _)) = self.running.take() {
+            handle.stop();
+        }
+    }
+
+    /// Carries out an operator's order.
+    pub fn order(&self, address: IpAddr, order: VipOrder) -> Result<String, String> {
+        let Some((handle, _)) = &self.running else {
+            return Err(format!(
+                "there is no VIP {address}: the configuration has no `failover`"
+            ));
+        };
+        handle.order(match order {
+            VipOrder::Demote => Order::Demote(address),
+            VipOrder::Allow => Order::Allow(address),
+        })
+    }
+
+    /// VIPs and other nodes, for status and metrics.
+    pub fn view(&self) -> (Vec<view::Vip>, Vec<view::Node>, Vec<(&'static str, u64)>) {
+        let Some((handle, me)) = &self.running else {
+            return Default::default();
+        };
+        let status = handle.status();
+        let others = status.nodes.iter().filter(|node| node.name != *me);
+        (
+            status.vips.iter().map(vip).collect(),
+            others.map(node).collect(),
+            status.rejected.clone(),
+        )
+    }
+}
+
+fn vip(vip: &VipStatus) -> view::Vip {
+    view::Vip {
+        address: vip.address.clone(),
+        interface: vip.interface.clone(),
+        state: vip.state.word().into(),
+        holder: vip.holder.clone(),
+        since_s: vip.since_s,
+        reason: vip.reason.clone(),
+        transitions: vip.transitions,
+    }
+}
+
+fn node(node: &NodeStatus) -> view::Node {
+    view::Node {
+        name: node.name.clone(),
+        alive: node.alive,
+        last_beat_ms: node.last_beat_ms,
+    }
+}
+
+/// How this process is doing: every worker turns, control goes round, and which pools have a healthy backend.
+fn local(shared: Arc<Shared>, patience: Duration) -> impl FnMut() -> Local + Send {
+    move || {
+        let detail = shared.stuck(patience, CONTROL_MAX);
+        let pools = shared
+            .snapshot()
+            .pools
+            .iter()
+            .map(|pool| pool.healthy > 0)
+            .collect();
+        Local {
+            serving: detail.is_none(),
+            detail: detail.unwrap_or_default(),
+            pools,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a connection costs: descriptors, memory, system calls.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::common::{
+    Server, Weir, client, command, find, have, raise_descriptor_limit, wait_until,
+};
+use super::{UNWATCHED, balanced};
+
+fn quiet(server: &Server) -> Weir {
+    // No access log and no probes: only what connections need.
+    let yaml = balanced(
+        "timeouts: {idle: 10m}",
+        UNWATCHED,
+        &[("one", server.address)],
+    );
+    Weir::start(&format!("log: {{access: off}}\n{yaml}"))
+}
+
+/// Two descriptors a connection, and no memory for payload: connections that have worked and rest hold neither pipe nor
+/// buffer.
+#[test]
+fn an_idle_connection_holds_two_descriptors_and_no_buffer() {
+    raise_descriptor_limit();
+    let server = Server::echo();
+    let weir = quiet(&server);
+    let address = weir.address("main");
+    // Whatever is allocated once has been by then.
+    let warm: Vec<TcpStream> = (0..100).map(|_| talked(&address)).collect();
+    let before = (weir.sockets(), weir.memory_kib("RssAnon"));
+    let connections = 400;
+    let held: Vec<TcpStream> = (0..connections).map(|_| talked(&address)).collect();
+    let after = (weir.sockets(), weir.memory_kib("RssAnon"));
+    assert_eq!(after.0 - before.0, 2 * connections);
+    assert!(
+        !weir
+            .descriptors()
+            .iter()
+            .any(|link| link.starts_with("pipe:") && is_splice_pipe(link, &weir))
+    );
+    let bytes_each = (after.1 - before.1) * 1024 / connections as u64;
+    assert!(bytes_each <= 1024, "{bytes_each} bytes a connection");
+
+    drop((warm, held));
+    let own = before.0 - 2 * 100;
+    wait_until("every socket is closed", || weir.sockets() == own);
+}
+
+/// A pipe with both ends in one process; those of the standard streams have one end elsewhere.
+fn is_splice_pipe(link: &str, weir: &Weir) -> bool {
+    weir.descriptors()
+        .iter()
+        .filter(|other| *other == link)
+        .count()
+        == 2
+}
+
+/// A connection that has carried a few kilobytes in both directions.
+fn talked(address: &str) -> TcpStream {
+    let mut stream = client::connect(address);
+    for _ in 0..3 {
+        client::round_trip(&mut stream, &[1; 5_000]);
+    }
+    stream
+}
+
+/// Pipes for bulk data belong to a pool: as many as lanes in motion, not as many as connections.
+#[test]
+fn pipes_return_to_the_pool() {
+    let block = vec![3; 4 << 20];
+    let server = Server::each(move |mut stream| {
+        let _ = stream.write_all(&block);
+        let _ = stream.read(&mut [0]);
+    });
+    let weir = quiet(&server);
+    let address = weir.address("main");
+    let before = weir.sockets();
+    let held: Vec<TcpStream> = (0..60)
+        .map(|_| {
+            let mut stream = client::connect(&address);
+            stream.read_exact(&mut vec![0; 4 << 20]).unwrap();
+            stream
+        })
+        .collect();
+    wait_until("two sockets a connection", || {
+        weir.sockets() - before == 2 * held.len()
+    });
+    let pipes = weir
+        .descriptors()
+        .iter()
+        .filter(|link| link.starts_with("pipe:"))
+        .count();
+    // One connection moved at a time; two workers may keep a pipe or two each.
+    assert!((2..20).contains(&pipes), "{pipes} descriptors of pipes");
+}
+
+/// Connect, request, answer, close: at most 12 system calls, epoll_wait aside. Fails with one more `setsockopt`.
+#[test]
+fn a_short_connection_takes_twelve_system_calls() {
+    if !have(&["strace"]) {
+        return;
+    }
+    let server = Server::http();
+    let weir = quiet(&server);
+    let address = weir.address("main");
+    let request = |address: &str| {
+        let mut stream = client::connect(address);
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(client::read_to_end(&mut stream).ends_with(b"ok"));
+    };
+    for _ in 0..20 {
+        request(&address);
+    }
+
+    let report = weir.dir().join("calls");
+    let mut tracer = command(find("strace").unwrap());
+    tracer
+        .args(["-f", "-qq", "-e", "signal=none", "-o"])
+        .arg(&report)
+        .args(["-p", &weir.pid().to_string()]);
+    tracer.stderr(Stdio::piped());
+    // Attached once it traces a system call of every thread: all of them sleep in one.
+    let mut tracer = tracer.spawn().unwrap();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", weir.pid()))
+        .unwrap()
+        .count();
+    let traced = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid()))
+            .unwrap()
+            .flatten();
+        let statuses =
+            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+        statuses
+            .filter(|status| !status.contains("TracerPid:\t0"))
+            .count()
+    };
+    wait_until("strace has attached", || {
+        if tracer.try_wait().unwrap().is_some() {
+            let lines: Vec<_> = BufReader::new(tracer.stderr.take().unwrap())
+                .lines()
+                .map_while(Result::ok)
+                .collect();
+            panic!("{}", lines.join("\n"));
+        }
+        traced() == threads
+    });
+    let connections = 200;
+    for _ in 0..connections {
+        request(&address);
+    }
+    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGINT).unwrap();
+    tracer.wait().unwrap();
+
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    for line in std::fs::read_to_string(&report).unwrap().lines() {
+        // `PID name(...) = result`; resumed ones were counted when they began.
+        let call = line.split_whitespace().nth(1).unwrap_or_default();
+        if let Some((name, _)) = call.split_once('(') {
+            *calls.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    let counted: usize = calls
+        .iter()
+        .filter(|(name, _)| !name.starts_with("epoll_wait"))
+        .map(|(_, n)| n)
+        .sum();
+    let each = counted as f64 / connections as f64;
+    assert!(
+        calls.get("accept4").is_some_and(|&n| n >= connections),
+        "{calls:?}"
+    );
+    // Threads that turn once a second may add a few.
+    assert!(each <= 12.2, "{each} system calls: {calls:?}");
+}

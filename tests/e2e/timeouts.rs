@@ -1,0 +1,129 @@
+//! What ends a connection on which nothing happens, and what does not.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use super::common::{Blackhole, Server, Weir, client};
+use super::{UNWATCHED, balanced};
+
+fn ms(limit: u64) -> Duration {
+    Duration::from_millis(limit)
+}
+
+#[test]
+fn an_idle_connection_ends_with_fin() {
+    let server = Server::holder();
+    let weir = Weir::start(&balanced(
+        "timeouts: {idle: 300ms}",
+        UNWATCHED,
+        &[("one", server.address)],
+    ));
+    let begun = Instant::now();
+    let mut stream = client::connect(&weir.address("main"));
+    assert_eq!(client::read_to_end(&mut stream), b"");
+    assert!(begun.elapsed() >= ms(300), "{:?}", begun.elapsed());
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("idle_timeout", "weir"));
+}
+
+/// A byte in either direction counts for both: a download is not idle because its client says nothing.
+#[test]
+fn a_byte_in_either_direction_postpones_the_idle_timeout() {
+    let trickle = Server::each(|mut stream| {
+        for _ in 0..10 {
+            std::thread::sleep(ms(100));
+            let _ = stream.write_all(b"x");
+        }
+    });
+    let sink = Server::sink();
+    for (server, bytes) in [(&trickle, 10), (&sink, 0)] {
+        let weir = Weir::start(&balanced(
+            "timeouts: {idle: 400ms}",
+            UNWATCHED,
+            &[("one", server.address)],
+        ));
+        let mut stream = client::connect(&weir.address("main"));
+        if bytes == 0 {
+            for _ in 0..10 {
+                std::thread::sleep(ms(100));
+                stream.write_all(b"x").unwrap();
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        assert_eq!(client::read_to_end(&mut stream).len(), bytes);
+        assert_eq!(weir.wait_for_records(1)[0].cause, "finished");
+    }
+}
+
+/// After one direction has ended, silence of the other ends the connection, although `idle` is much longer.
+#[test]
+fn a_half_closed_connection_has_less_time() {
+    let server = Server::holder();
+    let listener = "timeouts: {idle: 10m, half_close: 300ms}";
+    let weir = Weir::start(&balanced(listener, UNWATCHED, &[("one", server.address)]));
+    let mut stream = client::connect(&weir.address("main"));
+    client::wait_until_acknowledged(&stream);
+    let begun = Instant::now();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client::read_to_end(&mut stream), b"");
+    assert!(
+        (ms(300)..ms(5_000)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(
+        weir.wait_for_records(1)[0].end(),
+        ("half_close_timeout", "weir")
+    );
+}
+
+#[test]
+fn max_age_ends_even_a_busy_connection() {
+    let server = Server::echo();
+    let weir = Weir::start(&balanced(
+        "timeouts: {max_age: 500ms}",
+        UNWATCHED,
+        &[("one", server.address)],
+    ));
+    let begun = Instant::now();
+    let mut stream = client::connect(&weir.address("main"));
+    let mut byte = [0];
+    while stream.write_all(b"x").is_ok() && matches!(stream.read(&mut byte), Ok(1)) {}
+    // Jittered by up to a tenth.
+    assert!(
+        (ms(450)..ms(5_000)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("max_age", "weir"));
+}
+
+#[test]
+fn a_backend_that_does_not_answer_leaves_time_for_another() {
+    let (hole, server) = (Blackhole::new(), Server::named("good"));
+    let pool = format!("balance: round_robin, connect: {{timeout: 800ms}}, {UNWATCHED}");
+    let weir = Weir::start(&balanced(
+        "",
+        &pool,
+        &[("hole", hole.address), ("good", server.address)],
+    ));
+    let address = weir.address("main");
+    let begun = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(client::fetch(&address).unwrap(), "good");
+    }
+    let records = weir.wait_for_records(4);
+    let retried: Vec<_> = records
+        .iter()
+        .filter(|record| record.attempts == 2)
+        .collect();
+    assert!(!retried.is_empty(), "the other backend was never tried");
+    // Two attempts share the time evenly.
+    assert!(
+        retried
+            .iter()
+            .all(|record| (390.0..700.0).contains(&record.duration_ms)),
+        "{retried:?}"
+    );
+    assert!(begun.elapsed() < ms(4 * 800), "{:?}", begun.elapsed());
+}

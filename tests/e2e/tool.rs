@@ -1,0 +1,133 @@
+//! The command line: what is refused and how, and the commands that need no file.
+
+use std::process::Command;
+
+use super::common::{Server, Weir, client};
+
+fn weir(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// Every error of a file is reported in one go, with its place, by `run` as by `check`.
+#[test]
+fn a_bad_file_is_refused_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.yaml");
+    let yaml = "\
+workers: -1
+listeners:
+  web:
+    bind: ['0.0.0.0:99999']
+    pool: nowhere
+    tiemouts: {idle: 5m}
+pools:
+  web:
+    balance: least_con
+    backends: [{name: a, address: '10.0.0.1:80'}, {name: a, address: '10.0.0.2:80'}]
+";
+    std::fs::write(&file, yaml).unwrap();
+    let path = file.to_str().unwrap();
+    for command in ["run", "check"] {
+        let (code, out, err) = weir(&[command, "-c", path]);
+        assert_eq!(code, 3, "{command}: {out}{err}");
+        let text = out + &err;
+        for (line, mentions) in [
+            (1, "workers"),
+            (4, "99999"),
+            (5, "nowhere"),
+            (6, "tiemouts"),
+            (9, "least_con"),
+            (10, "listeners.web"),
+        ] {
+            let mentions = if line == 10 { "name" } else { mentions };
+            let place = format!("{path}:{line}:");
+            let found = text
+                .lines()
+                .any(|text| text.starts_with(&place) && text.contains(mentions));
+            assert!(
+                found,
+                "{command}: nothing on line {line} about {mentions}:\n{text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn exit_codes() {
+    assert_eq!(weir(&["run", "-c", "/nonexistent/weir.yaml"]).0, 3);
+    assert_eq!(weir(&["run", "--no-such-option"]).0, 2);
+    assert_eq!(weir(&["--version"]).0, 0);
+}
+
+/// A port in use is a failure at run time, and says which.
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = super::common::server::bind(([127, 0, 0, 1], 0));
+    let address = taken.local_addr().unwrap().to_string();
+    let server = Server::named("one");
+    let mut weir = Weir::arguments(&[
+        "run",
+        "--listen",
+        &address,
+        "--backend",
+        &server.address.to_string(),
+    ]);
+    assert_eq!(weir.wait_for_end().code(), Some(1));
+    assert!(
+        weir.stderr().join("\n").contains(&address),
+        "{:?}",
+        weir.stderr()
+    );
+}
+
+#[test]
+fn run_without_a_file() {
+    let servers = ["a", "b"].map(Server::named);
+    let backends = servers.each_ref().map(|server| server.address.to_string());
+    let weir = Weir::arguments(&[
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--backend",
+        &backends[0],
+        "--backend",
+        &backends[1],
+        "--balance",
+        "round_robin",
+    ]);
+    let line = weir.wait_for_line("listening: ");
+    weir.wait_for_line("ready");
+    let address = line.rsplit(' ').next().unwrap();
+    let mut names: Vec<String> = (0..10).map(|_| client::fetch(address).unwrap()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names, ["a", "b"]);
+}
+
+/// The first command of the README: nothing is configured, everything is built in, and the table at the end shows how
+/// connections were spread.
+#[test]
+fn demo() {
+    let (code, out, err) = weir(&["demo", "--for", "3s"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("curl"), "{out}");
+    let numbers = |line: &str| -> Vec<u64> {
+        line.split(|c: char| !c.is_ascii_digit())
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    };
+    println!("{out}");
+    assert!(
+        out.lines().filter(|line| numbers(line).len() >= 2).count() >= 3,
+        "no table of three backends:\n{out}"
+    );
+}

@@ -1,0 +1,69 @@
+//! What operators see of a running weir: commands, access log, metrics, HTTP, page, live view.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code)]
+mod common;
+
+mod commands;
+mod endings;
+mod metrics;
+mod monitoring;
+mod slow_clients;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Output;
+
+use common::{PATIENCE, Weir, command};
+
+/// Runs `weir WORDS... --socket ADMIN` against a running weir.
+fn ask(weir: &Weir, words: &[&str]) -> Output {
+    let mut ask = command(env!("CARGO_BIN_EXE_weir"));
+    ask.args(words).arg("--socket").arg(weir.admin());
+    ask.output().unwrap()
+}
+
+/// The same; it must succeed. What it printed.
+#[track_caller]
+fn said(weir: &Weir, words: &[&str]) -> String {
+    let output = ask(weir, words);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "weir {words:?}: {}\n{out}{err}", output.status);
+    out
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The same as JSON.
+#[track_caller]
+fn json(weir: &Weir, words: &[&str]) -> serde_json::Value {
+    let mut words = words.to_vec();
+    words.push("--json");
+    serde_json::from_str(&said(weir, &words)).unwrap()
+}
+
+/// One HTTP request: head and body.
+#[track_caller]
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.to_string(), body.to_string())
+}
+
+/// The samples of a Prometheus page, by name and labels as written.
+fn samples(page: &str) -> BTreeMap<String, f64> {
+    page.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_string(), value.parse().unwrap())
+        })
+        .collect()
+}
