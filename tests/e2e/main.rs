@@ -5,6 +5,7 @@ mod common;
 
 mod addresses;
 mod choosing;
+mod documents;
 mod endings;
 mod frugality;
 mod health;
