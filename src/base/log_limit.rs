@@ -2,8 +2,8 @@
 //!
 //! `models/` runs this file under loom.
 
-use std::fmt;
 use super::atomic::{AtomicU64, Ordering::Relaxed};
+use std::fmt;
 use std::time::Duration;
 
 /// Lets one line a second through. Shared by threads; any clock that does not run backwards will do.

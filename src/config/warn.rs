@@ -173,7 +173,10 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
         BackendAddress::SamePort(ip) => !ip.is_loopback(),
         BackendAddress::Unix(_) => false,
     };
-    let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
+    let tcp = config
+        .listeners
+        .iter()
+        .filter(|l| l.protocol == Protocol::Tcp);
     let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
     if !facts.ports_reused && pools.any(|pool| pool.backends.iter().any(distant)) {
         warn(

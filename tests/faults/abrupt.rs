@@ -82,11 +82,22 @@ fn whoever_dies_nothing_is_left() {
     for (phase, death, cause) in rows {
         let blackhole = (phase == Connecting).then(Blackhole::new);
         let server = backend(phase);
-        let address = blackhole.as_ref().map_or(server.address, |hole| hole.address);
-        let header = if phase == Header { ", accept_proxy: {from: [127.0.0.0/8]}" } else { "" };
+        let address = blackhole
+            .as_ref()
+            .map_or(server.address, |hole| hole.address);
+        let header = if phase == Header {
+            ", accept_proxy: {from: [127.0.0.0/8]}"
+        } else {
+            ""
+        };
         let weir = Weir::start(&one_backend(address, header));
         let baseline = weir.sockets();
-        let pipes = |weir: &Weir| weir.descriptors().iter().filter(|d| d.starts_with("pipe")).count();
+        let pipes = |weir: &Weir| {
+            weir.descriptors()
+                .iter()
+                .filter(|d| d.starts_with("pipe"))
+                .count()
+        };
         let clients: Vec<TcpStream> = (0..20)
             .map(|_| {
                 let mut stream = client::connect(&weir.address("web"));
@@ -122,7 +133,10 @@ fn whoever_dies_nothing_is_left() {
         // Whether a backend that closes meanwhile or the client's reset comes first is a race that both may win.
         let either = phase == HalfClosed && other.is_some_and(|record| record.cause == "finished");
         assert!(other.is_none() || either, "{phase:?} {death:?}: {other:?}");
-        assert!(pipes(&weir) <= 2 * 32 + 8, "{phase:?} {death:?}: pipes leak");
+        assert!(
+            pipes(&weir) <= 2 * 32 + 8,
+            "{phase:?} {death:?}: pipes leak"
+        );
         // Still in good health.
         if phase == Idle {
             let mut stream = client::connect(&weir.address("web"));

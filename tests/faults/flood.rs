@@ -12,7 +12,10 @@ fn a_syn_flood_harms_no_established_connection() {
         return;
     }
     let (outside, host) = (Netns::new("outside"), Netns::new("host"));
-    link("eth0", [(&outside, "10.97.0.1/24"), (&host, "10.97.0.2/24")]);
+    link(
+        "eth0",
+        [(&outside, "10.97.0.1/24"), (&host, "10.97.0.2/24")],
+    );
     // Spoofed sources must have somewhere to be answered to.
     host.ip(&["route", "add", "default", "via", "10.97.0.1"]);
     host.sysctl("net.ipv4.tcp_syncookies", "1");
@@ -31,7 +34,18 @@ fn a_syn_flood_harms_no_established_connection() {
     let port = address.rsplit_once(':').unwrap().1;
     let mut flood = outside
         .command("hping3")
-        .args(["-S", "-i", "u20", "--rand-source", "-q", "-c", "100000", "-p", port, "10.97.0.2"])
+        .args([
+            "-S",
+            "-i",
+            "u20",
+            "--rand-source",
+            "-q",
+            "-c",
+            "100000",
+            "-p",
+            port,
+            "10.97.0.2",
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -50,7 +64,10 @@ fn a_syn_flood_harms_no_established_connection() {
     }
     let _ = flood.kill();
     let _ = flood.wait();
-    assert!(worst < Duration::from_millis(500), "a round trip took {worst:?}");
+    assert!(
+        worst < Duration::from_millis(500),
+        "a round trip took {worst:?}"
+    );
     assert!(rounds > 100, "{rounds} round trips in 3 s");
     // Half-open connections are the kernel's affair: none has become a socket of ours.
     super::settles_at(&weir, connections);

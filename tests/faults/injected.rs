@@ -9,7 +9,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::common::{self, Server, Weir, client};
-use super::{one_backend, settles_at};
 
 /// A tracer that makes calls of a process fail.
 struct Injector(Child);
@@ -24,13 +23,12 @@ impl Injector {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let threads = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap().count();
-        // One line, or one for each thread and one for the process.
         let mut lines = BufReader::new(tracer.stderr.take().unwrap()).lines();
-        for _ in 0..threads {
-            let line = lines.next().expect("strace says what it attached to").unwrap();
-            assert!(line.contains("attached"), "{line}");
-        }
+        let line = lines
+            .next()
+            .expect("strace says what it attached to")
+            .unwrap();
+        assert!(line.contains("attached"), "{line}");
         std::thread::spawn(move || lines.for_each(drop));
         Injector(tracer)
     }
@@ -38,7 +36,13 @@ impl Injector {
 
 impl Drop for Injector {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT);
+        // Asked, it lets go of the process first; it does not hear while the process is dying.
+        let signal = if std::thread::panicking() {
+            Signal::SIGKILL
+        } else {
+            Signal::SIGINT
+        };
+        let _ = kill(Pid::from_raw(self.0.id() as i32), signal);
         let _ = self.0.wait();
     }
 }
@@ -73,7 +77,11 @@ fn ask(address: &str, bytes: &[u8]) -> bool {
 
 /// Call, errors, and whether clients may notice.
 const ROWS: &[(&str, &str, bool)] = &[
-    ("accept4", "EMFILE ENFILE ENOBUFS ENOMEM ECONNABORTED EPERM", false),
+    (
+        "accept4",
+        "EMFILE ENFILE ENOBUFS ENOMEM ECONNABORTED EPERM",
+        false,
+    ),
     ("socket", "EMFILE ENOBUFS ENOMEM", true),
     ("connect", "EADDRNOTAVAIL ENOBUFS ENOMEM ENETUNREACH", true),
     ("epoll_ctl", "ENOMEM ENOSPC", true),
@@ -86,6 +94,7 @@ const ROWS: &[(&str, &str, bool)] = &[
     ("setsockopt", "ENOBUFS ENOMEM", false),
     ("getsockopt", "ENOBUFS ENOMEM", false),
     ("getsockname", "ENOBUFS", false),
+    // A FIN that cannot be sent: half_close_timeout.
     ("shutdown", "ENOBUFS ENOTCONN", false),
     ("ioctl", "ENOMEM", false),
     ("close_range", "ENOSYS ENOMEM", false),
@@ -100,25 +109,42 @@ fn every_call_may_fail() {
         return;
     }
     let backend = Server::echo();
-    let bulk: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let weir = Weir::start(&format!(
-        "listeners: {{web: {{bind: '127.0.0.1:0', pool: web}}}}\n\
+    let bulk: Vec<u8> = (0..2_000_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weir.yaml");
+    let yaml = format!(
+        "admin: {}/admin.sock\nlog: {{access: stdout}}\n\
+         listeners: {{web: {{bind: '127.0.0.1:0', pool: web, timeouts: {{half_close: 1s}}}}}}\n\
          pools: {{web: {{backends: '{}', health: {{interval: 200ms, timeout: 2s}}, passive: off}}}}\n",
+        dir.path().display(),
         backend.address
-    ));
+    );
+    std::fs::write(&file, yaml).unwrap();
+    // To make a call fail, the tracer turns it into number -1, which the filter of system calls would judge.
+    let weir = Weir::arguments(&["run", "--no-sandbox", "-c", &file.display().to_string()]);
+    weir.wait_for_line("ready");
     let address = weir.address("web");
     assert!(ask(&address, &bulk));
     let baseline = {
-        common::wait_until("the first connection is gone", || weir.access_log().len() == 1);
+        common::wait_until("the first connection is gone", || {
+            weir.access_log().len() == 1
+        });
         weir.sockets()
     };
     let mut failed = Vec::new();
     for (call, errors, noticed) in ROWS {
         for error in errors.split(' ') {
+            println!("{call} {error}");
             let injector = Injector::attach(&weir, call, error);
             let mut lost = 0;
             for n in 0..12 {
-                let bytes = if n % 6 == 5 { &bulk[..] } else { &bulk[..10 + n * 500] };
+                let bytes = if n % 6 == 5 {
+                    &bulk[..]
+                } else {
+                    &bulk[..10 + n * 500]
+                };
                 lost += u32::from(!ask(&address, bytes));
             }
             drop(injector);
@@ -126,20 +152,31 @@ fn every_call_may_fail() {
                 failed.push(format!("{call} {error}: {lost} of 12 clients noticed"));
             }
             // Everything is as before.
-            assert!(ask(&address, b"after"), "{call} {error}: not served afterwards");
+            assert!(
+                ask(&address, b"after"),
+                "{call} {error}: not served afterwards"
+            );
             let settled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 // Probes come and go: at most one socket more.
-                common::wait_until("all connections are gone", || weir.sockets() <= baseline + 1);
+                common::wait_until("all connections are gone", || {
+                    weir.sockets() <= baseline + 1
+                });
             }));
             if settled.is_err() {
-                failed.push(format!("{call} {error}: {} sockets, not {baseline}", weir.sockets()));
+                failed.push(format!(
+                    "{call} {error}: {} sockets, not {baseline}",
+                    weir.sockets()
+                ));
             }
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let lines = weir.stderr();
-    assert!(!lines.join("\n").contains("panicked"), "{}", lines.join("\n"));
+    assert!(
+        !lines.join("\n").contains("panicked"),
+        "{}",
+        lines.join("\n")
+    );
     assert!(lines.len() < 400, "{} log lines", lines.len());
-    let _ = (settles_at, one_backend);
     weir.stop();
 }

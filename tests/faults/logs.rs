@@ -10,7 +10,10 @@ use super::one_backend;
 #[test]
 fn a_full_disk_under_the_access_log() {
     let backend = Server::echo();
-    let yaml = format!("log: {{access: /dev/full}}\n{}", one_backend(backend.address, ""));
+    let yaml = format!(
+        "log: {{access: /dev/full}}\n{}",
+        one_backend(backend.address, "")
+    );
     let weir = Weir::start(&yaml);
     for _ in 0..200 {
         client::round_trip(&mut client::connect(&weir.address("web")), b"served");
@@ -21,7 +24,11 @@ fn a_full_disk_under_the_access_log() {
         client::round_trip(&mut client::connect(&weir.address("web")), b"served");
     }
     let lines = weir.stderr().len() - lines;
-    assert!(lines <= 6, "{lines} lines about a full disk: {}", weir.stderr().join("\n"));
+    assert!(
+        lines <= 6,
+        "{lines} lines about a full disk: {}",
+        weir.stderr().join("\n")
+    );
     assert!(
         weir.stderr().join("\n").contains("No space left"),
         "the operator is told: {}",

@@ -30,7 +30,10 @@ fn p99(address: &str, flows: usize, time: Duration) -> Duration {
         .collect();
     std::thread::sleep(time);
     stop.store(true, Ordering::Relaxed);
-    let mut all: Vec<_> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    let mut all: Vec<_> = threads
+        .into_iter()
+        .flat_map(|t| t.join().unwrap())
+        .collect();
     all.sort_unstable();
     all[all.len() * 99 / 100]
 }
@@ -62,7 +65,10 @@ fn iperf3_beside_ping_pong() {
     let beside = p99(&weir.address("web"), 64, Duration::from_secs(5));
     let _ = sender.wait();
     println!("p99 alone {alone:?}, beside bulk {beside:?}");
-    assert!(beside <= 2 * alone, "p99 {beside:?} beside bulk, {alone:?} alone");
+    assert!(
+        beside <= 2 * alone,
+        "p99 {beside:?} beside bulk, {alone:?} alone"
+    );
 }
 
 /// The rule behind it, without a stopwatch: while a connection pours, small ones get their turn at once.
@@ -77,10 +83,16 @@ fn a_pouring_connection_leaves_turns_to_others() {
     let weir = Weir::start(&format!(
         "workers: 1\n{}",
         one_backend(pour.address, "")
-            .replace("listeners: {", "listeners: {small: {bind: '127.0.0.1:0', pool: small}, ")
+            .replace(
+                "listeners: {",
+                "listeners: {small: {bind: '127.0.0.1:0', pool: small}, "
+            )
             .replace(
                 "pools: {",
-                &format!("pools: {{small: {{backends: '{}', health: {{type: none}}}}, ", echo.address)
+                &format!(
+                    "pools: {{small: {{backends: '{}', health: {{type: none}}}}, ",
+                    echo.address
+                )
             )
     ));
     let stop = Arc::new(AtomicBool::new(false));
@@ -102,5 +114,8 @@ fn a_pouring_connection_leaves_turns_to_others() {
     }
     stop.store(true, Ordering::Relaxed);
     let bytes = drinker.join().unwrap();
-    assert!(rounds >= 40 && bytes > 1 << 20, "{rounds} round trips beside {bytes} bytes");
+    assert!(
+        rounds >= 40 && bytes > 1 << 20,
+        "{rounds} round trips beside {bytes} bytes"
+    );
 }

@@ -14,7 +14,9 @@ fn of_threads(weir: &Weir, key: &str) -> Vec<String> {
         .flatten()
         .filter_map(|task| {
             let status = fs::read_to_string(task.path().join("status")).ok()?;
-            let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            let line = status
+                .lines()
+                .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
             line.map(|value| value.trim().to_owned())
         })
         .collect()
@@ -26,11 +28,18 @@ fn every_thread_has_given_up_what_serving_does_not_take() {
     let backend = Server::echo();
     let weir = Weir::start(&one_backend(backend.address, ""));
     client::round_trip(&mut client::connect(&weir.address("web")), b"hello");
-    assert!(!weir.stderr().join("\n").contains("sandbox:"), "{:?}", weir.stderr());
+    assert!(
+        !weir.stderr().join("\n").contains("sandbox:"),
+        "{:?}",
+        weir.stderr()
+    );
     for key in ["NoNewPrivs", "Seccomp"] {
         let expected = if key == "Seccomp" { "2" } else { "1" };
         let values = of_threads(&weir, key);
-        assert!(values.len() > 3 && values.iter().all(|v| v == expected), "{key} {values:?}");
+        assert!(
+            values.len() > 3 && values.iter().all(|v| v == expected),
+            "{key} {values:?}"
+        );
     }
     // CAP_NET_BIND_SERVICE (10) and CAP_SYS_RESOURCE (24) at most.
     for key in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -51,7 +60,11 @@ fn every_thread_has_given_up_what_serving_does_not_take() {
         &backend.address.to_string(),
     ]);
     open.wait_for_line("ready");
-    assert!(of_threads(&open, "Seccomp").iter().all(|value| value == "0"));
+    assert!(
+        of_threads(&open, "Seccomp")
+            .iter()
+            .all(|value| value == "0")
+    );
 }
 
 /// Everything that a running balancer still has to do with files.
@@ -67,7 +80,9 @@ fn reload_and_rotation_go_on() {
     );
     let weir = Launch::new(&yaml).start();
     client::round_trip(&mut client::connect(&weir.address("web")), b"one");
-    wait_until("a record", || fs::read_to_string(&log).is_ok_and(|text| text.contains("finished")));
+    wait_until("a record", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("finished"))
+    });
 
     // A new listener, on a low port if that is allowed, and a unix socket beside the admin socket.
     let more = yaml
@@ -100,7 +115,11 @@ fn a_reload_cannot_reach_beyond_the_sandbox() {
     let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let yaml = |dir: &tempfile::TempDir| {
         let log = dir.path().join("access.log");
-        format!("log: {{access: '{}'}}\n{}", log.display(), one_backend(backend.address, ""))
+        format!(
+            "log: {{access: '{}'}}\n{}",
+            log.display(),
+            one_backend(backend.address, "")
+        )
     };
     let weir = Launch::new(&yaml(&inside)).start();
     weir.rewrite(&yaml(&outside));

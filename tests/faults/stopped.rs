@@ -10,7 +10,10 @@ use super::one_backend;
 
 /// Byte number `at` of what sender `id` sends.
 fn byte(id: u8, at: usize) -> u8 {
-    (at as u64).wrapping_mul(0x9E37_79B9).wrapping_add(u64::from(id)).to_le_bytes()[2]
+    (at as u64)
+        .wrapping_mul(0x9E37_79B9)
+        .wrapping_add(u64::from(id))
+        .to_le_bytes()[2]
 }
 
 fn fast_senders(senders: usize, bytes: usize, memory_max_kib: u64) {
@@ -67,10 +70,16 @@ fn fast_senders(senders: usize, bytes: usize, memory_max_kib: u64) {
         std::mem::replace(&mut last, now) == now
     });
     let full_kib = weir.memory_kib("RssAnon");
-    assert!(full_kib < memory_max_kib, "{full_kib} KiB for {senders} stopped readers");
+    assert!(
+        full_kib < memory_max_kib,
+        "{full_kib} KiB for {senders} stopped readers"
+    );
     std::thread::sleep(Duration::from_secs(1));
     let later_kib = weir.memory_kib("RssAnon");
-    assert!(later_kib <= full_kib + 256, "grew from {full_kib} to {later_kib} KiB");
+    assert!(
+        later_kib <= full_kib + 256,
+        "grew from {full_kib} to {later_kib} KiB"
+    );
 
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();

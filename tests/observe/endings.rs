@@ -302,7 +302,9 @@ pools:
         row.top, row.listener, row.pool
     ));
     if !row.pool.contains("none") {
-        wait_until("the first verdict", || said(&weir, &["status"]).contains(" up "));
+        wait_until("the first verdict", || {
+            said(&weir, &["status"]).contains(" up ")
+        });
     }
     let before = weir.access_log().len();
     (row.script)(&weir, &weir.address("main"));
@@ -312,13 +314,25 @@ pools:
         .find(|record| record.cause == row.cause)
         .unwrap();
     assert_eq!(record.end(), (row.cause, row.by), "{record:?}");
-    assert_eq!((record.bytes_up, record.bytes_down), row.bytes, "{record:?}");
+    assert_eq!(
+        (record.bytes_up, record.bytes_down),
+        row.bytes,
+        "{record:?}"
+    );
     assert_eq!(record.listener, "main", "{record:?}");
     assert_eq!(record.pool, "main", "{record:?}");
     let served = row.bytes != (0, 0);
-    assert_eq!(record.backend.as_deref(), served.then_some("one"), "{record:?}");
+    assert_eq!(
+        record.backend.as_deref(),
+        served.then_some("one"),
+        "{record:?}"
+    );
     assert_eq!(record.connect_ms.is_some(), served, "{record:?}");
-    assert_eq!(record.first_byte_ms.is_some(), row.bytes.1 > 0, "{record:?}");
+    assert_eq!(
+        record.first_byte_ms.is_some(),
+        row.bytes.1 > 0,
+        "{record:?}"
+    );
 }
 
 /// Fails when a cause or a culprit in a row is exchanged for another.
@@ -330,6 +344,12 @@ fn twenty_endings_say_why_who_and_how_much() {
     }
     let mut causes: Vec<&str> = ROWS.iter().map(|row| row.cause).collect();
     causes.dedup();
-    let all: Vec<&str> = weir::relay::Cause::ALL.iter().map(|cause| cause.as_str()).collect();
-    assert!(all.iter().all(|cause| causes.contains(cause)), "{causes:?} of {all:?}");
+    let all: Vec<&str> = weir::relay::Cause::ALL
+        .iter()
+        .map(|cause| cause.as_str())
+        .collect();
+    assert!(
+        all.iter().all(|cause| causes.contains(cause)),
+        "{causes:?} of {all:?}"
+    );
 }

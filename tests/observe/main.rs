@@ -29,7 +29,11 @@ fn ask(weir: &Weir, words: &[&str]) -> Output {
 fn said(weir: &Weir, words: &[&str]) -> String {
     let output = ask(weir, words);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "weir {words:?}: {}\n{out}{err}", output.status);
+    assert!(
+        output.status.success(),
+        "weir {words:?}: {}\n{out}{err}",
+        output.status
+    );
     out
 }
 
@@ -50,7 +54,11 @@ fn json(weir: &Weir, words: &[&str]) -> serde_json::Value {
 fn get(address: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

@@ -449,8 +449,8 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
             .unwrap()
             .config
     };
-    let facts = |limit| Facts {
-        fd_soft: 256,
+    let facts = |limit: u64| Facts {
+        fd_soft: limit.min(256),
         fd_hard: limit,
         cpus: 2,
         ports: 28_232,
@@ -503,7 +503,7 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
 fn few_ports_towards_distant_backends_are_warned_about() {
     let says = |backend: &str, ports_reused| {
         let text = format!(
-            "listeners: {{a: {{bind: '0.0.0.0:80', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}"
+            "listeners: {{a: {{bind: '0.0.0.0:81', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}"
         );
         let config = parse("f", &text).unwrap().config;
         let facts = Facts {
@@ -514,7 +514,10 @@ fn few_ports_towards_distant_backends_are_warned_about() {
             ports_reused,
         };
         let warnings = facts_warnings("f", &config, &facts);
-        warnings.iter().map(Diagnostic::as_warning).collect::<Vec<_>>()
+        warnings
+            .iter()
+            .map(Diagnostic::as_warning)
+            .collect::<Vec<_>>()
     };
     assert_eq!(says("10.0.0.1:80", true), Vec::<String>::new());
     assert_eq!(says("127.0.0.1:80", false), Vec::<String>::new());
