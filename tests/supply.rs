@@ -61,7 +61,6 @@ fn packages() -> Vec<Value> {
         .collect()
 }
 
-/// Breaks tried: `MIT` taken out of deny.toml; `syn` taken out of `skip`.
 #[test]
 fn licences_versions_and_sources() {
     let (licences, skipped) = (list("allow"), list("skip"));

@@ -50,7 +50,6 @@ impl fmt::Display for LeftOut {
 mod tests {
     use super::*;
 
-    /// Break tried: `left_out` not zeroed.
     #[test]
     fn one_line_a_second_that_counts_the_others() {
         let rows: &[(u64, Option<u64>)] = &[

@@ -620,8 +620,6 @@ mod tests {
         std::process::exit(code);
     }
 
-    /// Breaks tried: `unshare` left out of HOSTILE (38 instead of a signal); ABSENT empty (clone3 answers 22); landlock left
-    /// out (reads and writes succeed).
     #[test]
     fn what_a_sealed_process_can_and_cannot_do() {
         let rows = [

@@ -61,8 +61,7 @@ fn backend(phase: Phase) -> Server {
     })
 }
 
-/// Breaks tried: RST while connecting ignored (settles only after connect.timeout); the pipe of a dead connection
-/// returned to the pool (not seen here, but by the checksums of `stopped`).
+/// Break tried: a client's reset ignored while connecting (its sockets stay).
 #[test]
 fn whoever_dies_nothing_is_left() {
     use Death::*;

@@ -69,7 +69,7 @@ fn ten_thousand_idle_clients_of_one_prefix() {
     idle_clients_of_one_prefix(10_000);
 }
 
-/// Break tried: no timer for the header phase (the places are never given back).
+/// Break tried: no timer for the header phase (the clients stay).
 #[test]
 fn a_proxy_header_that_trickles_in_does_not_hold_its_place() {
     let backend = Server::echo();

@@ -6,7 +6,6 @@ use std::process::Stdio;
 use super::common::{self, Server, Weir, client};
 use super::one_backend;
 
-/// Break tried: writing the log from the workers (a full disk then stops the service; see the second test too).
 #[test]
 fn a_full_disk_under_the_access_log() {
     let backend = Server::echo();
@@ -37,7 +36,6 @@ fn a_full_disk_under_the_access_log() {
     weir.stop();
 }
 
-/// Break tried: SIGPIPE at its default (the process ends).
 #[test]
 fn the_readers_of_both_logs_are_gone() {
     let backend = Server::echo();

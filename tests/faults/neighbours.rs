@@ -72,7 +72,7 @@ fn iperf3_beside_ping_pong() {
 }
 
 /// The rule behind it, without a stopwatch: while a connection pours, small ones get their turn at once.
-/// Break tried: no budget in a pump (a round trip takes as long as the whole transfer).
+/// Not sharp enough for the budget of one pump: without it a reader on the same machine still makes the sender pause.
 #[test]
 fn a_pouring_connection_leaves_turns_to_others() {
     let pour = Server::each(|mut stream| {

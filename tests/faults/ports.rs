@@ -28,7 +28,7 @@ fn patient(netns: &Netns, ip: [u8; 4], answer: &'static [u8]) -> Server {
     netns.enter(move || Server::each_on(server::bind((ip, 0)), serve))
 }
 
-/// Break tried: EADDRNOTAVAIL taken as the end of the connection instead of the attempt.
+/// Break tried: EADDRNOTAVAIL taken for the end of the connection instead of the attempt.
 #[test]
 fn when_ports_run_out_another_backend_is_taken() {
     if !common::may_make_namespaces() {

@@ -22,7 +22,7 @@ fn of_threads(weir: &Weir, key: &str) -> Vec<String> {
         .collect()
 }
 
-/// Breaks tried: `confine` after the threads have started; `seal` without TSYNC (some threads show 0).
+/// Break tried: `seal` without TSYNC (all threads but one show 0).
 #[test]
 fn every_thread_has_given_up_what_serving_does_not_take() {
     let backend = Server::echo();

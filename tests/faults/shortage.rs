@@ -31,8 +31,7 @@ fn take_served(waiting: &mut Vec<TcpStream>) -> Vec<TcpStream> {
     served
 }
 
-/// Breaks tried: clients beyond the limit refused at once (got Reset); pause without a timer (not all are served);
-/// accepting not paused (100 % CPU).
+/// Break tried: clients beyond the limit refused at once (they are reset).
 #[test]
 fn a_thousand_clients_at_256_descriptors() {
     common::raise_descriptor_limit();
@@ -79,7 +78,7 @@ fn a_thousand_clients_at_256_descriptors() {
 }
 
 /// The budget holds until something else takes descriptors; then accept4 itself says EMFILE.
-/// Break tried: probes that could not be made counted as failures (the backend is down when it is over).
+/// Break tried: whoever is taken out of the queue refused at once.
 #[test]
 fn descriptors_that_vanish_while_serving() {
     let backend = Server::echo();
