@@ -10,11 +10,12 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use crossbeam_channel::Sender;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::config::model::{AccessTarget, Bind, Log, LogFormat, Protocol};
 use crate::config::{Budget, Config};
+use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
 use crate::failover::timers::Timers;
 use crate::keeper;
@@ -30,10 +31,24 @@ static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
 /// `weir run`: serves until a signal ends it. `sandboxed`: gives up every right that serving does not take.
 pub fn run(source: Source, sandboxed: bool) -> ExitCode {
+    let inheritance = match Inheritance::receive() {
+        Ok(inheritance) => inheritance,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let predecessor = inheritance.successor.clone();
+    let refuse = |reason: &str| {
+        if let Some(predecessor) = &predecessor {
+            predecessor.refuse(reason);
+        }
+    };
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
+            refuse(&errors.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -44,13 +59,15 @@ pub fn run(source: Source, sandboxed: bool) -> ExitCode {
     let budget = Budget::new(&config, limits::open_files(), workers);
     if let Some(refusal) = budget.refusal(&config) {
         eprintln!("limits: {refusal}");
+        refuse(&format!("limits: {refusal}"));
         return ExitCode::from(EXIT_CONFIG);
     }
     let needs = sandboxed.then(|| needs(&source, &config));
-    match launch(source, config, needs).and_then(Running::serve) {
+    match launch(source, config, inheritance, needs).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
+            refuse(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -67,20 +84,25 @@ pub struct Running {
 
 /// Starts everything, in an order that fails before it leaves traces. With `needs`, everything else is given up on the way;
 /// that is for processes that do nothing else.
-pub fn launch(source: Source, config: Config, needs: Option<Needs>) -> anyhow::Result<Running> {
+pub fn launch(
+    source: Source,
+    config: Config,
+    inheritance: Inheritance,
+    needs: Option<Needs>,
+) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
-    // Before there are threads, and while there are privileges to hand on.
+    // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
     let keeper = match &config.failover {
-        Some(failover) => {
+        Some(failover) if !inheritance.is_succession() => {
             let timers = Timers::derive(failover.beat, failover.dead_after);
             Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
         }
-        None => None,
+        _ => None,
     };
     // Made here, because the directory above it is out of reach later.
     if let Some(directory) = needs.as_ref().and_then(|needs| needs.write.first()) {
@@ -93,7 +115,7 @@ pub fn launch(source: Source, config: Config, needs: Option<Needs>) -> anyhow::R
     let workers = config.workers.unwrap_or_else(limits::cpus);
     let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
-    let (control, inputs) = Control::start(source, config, Box::new(spawn), keeper)?;
+    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if let Some(needs) = &needs
@@ -236,7 +258,7 @@ fn abort_on_panic() {
 }
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR2])?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use socket2::{SockRef, Type};
 
 use crate::base::{Latest, LogLimit};
 use crate::relay::{By, Cause};
@@ -33,6 +34,64 @@ pub struct ListenSocket {
     pub local: Local,
     /// The socket.
     pub fd: OwnedFd,
+}
+
+impl ListenSocket {
+    /// The same socket behind another descriptor.
+    pub fn duplicate(&self) -> std::io::Result<ListenSocket> {
+        Ok(ListenSocket {
+            listener: self.listener,
+            local: self.local.clone(),
+            fd: self.fd.try_clone()?,
+        })
+    }
+
+    /// Whether it is a UDP socket.
+    pub fn is_datagram(&self) -> bool {
+        SockRef::from(&self.fd)
+            .r#type()
+            .is_ok_and(|kind| kind == Type::DGRAM)
+    }
+}
+
+/// A UDP session that goes to another process, together with the listening socket that its client sends to.
+#[derive(Debug)]
+pub struct Migrant {
+    /// What is known of it.
+    pub passport: Passport,
+    /// Connected to its backend.
+    pub fd: OwnedFd,
+}
+
+/// See [`Migrant`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Passport {
+    /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
+    pub socket: u64,
+    /// Client address.
+    pub client: SocketAddr,
+    /// The address that the client sends to.
+    pub local: SocketAddr,
+    /// [`Backend::identity`].
+    pub backend: u64,
+    /// Since its first datagram.
+    pub age: Duration,
+    /// Datagrams from the client.
+    pub requests: u32,
+    /// Datagrams from the backend.
+    pub replies: u32,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// Backends tried.
+    pub attempts: u16,
+    /// The backend still has to be told who the client is.
+    pub introduce: bool,
+    /// The kernel merges datagrams on its socket.
+    pub merges: bool,
+    /// The buffers of its socket are large.
+    pub grown: bool,
 }
 
 /// A local address of a listener.
@@ -73,6 +132,27 @@ pub enum Command {
     Listen(ListenSocket),
     /// Accept what is queued on the sockets of this listener and address, then close them.
     Unlisten(u32, Local),
+    /// Hand out duplicates of all listening sockets and go on serving them.
+    Share {
+        /// Where they go.
+        reply: Sender<std::io::Result<Vec<ListenSocket>>>,
+    },
+    /// Close these listening sockets (listener, address) as they are, without serving what is queued: another process
+    /// has them too and will.
+    Release {
+        /// Which.
+        sockets: Arc<Vec<(u32, Local)>>,
+        /// Their UDP sessions, when it is done: they go with their socket.
+        reply: Sender<Vec<Migrant>>,
+    },
+    /// Serve this UDP socket, with sessions that belong to it. The sessions come first: a client that has one must not
+    /// get another.
+    Settle {
+        /// The socket.
+        socket: ListenSocket,
+        /// Its sessions.
+        migrants: Vec<Migrant>,
+    },
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),
     /// Describe live connections, at most so many.

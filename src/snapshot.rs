@@ -41,6 +41,8 @@ pub struct Listener {
     pub id: u32,
     /// What the file says; `config.pool` indexes [`Snapshot::pools`].
     pub config: model::Listener,
+    /// Name of the pool it sends to.
+    pub pool: Arc<str>,
     /// Its statistics.
     pub stats: Arc<ListenerStats>,
     /// Who may come in.

@@ -14,6 +14,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::balance::{decayed, peak_ewma};
 pub use crate::base::Gauge;
+use crate::flow::Dropped;
 use crate::relay::Cause;
 
 /// Time in which an old response time fades to 1/e.
@@ -137,6 +138,8 @@ pub struct ListenerShard {
     pub datagrams_in: Count,
     /// Datagrams to clients.
     pub datagrams_out: Count,
+    /// Datagrams not passed on, either way, by [`Dropped`] (index `reason as usize`).
+    pub dropped: [Count; Dropped::ALL.len()],
 }
 
 impl ListenerStats {

@@ -356,11 +356,11 @@ impl World {
                 let now = self.now;
                 self.nodes[n].unacked.get_or_insert(now);
                 let at = self.local_now(n);
-                self.to_keeper(n, ToKeeper::Prove(at));
+                self.tell_keeper(n, ToKeeper::Prove(at));
             }
-            Action::Hold { .. } => self.to_keeper(n, ToKeeper::Hold),
-            Action::Announce { insist, .. } => self.to_keeper(n, ToKeeper::Announce(insist)),
-            Action::Release { .. } => self.to_keeper(n, ToKeeper::Release),
+            Action::Hold { .. } => self.tell_keeper(n, ToKeeper::Hold),
+            Action::Announce { insist, .. } => self.tell_keeper(n, ToKeeper::Announce(insist)),
+            Action::Release { .. } => self.tell_keeper(n, ToKeeper::Release),
             Action::Beat => {
                 let claims = self.nodes[n].table.as_ref().unwrap().claims();
                 if matches!(claims[0].phase, Phase::Yielding(_)) {
@@ -378,14 +378,14 @@ impl World {
         }
     }
 
-    fn to_keeper(&mut self, node: usize, what: ToKeeper) {
+    fn tell_keeper(&mut self, node: usize, what: ToKeeper) {
         // A socket pair keeps its order.
         let when = self.now + 100;
         let boot = self.nodes[node].boot;
         self.at(when, Event::ToKeeper { node, boot, what });
     }
 
-    fn to_main(&mut self, node: usize, what: ToMain) {
+    fn tell_main(&mut self, node: usize, what: ToMain) {
         let when = self.now + 100;
         let boot = self.nodes[node].boot;
         self.at(when, Event::ToMain { node, boot, what });
@@ -425,7 +425,7 @@ impl World {
         let node = &mut self.nodes[n];
         if !node.keeper_bad && node.unacked.is_some_and(|at| self.now - at > patience) {
             node.keeper_bad = true;
-            self.to_keeper(n, ToKeeper::Reset);
+            self.tell_keeper(n, ToKeeper::Reset);
             self.step(n, Input::Keeper(Err("does not answer".into())));
         }
         if self.nodes[n].told != self.nodes[n].local {
@@ -509,14 +509,14 @@ impl World {
     fn keeper(&mut self, n: usize, what: ToKeeper) {
         let input = match what {
             ToKeeper::Prove(at) => {
-                self.to_main(n, ToMain::Ack);
+                self.tell_main(n, ToMain::Ack);
                 lease::Input::Proof { at }
             }
             ToKeeper::Hold => lease::Input::Hold { vip: 0 },
             ToKeeper::Release => lease::Input::Release { vip: 0 },
             ToKeeper::Announce(insist) => lease::Input::Announce { vip: 0, insist },
             ToKeeper::Reset => {
-                self.to_main(n, ToMain::Reset);
+                self.tell_main(n, ToMain::Reset);
                 lease::Input::Closed
             }
             ToKeeper::Closed => lease::Input::Closed,
@@ -538,7 +538,7 @@ impl World {
                             queue.push_back(lease::Input::Did { op, result: Ok(()) });
                         }
                     }
-                    Output::Say(report) => self.to_main(n, ToMain::Report(report)),
+                    Output::Say(report) => self.tell_main(n, ToMain::Report(report)),
                 }
             }
         }
@@ -608,7 +608,7 @@ impl World {
             node.keeper_inbox.clear();
             return;
         }
-        self.to_keeper(n, ToKeeper::Closed);
+        self.tell_keeper(n, ToKeeper::Closed);
         for to in 0..self.nodes.len() {
             if to != n && self.connected(n, to) {
                 let when = self.now + self.rng.between(100, 2 * DELAY_MAX);
@@ -620,12 +620,12 @@ impl World {
     }
 
     /// Breaks and makes connections where the network has changed.
-    fn relink(&mut self, before: &[Vec<bool>]) {
+    fn relink(&mut self, before: &BTreeSet<(usize, usize)>) {
         let beat = us(self.timers.beat);
         for a in 0..self.nodes.len() {
             for b in a + 1..self.nodes.len() {
                 let now = self.connected(a, b);
-                if now == before[a][b] {
+                if now == before.contains(&(a, b)) {
                     continue;
                 }
                 // The dialer tries once a beat, and the handshake takes a round trip.
@@ -645,8 +645,9 @@ impl World {
     fn fault(&mut self, fault: Fault) {
         self.note(|| format!("fault: {fault:?}"));
         let count = self.nodes.len();
-        let before: Vec<Vec<bool>> = (0..count)
-            .map(|a| (0..count).map(|b| self.connected(a, b)).collect())
+        let before: BTreeSet<(usize, usize)> = (0..count)
+            .flat_map(|a| (a + 1..count).map(move |b| (a, b)))
+            .filter(|(a, b)| self.connected(*a, *b))
             .collect();
         match fault {
             Fault::Cut(a, b) => {
@@ -999,7 +1000,7 @@ fn case(seed: u64) -> Case {
     Case {
         nodes,
         witnesses,
-        preempt: seed / 6 % 3 != 0,
+        preempt: !(seed / 6).is_multiple_of(3),
         quorum: quorum(None, nodes, witnesses),
     }
 }
@@ -1089,7 +1090,8 @@ fn a_lossy_network_alone_moves_nothing() {
 /// The simulation is worth something only if it notices when a rule of `timers.rs` is broken.
 #[test]
 fn every_broken_inequality_is_noticed() {
-    let rows: [(&str, fn(&mut Timers)); 6] = [
+    type Break = fn(&mut Timers);
+    let rows: [(&str, Break); 6] = [
         ("the keeper outlasts the peers' patience", |t| {
             t.keeper_patience = t.dead_after + Duration::from_millis(200)
         }),

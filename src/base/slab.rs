@@ -153,6 +153,22 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// The live entry in slot `index`, for links between entries that the owner of the slab keeps true by itself.
+    pub fn at(&self, index: u32) -> Option<&T> {
+        match &self.slot(index)?.content {
+            Content::Full(value) => Some(value),
+            Content::Free(_) => None,
+        }
+    }
+
+    /// As [`at`](Self::at).
+    pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
+        match &mut self.slot_mut(index)?.content {
+            Content::Full(value) => Some(value),
+            Content::Free(_) => None,
+        }
+    }
+
     /// The key of the live entry in slot `index`.
     pub fn key_at(&self, index: u32) -> Option<Key> {
         match self.slot(index)? {

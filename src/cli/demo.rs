@@ -15,6 +15,7 @@ use crossbeam_channel::Sender;
 
 use crate::app;
 use crate::config;
+use crate::control::upgrade::Inheritance;
 use crate::control::{Input, Source};
 use crate::link::{Local, Shared};
 
@@ -68,6 +69,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let running = app::launch(
         Source::Flags(Box::new(loaded.config.clone())),
         loaded.config,
+        Inheritance::default(),
         None,
     )?;
     let (shared, inputs) = (running.shared.clone(), running.inputs.clone());

@@ -80,6 +80,13 @@ fn head(status: &Status) -> String {
             table::clean(error).replace('\n', "\n  ")
         );
     }
+    if let Some(error) = &status.upgrade_error {
+        let _ = writeln!(
+            out,
+            "the last upgrade failed:\n  {}",
+            table::clean(error).replace('\n', "\n  ")
+        );
+    }
     out
 }
 

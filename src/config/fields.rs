@@ -1,4 +1,4 @@
-//! Every key of the configuration: one table for the checker, the reference and the list of what is built.
+//! Every key of the configuration: one table for the checker and the reference.
 //!
 //! A row's type is the Rust type that reads it, its default is the text that is read when the key is left out, its
 //! range is enforced as it stands. So the reference cannot say anything else than what happens; tests hold that every
@@ -40,17 +40,6 @@ pub enum Missing {
     Refused,
 }
 
-/// Whether the program does what the key says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Built {
-    /// Yes.
-    Yes,
-    /// No: refused, with everything below it.
-    No,
-    /// Yes, but for these values.
-    Except(&'static [&'static str]),
-}
-
 /// One row.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
@@ -70,8 +59,6 @@ pub struct Field {
     pub range: &'static str,
     /// The only protocol for which it has a meaning.
     pub only: Option<Protocol>,
-    /// Whether it is built.
-    pub built: Built,
     /// What the reference shows in its first (TCP) example; the default if empty.
     pub example: &'static str,
     /// What the reference shows in its second (UDP) example; left out there if empty.
@@ -97,7 +84,6 @@ impl Field {
             missing,
             range: "",
             only: None,
-            built: Built::Yes,
             example: "",
             example_udp: "",
             meaning,
@@ -133,18 +119,6 @@ impl Field {
     const fn udp(self, example_udp: &'static str) -> Field {
         Field {
             example_udp,
-            ..self
-        }
-    }
-    const fn not_yet(self) -> Field {
-        Field {
-            built: Built::No,
-            ..self
-        }
-    }
-    const fn not_yet_for(self, values: &'static [&'static str]) -> Field {
-        Field {
-            built: Built::Except(values),
             ..self
         }
     }
@@ -246,12 +220,12 @@ pub static FIELDS: &[Field] = &[
 
     section("limits", "Limits of the whole process."),
     value::<u32>("limits.connections", "auto", "Live TCP connections; auto = what the descriptor limit can carry.").or("auto").unit("connections").range("1..10000000"),
-    value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000").not_yet(),
+    value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000"),
     value::<Duration>("shutdown_grace", "30s", "How long connections may finish after TERM.").range("0s..24h"),
 
     named("listeners", Refused, "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
     section("listeners.*", "A named set of addresses that share a pool and a policy."),
-    value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp").not_yet_for(&["udp"]),
+    value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp"),
     list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
     required::<Name>("listeners.*.pool", "web", "The pool that serves it.").udp("dns"),
     list::<IpNet>("listeners.*.allow", Means("everybody"), "[10.0.0.0/8]", "If given, other sources are refused. A bare address means itself alone.").range("1..100000"),
@@ -269,10 +243,10 @@ pub static FIELDS: &[Field] = &[
     value::<Duration>("listeners.*.timeouts.max_age", "off", "Longest life of a connection, jittered by up to a tenth.").or("off").range("1s..365d"),
     section("listeners.*.accept_proxy", "Accept PROXY protocol headers (v1 and v2), from these sources only.").or("off").off().only(Tcp),
     list::<IpNet>("listeners.*.accept_proxy.from", Refused, "[10.0.0.0/24]", "These sources must start with a header, or are closed; from others nothing is parsed.").range("1..10000"),
-    section("listeners.*.udp", "Ends of UDP sessions.").only(Udp).udp("section").not_yet(),
+    section("listeners.*.udp", "Ends of UDP sessions.").only(Udp).udp("section"),
     value::<Duration>("listeners.*.udp.idle", "30s", "A session without a datagram for so long ends.").range("10ms..24h").udp("30s"),
-    value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
-    value::<u32>("listeners.*.udp.replies", "unlimited", "Datagrams from the backend after which the session ends; 1 for DNS.").or("unlimited").unit("datagrams").range("1..4294967295").udp("1"),
+    value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends; the next one opens another.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
+    value::<u32>("listeners.*.udp.replies", "unlimited", "A session ends when its backend has answered each request with so many datagrams: 1 for DNS, 0 for one-way traffic.").or("unlimited").unit("datagrams").range("0..4294967295").udp("1"),
 
     named("pools", Refused, "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
     section("pools.*", "A named set of backends with one policy."),
@@ -290,7 +264,7 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
     value::<bool>("pools.*.backends.*.backup", "false", "Used only when no other is left."),
     section("pools.*.health", "Active health checks.").or("none").udp("section"),
-    optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp").not_yet_for(&["udp"]),
+    optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp"),
     value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),
     value::<Duration>("pools.*.health.timeout", "1s", "Of one probe, from connect to verdict.").range("1ms..5m"),
     value::<u32>("pools.*.health.rise", "2", "Successes in a row that bring a backend up.").unit("probes").range("1..100"),

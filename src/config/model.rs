@@ -178,7 +178,7 @@ pub struct UdpPolicy {
     pub idle: Duration,
     /// Datagrams from the client after which the session ends.
     pub requests: Option<u32>,
-    /// Datagrams from the backend after which the session ends.
+    /// Datagrams from the backend for each one from the client after which the session ends.
     pub replies: Option<u32>,
 }
 

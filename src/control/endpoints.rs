@@ -1,9 +1,11 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound, Dealt};
-use crate::config::model::{self, Protocol};
+use super::upgrade::{Heirlooms, Label};
+use crate::config::model::{self, Config, Protocol};
 use crate::gate::Gate;
 use crate::link::Local;
 use crate::snapshot::Listener;
@@ -19,8 +21,18 @@ pub struct Endpoints {
 #[derive(Debug)]
 struct Entry {
     listener: Arc<Listener>,
-    /// What the file says, and the address that came of it, with the number of sockets it has.
-    bound: Vec<(Local, Local, usize)>,
+    bound: Vec<Place>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    /// What the file says.
+    wanted: Local,
+    /// What came of it.
+    local: Local,
+    sockets: usize,
+    /// See [`Bound::is_alone`].
+    is_alone: bool,
 }
 
 /// Sockets bound for a configuration that is not in force yet; dropping it closes them.
@@ -38,8 +50,13 @@ impl Endpoints {
         })
     }
 
-    /// Binds what `listeners` ask for and is not bound yet.
-    pub fn plan(&self, listeners: &[model::Listener], workers: usize) -> Result<Plan, BindError> {
+    /// Binds what `listeners` ask for and is neither bound yet nor inherited.
+    pub fn plan(
+        &self,
+        listeners: &[model::Listener],
+        workers: usize,
+        heirlooms: &mut Heirlooms,
+    ) -> Result<Plan, BindError> {
         let mut plan = Plan {
             bound: Vec::new(),
             ids: Vec::new(),
@@ -51,14 +68,13 @@ impl Endpoints {
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
             for wanted in sockets::wanted(listener) {
-                let known = entry.and_then(|e| e.bound.iter().find(|(w, _, _)| *w == wanted));
-                let bound = match known {
-                    None => sockets::bind(listener, id, &wanted, workers)?,
-                    Some((_, local @ Local::Ip(_), have)) if *have < workers => {
-                        sockets::bind(listener, id, local, workers - have)?
-                    }
-                    Some(_) => continue,
+                let known = entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted));
+                let (local, missing) = match known {
+                    None => (&wanted, workers),
+                    Some(place) if place.is_alone || place.sockets >= workers => continue,
+                    Some(place) => (&place.local, workers - place.sockets),
                 };
+                let bound = sockets::bind(listener, id, local, missing, heirlooms)?;
                 plan.bound.push((ix, wanted, bound));
             }
         }
@@ -69,11 +85,11 @@ impl Endpoints {
     pub fn commit(
         &mut self,
         plan: Plan,
-        listeners: &[model::Listener],
+        config: &Config,
         workers: usize,
     ) -> (Dealt, Vec<(u32, Local)>) {
         let mut entries: Vec<Entry> = Vec::new();
-        for (listener, &id) in listeners.iter().zip(&plan.ids) {
+        for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
             let stats =
                 old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
@@ -81,7 +97,7 @@ impl Endpoints {
             let kept = old.map_or_else(Vec::new, |e| {
                 e.bound
                     .iter()
-                    .filter(|(w, _, _)| wanted.contains(w))
+                    .filter(|place| wanted.contains(&place.wanted))
                     .cloned()
                     .collect()
             });
@@ -90,6 +106,7 @@ impl Endpoints {
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
+                pool: config.pools[listener.pool].name.as_str().into(),
                 stats,
                 gate,
             });
@@ -101,12 +118,15 @@ impl Endpoints {
         let mut dealt = Vec::new();
         for (ix, wanted, bound) in plan.bound {
             let sockets = bound.sockets.len();
-            let known = entries[ix].bound.iter_mut().find(|(w, _, _)| *w == wanted);
-            match known {
-                Some((_, _, have)) => *have += sockets,
-                None => entries[ix]
-                    .bound
-                    .push((wanted, bound.local.clone(), sockets)),
+            let places = &mut entries[ix].bound;
+            match places.iter_mut().find(|place| place.wanted == wanted) {
+                Some(place) => place.sockets += sockets,
+                None => places.push(Place {
+                    wanted,
+                    local: bound.local.clone(),
+                    sockets,
+                    is_alone: bound.is_alone,
+                }),
             }
             dealt.push(bound);
         }
@@ -118,7 +138,7 @@ impl Endpoints {
                 entry
                     .bound
                     .iter()
-                    .map(|(_, local, _)| (entry.listener.id, local.clone()))
+                    .map(|place| (entry.listener.id, place.local.clone()))
             })
             .filter(|(id, local)| !self.has(*id, local))
             .collect();
@@ -126,9 +146,9 @@ impl Endpoints {
     }
 
     fn has(&self, id: u32, local: &Local) -> bool {
-        self.entries
-            .iter()
-            .any(|entry| entry.listener.id == id && entry.bound.iter().any(|(_, l, _)| l == local))
+        self.entries.iter().any(|entry| {
+            entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local)
+        })
     }
 
     /// Listeners for the snapshot.
@@ -145,8 +165,30 @@ impl Endpoints {
             entry
                 .bound
                 .iter()
-                .map(|(_, local, _)| (entry.listener.config.name.as_str(), local))
+                .map(|place| (entry.listener.config.name.as_str(), &place.local))
         })
+    }
+
+    /// Every bound address, as another process would name it, with the number of its sockets.
+    pub fn labels(&self) -> HashMap<(u32, Local), (Label, usize)> {
+        let of_entry = |entry: &Entry| {
+            let listener = entry.listener.clone();
+            let label = move |place: Place| {
+                let Place { wanted, local, .. } = &place;
+                let config = &listener.config;
+                let label = Label::listener(&config.name, config.protocol, wanted, local);
+                ((listener.id, place.local), (label, place.sockets))
+            };
+            entry.bound.clone().into_iter().map(label)
+        };
+        self.entries.iter().flat_map(of_entry).collect()
+    }
+
+    /// Forgets every address: another process serves them. Files of unix sockets stay.
+    pub fn forget(&mut self) {
+        for entry in &mut self.entries {
+            entry.bound.clear();
+        }
     }
 
     /// Gives up every address; returns them for closing.
@@ -158,7 +200,7 @@ impl Endpoints {
                 entry
                     .bound
                     .drain(..)
-                    .map(|(_, local, _)| (entry.listener.id, local))
+                    .map(|place| (entry.listener.id, place.local))
             })
             .collect();
         for (_, local) in &closed {

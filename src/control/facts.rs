@@ -9,6 +9,7 @@ use super::metrics::{Metrics, Peak};
 use super::process::ProcessFacts;
 use super::view::{BackendFacts, Facts, Status, Times};
 use super::{Control, Request};
+use crate::flow::Dropped;
 use crate::link::{Command, LiveConnection};
 
 /// A worker whose turn lasts longer than this is stuck.
@@ -122,6 +123,7 @@ impl Control {
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),
+            upgrade_error: self.succession.error.clone(),
             reload_failures: self.reload_failures,
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),
@@ -130,7 +132,7 @@ impl Control {
             nodes,
             beats_rejected,
             turn_max: self.turn_max(now),
-            udp_dropped: Vec::new(),
+            udp_dropped: self.udp_dropped(),
             records_dropped: self.shared.process.records_dropped.get()
                 + self
                     .access_log
@@ -138,6 +140,24 @@ impl Control {
                     .map_or(0, |(_, log)| log.stats.lost()),
             process: ProcessFacts::read(),
         }
+    }
+
+    /// UDP datagrams dropped, by reason, over all listeners.
+    fn udp_dropped(&self) -> Vec<(&'static str, u64)> {
+        let snapshot = self.shared.snapshot();
+        let total = |reason: Dropped| {
+            let shards = snapshot
+                .listeners
+                .iter()
+                .map(|listener| &listener.stats.shards);
+            shards
+                .map(|shards| shards.sum(|shard| &shard.dropped[reason as usize]))
+                .sum()
+        };
+        let reasons = Dropped::ALL.iter();
+        reasons
+            .map(|&reason| (reason.as_str(), total(reason)))
+            .collect()
     }
 
     /// The longest turn of each worker lately; indices are worker numbers.

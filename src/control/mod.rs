@@ -14,12 +14,15 @@ mod facts;
 pub mod history;
 pub mod http;
 pub mod metrics;
+mod notifier;
 pub mod observer;
 mod pools;
 pub mod probe;
 pub mod process;
 pub mod request;
 mod sockets;
+mod succession;
+pub mod upgrade;
 pub mod view;
 mod vips;
 
@@ -44,8 +47,12 @@ use crate::sys::limits;
 use crew::Crew;
 use endpoints::Endpoints;
 use metrics::Peak;
+use notifier::Notifier;
 use pools::Pools;
 use probe::Prober;
+use succession::Succession;
+use upgrade::Inheritance;
+
 pub use request::{BackendOrder, Input, Request, VipOrder};
 use vips::Vips;
 
@@ -105,6 +112,8 @@ pub struct Control {
     stopping: Option<Instant>,
     access_log: Option<(Sender<Record>, access_log::Handle)>,
     admin: UnixListener,
+    /// Kept for a successor.
+    http: Option<TcpListener>,
     observer: Option<observer::Handle>,
     /// A new metrics address, to be served as soon as whoever asked for the reload has been answered.
     new_http: Option<(Instant, Option<TcpListener>)>,
@@ -112,22 +121,36 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
+    /// Who comes first when there is less to shed than there are workers.
+    shed_first: usize,
     vips: Vips,
+    succession: Succession,
+    notifier: Notifier,
 }
 
 impl Control {
-    /// Binds every socket, starts every thread and serves. Nothing is left behind if it fails.
+    /// Binds every socket that was not inherited, starts every thread and serves (or waits until its predecessor lets go).
+    /// Nothing is left behind if it fails.
     pub fn start(
         source: Source,
         config: Config,
+        inheritance: Inheritance,
         spawn: SpawnWorker,
         keeper: Option<KeeperHandle>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
+        let (mut succession, knowledge) = Succession::new(inheritance);
         let (sender, inputs) = unbounded();
         let (report_sender, reports) = bounded(REPORTS_MAX);
         // First of all: it finds out whether another weir is running here.
-        let admin = admin::bind(&config.admin)?;
-        let http = config.metrics.map(bind_http).transpose()?;
+        let heirlooms = &mut succession.heirlooms;
+        let admin = match heirlooms.claim_own(&admin_name(&config)) {
+            Some(fd) => fd.into(),
+            None => admin::bind(&config.admin)?,
+        };
+        let http = match heirlooms.claim_own(&http_name(&config)) {
+            Some(fd) => Some(fd.into()),
+            None => config.metrics.map(bind_http).transpose()?,
+        };
         let access_log = access_log::start(&config.log)?;
         let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
@@ -147,28 +170,37 @@ impl Control {
             stopping: None,
             access_log,
             observer: None,
+            http: None,
             new_http: None,
             inputs_sender: sender.clone(),
             peaks: HashMap::new(),
             reload_error: None,
             reload_failures: 0,
+            shed_first: 0,
             admin,
+            notifier: Notifier::new(succession.is_waiting(), Instant::now()),
+            succession,
         };
         if let Err(error) = control.apply(config) {
-            admin::remove(&control.admin);
+            control.remove_admin();
             return Err(error);
         }
-        control.observe(http)?;
-        control.shared.note_control();
-        control
-            .vips
-            .follow(control.config.failover.as_ref(), keeper)?;
+        control.pools.learn(knowledge, Instant::now());
+        control.http = http;
+        if !control.succession.is_waiting() {
+            control.observe()?;
+            control.shared.note_control();
+            control
+                .vips
+                .follow(control.config.failover.as_ref(), keeper)?;
+        }
         Ok((control, sender))
     }
 
     /// Serves the admin socket, and HTTP if it is wanted.
-    fn observe(&mut self, http: Option<TcpListener>) -> std::io::Result<()> {
+    fn observe(&mut self) -> std::io::Result<()> {
         self.observer = None;
+        let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
         let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
         self.observer = Some(handle);
         Ok(())
@@ -181,14 +213,15 @@ impl Control {
         if let Some(refusal) = budget.refusal(&config) {
             anyhow::bail!("limits: {refusal}");
         }
-        let plan = self.endpoints.plan(&config.listeners, workers)?;
+        let heirlooms = &mut self.succession.heirlooms;
+        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
         self.crew.resize(workers)?;
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config.listeners, workers);
+        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
         self.generation += 1;
         self.config = config;
         self.publish();
-        self.crew.listen(dealt);
+        self.crew.listen(self.succession.hold(dealt));
         for (listener, local) in closed {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
@@ -226,7 +259,10 @@ impl Control {
         for (name, local) in self.endpoints.bound() {
             log::info!("listening: {name} {local}");
         }
+        self.announce()?;
         log::info!("ready");
+        let status = self.status_line();
+        self.notifier.ready(status);
         loop {
             let now = Instant::now();
             self.shared.note_control();
@@ -237,9 +273,12 @@ impl Control {
             if changed {
                 self.publish();
             }
+            self.pools.tell();
             self.crew.reap();
+            self.show_life(now);
             if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
-                self.observe(http)?;
+                self.http = http;
+                self.observe()?;
             }
             if self
                 .stopping
@@ -254,6 +293,10 @@ impl Control {
                     .deadline(now)
                     .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
             };
+            let wait = self
+                .notifier
+                .deadline()
+                .map_or(wait, |at| wait.min(at.saturating_duration_since(now)));
             select! {
                 recv(self.inputs) -> input => match input {
                     Ok(input) => if !self.handle(input) { break },
@@ -269,11 +312,18 @@ impl Control {
         self.crew.stop();
         self.vips.stop();
         self.observer = None;
-        admin::remove(&self.admin);
+        self.remove_admin();
         if let Some((_, log)) = self.access_log.take() {
             log.finish();
         }
         Ok(())
+    }
+
+    /// Removes the admin socket's file, unless another process serves there.
+    fn remove_admin(&self) {
+        if self.succession.is_in_office() {
+            admin::remove(&self.admin);
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -286,6 +336,12 @@ impl Control {
             Input::Verdict(verdict) => self.pools.on_verdict(&verdict, Instant::now()),
             Input::Signal(libc::SIGHUP) => {
                 let _ = self.reload();
+            }
+            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
+            Input::Upgrade(event) => return self.on_upgrade(event),
+            Input::Signal(_) if self.succession.is_waiting() => return false,
+            Input::Signal(_) if std::mem::take(&mut self.succession.retired) => {
+                log::info!("stopping, as soon as the connections that are left have finished");
             }
             Input::Signal(_) if self.stopping.is_some() => return false,
             Input::Signal(_) => self.begin_stop(),
@@ -304,12 +360,63 @@ impl Control {
         // First of all: the next node takes over while this one still serves.
         self.vips.stop();
         self.stopping = Some(Instant::now() + grace);
+        self.succession.abandon();
+        self.notifier
+            .stopping(format!("stopping: {open} connections may finish"));
         for (listener, local) in self.endpoints.close_all() {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
     }
 
+    /// One line for the service manager.
+    fn status_line(&self) -> String {
+        let mut line = format!(
+            "generation {}: {} listeners, {} connections, {} UDP sessions",
+            self.generation,
+            self.config.listeners.len(),
+            self.shared.process.connections.get(),
+            self.shared.process.udp_sessions.get(),
+        );
+        let errors = [
+            ("reload refused", &self.reload_error),
+            ("upgrade failed", &self.succession.error),
+        ];
+        for (what, error) in errors {
+            if let Some(error) = error {
+                line = format!("{what}: {error}; {line}");
+            }
+        }
+        line
+    }
+
+    /// Signs of life for the service manager, as long as every worker turns.
+    fn show_life(&mut self, now: Instant) {
+        let epoch = self.shared.epoch;
+        let busy = self.crew.handles().filter_map(|worker| {
+            let since_ms = worker.stats.busy_since_ms.get();
+            let since = epoch.checked_add(Duration::from_millis(since_ms))?;
+            Some((worker.id, now.saturating_duration_since(since)))
+        });
+        self.notifier.feed(now, busy);
+        if self.notifier.wants_status(now) {
+            let status = self.status_line();
+            self.notifier.status(status);
+        }
+    }
+
     fn reload(&mut self) -> Result<String, String> {
+        if let Err(reason) = self.succession.busy() {
+            log::warn!("reload refused: {reason}");
+            return Err(reason);
+        }
+        self.notifier.reloading();
+        let outcome = self.read_again();
+        let status = self.status_line();
+        self.notifier.ready(status);
+        outcome
+    }
+
+    fn read_again(&mut self) -> Result<String, String> {
         let outcome = self
             .source
             .load()
@@ -371,11 +478,14 @@ impl Control {
         }
     }
 
-    fn shed(&self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections.
+    fn shed(&mut self, shed: pools::Shed) {
+        // Divided evenly: the workers hold about equal numbers of a backend's connections. What cannot be divided goes round,
+        // because the worker that is asked may hold none of them.
         let workers = self.crew.handles().count();
+        self.shed_first += 1;
         for (ix, handle) in self.crew.handles().enumerate() {
-            let count = shed.count / workers + usize::from(ix < shed.count % workers);
+            let turn = (ix + self.shed_first) % workers;
+            let count = shed.count / workers + usize::from(turn < shed.count % workers);
             if count > 0 {
                 handle.send(Command::Shed {
                     backend: shed.backend,
@@ -384,6 +494,19 @@ impl Control {
                 });
             }
         }
+    }
+}
+
+/// What the admin socket is called in an upgrade.
+fn admin_name(config: &Config) -> String {
+    format!("admin {}", config.admin.display())
+}
+
+/// What the socket of the metrics is called in an upgrade.
+fn http_name(config: &Config) -> String {
+    match config.metrics {
+        Some(address) => format!("metrics {address}"),
+        None => String::new(),
     }
 }
 

@@ -4,9 +4,13 @@
 //! changes are logged, and the outcome becomes [`Pool`]s of the next snapshot. What is known of a backend belongs to its
 //! identity (pool and address) and survives reloads.
 
+mod knowledge;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use knowledge::Knowledge;
 
 use super::probe::{Probe, Prober, Verdict};
 use super::request::BackendOrder;
@@ -92,6 +96,8 @@ pub struct Pools {
     sheds: Vec<Shed>,
     rng: Rng,
     changed: bool,
+    /// Changes to be logged once workers have been told.
+    news: Vec<(log::Level, String)>,
 }
 
 impl Pools {
@@ -106,6 +112,7 @@ impl Pools {
             sheds: Vec::new(),
             rng: Rng::new(seed),
             changed: false,
+            news: Vec::new(),
         }
     }
 
@@ -168,7 +175,7 @@ impl Pools {
                         },
                         Some(mut entry) => {
                             let change = entry.state.adopt(now, Policy::from(pool));
-                            log_change(&backend, change.as_ref());
+                            self.news.extend(news(&backend, change.as_ref()));
                             Entry {
                                 backend,
                                 weight: None,
@@ -231,7 +238,7 @@ impl Pools {
             for entry in &mut pool.entries {
                 if entry.state.deadline(now).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
-                    log_change(&entry.backend, change.as_ref());
+                    self.news.extend(news(&entry.backend, change.as_ref()));
                     self.changed = true;
                 }
             }
@@ -282,6 +289,13 @@ impl Pools {
             .chain(leaving)
             .chain(self.schedule.deadline())
             .min()
+    }
+
+    /// Logs what has changed: after publication, so that whoever reads it can rely on it.
+    pub fn tell(&mut self) {
+        for (level, text) in self.news.drain(..) {
+            log::log!(level, "{text}");
+        }
     }
 
     /// Connections to be closed; empty until the next tick.
@@ -434,7 +448,7 @@ impl Pools {
             config, entries, ..
         } = &self.pools[pool];
         let backend = &entries[ix].backend;
-        log_change(backend, Some(&change));
+        self.news.extend(news(backend, Some(&change)));
         let lost = matches!(change.to, State::Down | State::Disabled);
         if lost && config.on_down == OnDown::Close {
             let shed = Shed {
@@ -469,15 +483,9 @@ impl PoolEntry {
                     && wanted.contains(&entry.state.standing())
             })
         };
-        // Untested backends take work only where nobody of their tier is known to be up.
-        let tier = |backup| {
-            let ready = of(&[Standing::Ready], backup);
-            if ready.is_empty() {
-                of(&[Standing::Untested], backup)
-            } else {
-                ready
-            }
-        };
+        // An untested backend takes work as if it were up: a failed connect goes elsewhere, while a start that waits for
+        // probes would pile everything on whoever is probed first.
+        let tier = |backup| of(&[Standing::Ready, Standing::Untested], backup);
         let mut tiers = [tier(false), tier(true)];
         let nobody = tiers.iter().all(Mask::is_empty);
         let unhealthy = [false, true].map(|backup| of(&[Standing::Unhealthy], backup));
@@ -552,19 +560,16 @@ fn name(backend: &Backend) -> String {
     }
 }
 
-fn log_change(backend: &Backend, change: Option<&Change>) {
-    let Some(Change { from, to, reason }) = change else {
-        return;
-    };
+fn news(backend: &Backend, change: Option<&Change>) -> Option<(log::Level, String)> {
+    let Change { from, to, reason } = change?;
     let level = match to {
         State::Down | State::Ejected => log::Level::Warn,
         _ => log::Level::Info,
     };
-    log::log!(
+    Some((
         level,
-        "backend {} is {to} (was {from}): {reason}",
-        name(backend)
-    );
+        format!("backend {} is {to} (was {from}): {reason}", name(backend)),
+    ))
 }
 
 fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {

@@ -383,6 +383,7 @@ fn connect_udp(address: SocketAddr, probe: &Probe) -> io::Result<OwnedFd> {
 fn words(error: ConnectError) -> String {
     match error {
         ConnectError::Refused => "connection refused",
+        ConnectError::Reset => "connection reset",
         ConnectError::TimedOut => "connection timed out",
         ConnectError::Unreachable => "no route to the backend",
         ConnectError::NoPorts => "no local port is free",

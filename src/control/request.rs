@@ -16,6 +16,8 @@ pub enum Input {
     Verdict(Verdict),
     /// A signal.
     Signal(i32),
+    /// A step of an upgrade.
+    Upgrade(super::upgrade::Event),
 }
 
 /// Questions and orders. `Err` holds a sentence for the operator.

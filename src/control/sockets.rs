@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
+use super::upgrade::{Heirloom, Heirlooms};
 use crate::config::model::{Bind, Listener, Protocol};
 use crate::link::{ListenSocket, Local};
-use crate::sys::socket;
+use crate::sys::{socket, udp};
 
 /// A listening socket that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub struct Bound {
     pub local: Local,
     /// One for each worker, or one.
     pub sockets: Vec<ListenSocket>,
+    /// No other socket can be bound to the same address: a unix socket, or one that somebody else has bound without
+    /// SO_REUSEPORT.
+    pub is_alone: bool,
 }
 
 /// Listening sockets by position among the workers.
@@ -42,12 +47,13 @@ pub fn wanted(listener: &Listener) -> Vec<Local> {
     addresses.collect()
 }
 
-/// Binds one address for `workers` workers.
+/// Binds one address for `workers` workers, as far as it was not inherited.
 pub fn bind(
     listener: &Listener,
     id: u32,
     wanted: &Local,
     workers: usize,
+    heirlooms: &mut Heirlooms,
 ) -> Result<Bound, BindError> {
     let refused = |error: std::io::Error| BindError {
         listener: listener.name.clone(),
@@ -57,36 +63,50 @@ pub fn bind(
     };
     let open = |local: &Local| match (local, listener.protocol) {
         (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
-        (Local::Ip(_), Protocol::Udp) => Err(std::io::ErrorKind::Unsupported.into()),
+        (Local::Ip(address), Protocol::Udp) => {
+            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
+        }
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
-    let first = open(wanted).map_err(refused)?;
-    let local = match wanted {
-        Local::Ip(_) => Local::Ip(socket::local_address(&first).map_err(refused)?),
-        unix @ Local::Unix(_) => unix.clone(),
+    let mut inherited = heirlooms.claim(listener, wanted);
+    if inherited.is_empty() {
+        let fd = open(wanted).map_err(refused)?;
+        let local = match wanted {
+            Local::Ip(_) => Local::Ip(socket::local_address(&fd).map_err(refused)?),
+            unix @ Local::Unix(_) => unix.clone(),
+        };
+        inherited.push(Heirloom { local, fd });
+    }
+    let local = inherited[0].local.clone();
+    let is_alone = match local {
+        Local::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
+        Local::Unix(_) => true,
     };
+    let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|heirloom| heirloom.fd).collect();
+    while sockets.len() < workers && !is_alone {
+        sockets.push(open(&local).map_err(refused)?);
+    }
     let socket = |fd| ListenSocket {
         listener: id,
         local: local.clone(),
         fd,
     };
-    let mut sockets = vec![socket(first)];
-    if let Local::Ip(_) = local {
-        for _ in 1..workers {
-            sockets.push(socket(open(&local).map_err(refused)?));
-        }
-    }
-    Ok(Bound { local, sockets })
+    Ok(Bound {
+        sockets: sockets.into_iter().map(socket).collect(),
+        local,
+        is_alone,
+    })
 }
 
 /// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
 /// first served (the others have theirs already); those that stand alone go round.
 pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
     let mut dealt = Dealt::new();
-    for (rotation, Bound { local, sockets }) in bound.into_iter().enumerate() {
-        let first = match local {
-            Local::Ip(_) => workers.saturating_sub(sockets.len()),
-            Local::Unix(_) => rotation,
+    for (rotation, bound) in bound.into_iter().enumerate() {
+        let sockets = bound.sockets;
+        let first = match bound.is_alone {
+            false => workers.saturating_sub(sockets.len()),
+            true => rotation,
         };
         for (ix, socket) in sockets.into_iter().enumerate() {
             dealt

@@ -42,6 +42,8 @@ pub struct Status {
     pub config_file: Option<String>,
     /// Why the last reload was refused; `null` if it was not.
     pub reload_error: Option<String>,
+    /// Why the last upgrade failed; null if there was none.
+    pub upgrade_error: Option<String>,
     /// The process has been told to stop and lets connections finish.
     pub stopping: bool,
     /// The process as a whole.
@@ -248,6 +250,8 @@ pub struct Facts {
     pub config_file: Option<String>,
     /// Why the last reload was refused.
     pub reload_error: Option<String>,
+    /// Why the last upgrade failed.
+    pub upgrade_error: Option<String>,
     /// Reloads refused so far.
     pub reload_failures: u64,
     /// Since the workers' epoch.
@@ -344,6 +348,7 @@ impl Status {
             generation: snapshot.generation,
             config_file: facts.config_file.clone(),
             reload_error: facts.reload_error.clone(),
+            upgrade_error: facts.upgrade_error.clone(),
             stopping: facts.stopping,
             process: Process {
                 connections: process.connections.get(),
@@ -358,11 +363,7 @@ impl Status {
                 records_dropped: facts.records_dropped,
             },
             workers: workers.iter().map(|w| worker(w, facts)).collect(),
-            listeners: snapshot
-                .listeners
-                .iter()
-                .map(|l| listener(l, snapshot))
-                .collect(),
+            listeners: snapshot.listeners.iter().map(|l| listener(l)).collect(),
             pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
             vips: facts.vips.clone(),
             nodes: facts.nodes.clone(),
@@ -381,7 +382,7 @@ fn worker(worker: &link::Worker, facts: &Facts) -> Worker {
     }
 }
 
-fn listener(listener: &snapshot::Listener, snapshot: &Snapshot) -> Listener {
+fn listener(listener: &snapshot::Listener) -> Listener {
     let stats = &listener.stats;
     Listener {
         name: listener.config.name.clone(),
@@ -392,7 +393,7 @@ fn listener(listener: &snapshot::Listener, snapshot: &Snapshot) -> Listener {
             .iter()
             .map(|bind| bind.to_string())
             .collect(),
-        pool: pool_name(listener, snapshot).into(),
+        pool: listener.pool.to_string(),
         active: stats.active.get(),
         accepted: stats.shards.sum(|shard| &shard.accepted),
         refused: stats.refused(),
@@ -445,13 +446,6 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
         connect_ms: Times::sum(stats.shards.iter().map(|shard| &shard.connect)).mean_ms(),
         response_ms: (latency_ns > 0).then(|| round3(latency_ns as f64 / 1e6)),
     }
-}
-
-/// The name of the pool that a listener sends to.
-pub(super) fn pool_name<'a>(listener: &snapshot::Listener, snapshot: &'a Snapshot) -> &'a str {
-    snapshot
-        .pool_of(listener)
-        .map_or("", |pool| &pool.config.name)
 }
 
 /// The word in documents and labels.

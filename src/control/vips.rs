@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::election::{Election, ElectionHandle, NodeStatus, Order, VipStatus};
+use super::election::{Detached, Election, ElectionHandle, NodeStatus, Order, VipStatus};
 use super::request::VipOrder;
 use super::view;
 use crate::config::model::Failover;
@@ -65,6 +65,27 @@ impl Vips {
                 Ok(())
             }
         }
+    }
+
+    /// Stops the election without letting go of anything, for a successor.
+    pub fn detach(&mut self) -> Option<Detached> {
+        let (handle, _) = self.running.take()?;
+        handle
+            .detach()
+            .inspect_err(|error| log::error!("failover: {error}"))
+            .ok()
+    }
+
+    /// Goes on where a predecessor stopped; without a configuration the addresses are let go.
+    pub fn resume(&mut self, config: Option<&Failover>, election: Detached) -> io::Result<()> {
+        let Some(config) = config else {
+            return Ok(());
+        };
+        let local = local(self.shared.clone(), config.dead_after);
+        let (events, _) = bounded(1);
+        let handle = Election::resume(config, election, Box::new(local), events)?;
+        self.running = Some((handle, config.node.clone()));
+        Ok(())
     }
 
     /// Moves every address to its next node, or lets it go.

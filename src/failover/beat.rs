@@ -371,6 +371,7 @@ fn put_claims(out: &mut Vec<u8>, claims: &[WireClaim]) {
             Fit::Unable => 0,
             Fit::NoBackend => 1,
             Fit::Ready => 2,
+            Fit::Soon => 3,
         });
         out.push(u8::from(claim.wants));
         put_name(out, &claim.successor);
@@ -421,6 +422,7 @@ impl Reader<'_> {
             0 => Fit::Unable,
             1 => Fit::NoBackend,
             2 => Fit::Ready,
+            3 => Fit::Soon,
             _ => return None,
         };
         let wants = match self.byte()? {

@@ -56,6 +56,8 @@ causes! {
     BackendDown = "backend_down",
     /// The backend is draining and `on_drain.finish` passed.
     Drained = "drained",
+    /// A UDP session made room at a cap: it had been silent for longer than half of its idle time.
+    Evicted = "evicted",
     /// Ended by the operator.
     Killed = "killed",
     /// weir stopped and `shutdown_grace` passed.

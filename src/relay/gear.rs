@@ -19,6 +19,17 @@ pub enum Conduit {
     Pipe,
 }
 
+/// `WEIR_GEAR=copy` or `splice` in the environment of the *build* pins every lane: for measuring the two against each other
+/// (`scripts/bench --ladder`).
+const PINNED: Option<Conduit> = match option_env!("WEIR_GEAR") {
+    Some(gear) => match gear.as_bytes() {
+        b"copy" => Some(Conduit::Buffer),
+        b"splice" => Some(Conduit::Pipe),
+        _ => None,
+    },
+    None => None,
+};
+
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gear {
@@ -29,7 +40,7 @@ pub struct Gear {
 impl Gear {
     /// What the next fill should go through.
     pub fn conduit(self) -> Conduit {
-        self.conduit
+        PINNED.unwrap_or(self.conduit)
     }
 
     /// Learns from a fill: whether it brought at least as much as the copy buffer holds.

@@ -3,12 +3,15 @@
 //! Calls return named outcomes where the caller must tell them apart, and `io::Error` where it need not.
 
 pub mod epoll;
+pub mod handover;
 pub mod limits;
-pub mod pipe;
-pub mod sandbox;
-pub mod socket;
-
+pub mod mmsg;
 pub mod neigh;
 pub mod netlink;
+pub mod pipe;
+pub mod sandbox;
 pub mod sched;
 pub mod secret;
+pub mod socket;
+pub mod systemd;
+pub mod udp;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use super::Context;
-use crate::config::model::BackendAddress;
+use crate::config::model::{BackendAddress, SendProxy};
 use crate::link::{Local, ReportKind};
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Place};
@@ -22,6 +22,8 @@ pub(super) struct Attempt {
     pub(super) writable: bool,
     pub(super) broken: bool,
     pub(super) last_error: Option<ConnectError>,
+    /// Something to be sent waits already.
+    pub(super) will_write: bool,
 }
 
 /// What came of starting an attempt.
@@ -44,6 +46,7 @@ impl Attempt {
             writable: false,
             broken: false,
             last_error: None,
+            will_write: false,
         }
     }
 
@@ -73,6 +76,7 @@ impl Attempt {
             return Started::GaveUp(match self.last_error {
                 None => Cause::NoBackend,
                 Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
+                Some(ConnectError::Reset) => Cause::BackendReset,
                 Some(_) => Cause::ConnectFailed,
             });
         };
@@ -87,7 +91,12 @@ impl Attempt {
         self.until_ms = now_ms + share.max(1);
         self.writable = false;
         self.broken = false;
-        match socket::connect(&target(&backend, local), pool.config.source_address) {
+        let connect = if self.will_write || backend.send_proxy != SendProxy::Off {
+            socket::connect_to_write
+        } else {
+            socket::connect
+        };
+        match connect(&target(&backend, local), pool.config.source_address) {
             Ok(fd) => Started::Connecting(place, fd),
             Err(error) => {
                 self.note_failure(context, &backend, error);
@@ -110,6 +119,7 @@ impl Attempt {
         let shard = backend.stats.shards.of(context.id);
         let (counter, report) = match error {
             ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
+            ConnectError::Reset => (&shard.reset_early, Some(ReportKind::ResetEarly)),
             ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
             _ => (&shard.local_errors, None),
         };

@@ -142,7 +142,7 @@ impl Io for SocketIo<'_> {
         }
     }
 
-    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done {
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done {
         let source = self.fds[lane as usize];
         if conduit == Conduit::Buffer {
             let filled = socket::recv(source, self.scratch);
@@ -152,7 +152,7 @@ impl Io for SocketIo<'_> {
         let Held::Pipe(pipe) = held else {
             unreachable!("a pipe was acquired")
         };
-        let filled = Transfer::from_result(pipe.fill(source));
+        let filled = Transfer::from_result(pipe.fill(source, most));
         if let Transfer::Bytes(n) = filled {
             self.spliced += n as u64;
         } else if let Held::Pipe(pipe) = std::mem::take(held) {

@@ -37,6 +37,8 @@ const BURST_MAX: u32 = 64;
 const PAUSE_MS: u64 = 50;
 /// How long a client may wait for room, milliseconds.
 const WAIT_MAX_MS: u64 = 15_000;
+/// Recent arrivals (see [`WINDOW_MS`]) that make a crowd: a thousand a second.
+const CROWD: u64 = 64;
 /// Arrivals are counted over about so long, milliseconds.
 const WINDOW_MS: u64 = 64;
 
@@ -165,8 +167,36 @@ impl Listeners {
             let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
             if self.sockets.get(key).is_some_and(matches) {
                 while self.accept_from(poll, context, tcp, key, u32::MAX) {}
-                self.sockets.remove(key);
+                self.close(poll, key);
             }
+        }
+    }
+
+    /// Closes the sockets of these listeners and addresses, whose queues another process serves.
+    pub(super) fn release(&mut self, poll: &Poll, places: &[(u32, Local)]) {
+        for key in self.sockets.keys() {
+            let matches = |l: &Listening| {
+                let is_it = |(id, local): &(u32, Local)| {
+                    *id == l.socket.listener && *local == l.socket.local
+                };
+                places.iter().any(is_it)
+            };
+            if self.sockets.get(key).is_some_and(matches) {
+                self.close(poll, key);
+            }
+        }
+    }
+
+    /// Duplicates of all sockets.
+    pub(super) fn share(&self) -> std::io::Result<Vec<ListenSocket>> {
+        let duplicates = self.sockets.iter().map(|(_, l)| l.socket.duplicate());
+        duplicates.collect()
+    }
+
+    /// Deregisters before closing: a registration lives as long as the open file, which a duplicate may keep open.
+    fn close(&mut self, poll: &Poll, key: Key) {
+        if let Some(listening) = self.sockets.remove(key) {
+            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
         }
     }
 
@@ -218,6 +248,7 @@ impl Listeners {
             match self.accept_one(context, key) {
                 Ok(accepted) => {
                     let recent = self.arrivals.note(context.now_ms());
+                    context.crowded = recent >= CROWD;
                     if let Err(accepted) = place(context, tcp, accepted, recent) {
                         context
                             .shared

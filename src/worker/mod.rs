@@ -7,9 +7,10 @@
 //! 1. *mark*: unpack each event's token, check the generation, set readiness bits, queue the key. No I/O, no close.
 //! 2. *pump*: run queued connections, each under a budget; what is left over goes to the back of the queue, and then the
 //!    next poll does not wait.
-//! 3. *accept*: up to a budget, after pumping, so that new work never starves old.
-//! 4. *expire*: timers due at this turn's one reading of the clock.
-//! 5. *adopt*: the newest snapshot, then commands; never in the middle of a batch.
+//! 3. *adopt*: the newest snapshot, so that whoever connects after a publication is served by it.
+//! 4. *accept*: up to a budget, after pumping, so that new work never starves old.
+//! 5. *expire*: timers due at this turn's one reading of the clock.
+//! 6. *obey*: commands; never in the middle of a batch.
 //!
 //! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
 //! number that has changed hands; generations in the tokens guard the rest.
@@ -18,6 +19,7 @@ mod attempt;
 mod io;
 mod listen;
 mod tcp;
+mod udp;
 
 use std::io::Result;
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use crate::stats::WorkerStats;
 
 use listen::Listeners;
 use tcp::Tcp;
+use udp::Udp;
 
 /// Events fetched at once.
 const EVENTS_MAX: usize = 1024;
@@ -57,6 +60,7 @@ pub struct Worker {
     commands: Commands,
     listeners: Listeners,
     tcp: Tcp,
+    udp: Udp,
     context: Context,
     /// Listening sockets go there when the last connection has ended.
     retiring: bool,
@@ -73,6 +77,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Connections arrive so fast that most have something to read when they are accepted.
+    crowded: bool,
 }
 
 impl Context {
@@ -137,6 +143,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            crowded: false,
             shared,
             stats: stats.clone(),
         };
@@ -146,6 +153,7 @@ impl Worker {
             commands,
             listeners: Listeners::default(),
             tcp: Tcp::new(id, settings.pipes_max),
+            udp: Udp::new(id, &context),
             context,
             retiring: false,
         };
@@ -166,6 +174,7 @@ impl Worker {
         while self.turn()? {}
         self.listeners.end(&mut self.context, &mut self.tcp);
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
+        self.udp.end_all(&mut self.context, Cause::Shutdown);
         Ok(())
     }
 
@@ -182,6 +191,7 @@ impl Worker {
             commands,
             listeners,
             tcp,
+            udp,
             context,
             retiring,
         } = self;
@@ -200,34 +210,71 @@ impl Worker {
                     key,
                     ..
                 }) => listeners.mark(key),
+                Some(Token {
+                    kind: kind @ (Kind::Datagram | Kind::Session),
+                    key,
+                    ..
+                }) => udp.mark(kind, key, event),
                 _ => {}
             }
         }
         tcp.pump(context);
-        listeners.accept(poll, context, tcp);
-        tcp.expire(context);
-        listeners.resume(poll, context, tcp);
         if context.adopt() {
             listeners.adopt(&context.snapshot);
+            udp.adopt(&context.snapshot);
         }
+        udp.pump(poll, context);
+        listeners.accept(poll, context, tcp);
+        tcp.expire(context);
+        udp.expire(context);
+        listeners.resume(poll, context, tcp);
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
             match command {
+                Command::Listen(socket) if socket.is_datagram() => udp.add(poll, context, socket),
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
+                    udp.remove(poll, context, listener, &local);
+                }
+                Command::Share { reply } => {
+                    let shared = listeners.share().and_then(|mut sockets| {
+                        sockets.extend(udp.share()?);
+                        Ok(sockets)
+                    });
+                    let _ = reply.send(shared);
+                }
+                Command::Release { sockets, reply } => {
+                    listeners.release(poll, &sockets);
+                    let _ = reply.send(udp.release(poll, context, &sockets));
+                }
+                Command::Settle { socket, migrants } => {
+                    udp.settle(poll, context, socket, migrants);
                 }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
-                Command::List { limit, reply } => drop(reply.send(tcp.list(context, limit))),
-                Command::Kill { id, reply } => drop(reply.send(tcp.kill(context, id))),
+                Command::List { limit, reply } => {
+                    let mut live = tcp.list(context, limit);
+                    live.extend(udp.list(context, limit - live.len()));
+                    drop(reply.send(live));
+                }
+                Command::Kill { id, reply } => {
+                    let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
+                }
                 Command::Shed {
                     backend,
                     count,
                     cause,
-                } => tcp.shed(context, backend, count, cause),
-                Command::ShedAll(cause) => tcp.end_all(context, cause),
+                } => {
+                    tcp.shed(context, backend, count, cause);
+                    udp.shed(backend, count);
+                }
+                Command::ShedAll(cause) => {
+                    tcp.end_all(context, cause);
+                    udp.end_all(context, cause);
+                }
                 Command::Retire { to } => {
                     listeners.hand_over(poll, &to);
+                    udp.hand_over(poll, &to);
                     *retiring = true;
                 }
                 Command::Stop => go_on = false,
@@ -238,7 +285,7 @@ impl Worker {
         stats
             .turn_ns_max
             .raise(self.context.now.elapsed().as_nanos() as u64);
-        Ok(go_on && !(self.retiring && self.tcp.is_empty()))
+        Ok(go_on && !(self.retiring && self.tcp.is_empty() && self.udp.is_empty()))
     }
 
     fn timeout(&self) -> Duration {
@@ -246,7 +293,11 @@ impl Worker {
             return Duration::ZERO;
         }
         let now_ms = self.context.shared.epoch.elapsed().as_millis() as u64;
-        let timers = [self.tcp.next_timer(), self.listeners.next_timer()];
+        let timers = [
+            self.tcp.next_timer(),
+            self.udp.next_timer(&self.context),
+            self.listeners.next_timer(),
+        ];
         timers.into_iter().flatten().min().map_or(POLL_MAX, |at| {
             Duration::from_millis(at.saturating_sub(now_ms)).min(POLL_MAX)
         })

@@ -36,8 +36,11 @@ use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::snapshot::{Backend, Listener, Place};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
-/// Bytes that a lane may fill in one pump: about what two cores' worth of copying does in 50 us.
-const PUMP_BYTES: usize = 256 << 10;
+/// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
+/// waits for one such pump of each of them; docs/performance.md has what other sizes do.
+const PUMP_BYTES: usize = 128 << 10;
+/// Bytes that are read before a backend is reached: a request, not a body.
+const EARLY_BYTES: usize = 4 << 10;
 /// How often a socket that waits to be reset is looked at, milliseconds.
 const RESET_CHECK_MS: u64 = 5;
 /// How long it may wait, milliseconds.
@@ -249,6 +252,7 @@ impl Tcp {
             return;
         };
         let before = moved(&connection.pair);
+        let was_half_closed = connection.pair.half_closed();
         let limited = connection.throttles.as_deref();
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
@@ -308,6 +312,10 @@ impl Tcp {
             }
             Pumped::Idle => {
                 if connection.pair.half_closed() {
+                    if !was_half_closed {
+                        // The end of a direction is activity: a connection that was idle before it has all its time.
+                        connection.active_ms = context.now_ms();
+                    }
                     self.set_timer(context, key);
                 }
             }
@@ -437,8 +445,34 @@ impl Tcp {
             if self.watch_client(context, key) {
                 self.set_timer(context, key);
             }
-        } else if self.admit(context, key) && self.watch_client(context, key) {
-            self.connect_next(context, key);
+        } else if self.admit(context, key) {
+            if context.crowded {
+                self.read_early(key);
+            }
+            if self.watch_client(context, key) {
+                self.connect_next(context, key);
+            }
+        }
+    }
+
+    /// Takes what the client sent right behind its handshake. Worth a call or two only in a crowd, where connections have waited
+    /// for a turn and most have something to read; a lone one is served with the fewest calls. It can then leave with the ACK that completes the handshake
+    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
+    fn read_early(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Phase::Connecting(attempt) = &mut connection.phase else {
+            return;
+        };
+        let early = &mut self.scratch[..EARLY_BYTES];
+        if let Transfer::Bytes(bytes) = socket::recv(connection.client.as_raw_fd(), early) {
+            connection.held[Side::Client as usize] = Held::Bytes {
+                bytes: early[..bytes].into(),
+                at: 0,
+            };
+            connection.pair.preload(Side::Client, bytes);
+            attempt.will_write = true;
         }
     }
 
@@ -546,7 +580,12 @@ impl Tcp {
                 Started::GaveUp(cause) => break cause,
             }
         };
-        self.retire(context, key, cause, By::Weir);
+        let by = if cause == Cause::BackendReset {
+            By::Backend
+        } else {
+            By::Weir
+        };
+        self.retire(context, key, cause, by);
     }
 
     fn attempt_failed(&mut self, context: &mut Context, key: Key, error: ConnectError) {

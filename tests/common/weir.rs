@@ -78,6 +78,7 @@ pub struct Launch<'a> {
     netns: Option<&'a Netns>,
     env: Vec<(String, String)>,
     wrapper: Vec<String>,
+    program: String,
 }
 
 impl<'a> Launch<'a> {
@@ -88,7 +89,14 @@ impl<'a> Launch<'a> {
             netns: None,
             env: Vec::new(),
             wrapper: Vec::new(),
+            program: env!("CARGO_BIN_EXE_weir").into(),
         }
+    }
+
+    /// Another copy of the binary.
+    pub fn program(mut self, path: &str) -> Self {
+        self.program = path.into();
+        self
     }
 
     /// Inside a network namespace.
@@ -138,7 +146,7 @@ impl<'a> Launch<'a> {
             None => Vec::new(),
         };
         words.extend(self.wrapper);
-        words.push(env!("CARGO_BIN_EXE_weir").into());
+        words.push(self.program);
         words.extend(["run".into(), "-c".into(), file.display().to_string()]);
         let mut start = command(&words[0]);
         start.args(&words[1..]).envs(self.env);
@@ -286,9 +294,16 @@ impl Weir {
     /// Waits for a line on standard error that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, text: &str) -> String {
-        let found =
-            |written: &Written| written.err.iter().find(|line| line.contains(text)).cloned();
-        self.log.wait(text, found)
+        self.wait_for_line_with(&[text])
+    }
+
+    /// Waits for a line on standard error that contains all `words`, and returns it.
+    #[track_caller]
+    pub fn wait_for_line_with(&self, words: &[&str]) -> String {
+        let fits = |line: &&String| words.iter().all(|word| line.contains(word));
+        self.log.wait(&words.join(" ... "), |written| {
+            written.err.iter().find(fits).cloned()
+        })
     }
 
     /// Sends a signal.

@@ -95,10 +95,10 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
         Local::Ip(address) => put("local", Value::Plain(address)),
         path => put("local", Value::Shown(path)),
     }
+    put("pool", Value::Text(&record.listener.pool));
     match backend {
-        None => ["pool", "backend", "address"].map(|name| put(name, Value::Absent)),
+        None => ["backend", "address"].map(|name| put(name, Value::Absent)),
         Some(backend) => {
-            put("pool", Value::Text(&backend.pool));
             put("backend", Value::Text(&backend.config.name));
             match (&backend.config.address, &*record.local) {
                 (BackendAddress::Ip(address), _) => put("address", Value::Plain(address)),
@@ -108,7 +108,7 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
                 }
                 (address, _) => put("address", Value::Shown(address)),
             }
-            [(); 3]
+            [(); 2]
         }
     };
     put("attempts", Value::Number(record.attempts.into()));
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(
             line(&refused, LogFormat::Json),
             "{\"time\":\"2023-11-14T22:13:20.123Z\",\"id\":7,\"listener\":\"web\",\"protocol\":\"tcp\",\"client\":null,\
-             \"local\":\"192.0.2.9:80\",\"pool\":null,\"backend\":null,\"address\":null,\"attempts\":1,\"bytes_up\":10,\
+             \"local\":\"192.0.2.9:80\",\"pool\":\"web\",\"backend\":null,\"address\":null,\"attempts\":1,\"bytes_up\":10,\
              \"bytes_down\":2000,\"connect_ms\":null,\"first_byte_ms\":null,\"duration_ms\":61000.007,\"spliced\":0,\
              \"closed_by\":\"client\",\"cause\":\"finished\"}\n"
         );

@@ -392,6 +392,7 @@ mod tests {
             id: 7,
             listener: Arc::new(Listener {
                 id: 1,
+                pool: "web".into(),
                 gate: Gate::new(&config, stats.clone(), None),
                 config,
                 stats,

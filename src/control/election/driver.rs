@@ -154,13 +154,13 @@ impl Driver {
         log::debug!("failover thread: {urgency:?}");
         match self.rounds() {
             Ok(Ending::Stopped) => {
-                self.links.close(self.poll.registry());
+                self.links.close(self.poll.registry(), false);
             }
             Ok(Ending::Detach(reply)) => self.hand_over(&reply),
             // Without this thread nothing proves life, so the keeper lets go.
             Err(e) => {
                 self.tell(Event::Note(format!("the election thread ends: {e}")));
-                self.links.close(self.poll.registry());
+                self.links.close(self.poll.registry(), false);
             }
         }
     }
@@ -592,7 +592,7 @@ impl Driver {
         };
         let raw = self.keeper.as_fd().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
-        let listener = self.links.close(self.poll.registry());
+        let listener = self.links.close(self.poll.registry(), true);
         if let Ok(state) = serde_json::to_vec(&remembered) {
             let _ = reply.try_send(Detached {
                 keeper: self.keeper.into_fd(),

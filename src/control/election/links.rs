@@ -103,6 +103,9 @@ struct Node {
     heard: Option<Instant>,
     boot: Option<u64>,
     next_dial: Option<Instant>,
+    /// The connection ended without a farewell: ask at every tick until then whether the port is still open. Once is not
+    /// enough, because the sockets of a process that was killed do not close at the same instant.
+    ask_until: Option<Instant>,
 }
 
 /// All beat connections of this process.
@@ -161,9 +164,14 @@ impl Links {
         })
     }
 
-    /// Says farewell on every connection and gives the listening socket back.
-    pub fn close(mut self, registry: &Registry) -> OwnedFd {
-        self.part_all(registry);
+    /// Closes every connection and gives the listening socket back.
+    ///
+    /// With a farewell the peers know that we live on; without one they ask, find the port closed, and know at once that we
+    /// do not.
+    pub fn close(mut self, registry: &Registry, farewell: bool) -> OwnedFd {
+        if farewell {
+            self.part_all(registry);
+        }
         let _ = registry.deregister(&mut self.listener);
         std::net::TcpListener::from(self.listener).into()
     }
@@ -224,6 +232,11 @@ impl Links {
             self.drop_conn(registry, id);
         }
         for n in 0..self.nodes.len() {
+            let node = &self.nodes[n];
+            if node.active.is_none() && node.ask_until.is_some_and(|until| now < until) {
+                self.dial(registry, now, n, !self.dials(n), news);
+                continue;
+            }
             if self.nodes[n].next_dial.is_some_and(|at| at > now) {
                 continue;
             }
@@ -576,6 +589,7 @@ impl Links {
         if let (Some(n), true) = (node, active && authenticated) {
             self.nodes[n].next_dial = Some(now);
             if !farewell {
+                self.nodes[n].ask_until = Some(now + self.identity.dead_after);
                 // Has the process ended, or only the connection? Ask.
                 let probe = !self.dials(n);
                 self.dial(registry, now, n, probe, news);

@@ -22,7 +22,7 @@ pub struct Recording {
     pub inputs: Vec<(Duration, Input)>,
 }
 
-/// Keeps between [`HALF`] and twice as many inputs.
+/// Keeps the last 512 to 1,024 inputs.
 pub struct Recorder {
     began: Instant,
     older: Option<Recording>,

@@ -1,0 +1,86 @@
+//! What one process knows of its backends and the next one, which takes over from it, need not find out again: verdicts
+//! of the probes and the operator's orders. Ejections and response times are not among it: real traffic teaches them
+//! quickly, and they are about the moment.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::Pools;
+use crate::control::request::BackendOrder;
+use crate::health::State;
+
+/// Of one backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knowledge {
+    /// [`Backend::identity`](crate::snapshot::Backend::identity).
+    backend: u64,
+    /// What the probes say, unless an order hides it.
+    healthy: Option<bool>,
+    reason: String,
+    /// Draining or down by order.
+    order: Option<Withdrawn>,
+    /// Weight by order.
+    weight: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Withdrawn {
+    Drain,
+    Down,
+}
+
+impl Pools {
+    /// Everything worth telling.
+    pub fn knowledge(&self) -> Vec<Knowledge> {
+        let entries = self.pools.iter().flat_map(|pool| &pool.entries);
+        let known = entries.map(|entry| {
+            let state = entry.state.state();
+            Knowledge {
+                backend: entry.backend.identity,
+                healthy: match state {
+                    State::Up => Some(true),
+                    State::Down => Some(false),
+                    _ => None,
+                },
+                reason: entry.state.reason().chars().take(200).collect(),
+                order: match state {
+                    State::Drain => Some(Withdrawn::Drain),
+                    State::Disabled => Some(Withdrawn::Down),
+                    _ => None,
+                },
+                weight: entry.weight,
+            }
+        });
+        known
+            .filter(|k| k.healthy.is_some() || k.order.is_some() || k.weight.is_some())
+            .collect()
+    }
+
+    /// Starts from what somebody else knew. What is about backends that are not configured here is of no interest.
+    pub fn learn(&mut self, knowledge: Vec<Knowledge>, now: Instant) {
+        for known in knowledge {
+            let Some((pool, ix)) = self.find(known.backend) else {
+                continue;
+            };
+            if let Some(healthy) = known.healthy {
+                let state = &mut self.pools[pool].entries[ix].state;
+                let change = state.probed(now, healthy, &known.reason);
+                self.after(pool, ix, change);
+            }
+            let withdrawn = known.order.map(|order| match order {
+                Withdrawn::Drain => BackendOrder::Drain,
+                Withdrawn::Down => BackendOrder::Down,
+            });
+            let weight = known.weight.map(BackendOrder::Weight);
+            let entry = &self.pools[pool];
+            let name = entry.entries[ix].backend.config.name.clone();
+            let pool = entry.config.name.clone();
+            for order in withdrawn.into_iter().chain(weight) {
+                if let Err(error) = self.order(&pool, &name, order, now) {
+                    log::warn!("backend {pool}/{name}: {error}");
+                }
+            }
+        }
+    }
+}

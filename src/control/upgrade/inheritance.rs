@@ -1,0 +1,230 @@
+//! The new process: what it was given, by a predecessor or by the service manager (socket activation), and its side of
+//! the conversation.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use crossbeam_channel::Sender;
+
+use super::{Address, Event, Label, Line, Note, START_MAX, VARIABLE};
+use crate::config::model::{Listener, Protocol};
+use crate::control::Input;
+use crate::control::election::Detached;
+use crate::control::pools::Knowledge;
+use crate::link::{Local, Migrant};
+use crate::sys::handover::Channel;
+use crate::sys::{socket, systemd};
+
+/// What this process was started with.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// The sockets.
+    pub heirlooms: Heirlooms,
+    /// What a predecessor knew of backends.
+    pub knowledge: Vec<Knowledge>,
+    /// The conversation with the predecessor, if there is one.
+    pub successor: Option<Successor>,
+}
+
+impl Inheritance {
+    /// Whether another process serves until this one takes over.
+    pub fn is_succession(&self) -> bool {
+        self.successor.is_some()
+    }
+}
+
+/// Sockets that nobody has claimed yet.
+#[derive(Debug, Default)]
+pub struct Heirlooms(Vec<(Label, OwnedFd)>);
+
+/// A socket that was inherited for an address.
+#[derive(Debug)]
+pub struct Heirloom {
+    /// What it is bound to.
+    pub local: Local,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+impl Inheritance {
+    /// Receives everything. To be called once, before other threads are started.
+    pub fn receive() -> anyhow::Result<Inheritance> {
+        let mut heirlooms = Heirlooms::default();
+        for (name, fd) in systemd::activated().context("socket activation")? {
+            let label = activated_label(&name, &fd)
+                .with_context(|| format!("socket activation: socket `{name}`"))?;
+            heirlooms.0.push((label, fd));
+        }
+        let Some(number) = std::env::var_os(VARIABLE) else {
+            return Ok(Inheritance {
+                heirlooms,
+                ..Inheritance::default()
+            });
+        };
+        let number = number.to_str().and_then(|text| text.parse().ok());
+        let fd = number.with_context(|| format!("{VARIABLE} is not a number"))?;
+        let channel = Channel::inherited(fd).with_context(|| format!("{VARIABLE}={fd}"))?;
+        channel.set_timeout(START_MAX)?;
+        let line = Line(Arc::new(channel));
+        let mut knowledge = Vec::new();
+        loop {
+            match line.hear()? {
+                Some((Note::Knowledge(part), _)) => knowledge.extend(part),
+                Some((Note::Sockets(labels), fds)) => {
+                    heirlooms.0.extend(labels.into_iter().zip(fds));
+                }
+                Some((Note::Everything, _)) => break,
+                Some((Note::Abandon, _)) | None => bail!("the old process gave the upgrade up"),
+                Some((other, _)) => bail!("the old process said {other:?}"),
+            }
+        }
+        Ok(Inheritance {
+            heirlooms,
+            knowledge,
+            successor: Some(Successor { line }),
+        })
+    }
+}
+
+/// The name of a listener is the name of its sockets (FileDescriptorName=).
+fn activated_label(name: &str, fd: &OwnedFd) -> anyhow::Result<Label> {
+    let socket = socket2::SockRef::from(fd);
+    socket.set_nonblocking(true)?;
+    let bound = socket.local_addr()?;
+    let address = match (bound.as_socket(), bound.as_pathname()) {
+        (Some(address), _) => Address::Ip(address),
+        (None, Some(path)) => Address::Unix(path.to_path_buf()),
+        _ => bail!("neither an internet nor a named unix socket"),
+    };
+    let udp = socket.r#type()? == socket2::Type::DGRAM;
+    if !udp && matches!(address, Address::Ip(_)) {
+        socket::set_nodelay(fd.as_raw_fd());
+    }
+    Ok(Label::Listener {
+        name: name.to_string(),
+        udp,
+        wanted: address.clone(),
+        local: address,
+    })
+}
+
+impl Heirlooms {
+    /// Claims the sockets of one address of a listener. An address that has moved to another listener is found too,
+    /// unless the kernel chose its port.
+    pub fn claim(&mut self, listener: &Listener, wanted: &Local) -> Vec<Heirloom> {
+        let is_fixed = !matches!(wanted, Local::Ip(address) if address.port() == 0);
+        let fits = |label: &Label| match label {
+            Label::Listener {
+                name,
+                udp,
+                wanted: its,
+                local,
+            } => {
+                *udp == (listener.protocol == Protocol::Udp)
+                    && (*name == listener.name && Local::from(its) == *wanted
+                        || is_fixed && Local::from(local) == *wanted)
+            }
+            Label::Own(_) => false,
+        };
+        let (claimed, left) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(label, _)| fits(label));
+        self.0 = left;
+        let claimed: Vec<(Label, OwnedFd)> = claimed;
+        claimed
+            .into_iter()
+            .filter_map(|(label, fd)| match label {
+                Label::Listener { local, .. } => Some(Heirloom {
+                    local: Local::from(&local),
+                    fd,
+                }),
+                Label::Own(_) => None,
+            })
+            .collect()
+    }
+
+    /// Claims a socket of our own.
+    pub fn claim_own(&mut self, name: &str) -> Option<OwnedFd> {
+        let is_it = |(label, _): &(Label, OwnedFd)| matches!(label, Label::Own(its) if its == name);
+        let ix = self.0.iter().position(is_it)?;
+        Some(self.0.swap_remove(ix).1)
+    }
+
+    /// Closes what is left; returns the names.
+    pub fn discard(&mut self) -> Vec<Label> {
+        let mut labels: Vec<Label> = self.0.drain(..).map(|(label, _)| label).collect();
+        labels.dedup();
+        labels
+    }
+}
+
+/// The new process's side of the conversation.
+#[derive(Debug, Clone)]
+pub struct Successor {
+    line: Line,
+}
+
+impl Successor {
+    /// Says that this process will not serve.
+    pub fn refuse(&self, reason: &str) {
+        let reason = reason.chars().take(16 << 10).collect();
+        let _ = self.line.say(&Note::Refused(reason));
+    }
+
+    /// Says that this process could serve, and passes on what it is told.
+    pub fn announce(&self, heirlooms: &mut Heirlooms, inputs: Sender<Input>) -> anyhow::Result<()> {
+        let unused = heirlooms.discard();
+        self.line.say(&Note::Ready { unused })?;
+        let line = self.line.clone();
+        line.0.set_timeout(std::time::Duration::ZERO)?;
+        std::thread::Builder::new()
+            .name("upgrade".into())
+            .spawn(move || listen(&line, &inputs))?;
+        Ok(())
+    }
+
+    /// Says that this process serves.
+    pub fn serving(&self) {
+        let _ = self.line.say(&Note::Serving);
+    }
+}
+
+/// Ends when this process has become the service, or is told to give up.
+fn listen(line: &Line, inputs: &Sender<Input>) {
+    let tell = |event| inputs.send(Input::Upgrade(event)).is_ok();
+    let mut migrants = Vec::new();
+    loop {
+        let heard = line.hear();
+        match heard {
+            Ok(Some((Note::Sessions(passports), fds))) => {
+                let sessions = passports.into_iter().zip(fds);
+                migrants.extend(sessions.map(|(passport, fd)| Migrant { passport, fd }));
+            }
+            Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut migrants)))),
+            Ok(Some((Note::Vips(state), fds))) => {
+                if let Ok([keeper, listener]) = <[OwnedFd; 2]>::try_from(fds) {
+                    tell(Event::Vips(Detached {
+                        keeper,
+                        listener,
+                        state: state.into_bytes(),
+                    }));
+                }
+            }
+            Ok(Some((Note::Main, _))) => {
+                tell(Event::Main);
+                return;
+            }
+            Ok(Some((Note::Abandon, _))) => {
+                tell(Event::Abandoned);
+                return;
+            }
+            // The old process has died: the service is ours.
+            Ok(None) | Err(_) => {
+                let _ = tell(Event::Go(migrants)) && tell(Event::Main);
+                return;
+            }
+            Ok(Some(_)) => {}
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Upgrade: the binary on disk takes over every listening socket, then this process drains.
+//!
+//! # How it works
+//!
+//! ```text
+//! predecessor                                             successor
+//!   duplicates every listening socket
+//!   starts the binary, one end of a channel in its hand ->  reads the file, meets the same checks as any start
+//!   Socket.. (descriptors), Everything                  ->  binds what it did not inherit, starts its threads
+//!   (serves all the while)                              <-  Ready {unused}, or Refused {reason}
+//!   workers let go of the sockets, Sessions.., Go       ->  workers take the sockets, with their UDP sessions
+//!   stops the election, names the successor             <-  Serving
+//!   Vips (keeper, beats, state)                         ->  goes on with the election
+//!   Main                                                ->  speaks for the service from now on
+//!   drains within shutdown_grace, ends
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. *No listening socket is closed.* A duplicate is in the predecessor's hand until the successor serves. The members
+//!    of a SO_REUSEPORT group stay the same sockets, so the kernel neither moves nor resets a queued connection.
+//! 2. *Until Go the predecessor alone accepts*, and until Serving it can take everything back. Whatever fails before that
+//!    (no such file, a refused configuration, a crash, silence for [`START_MAX`]) leaves it as it was, with the reason in
+//!    log and status.
+//! 3. *Exactly one speaks* to the service manager: see [`Notifier`](super::notifier::Notifier).
+//! 4. *A UDP session goes with its listening socket*, in one step: see the workers' `udp::migrate`. Datagrams wait in the
+//!    kernel meanwhile.
+//! 5. A socket that the successor has no use for is served until empty, and closed, by the predecessor.
+//!
+//! If the predecessor dies before Go, the successor has every socket and nobody else will serve: it goes on by itself. It
+//! gives up only when it is told to ([`Note::Abandon`]).
+//!
+//! What it never does: hand over TCP connections (they end where they began), or run two upgrades, or a reload, at once.
+//!
+//! # Registrations
+//!
+//! An epoll registration belongs to the open file, which the duplicate keeps open. A worker that lets a socket go
+//! therefore deregisters it by hand before it closes its descriptor.
+
+mod inheritance;
+mod predecessor;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::election::Detached;
+use super::pools::Knowledge;
+use crate::config::model::Protocol;
+use crate::link::{ListenSocket, Local, Migrant, Passport};
+
+pub use inheritance::{Heirloom, Heirlooms, Inheritance, Successor};
+pub use predecessor::{Estate, Predecessor, Program};
+
+/// How long a new process may take to get ready.
+pub const START_MAX: Duration = Duration::from_secs(15);
+/// How long each later step may take.
+const STEP_MAX: Duration = Duration::from_secs(5);
+/// The variable that names the inherited end of the channel.
+const VARIABLE: &str = "WEIR_UPGRADE_FD";
+
+/// A listening socket as both processes name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Label {
+    /// Of a listener of the configuration.
+    Listener {
+        /// Listener name.
+        name: String,
+        /// Datagrams instead of streams.
+        udp: bool,
+        /// What the file says (the port may be 0).
+        wanted: Address,
+        /// What it is bound to.
+        local: Address,
+    },
+    /// One of our own, such as `admin /run/weir/admin.sock`.
+    Own(String),
+}
+
+/// [`Local`] in words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Address {
+    /// Address and port.
+    Ip(std::net::SocketAddr),
+    /// Path.
+    Unix(std::path::PathBuf),
+}
+
+impl From<&Local> for Address {
+    fn from(local: &Local) -> Address {
+        match local {
+            Local::Ip(address) => Address::Ip(*address),
+            Local::Unix(path) => Address::Unix(path.clone()),
+        }
+    }
+}
+
+impl From<&Address> for Local {
+    fn from(address: &Address) -> Local {
+        match address {
+            Address::Ip(address) => Local::Ip(*address),
+            Address::Unix(path) => Local::Unix(path.clone()),
+        }
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Label::Listener { name, local, .. } => write!(f, "{name} {}", Local::from(local)),
+            Label::Own(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Label {
+    /// Of a listener's socket.
+    pub fn listener(name: &str, protocol: Protocol, wanted: &Local, local: &Local) -> Label {
+        Label::Listener {
+            name: name.to_string(),
+            udp: protocol == Protocol::Udp,
+            wanted: wanted.into(),
+            local: local.into(),
+        }
+    }
+}
+
+/// What is said on the channel. Both ends may be of different versions: a note that one does not know ends the upgrade,
+/// a field that it does not know is ignored.
+#[derive(Debug, Serialize, Deserialize)]
+enum Note {
+    /// Sockets; the descriptors are in the message, in this order.
+    Sockets(Vec<Label>),
+    /// What is known of backends.
+    Knowledge(Vec<Knowledge>),
+    /// That was all.
+    Everything,
+    /// UDP sessions; the descriptors are in the message, in this order.
+    Sessions(Vec<Passport>),
+    /// Serve.
+    Go,
+    /// The election's state; the descriptors are the keeper's channel and the socket for beats.
+    Vips(String),
+    /// You speak for the service now.
+    Main,
+    /// End without having served.
+    Abandon,
+    /// The successor could serve; it closed these without having accepted anything.
+    Ready {
+        /// See there.
+        unused: Vec<Label>,
+    },
+    /// The successor ends, because of this.
+    Refused(String),
+    /// The successor serves.
+    Serving,
+}
+
+/// What control learns about an upgrade, on either side.
+#[derive(Debug)]
+pub enum Event {
+    /// Predecessor: the successor serves.
+    Done(Done),
+    /// Predecessor: nothing came of it.
+    Failed {
+        /// Why.
+        reason: String,
+        /// What workers have let go and have to serve again.
+        back: Back,
+    },
+    /// Successor: serve, and go on with these sessions.
+    Go(Vec<Migrant>),
+    /// Successor: go on with the election.
+    Vips(Detached),
+    /// Successor: speak for the service.
+    Main,
+    /// Successor: end.
+    Abandoned,
+}
+
+/// What nobody serves at the moment, in the predecessor's hand.
+#[derive(Debug, Default)]
+pub struct Back {
+    /// Listening sockets.
+    pub sockets: Vec<ListenSocket>,
+    /// UDP sessions.
+    pub migrants: Vec<Migrant>,
+}
+
+/// See [`Event::Done`].
+#[derive(Debug)]
+pub struct Done {
+    /// The successor's process id.
+    pub pid: u32,
+    /// Addresses that it has no use for.
+    pub unused: Vec<(u32, Local)>,
+    /// The same of our own sockets.
+    pub unused_own: Vec<String>,
+    line: Line,
+}
+
+impl Done {
+    /// Hands the election over. Until the successor takes it up nobody proves life to the keeper, so nothing may come between.
+    pub fn hand_vips(&self, election: Detached) {
+        let state = String::from_utf8_lossy(&election.state).into_owned();
+        let fds = [election.keeper.as_fd(), election.listener.as_fd()];
+        if let Err(error) = self.line.say_with(&Note::Vips(state), &fds) {
+            log::error!("upgrade: the VIPs cannot be handed over: {error}");
+        }
+    }
+
+    /// Tells the successor that it speaks for the service now.
+    pub fn tell(self) {
+        if let Err(error) = self.line.say(&Note::Main) {
+            log::warn!("upgrade: {error}");
+        }
+    }
+}
+
+/// A channel that carries [`Note`]s.
+#[derive(Debug, Clone)]
+struct Line(std::sync::Arc<crate::sys::handover::Channel>);
+
+impl Line {
+    fn say(&self, note: &Note) -> std::io::Result<()> {
+        self.say_with(note, &[])
+    }
+
+    fn say_with(&self, note: &Note, fds: &[std::os::fd::BorrowedFd]) -> std::io::Result<()> {
+        self.0.send(&serde_json::to_vec(note)?, fds)
+    }
+
+    /// The next note with its descriptors; `None` = the peer has gone.
+    fn hear(&self) -> std::io::Result<Option<(Note, Vec<std::os::fd::OwnedFd>)>> {
+        let Some(message) = self.0.receive()? else {
+            return Ok(None);
+        };
+        let note = serde_json::from_slice(&message.bytes)?;
+        Ok(Some((note, message.descriptors)))
+    }
+}

@@ -1,0 +1,263 @@
+//! The old process: starts the new one and lets go step by step. A thread of its own does what takes time; control only
+//! learns how it ended, and serves meanwhile.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use crossbeam_channel::{Sender, bounded};
+
+use super::{Back, Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use crate::control::Input;
+use crate::control::pools::Knowledge;
+use crate::link::{self, Command, ListenSocket, Local};
+use crate::sys::handover::{self, Channel, DESCRIPTORS_MAX};
+use crate::sys::systemd;
+
+/// How often workers are asked again for a socket that is on its way between two of them.
+const GATHER_PAUSE: Duration = Duration::from_millis(20);
+
+/// Backends in one message: a reason is a short sentence.
+const KNOWLEDGE_MAX: usize = 128;
+
+/// What is started: the binary that this process was started as, looked up again, with the same arguments.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Path, or a name to be found in PATH.
+    pub path: OsString,
+    /// Without the name.
+    pub arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// Of this process. The name that it was started under, rather than /proc/self/exe: that would follow a symbolic link
+    /// to the old version, and says "(deleted)" once a package manager has put another file in its place.
+    pub fn own() -> Program {
+        let mut arguments = std::env::args_os();
+        let path = arguments.next().unwrap_or_else(|| "weir".into());
+        Program {
+            path,
+            arguments: arguments.collect(),
+        }
+    }
+}
+
+/// What is handed over.
+#[derive(Debug)]
+pub struct Estate {
+    /// All workers.
+    pub workers: Vec<link::Worker>,
+    /// Every listening socket: [`ListenSocket::listener`] and address, its name, and how many of them there are.
+    pub listeners: HashMap<(u32, Local), (Label, usize)>,
+    /// What is known of backends.
+    pub knowledge: Vec<Knowledge>,
+    /// Sockets of our own.
+    pub own: Vec<(String, OwnedFd)>,
+}
+
+/// An upgrade under way.
+#[derive(Debug)]
+pub struct Predecessor {
+    line: Line,
+}
+
+impl Predecessor {
+    /// Begins; an [`Event`] in `inputs` ends it.
+    pub fn begin(
+        program: Program,
+        estate: Estate,
+        inputs: Sender<Input>,
+    ) -> anyhow::Result<Predecessor> {
+        if std::process::id() == 1 {
+            bail!("this process is number 1: its end would end the container");
+        }
+        let (near, far) = Channel::pair()?;
+        near.set_timeout(START_MAX)?;
+        let line = Line(Arc::new(near));
+        let handle = Predecessor { line: line.clone() };
+        std::thread::Builder::new()
+            .name("upgrade".into())
+            .spawn(move || {
+                let mut back = Back::default();
+                let event = match hand_over(&program, &estate, line, far, &mut back) {
+                    Ok(done) => Event::Done(done),
+                    Err(error) => Event::Failed {
+                        reason: format!("{error:#}"),
+                        back,
+                    },
+                };
+                let _ = inputs.send(Input::Upgrade(event));
+            })?;
+        Ok(handle)
+    }
+
+    /// Tells the successor to end. If it serves already, it goes on.
+    pub fn abandon(&self) {
+        let _ = self.line.say(&Note::Abandon);
+    }
+}
+
+/// Takes all steps. `back` holds what nobody serves at the moment.
+fn hand_over(
+    program: &Program,
+    estate: &Estate,
+    line: Line,
+    far: Channel,
+    back: &mut Back,
+) -> anyhow::Result<Done> {
+    let sockets = gather(estate).context("cannot collect the listening sockets")?;
+    let pid = handover::spawn(
+        &program.path,
+        program.arguments.iter().cloned(),
+        VARIABLE,
+        &systemd::PRIVATE_VARIABLES,
+        far,
+    )
+    .with_context(|| format!("cannot start {}", program.path.display()))?;
+    log::info!("upgrade: process {pid} starts");
+    let outcome = introduce(estate, &line, sockets, back);
+    match &outcome {
+        Ok(_) => {}
+        // Whoever did not answer in time may do so later, when nobody listens any more.
+        Err(error) if is_timeout(error) => handover::kill(pid),
+        Err(_) => {
+            let _ = line.say(&Note::Abandon);
+        }
+    }
+    let unused_labels = outcome?;
+    *back = Back::default();
+    let is_unused = |label: &Label| unused_labels.contains(label);
+    let listeners = estate.listeners.iter();
+    let unused = listeners.filter(|(_, (label, _))| is_unused(label));
+    let own = estate.own.iter().map(|(name, _)| name.clone());
+    Ok(Done {
+        pid,
+        unused: unused.map(|(place, _)| place.clone()).collect(),
+        unused_own: own.filter(|n| is_unused(&Label::Own(n.clone()))).collect(),
+        line,
+    })
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// From the first socket to Serving; returns what the successor has no use for.
+fn introduce(
+    estate: &Estate,
+    line: &Line,
+    sockets: Vec<ListenSocket>,
+    back: &mut Back,
+) -> anyhow::Result<Vec<Label>> {
+    let label = |socket: &ListenSocket| {
+        let place = (socket.listener, socket.local.clone());
+        estate.listeners.get(&place).map(|(label, _)| label.clone())
+    };
+    let listening = sockets
+        .iter()
+        .filter_map(|s| Some((label(s)?, s.fd.as_fd())));
+    let own = estate.own.iter();
+    let all: Vec<(Label, BorrowedFd)> = listening
+        .chain(own.map(|(name, fd)| (Label::Own(name.clone()), fd.as_fd())))
+        .collect();
+    for part in all.chunks(DESCRIPTORS_MAX) {
+        let (labels, fds): (Vec<Label>, Vec<BorrowedFd>) = part.iter().cloned().unzip();
+        tell(line, &Note::Sockets(labels), &fds, "get ready")?;
+    }
+    for part in estate.knowledge.chunks(KNOWLEDGE_MAX) {
+        let note = Note::Knowledge(part.to_vec());
+        tell(line, &note, &[], "get ready")?;
+    }
+    tell(line, &Note::Everything, &[], "get ready")?;
+
+    let unused = match hear(line, "get ready")? {
+        Note::Ready { unused } => unused,
+        Note::Refused(reason) => bail!("{reason}"),
+        other => bail!("the new process said {other:?}"),
+    };
+    let listeners = estate.listeners.iter();
+    let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
+    let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
+    line.0.set_timeout(STEP_MAX)?;
+    back.sockets = sockets;
+    back.sockets
+        .retain(|socket| used.contains(&(socket.listener, socket.local.clone())));
+    let used = Arc::new(used);
+    for worker in &estate.workers {
+        let (reply, released) = bounded(1);
+        let sockets = used.clone();
+        if worker.send(Command::Release { sockets, reply }) {
+            let migrants = released
+                .recv_timeout(STEP_MAX)
+                .with_context(|| format!("worker {} does not answer", worker.id))?;
+            back.migrants.extend(migrants);
+        }
+    }
+    for part in back.migrants.chunks(DESCRIPTORS_MAX) {
+        let passports = part.iter().map(|m| m.passport.clone()).collect();
+        let fds: Vec<BorrowedFd> = part.iter().map(|m| m.fd.as_fd()).collect();
+        tell(line, &Note::Sessions(passports), &fds, "serve")?;
+    }
+    tell(line, &Note::Go, &[], "serve")?;
+    match hear(line, "serve")? {
+        Note::Serving => Ok(unused),
+        other => bail!("the new process said {other:?}"),
+    }
+}
+
+fn tell(line: &Line, note: &Note, fds: &[BorrowedFd], to_what: &str) -> anyhow::Result<()> {
+    line.say_with(note, fds).map_err(|e| trouble(e, to_what))
+}
+
+fn hear(line: &Line, to_what: &str) -> anyhow::Result<Note> {
+    match line.hear() {
+        Ok(Some((note, _))) => Ok(note),
+        Ok(None) => Err(trouble(io::ErrorKind::BrokenPipe.into(), to_what)),
+        Err(error) => Err(trouble(error, to_what)),
+    }
+}
+
+fn trouble(error: io::Error, to_what: &str) -> anyhow::Error {
+    match error.kind() {
+        // The error itself stays inside: see `is_timeout`.
+        io::ErrorKind::WouldBlock => {
+            anyhow::Error::from(error).context(format!("the new process did not {to_what} in time"))
+        }
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            anyhow::anyhow!("the new process ended before it could {to_what}; its log says why")
+        }
+        _ => error.into(),
+    }
+}
+
+/// Duplicates of every listening socket, from all workers. A worker that has just retired may have its sockets in another
+/// one's queue, so a count that is short is asked for again.
+fn gather(estate: &Estate) -> anyhow::Result<Vec<ListenSocket>> {
+    let expected: usize = estate.listeners.values().map(|(_, count)| count).sum();
+    let deadline = Instant::now() + STEP_MAX;
+    loop {
+        let mut sockets = Vec::new();
+        for worker in &estate.workers {
+            let (reply, shared) = bounded(1);
+            if worker.send(Command::Share { reply }) {
+                let answer = shared
+                    .recv_timeout(STEP_MAX)
+                    .with_context(|| format!("worker {} does not answer", worker.id))?;
+                sockets.extend(answer?);
+            }
+        }
+        if sockets.len() >= expected {
+            return Ok(sockets);
+        }
+        if Instant::now() >= deadline {
+            bail!("{} of {expected} are there", sockets.len());
+        }
+        std::thread::sleep(GATHER_PAUSE);
+    }
+}

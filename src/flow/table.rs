@@ -1,0 +1,698 @@
+//! The table itself; [`super`] tells how it works.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
+
+use crate::base::{Key, Slab};
+
+use super::endpoints::{Endpoints, ListenerIx};
+use super::list::{Ends, Link, NONE, Nodes};
+use super::sources::Sources;
+
+/// An ICMP error counts only when the session sent something this recently. Covers the 3 s after which the kernel gives
+/// up on a neighbour that does not answer ARP.
+pub const RECENT: Duration = Duration::from_secs(5);
+
+/// How long "unreachable" must go on, without one reply, before it moves a session whose backend has replied before.
+/// RFC 1122 4.2.3.9 calls these errors soft because routes flap.
+pub const CONFIRM: Duration = Duration::from_secs(3);
+
+/// Parked sessions of one listener at most: parking is worth a descriptor only for clients that come back soon.
+pub const PARKED_MAX: u32 = 1024;
+
+/// How long a session stays parked, if the idle time is not shorter still.
+pub const PARKED_TIME: Duration = Duration::from_secs(2);
+
+const BY_AGE: usize = 0;
+const BY_SOURCE: usize = 1;
+
+/// When sessions of a listener end; `None` = unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Silence in both directions.
+    pub idle: Duration,
+    /// Client datagrams of one session.
+    pub requests: Option<u32>,
+    /// Backend datagrams for each client datagram.
+    pub replies: Option<u32>,
+}
+
+/// Which cap is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Sessions of the process.
+    Process,
+    /// Sessions of the listener.
+    Listener,
+    /// Sessions of the source address at the listener.
+    Source,
+}
+
+/// What to do with datagrams from a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// No session: check access and caps, then [`Table::open`].
+    Unknown,
+    /// Send `take` datagrams to the session's backend, then ask again about the rest.
+    Forward {
+        /// Session.
+        id: Key,
+        /// How many of the datagrams, at least one.
+        take: u32,
+        /// No reply is expected: [`Table::finish`] once they are sent.
+        finishes: bool,
+    },
+    /// As `Forward`, but pick a backend and call [`Table::rebound`] first. Without a backend drop the datagrams and leave
+    /// the session as it is.
+    Repick {
+        /// Session.
+        id: Key,
+        /// How many of the datagrams, at least one.
+        take: u32,
+        /// As in `Forward`.
+        finishes: bool,
+        /// The session had ended: for accounting this is a new one.
+        reopened: bool,
+    },
+}
+
+/// What replies mean for their session. They are delivered in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Nothing.
+    Continue,
+    /// All replies have come: account for the session, then [`Table::finish`].
+    Finished,
+}
+
+/// How well an ICMP error proves itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Quotes a datagram that the session sent lately and says that nobody listens there.
+    Firm,
+    /// Quotes a datagram that the session sent lately and says that host or network cannot be reached.
+    Soft,
+    /// Quotes nothing that could be checked.
+    Bare,
+}
+
+/// What an ICMP error means for its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// Nothing: nothing was sent lately, or forged for all we know.
+    Ignored,
+    /// Noted; the same again after [`CONFIRM`] without a reply is believed.
+    Suspected,
+    /// The session is astray.
+    Failed {
+        /// Whether this counts against the backend.
+        blame: bool,
+        /// Whether the refused datagram may be sent again (to another backend, after [`Table::rebound`]).
+        resend: bool,
+    },
+}
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Bound to a backend.
+    Live,
+    /// Needs another backend.
+    Astray,
+    /// Ended; kept for the same client.
+    Parked,
+}
+
+/// One session as seen from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a, T> {
+    /// Addresses.
+    pub ends: &'a Endpoints,
+    /// State.
+    pub state: State,
+    /// Its backend has replied.
+    pub proven: bool,
+    /// Datagrams from the client.
+    pub requests: u32,
+    /// Datagrams from the backend.
+    pub replies: u32,
+    /// Last datagram either way, since the table's epoch.
+    pub last: Duration,
+    /// The shell's part.
+    pub data: &'a T,
+}
+
+#[derive(Debug)]
+struct Session<T> {
+    ends: Endpoints,
+    /// Last datagram either way.
+    last: u64,
+    /// Last datagram from the client.
+    sent: u64,
+    /// First soft error since the last reply.
+    suspect: Option<u64>,
+    requests: u32,
+    replies: u32,
+    /// Entry of its source while it is live and counted there.
+    source: u32,
+    /// The cap of its source applies to it.
+    counted: bool,
+    state: State,
+    /// In the index: the next datagram finds it.
+    indexed: bool,
+    proven: bool,
+    /// The latest client datagram has been sent a second time.
+    resent: bool,
+    links: [Link; 2],
+    data: T,
+}
+
+impl<T> Nodes for Slab<Session<T>> {
+    fn link(&mut self, ix: u32, which: usize) -> &mut Link {
+        &mut entry(self, ix).links[which]
+    }
+}
+
+#[derive(Debug)]
+struct Line {
+    idle: u64,
+    requests: Option<u32>,
+    replies: Option<u32>,
+    active: Ends,
+    parked: Ends,
+}
+
+/// Sessions of one worker. `T` is what the shell keeps with each of them (socket, backend, counters).
+pub struct Table<T, S = RandomState> {
+    epoch: Instant,
+    hasher: S,
+    sessions: Slab<Session<T>>,
+    index: HashTable<u32>,
+    lines: Vec<Option<Line>>,
+    sources: Sources,
+    parked: u32,
+    /// No session expires before.
+    next_expiry: u64,
+    /// Where the current sweep stands.
+    sweep: usize,
+    /// No live session is past half of its idle time before.
+    next_victim: u64,
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Line {
+    fn parked_time(&self) -> u64 {
+        self.idle.min(nanos(PARKED_TIME))
+    }
+}
+
+impl<T> Table<T> {
+    /// An empty table. No `now` given later may be before `epoch`.
+    pub fn new(epoch: Instant) -> Self {
+        Self::with_hasher(epoch, RandomState::new())
+    }
+}
+
+impl<T, S: BuildHasher> Table<T, S> {
+    /// As [`Table::new`]. Clients choose their endpoints, so the hasher should be keyed with a secret.
+    pub fn with_hasher(epoch: Instant, hasher: S) -> Self {
+        Self {
+            epoch,
+            hasher,
+            sessions: Slab::new(),
+            index: HashTable::new(),
+            lines: Vec::new(),
+            sources: Sources::new(),
+            parked: 0,
+            next_expiry: u64::MAX,
+            sweep: 0,
+            next_victim: u64::MAX,
+        }
+    }
+
+    /// Adds a listener or changes its policy; sessions that it has follow at once.
+    pub fn set_policy(&mut self, listener: ListenerIx, policy: Policy) {
+        let ix = listener.0 as usize;
+        if self.lines.len() <= ix {
+            self.lines.resize_with(ix + 1, || None);
+        }
+        let line = self.lines[ix].get_or_insert(Line {
+            idle: 0,
+            requests: None,
+            replies: None,
+            active: Ends::EMPTY,
+            parked: Ends::EMPTY,
+        });
+        line.idle = nanos(policy.idle);
+        line.requests = policy.requests.map(|limit| limit.max(1));
+        line.replies = policy.replies;
+        // Both bounds may have come nearer.
+        self.next_expiry = 0;
+        self.next_victim = 0;
+    }
+
+    /// Datagrams arrived from a client: `count` in a row with the same endpoints, at least one.
+    pub fn on_client(&mut self, now: Instant, ends: &Endpoints, count: u32) -> Step {
+        debug_assert!(count > 0);
+        let sessions = &self.sessions;
+        let found = self.index.find(self.hasher.hash_one(ends), |&ix| {
+            sessions.at(ix).is_some_and(|session| session.ends == *ends)
+        });
+        let Some(&ix) = found else {
+            return Step::Unknown;
+        };
+        let (now, id) = (self.at(now), self.id(ix));
+        let line = line_mut(&mut self.lines, ends);
+        let session = entry(&mut self.sessions, ix);
+
+        let was = session.state;
+        if was == State::Parked {
+            session.state = State::Astray;
+            session.requests = 0;
+            session.replies = 0;
+        }
+        let take = match line.requests {
+            None => count,
+            Some(limit) => count.min(limit.saturating_sub(session.requests)),
+        };
+        if take == 0 {
+            // The limit was lowered under a running session.
+            self.unindex(ix);
+            return Step::Unknown;
+        }
+        session.requests = session.requests.saturating_add(take);
+        session.last = now;
+        session.sent = now;
+        session.resent = false;
+        let (requests, source) = (session.requests, session.source);
+        let finishes = line.replies == Some(0);
+        let used_up = line.requests.is_some_and(|limit| requests >= limit);
+
+        if was == State::Parked {
+            self.parked -= 1;
+            line.parked.unlink(&mut self.sessions, BY_AGE, ix);
+            self.activate(ends, now, ix);
+        } else {
+            line.active.move_to_back(&mut self.sessions, BY_AGE, ix);
+        }
+        self.touch_source(source, ix);
+        if used_up {
+            self.unindex(ix);
+        }
+        match was {
+            State::Live => Step::Forward { id, take, finishes },
+            _ => Step::Repick {
+                id,
+                take,
+                finishes,
+                reopened: was == State::Parked,
+            },
+        }
+    }
+
+    /// Opens a session. The datagrams that asked for it are then given to [`Table::on_client`]. `counted`: the cap of its
+    /// source applies to it.
+    pub fn open(&mut self, now: Instant, ends: Endpoints, counted: bool, data: T) -> Key {
+        let now = self.at(now);
+        let id = self.sessions.insert(Session {
+            ends,
+            last: now,
+            sent: now,
+            suspect: None,
+            requests: 0,
+            replies: 0,
+            source: NONE,
+            counted,
+            state: State::Live,
+            indexed: true,
+            proven: false,
+            resent: false,
+            links: [Link::OUT; 2],
+            data,
+        });
+        let (sessions, hasher) = (&self.sessions, &self.hasher);
+        self.index
+            .insert_unique(hasher.hash_one(ends), id.index, |&ix| {
+                hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
+            });
+        self.activate(&ends, now, id.index);
+        id
+    }
+
+    /// The session has a backend (again): a fresh one, nothing proven.
+    pub fn rebound(&mut self, id: Key) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.state = State::Live;
+            session.proven = false;
+            session.suspect = None;
+        }
+    }
+
+    /// The session's backend left: its next datagram goes elsewhere.
+    pub fn astray(&mut self, id: Key) {
+        if let Some(session) = self.sessions.get_mut(id)
+            && session.state == State::Live
+        {
+            session.state = State::Astray;
+            session.suspect = None;
+        }
+    }
+
+    /// Datagrams arrived on the session's socket. `None`: there is no such session, deliver nothing.
+    pub fn on_backend(&mut self, now: Instant, id: Key, count: u32) -> Option<After> {
+        let now = self.at(now);
+        let session = self.sessions.get_mut(id)?;
+        if session.state == State::Parked {
+            return Some(After::Continue);
+        }
+        session.last = now;
+        session.replies = session.replies.saturating_add(count);
+        // What an astray session hears comes from the backend that it has lost.
+        if session.state == State::Live {
+            session.proven = true;
+            session.suspect = None;
+        }
+        let (requests, replies, source) = (session.requests, session.replies, session.source);
+        let line = line_mut(&mut self.lines, &session.ends);
+        let complete = line
+            .replies
+            .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
+        line.active
+            .move_to_back(&mut self.sessions, BY_AGE, id.index);
+        self.touch_source(source, id.index);
+        Some(if complete {
+            After::Finished
+        } else {
+            After::Continue
+        })
+    }
+
+    /// An ICMP error arrived on the session's socket. `None`: there is no such session.
+    pub fn on_error(&mut self, now: Instant, id: Key, proof: Proof) -> Option<OnError> {
+        let now = self.at(now);
+        let session = self.sessions.get_mut(id)?;
+        if session.state != State::Live
+            || session.requests == 0
+            || now - session.sent > nanos(RECENT)
+        {
+            return Some(OnError::Ignored);
+        }
+        if session.proven {
+            match (proof, session.suspect) {
+                (Proof::Bare, _) => return Some(OnError::Ignored),
+                (Proof::Soft, None) => {
+                    session.suspect = Some(now);
+                    return Some(OnError::Suspected);
+                }
+                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => {
+                    return Some(OnError::Suspected);
+                }
+                (Proof::Soft, Some(_)) | (Proof::Firm, _) => {}
+            }
+        }
+        session.state = State::Astray;
+        session.suspect = None;
+        let resend = !std::mem::replace(&mut session.resent, true);
+        Some(OnError::Failed {
+            blame: proof != Proof::Bare,
+            resend,
+        })
+    }
+
+    /// The session has ended in order. `None`: it is parked, its data stays. `Some`: it is gone, as after `remove`.
+    pub fn finish(&mut self, now: Instant, id: Key) -> Option<T> {
+        let now = self.at(now);
+        let session = self.sessions.get_mut(id)?;
+        if session.state == State::Parked {
+            return None;
+        }
+        let line = line_mut(&mut self.lines, &session.ends);
+        if !session.indexed || session.state != State::Live || line.parked.len >= PARKED_MAX {
+            return self.remove(id);
+        }
+        session.state = State::Parked;
+        session.last = now;
+        line.active.unlink(&mut self.sessions, BY_AGE, id.index);
+        line.parked.push_back(&mut self.sessions, BY_AGE, id.index);
+        self.next_expiry = self.next_expiry.min(now.saturating_add(line.parked_time()));
+        self.parked += 1;
+        self.leave_source(id.index);
+        None
+    }
+
+    /// Ends a session and returns what the shell kept with it. `None`: there is no such session.
+    pub fn remove(&mut self, id: Key) -> Option<T> {
+        self.sessions.get(id)?;
+        self.unindex(id.index);
+        self.leave_source(id.index);
+        let session = entry(&mut self.sessions, id.index);
+        let line = line_mut(&mut self.lines, &session.ends);
+        if session.state == State::Parked {
+            line.parked.unlink(&mut self.sessions, BY_AGE, id.index);
+            self.parked -= 1;
+        } else {
+            line.active.unlink(&mut self.sessions, BY_AGE, id.index);
+        }
+        self.sessions.remove(id).map(|session| session.data)
+    }
+
+    /// A session whose time is over, which the caller then removes; call until `None`.
+    pub fn expire(&mut self, now: Instant) -> Option<Key> {
+        let now = self.at(now);
+        if now < self.next_expiry {
+            return None;
+        }
+        while self.sweep < self.lines.len() {
+            if let Some(line) = &self.lines[self.sweep] {
+                for (head, time) in [
+                    (line.parked.head, line.parked_time()),
+                    (line.active.head, line.idle),
+                ] {
+                    if head != NONE && self.last(head).saturating_add(time) <= now {
+                        return Some(self.id(head));
+                    }
+                }
+            }
+            self.sweep += 1;
+        }
+        self.sweep = 0;
+        self.next_expiry = self.soonest(|line| [line.idle, line.parked_time()]);
+        None
+    }
+
+    /// When [`Table::expire`] may have something to say; never late, possibly early.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.next_expiry {
+            u64::MAX => None,
+            at => Some(self.epoch + Duration::from_nanos(at)),
+        }
+    }
+
+    /// A parked session that can go when something runs short (descriptors, memory): the oldest of any listener.
+    pub fn spare(&self) -> Option<Key> {
+        if self.parked == 0 {
+            return None;
+        }
+        let heads = self
+            .lines
+            .iter()
+            .flatten()
+            .map(|line| line.parked.head)
+            .filter(|&head| head != NONE);
+        heads
+            .min_by_key(|&head| self.last(head))
+            .map(|head| self.id(head))
+    }
+
+    /// What the shell keeps with a session.
+    pub fn get_mut(&mut self, id: Key) -> Option<&mut T> {
+        self.sessions.get_mut(id).map(|session| &mut session.data)
+    }
+
+    /// Everything about a session.
+    pub fn view(&self, id: Key) -> Option<View<'_, T>> {
+        self.sessions.get(id).map(Session::view)
+    }
+
+    /// All sessions in slot order, parked ones too.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, View<'_, T>)> {
+        self.sessions
+            .iter()
+            .map(|(id, session)| (id, session.view()))
+    }
+
+    /// Sessions that hold a place, parked ones too.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there is no session, not even a parked one.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// Parked sessions.
+    pub fn parked(&self) -> usize {
+        self.parked as usize
+    }
+
+    /// Sessions of a listener, without parked ones.
+    pub fn active(&self, listener: ListenerIx) -> usize {
+        match self.lines.get(listener.0 as usize) {
+            Some(Some(line)) => line.active.len as usize,
+            _ => 0,
+        }
+    }
+
+    /// Source addresses that have a counted session.
+    pub fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
+    fn at(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.epoch))
+    }
+
+    fn id(&self, ix: u32) -> Key {
+        self.sessions
+            .key_at(ix)
+            .expect("lists and index name live sessions")
+    }
+
+    fn last(&self, ix: u32) -> u64 {
+        self.sessions
+            .at(ix)
+            .map_or(u64::MAX, |session| session.last)
+    }
+
+    /// Puts a session at the young end of its listener's and its source's list.
+    fn activate(&mut self, ends: &Endpoints, now: u64, ix: u32) {
+        let line = line_mut(&mut self.lines, ends);
+        if line.active.len == 0 {
+            self.next_expiry = self.next_expiry.min(now.saturating_add(line.idle));
+            self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
+        }
+        line.active.push_back(&mut self.sessions, BY_AGE, ix);
+        if entry(&mut self.sessions, ix).counted {
+            let source = self
+                .sources
+                .find_or_add(&self.hasher, ends.listener().0, ends.source());
+            entry(&mut self.sessions, ix).source = source;
+            self.sources
+                .ends(source)
+                .push_back(&mut self.sessions, BY_SOURCE, ix);
+        }
+    }
+
+    fn leave_source(&mut self, ix: u32) {
+        let source = std::mem::replace(&mut entry(&mut self.sessions, ix).source, NONE);
+        if source != NONE {
+            self.sources
+                .ends(source)
+                .unlink(&mut self.sessions, BY_SOURCE, ix);
+            self.sources.release(&self.hasher, source);
+        }
+    }
+
+    fn touch_source(&mut self, source: u32, ix: u32) {
+        if source != NONE {
+            self.sources
+                .ends(source)
+                .move_to_back(&mut self.sessions, BY_SOURCE, ix);
+        }
+    }
+
+    fn unindex(&mut self, ix: u32) {
+        let session = entry(&mut self.sessions, ix);
+        if std::mem::replace(&mut session.indexed, false) {
+            let hash = self.hasher.hash_one(session.ends);
+            if let Ok(found) = self.index.find_entry(hash, |&other| other == ix) {
+                found.remove();
+            }
+        }
+    }
+
+    /// Earliest `last + time` over the heads, with the times of active and parked sessions.
+    fn soonest(&self, times: impl Fn(&Line) -> [u64; 2]) -> u64 {
+        let mut soonest = u64::MAX;
+        for line in self.lines.iter().flatten() {
+            for (head, time) in [line.active.head, line.parked.head]
+                .into_iter()
+                .zip(times(line))
+            {
+                if head != NONE {
+                    soonest = soonest.min(self.last(head).saturating_add(time));
+                }
+            }
+        }
+        soonest
+    }
+
+    /// Who makes room for a new session of `ends` at a cap; the caller removes it. `None`: nobody, the new one is shed.
+    pub fn victim(&mut self, now: Instant, full: Full, ends: &Endpoints) -> Option<Key> {
+        let now = self.at(now);
+        let own = self.lines[ends.listener().0 as usize].as_ref()?;
+        let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
+        let victim = match full {
+            Full::Source => {
+                let source = self
+                    .sources
+                    .find(&self.hasher, ends.listener().0, ends.source())?;
+                let head = self.sources.ends(source).head;
+                let session = self.sessions.at(head)?;
+                (now - session.last >= own.idle / 2).then_some(head)
+            }
+            Full::Process if self.parked > 0 => return self.spare(),
+            _ if stale(own.active.head, own) => Some(own.active.head),
+            Full::Listener => None,
+            Full::Process if now < self.next_victim => None,
+            Full::Process => {
+                let stale = self
+                    .lines
+                    .iter()
+                    .flatten()
+                    .filter(|line| stale(line.active.head, line));
+                let oldest = stale
+                    .map(|line| line.active.head)
+                    .min_by_key(|&head| self.last(head));
+                if oldest.is_none() {
+                    self.next_victim = self.soonest(|line| [line.idle / 2, u64::MAX]);
+                }
+                oldest
+            }
+        };
+        victim.map(|ix| self.id(ix))
+    }
+}
+
+impl<T> Session<T> {
+    fn view(&self) -> View<'_, T> {
+        View {
+            ends: &self.ends,
+            state: self.state,
+            proven: self.proven,
+            requests: self.requests,
+            replies: self.replies,
+            last: Duration::from_nanos(self.last),
+            data: &self.data,
+        }
+    }
+}
+
+/// The live session in slot `ix`, which lists and index vouch for.
+fn entry<T>(sessions: &mut Slab<Session<T>>, ix: u32) -> &mut Session<T> {
+    sessions
+        .at_mut(ix)
+        .expect("lists and index name live sessions")
+}
+
+fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line {
+    lines[ends.listener().0 as usize]
+        .as_mut()
+        .expect("a listener has its policy before its first datagram")
+}

@@ -1,0 +1,451 @@
+//! Opening sessions, binding them to backends, losing backends, ending.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::Poll;
+
+use super::session::{Mark, Session};
+use super::{Context, GROUP_MAX, REPORTS_MAX, Udp, reason, token};
+use crate::base::{Key, Kind};
+use crate::config::model::{BackendAddress, SendProxy};
+use crate::flow::{Dropped, Endpoints, Full, OnError};
+use crate::gate::Pass;
+use crate::link::ReportKind;
+use crate::relay::{By, Cause};
+use crate::snapshot::{Backend, Listener, Place};
+use crate::sys::epoll;
+use crate::sys::socket::ConnectError;
+use crate::sys::udp::{self, Trouble};
+
+/// A backend and a socket connected to it; `None`: the session has it already.
+struct Found {
+    place: Place,
+    fd: Option<OwnedFd>,
+    attempts: u16,
+    introduce: bool,
+}
+
+impl Udp {
+    /// Lets a new session in: a seat in the process, unless it has one already, and a pass of its listener. Where a cap is
+    /// reached, the session that has been idle for too long makes room.
+    fn admit(
+        &mut self,
+        context: &mut Context,
+        listener: &Listener,
+        ends: &Endpoints,
+        seated: bool,
+    ) -> Result<Pass, Dropped> {
+        if !seated && !take_seat(context) {
+            self.evict(context, Full::Process, ends);
+            if !take_seat(context) {
+                return Err(Dropped::LimitProcess);
+            }
+        }
+        let client = Some(ends.client().ip());
+        let mut admitted = listener.gate.admit(client, context.now);
+        let full = match admitted {
+            Err(Cause::LimitListener) => Some(Full::Listener),
+            Err(Cause::LimitSource) => Some(Full::Source),
+            _ => None,
+        };
+        if full.is_some_and(|full| self.evict(context, full, ends)) {
+            admitted = listener.gate.admit(client, context.now);
+        }
+        admitted.map_err(|cause| {
+            if !seated {
+                leave_seat(context);
+            }
+            match cause {
+                Cause::Denied => Dropped::Denied,
+                Cause::LimitSource => Dropped::LimitSource,
+                Cause::LimitRate => Dropped::LimitRate,
+                _ => Dropped::LimitListener,
+            }
+        })
+    }
+
+    /// Ends the session that makes room at a cap, if there is one.
+    fn evict(&mut self, context: &mut Context, full: Full, ends: &Endpoints) -> bool {
+        let victim = self.table.victim(context.now, full, ends);
+        if let Some(victim) = victim {
+            self.retire(context, victim, Cause::Evicted, By::Weir);
+        }
+        victim.is_some()
+    }
+
+    /// Opens a session: place, backend, socket.
+    pub(super) fn open(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        listener: &Arc<Listener>,
+        socket: Key,
+        ends: &Endpoints,
+    ) -> Result<(), Dropped> {
+        let pass = self.admit(context, listener, ends, false)?;
+        let found = self.find_backend(context, listener.id, ends, None, None);
+        let local = self
+            .sockets
+            .get(socket)
+            .map(|listening| listening.local.clone());
+        let (found, local) = match (found, local) {
+            (Ok(found), Some(local)) => (found, local),
+            (found, _) => {
+                leave_seat(context);
+                return Err(found.err().unwrap_or(Dropped::Unreachable));
+            }
+        };
+        let Some(fd) = found.fd else {
+            leave_seat(context);
+            return Err(Dropped::Unreachable);
+        };
+        self.next_id += 1;
+        let session = Session {
+            id: self.next_id,
+            fd,
+            socket,
+            listener: listener.clone(),
+            local,
+            backend: found.place.backend().clone(),
+            pass: Some(pass),
+            place: Some(found.place),
+            opened: context.now,
+            bound: context.now,
+            recorded: context.now,
+            bytes_up: 0,
+            bytes_down: 0,
+            first_byte_us: None,
+            attempts: found.attempts,
+            burst: 1,
+            drops: 0,
+            heard: false,
+            gro: false,
+            grown: false,
+            ended: false,
+            introduce: found.introduce,
+            group_up: GROUP_MAX,
+            group_down: GROUP_MAX,
+            sent: [Mark::default(); 2],
+            stashed: None,
+        };
+        let fd = session.fd.as_raw_fd();
+        let counted = listener.config.limits.per_source.is_some();
+        let key = self.table.open(context.now, *ends, counted, session);
+        listener.stats.shards.of(context.id).accepted.add(1);
+        if let Err(error) = epoll::add_level(poll, fd, token(Kind::Session, key)) {
+            context.shared.exhausted(&error);
+            self.retire(context, key, Cause::LimitProcess, By::Weir);
+            return Err(Dropped::NoDescriptor);
+        }
+        Ok(())
+    }
+
+    /// Chooses a backend, not the one that has just failed if there is another, and connects a socket to it, unless it is
+    /// the one that the session's socket is `bound` to already.
+    fn find_backend(
+        &mut self,
+        context: &mut Context,
+        listener: u32,
+        ends: &Endpoints,
+        failed: Option<u64>,
+        bound: Option<u64>,
+    ) -> Result<Found, Dropped> {
+        let (now, worker) = (context.now, context.id);
+        let clock = now - context.shared.epoch;
+        let Some((pool, cursor)) = context.pool_of(listener) else {
+            return Err(Dropped::NoBackend);
+        };
+        let key = pool.key_of(Some(ends.client()));
+        let mut tried: Vec<u64> = failed.into_iter().collect();
+        let mut chosen = pool.choose(cursor, key, &tried, clock);
+        if chosen.is_none() && failed.is_some() {
+            // It is the only one; it may have come back.
+            tried.clear();
+            chosen = pool.choose(cursor, key, &tried, clock);
+        }
+        let mut attempts = 0;
+        while let Some(place) = chosen {
+            attempts += 1;
+            let backend = place.backend().clone();
+            let shard = backend.stats.shards.of(worker);
+            if attempts > 1 || failed.is_some() {
+                shard.retries.add(1);
+            }
+            let connected = match bound {
+                Some(bound) if bound == backend.identity => Ok(None),
+                _ => self
+                    .connect(context, &backend, ends, pool.config.source_address)
+                    .map(Some),
+            };
+            match connected {
+                Ok(fd) => {
+                    shard.total.add(1);
+                    let introduce = pool.config.send_proxy != SendProxy::Off;
+                    return Ok(Found {
+                        place,
+                        fd,
+                        attempts,
+                        introduce,
+                    });
+                }
+                Err(ConnectError::Exhausted) => return Err(Dropped::NoDescriptor),
+                Err(ConnectError::NoPorts) => return Err(Dropped::NoPort),
+                Err(error) => {
+                    shard.local_errors.add(1);
+                    context.shared.trouble(&backend, error);
+                }
+            }
+            tried.push(backend.identity);
+            let Some((_, cursor)) = context.pool_of(listener) else {
+                break;
+            };
+            chosen = match u32::from(attempts) < pool.config.connect.attempts {
+                true => pool.choose(cursor, key, &tried, clock),
+                false => None,
+            };
+        }
+        Err(Dropped::NoBackend)
+    }
+
+    /// Connects a socket, giving up parked sessions for a descriptor or a port.
+    fn connect(
+        &mut self,
+        context: &mut Context,
+        backend: &Backend,
+        ends: &Endpoints,
+        source: Option<IpAddr>,
+    ) -> Result<OwnedFd, ConnectError> {
+        let to = match backend.config.address {
+            BackendAddress::Ip(address) => address,
+            BackendAddress::SamePort(ip) => SocketAddr::new(ip, ends.local().port()),
+            BackendAddress::Unix(_) => return Err(ConnectError::Unreachable),
+        };
+        loop {
+            let error = match udp::connect(to, source) {
+                Ok(fd) => return Ok(fd),
+                Err(error) => error,
+            };
+            let short = ConnectError::from(io::Error::from_raw_os_error(
+                error.raw_os_error().unwrap_or(0),
+            ));
+            if !matches!(short, ConnectError::Exhausted | ConnectError::NoPorts) {
+                return Err(short);
+            }
+            let Some(spare) = self.table.spare() else {
+                context.shared.exhausted(&error);
+                return Err(short);
+            };
+            self.retire(context, spare, Cause::Finished, By::Weir);
+        }
+    }
+
+    /// Gives an astray or reopened session a backend.
+    pub(super) fn rebind(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        key: Key,
+        reopened: bool,
+    ) -> Result<(), Dropped> {
+        let Some(view) = self.table.view(key) else {
+            return Err(Dropped::NoBackend);
+        };
+        let (ends, bound) = (*view.ends, view.data.backend.identity);
+        let listener = self.listeners[ends.listener().0 as usize].clone();
+        let Some(listener) = listener else {
+            return Err(Dropped::NoBackend);
+        };
+        let pass = match reopened {
+            true => Some(self.admit(context, &listener, &ends, true)?),
+            false => None,
+        };
+        let failed = (!reopened).then_some(bound);
+        let found = self.find_backend(context, listener.id, &ends, failed, Some(bound))?;
+        let Some(session) = self.table.get_mut(key) else {
+            return Err(Dropped::NoBackend);
+        };
+        if let Some(pass) = pass {
+            self.next_id += 1;
+            session.reopen(self.next_id, listener.clone(), pass, context.now);
+            listener.stats.shards.of(context.id).accepted.add(1);
+        }
+        session.start_over(context.now, found.introduce);
+        session.backend = found.place.backend().clone();
+        session.place = Some(found.place);
+        session.attempts += found.attempts;
+        let Some(fd) = found.fd else {
+            self.table.rebound(key);
+            return Ok(());
+        };
+        let raw = fd.as_raw_fd();
+        session.take_socket(fd);
+        self.table.rebound(key);
+        epoll::add_level(poll, raw, token(Kind::Session, key)).map_err(|error| {
+            context.shared.exhausted(&error);
+            self.retire(context, key, Cause::LimitProcess, By::Weir);
+            Dropped::NoDescriptor
+        })
+    }
+
+    /// Reads a session's error queue.
+    pub(super) fn read_errors(&mut self, poll: &Poll, context: &mut Context, key: Key) {
+        let mut quote = [0; 2048];
+        for _ in 0..REPORTS_MAX {
+            let Some(session) = self.table.get_mut(key) else {
+                return;
+            };
+            let Some(report) = udp::take_report(session.fd.as_raw_fd(), &mut quote) else {
+                return;
+            };
+            if report.trouble == Trouble::Other {
+                continue;
+            }
+            let quoted = &quote[..report.quoted];
+            let proof = session.proof(report.trouble, quoted);
+            let kind = match report.trouble {
+                Trouble::Closed => ReportKind::Refused,
+                _ => ReportKind::TimedOut,
+            };
+            let Some(OnError::Failed { blame, resend }) =
+                self.table.on_error(context.now, key, proof)
+            else {
+                continue;
+            };
+            let Some(session) = self.table.get_mut(key) else {
+                return;
+            };
+            session.place = None;
+            if blame {
+                let shard = session.backend.stats.shards.of(context.id);
+                match kind {
+                    ReportKind::Refused => shard.refused.add(1),
+                    _ => shard.timed_out.add(1),
+                }
+                context
+                    .shared
+                    .report(session.backend.identity, kind, context.now);
+            }
+            if let Some((again, introduces)) =
+                session.refused(quoted, &self.stash).filter(|_| resend)
+            {
+                self.send_again(poll, context, key, &again, introduces);
+            }
+            return;
+        }
+    }
+
+    /// Sends a refused datagram to another backend, if there is one.
+    pub(super) fn send_again(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        key: Key,
+        again: &[u8],
+        introduces: bool,
+    ) {
+        let Some(refused) = self
+            .table
+            .get_mut(key)
+            .map(|session| session.backend.identity)
+        else {
+            return;
+        };
+        if self.rebind(poll, context, key, false).is_err() {
+            return;
+        }
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        if session.backend.identity == refused {
+            return;
+        }
+        if session.introduce && !introduces {
+            return self.send_introduced(context, key, again);
+        }
+        session.introduce = false;
+        session.note_sent(again, introduces);
+        if let Some(why) = reason(udp::send(session.fd.as_raw_fd(), again)) {
+            self.count_drop(context, key, why);
+        }
+    }
+
+    /// A session has all its replies, or expects none.
+    pub(super) fn finish(&mut self, context: &mut Context, key: Key, by: By) {
+        self.account_end(context, key, Cause::Finished, by);
+        if self.table.finish(context.now, key).is_some() {
+            leave_seat(context);
+        }
+    }
+
+    /// Ends a session: the only place that removes one before its time.
+    pub(super) fn retire(&mut self, context: &mut Context, key: Key, cause: Cause, by: By) {
+        self.account_end(context, key, cause, by);
+        if self.table.remove(key).is_some() {
+            leave_seat(context);
+        }
+    }
+
+    /// Writes the record and gives the backend's place back, once.
+    pub(super) fn account_end(&mut self, context: &Context, key: Key, cause: Cause, by: By) {
+        let Some(view) = self.table.view(key) else {
+            return;
+        };
+        if view.data.ended {
+            return;
+        }
+        let (ends, now) = (*view.ends, context.now);
+        let record = context
+            .shared
+            .wants_records()
+            .then(|| view.data.record(&ends, now, cause, by));
+        let shard = view.data.listener.stats.shards.of(context.id);
+        shard.closed[cause as usize].add(1);
+        shard
+            .seconds
+            .observe_us(now.saturating_duration_since(view.data.opened).as_micros() as u64);
+        if let Some(record) = record {
+            context.shared.record(record);
+        }
+        if let Some(session) = self.table.get_mut(key) {
+            session.ended = true;
+            session.pass = None;
+            session.place = None;
+        }
+    }
+
+    /// Writes the records of sessions that have lived on for `period` since their last one.
+    pub(super) fn interim(&mut self, context: &Context, period: Duration) {
+        let now = context.now;
+        let due = |data: &Session| !data.ended && now - data.recorded >= period;
+        let sessions = self.table.iter().filter(|(_, view)| due(view.data));
+        for key in sessions.map(|(key, _)| key).collect::<Vec<_>>() {
+            if let Some(view) = self.table.view(key) {
+                let mut record = view.data.record(view.ends, now, Cause::Finished, By::Weir);
+                record.interim = true;
+                context.shared.record(record);
+            }
+            if let Some(session) = self.table.get_mut(key) {
+                session.recorded = now;
+            }
+        }
+    }
+}
+
+/// A session's place in the process: parked sessions keep it, because they keep a descriptor.
+pub(super) fn take_seat(context: &Context) -> bool {
+    let max = context.snapshot.sessions_max;
+    let taken = context.shared.process.udp_sessions.try_raise(Some(max));
+    if taken {
+        context.stats.udp_sessions.raise();
+    }
+    taken
+}
+
+pub(super) fn leave_seat(context: &Context) {
+    context.shared.process.udp_sessions.lower();
+    context.stats.udp_sessions.lower();
+}

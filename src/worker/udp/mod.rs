@@ -1,0 +1,444 @@
+//! UDP listeners and sessions of one worker: carries out what [`crate::flow`] decides.
+//!
+//! # A turn
+//!
+//! 1. *Replies*: every session whose socket has something is read into the inbox, its datagrams become messages to its client.
+//!    All replies of the turn leave through the listening sockets, one sendmmsg for each socket.
+//! 2. *Requests*: every listening socket that has something is read into the inbox once. Datagrams are sorted by session,
+//!    each session's leave with one call on its own socket.
+//!
+//! Everything is level-triggered (see [`crate::sys::epoll`]): a budget can end anywhere, poll tells again, and a lone reply
+//! costs one receive, without a second one to learn that there is no more. Reads of a session start at one datagram and
+//! double while that is not enough; from then on the kernel merges equal datagrams for us (GRO), and the buffers grow.
+//!
+//! # Errors
+//!
+//! Connected sockets have their error queue switched on. An entry quotes the datagram that it is about; what that proves is
+//! decided by the table. Nothing that arrives on a session's socket can touch another session or the listener. Listening
+//! sockets are not connected, so ICMP errors about replies do not reach them at all.
+//!
+//! # Shortages
+//!
+//! Without a descriptor or a port, parked sessions are given up one by one, oldest first; then the new session is shed.
+//! A full send buffer drops datagrams, as a full queue anywhere on the way would. All of it is counted by reason
+//! ([`Dropped`]).
+
+mod life;
+mod migrate;
+mod plan;
+mod replies;
+mod requests;
+mod session;
+mod stash;
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::Poll;
+use mio::event::Event;
+
+use super::Context;
+use crate::base::{Key, Kind, Side, Slab, Token};
+use crate::config::model::Protocol;
+use crate::flow::{Dropped, ListenerIx, Policy, State, Table, View};
+use crate::link::{self, Command, ListenSocket, LiveConnection, Local};
+use crate::relay::{By, Cause};
+use crate::snapshot::{Listener, Snapshot};
+use crate::sys::epoll;
+use crate::sys::mmsg::{Inbox, Outbox};
+use crate::sys::udp::{self, Sent};
+
+use plan::Plan;
+use requests::Item;
+use session::Session;
+use stash::Stash;
+
+/// Datagrams or GRO batches in hand at once.
+const SLOTS: usize = 64;
+/// Fewest reads asked for at once.
+const BURST_MIN: usize = 4;
+/// Longest datagram that is worth grouping with others.
+const GROUP_MAX: u16 = u16::MAX;
+/// How long the socket of a listener that is gone stays open for replies.
+const LINGER: Duration = Duration::from_millis(500);
+/// Error-queue entries read from one session in one turn.
+const REPORTS_MAX: usize = 16;
+
+struct Listening {
+    socket: udp::Listening,
+    id: u32,
+    local: Arc<Local>,
+    address: SocketAddr,
+    /// `None` while the snapshot that knows the listener has not arrived.
+    listener: Option<Arc<Listener>>,
+    /// What the kernel says to have dropped so far.
+    drops: u32,
+    /// Reads at once: follows the load, because preparing a read costs something for each.
+    burst: usize,
+    /// Not read from any more, kept for replies.
+    mute: bool,
+    /// Closed then.
+    closes: Option<Instant>,
+}
+
+impl Listening {
+    fn adapt(&mut self, got: usize) {
+        if got == self.burst {
+            self.burst = (self.burst * 2).min(SLOTS);
+        } else if got * 4 <= self.burst {
+            self.burst = (self.burst / 2).max(BURST_MIN);
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Udp {
+    sockets: Slab<Listening>,
+    table: Table<Session>,
+    /// The newest known listeners by id; those that are gone stay for the sessions that still count in them.
+    listeners: Vec<Option<Arc<Listener>>>,
+    inbox: Inbox,
+    outbox: Outbox,
+    plan: Plan,
+    /// Session and listening socket of each message of the plan.
+    owners: Vec<(Key, Key)>,
+    items: Vec<Item>,
+    ready_sockets: Vec<Key>,
+    ready_sessions: Vec<(Key, bool)>,
+    stash: Stash,
+    next_id: u64,
+    /// When the next muted socket is closed.
+    closing: Option<Instant>,
+    /// When interim records are next looked for.
+    interim_at: Option<Instant>,
+}
+
+fn token(kind: Kind, key: Key) -> u64 {
+    Token {
+        kind,
+        side: Side::Client,
+        key,
+    }
+    .pack()
+}
+
+impl Udp {
+    pub(super) fn new(worker: usize, context: &Context) -> Udp {
+        Udp {
+            sockets: Slab::new(),
+            table: Table::new(context.shared.epoch),
+            listeners: Vec::new(),
+            // Nothing of the arena is touched, hence resident, before the first datagram.
+            inbox: Inbox::new(SLOTS),
+            outbox: Outbox::new(),
+            plan: Plan::default(),
+            owners: Vec::new(),
+            items: Vec::new(),
+            ready_sockets: Vec::new(),
+            ready_sessions: Vec::new(),
+            stash: Stash::default(),
+            // Apart from the ids of connections, which count from the same place.
+            next_id: (worker as u64) << 40 | 1 << 39,
+            closing: None,
+            interim_at: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
+    pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
+        let timers = [self.table.deadline(), self.closing, self.interim_at];
+        let next = timers.into_iter().flatten().min()?;
+        let at = next.saturating_duration_since(context.shared.epoch);
+        Some(at.as_micros().div_ceil(1000) as u64)
+    }
+
+    /// Notes what an event says; does nothing yet.
+    pub(super) fn mark(&mut self, kind: Kind, key: Key, event: &Event) {
+        match kind {
+            Kind::Datagram => self.ready_sockets.push(key),
+            _ => self.ready_sessions.push((key, event.is_error())),
+        }
+    }
+
+    pub(super) fn adopt(&mut self, snapshot: &Snapshot) {
+        for listener in &snapshot.listeners {
+            if listener.config.protocol == Protocol::Udp {
+                self.know(listener);
+            }
+        }
+        for key in self.sockets.keys() {
+            if let Some(listening) = self.sockets.get_mut(key) {
+                let known = snapshot.listener(listening.id).cloned();
+                listening.listener = known.or(listening.listener.take());
+            }
+        }
+    }
+
+    fn know(&mut self, listener: &Arc<Listener>) {
+        let ix = listener.id as usize;
+        if self.listeners.len() <= ix {
+            self.listeners.resize(ix + 1, None);
+        }
+        let wanted = &listener.config.udp;
+        let known = self.listeners[ix].as_ref();
+        if known.is_none_or(|known| known.config.udp != *wanted) {
+            let policy = Policy {
+                idle: wanted.idle,
+                requests: wanted.requests,
+                replies: wanted.replies,
+            };
+            self.table.set_policy(ListenerIx(listener.id), policy);
+        }
+        self.listeners[ix] = Some(listener.clone());
+    }
+
+    pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) {
+        let ListenSocket {
+            listener: id,
+            local,
+            fd,
+        } = socket;
+        let Local::Ip(address) = local else { return };
+        let socket = match udp::prepare(fd, address, udp::LISTEN_BUFFER) {
+            Ok(socket) => socket,
+            Err(error) => {
+                return log::error!(
+                    "worker {}: cannot set up {address}/udp: {error}",
+                    context.id
+                );
+            }
+        };
+        if socket.receive_buffer < udp::LISTEN_BUFFER {
+            log::warn!(
+                "worker {}: {address}/udp has a receive buffer of {} bytes: bursts will be lost; raise net.core.rmem_max to {} or grant CAP_NET_ADMIN",
+                context.id,
+                socket.receive_buffer,
+                udp::LISTEN_BUFFER,
+            );
+        }
+        let listener = context.snapshot.listener(id).cloned();
+        if let Some(listener) = &listener {
+            self.know(listener);
+        }
+        let fd = socket.fd.as_raw_fd();
+        let local = Arc::new(local);
+        let key = self.sockets.insert(Listening {
+            socket,
+            id,
+            local,
+            address,
+            listener,
+            drops: 0,
+            burst: BURST_MIN,
+            mute: false,
+            closes: None,
+        });
+        if let Err(error) = epoll::add_level(poll, fd, token(Kind::Datagram, key)) {
+            log::error!("worker {}: cannot watch {address}/udp: {error}", context.id);
+        }
+    }
+
+    /// Reads no more from the socket of `listener` at `local` and closes it a moment later, when the replies that are under
+    /// way have passed; at once if another socket has taken its place, because the kernel would go on to give this one a
+    /// share of the clients.
+    pub(super) fn remove(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        listener: u32,
+        local: &Local,
+    ) {
+        let now = context.now;
+        for key in self.sockets.keys() {
+            let Some(listening) = self.sockets.get_mut(key) else {
+                continue;
+            };
+            if listening.id != listener || *listening.local != *local || listening.closes.is_some()
+            {
+                continue;
+            }
+            if !std::mem::replace(&mut listening.mute, true) {
+                let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
+            }
+            listening.closes = Some(now + LINGER);
+            self.closing = self.closing.or(Some(now + LINGER));
+            let address = listening.address;
+            let succeeds = |other: &Listening| !other.mute && other.address == address;
+            let succeeded = self.sockets.iter().any(|(_, other)| succeeds(other));
+            let silent_since = (now - context.shared.epoch).saturating_sub(LINGER);
+            self.end_sessions(context, key, |view| succeeded || view.last < silent_since);
+            if succeeded {
+                self.sockets.remove(key);
+            }
+        }
+    }
+
+    /// Closes the sockets whose time is over.
+    fn close_muted(&mut self, context: &mut Context) {
+        let due = |closes: Option<Instant>| closes.is_some_and(|at| at <= context.now);
+        let keys = self.sockets.iter().filter(|(_, l)| due(l.closes));
+        for key in keys.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.end_sessions(context, key, |_| true);
+            self.sockets.remove(key);
+        }
+        self.closing = self.sockets.iter().filter_map(|(_, l)| l.closes).min();
+    }
+
+    fn end_sessions(
+        &mut self,
+        context: &mut Context,
+        socket: Key,
+        which: impl Fn(&View<Session>) -> bool,
+    ) {
+        let of_socket = |view: &View<Session>| view.data.socket == socket && which(view);
+        let sessions = self.table.iter().filter(|(_, view)| of_socket(view));
+        for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
+            self.retire(context, session, Cause::Shutdown, By::Weir);
+        }
+    }
+
+    /// Gives every socket to another worker. A copy stays for the replies to the sessions that are still open here.
+    pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
+        for key in self.sockets.keys() {
+            let Some(listening) = self.sockets.get_mut(key) else {
+                continue;
+            };
+            if std::mem::replace(&mut listening.mute, true) {
+                continue;
+            }
+            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
+            match listening.socket.fd.try_clone() {
+                Ok(fd) => {
+                    let local = (*listening.local).clone();
+                    to.send(Command::Listen(ListenSocket {
+                        listener: listening.id,
+                        local,
+                        fd,
+                    }));
+                }
+                Err(error) => log::error!("cannot hand over {}/udp: {error}", listening.address),
+            }
+        }
+    }
+
+    /// Moves datagrams both ways, replies first.
+    pub(super) fn pump(&mut self, poll: &Poll, context: &mut Context) {
+        if !self.ready_sessions.is_empty() {
+            self.replies(poll, context);
+        }
+        let mut sockets = std::mem::take(&mut self.ready_sockets);
+        for key in sockets.drain(..) {
+            self.requests(poll, context, key);
+        }
+        self.ready_sockets = sockets;
+    }
+
+    /// Does what is due: ends silent sessions, closes muted sockets, writes interim records.
+    pub(super) fn expire(&mut self, context: &mut Context) {
+        while let Some(key) = self.table.expire(context.now) {
+            self.retire(context, key, Cause::IdleTimeout, By::Weir);
+        }
+        if self.closing.is_some_and(|at| at <= context.now) {
+            self.close_muted(context);
+        }
+        let Some(period) = context.snapshot.interim else {
+            self.interim_at = None;
+            return;
+        };
+        let at = *self.interim_at.get_or_insert(context.now + period / 8);
+        if at <= context.now {
+            self.interim_at = Some(context.now + period / 8);
+            self.interim(context, period);
+        }
+    }
+
+    /// Describes live sessions.
+    pub(super) fn list(&self, context: &Context, limit: usize) -> Vec<LiveConnection> {
+        let live = self.table.iter().filter(|(_, view)| !view.data.ended);
+        live.take(limit)
+            .map(|(_, view)| LiveConnection {
+                id: view.data.id,
+                protocol: "udp",
+                listener: view.data.listener.config.name.clone(),
+                client: view.ends.client().to_string(),
+                pool: view.data.backend.pool.to_string(),
+                backend: view.data.backend.config.name.clone(),
+                worker: context.id,
+                state: match view.state {
+                    State::Live => "open",
+                    _ => "connecting",
+                },
+                age_ms: context
+                    .now
+                    .saturating_duration_since(view.data.opened)
+                    .as_millis() as u64,
+                idle_ms: (context.now - context.shared.epoch)
+                    .saturating_sub(view.last)
+                    .as_millis() as u64,
+                bytes_up: view.data.bytes_up,
+                bytes_down: view.data.bytes_down,
+            })
+            .collect()
+    }
+
+    /// Ends the session with this id, if it is here.
+    pub(super) fn kill(&mut self, context: &mut Context, id: u64) -> bool {
+        let found = self
+            .table
+            .iter()
+            .find(|(_, view)| view.data.id == id && !view.data.ended)
+            .map(|(key, _)| key);
+        if let Some(key) = found {
+            self.retire(context, key, Cause::Killed, By::Weir);
+        }
+        found.is_some()
+    }
+
+    /// Up to `count` sessions of a backend go to another one with their next datagram.
+    pub(super) fn shed(&mut self, backend: u64, count: usize) {
+        let of_backend = self.table.iter().filter(|(_, view)| {
+            view.data.backend.identity == backend
+                && view.data.place.is_some()
+                && view.state == State::Live
+        });
+        let keys: Vec<Key> = of_backend.map(|(key, _)| key).take(count).collect();
+        for key in keys {
+            self.table.astray(key);
+            if let Some(session) = self.table.get_mut(key) {
+                session.place = None;
+            }
+        }
+    }
+
+    /// Ends everything.
+    pub(super) fn end_all(&mut self, context: &mut Context, cause: Cause) {
+        let keys: Vec<Key> = self.table.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.retire(context, key, cause, By::Weir);
+        }
+    }
+}
+
+/// Under which reason a datagram that was not sent is counted.
+fn reason(sent: Sent) -> Option<Dropped> {
+    match sent {
+        Sent::Gone => None,
+        Sent::Full => Some(Dropped::SendBuffer),
+        Sent::TooBig | Sent::NoSegmentation | Sent::SegmentTooBig => Some(Dropped::TooBig),
+        Sent::Unreachable => Some(Dropped::Unreachable),
+    }
+}
+
+/// The longest datagrams to be grouped after a group of `segment` bytes each was refused.
+fn lower(segment: usize, why: Sent) -> u16 {
+    match why {
+        Sent::NoSegmentation => 0,
+        _ => segment.saturating_sub(1) as u16,
+    }
+}

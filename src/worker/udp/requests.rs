@@ -1,0 +1,378 @@
+//! From clients to backends: what a listening socket has received is sorted by session, and each session's leaves with one
+//! call on its own socket.
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use mio::Poll;
+
+use super::plan::Course;
+use super::session::QUOTED_WHOLE;
+use super::{Context, Udp, lower, reason};
+use crate::base::Key;
+use crate::config::model::{Protocol, SendProxy};
+use crate::flow::{Dropped, Endpoints, ListenerIx, State, Step};
+use crate::relay::{By, Cause, proxy_header};
+use crate::snapshot::Listener;
+use crate::sys::mmsg::{Ask, Part};
+use crate::sys::udp::{self, Sent};
+
+/// Datagrams of one slot that go to one session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Item {
+    session: Key,
+    part: Part,
+    segment: usize,
+    finishes: bool,
+}
+
+impl Item {
+    /// Its first datagram.
+    fn first(&self) -> Part {
+        let len = if self.segment == 0 {
+            self.part.len
+        } else {
+            self.part.len.min(self.segment as u32)
+        };
+        Part { len, ..self.part }
+    }
+
+    /// Its last datagram.
+    fn last(&self) -> Part {
+        self.datagrams().last().unwrap_or(self.part)
+    }
+
+    /// Its datagrams.
+    fn datagrams(&self) -> impl Iterator<Item = Part> + use<> {
+        let (part, segment) = (self.part, self.segment as u32);
+        let step = if segment == 0 {
+            part.len.max(1)
+        } else {
+            segment
+        };
+        let count = part.len.div_ceil(step).max(1);
+        (0..count).map(move |nth| Part {
+            start: part.start + nth * step,
+            len: step.min(part.len - nth * step),
+            ..part
+        })
+    }
+}
+
+impl Udp {
+    pub(super) fn requests(&mut self, poll: &Poll, context: &mut Context, socket: Key) {
+        let Some(listening) = self.sockets.get_mut(socket) else {
+            return;
+        };
+        let Some(listener) = listening.listener.clone() else {
+            return;
+        };
+        if listening.mute {
+            return;
+        }
+        let (fd, address, wildcard) = (
+            listening.socket.fd.as_raw_fd(),
+            listening.address,
+            listening.socket.wildcard,
+        );
+        self.inbox.clear();
+        if let Err(error) = self.inbox.receive(
+            fd,
+            Ask {
+                from: true,
+                control: true,
+            },
+            listening.burst,
+        ) {
+            // A listening socket is not connected: no ICMP error comes here, and what does ends with being read.
+            log::warn!("listener {}: {address}/udp: {error}", listener.config.name);
+            return;
+        }
+        listening.adapt(self.inbox.len());
+        let (mut datagrams, mut bytes) = (0, 0);
+        for slot in 0..self.inbox.len() {
+            let meta = self.inbox.meta(slot);
+            datagrams += meta.datagrams() as u64;
+            bytes += meta.len as u64;
+            if let Some(drops) = meta.drops {
+                let lost = drops.wrapping_sub(std::mem::replace(&mut listening.drops, drops));
+                let shard = listener.stats.shards.of(context.id);
+                shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
+            }
+        }
+        let shard = listener.stats.shards.of(context.id);
+        shard.datagrams_in.add(datagrams);
+        shard.bytes_in.add(bytes);
+
+        for slot in 0..self.inbox.len() {
+            let meta = *self.inbox.meta(slot);
+            let Some(client) = meta.from else { continue };
+            let to = if wildcard {
+                meta.to.map(|ip| SocketAddr::new(ip, address.port()))
+            } else {
+                Some(address)
+            };
+            let Some(to) = to else { continue };
+            let ends = Endpoints::new(ListenerIx(listener.id), client, to);
+            self.sort_in(poll, context, &listener, socket, &ends, slot);
+        }
+        self.forward(poll, context);
+    }
+
+    /// Finds or opens the session of a slot's datagrams.
+    fn sort_in(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        listener: &Arc<Listener>,
+        socket: Key,
+        ends: &Endpoints,
+        slot: usize,
+    ) {
+        let meta = *self.inbox.meta(slot);
+        let (mut left, mut start) = (meta.datagrams() as u32, 0);
+        while left > 0 {
+            let step = self.table.on_client(context.now, ends, left);
+            let (session, take, finishes) = match step {
+                Step::Unknown => match self.open(poll, context, listener, socket, ends) {
+                    Ok(()) => continue,
+                    Err(why) => return count_refusal(context, listener, why, left),
+                },
+                Step::Forward { id, take, finishes } => (id, take, finishes),
+                Step::Repick {
+                    id,
+                    take,
+                    finishes,
+                    reopened,
+                } => {
+                    if let Err(why) = self.rebind(poll, context, id, reopened) {
+                        count_refusal(context, listener, why, take);
+                        if reopened {
+                            self.retire(context, id, Cause::Finished, By::Weir);
+                        }
+                        left -= take;
+                        start += take * meta.segment as u32;
+                        continue;
+                    }
+                    (id, take, finishes)
+                }
+            };
+            let len = match take < left {
+                true => take * meta.segment as u32,
+                false => meta.len as u32 - start,
+            };
+            let segment = if take > 1 { meta.segment } else { 0 };
+            self.items.push(Item {
+                session,
+                part: Part {
+                    slot: slot as u32,
+                    start,
+                    len,
+                },
+                segment,
+                finishes,
+            });
+            start += len;
+            left -= take;
+        }
+    }
+
+    /// Sends what was sorted in: one call for each session.
+    pub(super) fn forward(&mut self, poll: &Poll, context: &mut Context) {
+        let mut items = std::mem::take(&mut self.items);
+        // Stable: within a session the order of arrival stays.
+        items.sort_by_key(|item| item.session.index);
+        for run in items.chunk_by(|a, b| a.session == b.session) {
+            self.send_to_backend(poll, context, run);
+            if run.iter().any(|item| item.finishes) {
+                self.finish(context, run[0].session, By::Client);
+            }
+        }
+        items.clear();
+        self.items = items;
+        self.inbox.clear();
+    }
+
+    fn send_to_backend(&mut self, poll: &Poll, context: &mut Context, run: &[Item]) {
+        let key = run[0].session;
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        let bytes = run.iter().map(|item| u64::from(item.part.len)).sum();
+        session.bytes_up += bytes;
+        session
+            .backend
+            .stats
+            .shards
+            .of(context.id)
+            .bytes_in
+            .add(bytes);
+        if session.introduce {
+            return self.introduce(poll, context, run);
+        }
+        match run {
+            [item] if item.segment == 0 => self.send_one(poll, context, key, item.part),
+            many => self.send_many(poll, context, key, many),
+        }
+    }
+
+    /// Remembers what was sent, so that a refusal can be recognised and the refused datagram sent again.
+    fn note_sent(&mut self, key: Key, first: Part, last: Part) {
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        if first != last {
+            session.note_sent(self.inbox.bytes_of(first), false);
+        }
+        let latest = self.inbox.bytes_of(last);
+        session.note_sent(latest, false);
+        if !session.heard && latest.len() > QUOTED_WHOLE {
+            session.stashed = Some(self.stash.keep(latest));
+        }
+    }
+
+    fn send_one(&mut self, poll: &Poll, context: &mut Context, key: Key, part: Part) {
+        for attempt in 0..2 {
+            let Some(session) = self.table.get_mut(key) else {
+                return;
+            };
+            let sent = udp::send(session.fd.as_raw_fd(), self.inbox.bytes_of(part));
+            match reason(sent) {
+                None => return self.note_sent(key, part, part),
+                Some(why) if attempt > 0 || sent == Sent::Full => {
+                    return self.count_drop(context, key, why);
+                }
+                Some(_) => self.before_retry(poll, context, key),
+            }
+        }
+    }
+
+    fn send_many(&mut self, poll: &Poll, context: &mut Context, key: Key, items: &[Item]) {
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        let course = Course {
+            to: None,
+            from: None,
+            group_max: usize::from(session.group_up),
+        };
+        let mut plan = std::mem::take(&mut self.plan);
+        plan.clear();
+        for item in items {
+            plan.push(&course, item.part, item.segment);
+        }
+        let (mut start, mut retried) = (0, false);
+        while start < plan.messages.len() {
+            let Some(session) = self.table.get_mut(key) else {
+                break;
+            };
+            let fd = session.fd.as_raw_fd();
+            let (gone, sent) =
+                self.outbox
+                    .send(fd, &self.inbox, &plan.parts, &plan.messages[start..]);
+            start += gone;
+            retried &= gone == 0;
+            let Some(why) = reason(sent) else { break };
+            match sent {
+                Sent::Full => {
+                    session.grow_buffers();
+                    for _ in start..plan.messages.len() {
+                        self.count_drop(context, key, why);
+                    }
+                    break;
+                }
+                Sent::NoSegmentation | Sent::SegmentTooBig => {
+                    session.group_up = lower(plan.messages[start].segment, sent);
+                    plan = plan.apart(start..plan.messages.len());
+                    start = 0;
+                }
+                _ if !retried => {
+                    retried = true;
+                    self.before_retry(poll, context, key);
+                }
+                _ => {
+                    self.count_drop(context, key, why);
+                    start += 1;
+                    retried = false;
+                }
+            }
+        }
+        plan.clear();
+        self.plan = plan;
+        self.note_sent(key, items[0].first(), items[items.len() - 1].last());
+    }
+
+    /// The socket had an error to report instead of sending: reads what it is about, and finds another backend if that
+    /// loses the session its own.
+    fn before_retry(&mut self, poll: &Poll, context: &mut Context, key: Key) {
+        self.read_errors(poll, context, key);
+        if self
+            .table
+            .view(key)
+            .is_some_and(|view| view.state == State::Astray)
+        {
+            let _ = self.rebind(poll, context, key, false);
+        }
+    }
+
+    /// Tells the backend who the client is, in front of the first datagram (PROXY protocol version 2). The rest follow,
+    /// one by one: this happens once a session.
+    fn introduce(&mut self, poll: &Poll, context: &mut Context, run: &[Item]) {
+        let key = run[0].session;
+        let parts = run.iter().flat_map(Item::datagrams).collect::<Vec<_>>();
+        for (ix, part) in parts.into_iter().enumerate() {
+            if ix > 0 {
+                self.send_one(poll, context, key, part);
+                continue;
+            }
+            let bytes = self.inbox.bytes_of(part).to_vec();
+            self.send_introduced(context, key, &bytes);
+        }
+    }
+
+    /// Sends one datagram with the header in front.
+    pub(super) fn send_introduced(&mut self, context: &Context, key: Key, bytes: &[u8]) {
+        let Some(view) = self.table.view(key) else {
+            return;
+        };
+        let addresses = Some((view.ends.client(), view.ends.local()));
+        let mut whole = proxy_header::build(SendProxy::V2, Protocol::Udp, addresses);
+        whole.extend_from_slice(bytes);
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        session.introduce = false;
+        session.note_sent(&whole, true);
+        if whole.len() > QUOTED_WHOLE {
+            session.stashed = Some(self.stash.keep(&whole));
+        }
+        if let Some(why) = reason(udp::send(session.fd.as_raw_fd(), &whole)) {
+            self.count_drop(context, key, why);
+        }
+    }
+}
+
+/// Counts datagrams for which no session was to be had.
+fn count_refusal(context: &Context, listener: &Listener, why: Dropped, datagrams: u32) {
+    let shard = listener.stats.shards.of(context.id);
+    shard.dropped[why as usize].add(u64::from(datagrams));
+    if let Some(cause) = refusal(why) {
+        shard.closed[cause as usize].add(u64::from(datagrams));
+    }
+}
+
+/// The refusal that a datagram without a session counts as.
+fn refusal(why: Dropped) -> Option<Cause> {
+    match why {
+        Dropped::NoBackend => Some(Cause::NoBackend),
+        Dropped::LimitProcess | Dropped::NoDescriptor | Dropped::NoPort => {
+            Some(Cause::LimitProcess)
+        }
+        Dropped::LimitListener => Some(Cause::LimitListener),
+        Dropped::LimitSource => Some(Cause::LimitSource),
+        Dropped::LimitRate => Some(Cause::LimitRate),
+        Dropped::Denied => Some(Cause::Denied),
+        _ => None,
+    }
+}

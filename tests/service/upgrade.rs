@@ -1,0 +1,280 @@
+//! The binary on disk takes over: nothing is lost, and what goes wrong changes nothing.
+
+use std::net::{TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::common::program::Program;
+use super::common::{
+    Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
+};
+use super::{Service, is_weir};
+
+fn yaml(address: &str) -> String {
+    format!(
+        "workers: 2\nshutdown_grace: 60s\nlisteners: {{main: {{bind: '127.0.0.1:0', pool: main}}}}\n\
+         pools: {{main: {{backends: ['{address}']}}}}\n"
+    )
+}
+
+fn start(server: &Server) -> Service {
+    let service = Service::start(&yaml(&server.address.to_string()), |launch| launch);
+    service.told("READY=1");
+    service
+}
+
+#[track_caller]
+fn echoes(address: &str) -> TcpStream {
+    let mut stream = client::connect(address);
+    client::round_trip(&mut stream, b"hello");
+    stream
+}
+
+/// Break tried: binding anew instead of taking over what was inherited; removing the admin socket's file at the end.
+#[test]
+fn the_new_process_serves_and_the_old_one_finishes() {
+    let server = Server::echo();
+    let mut service = start(&server);
+    let address = service.weir.address("main");
+    let mut old = echoes(&address);
+    let first = service.weir.pid();
+    let second = service.upgrade(first);
+    let mut new = echoes(&address);
+    client::round_trip(&mut old, b"still there");
+    assert!(service.weir.is_running(), "it has a connection left");
+    drop(old);
+    wait_until("the old process ends", || !service.weir.is_running());
+    client::round_trip(&mut new, b"unimpressed");
+
+    // The admin socket has gone over, and its file has not been removed by the one that left.
+    let weir = env!("CARGO_BIN_EXE_weir");
+    let admin = service.weir.admin();
+    let status = run(command(weir)
+        .args(["status", "--json", "--socket"])
+        .arg(admin));
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["pid"], second);
+    assert_eq!(status["upgrade_error"], serde_json::Value::Null);
+
+    // And again, from the new one.
+    drop(new);
+    let third = service.upgrade(second);
+    wait_until("the second process ends", || !is_weir(second));
+    echoes(&address);
+    assert_ne!(second, third);
+}
+
+/// Break tried: letting the sockets go before the new process has said that it is ready.
+#[test]
+fn a_successor_that_refuses_or_dies_changes_nothing() {
+    let server = Server::echo();
+    let dir = tempfile::tempdir().unwrap();
+    let binary = dir.path().join("weir");
+    std::fs::copy(env!("CARGO_BIN_EXE_weir"), &binary).unwrap();
+    let program = binary.display().to_string();
+    let yaml = yaml(&server.address.to_string());
+    let mut service = Service::start(&yaml, |launch: Launch| launch.program(&program));
+    service.told("READY=1");
+    let address = service.weir.address("main");
+    let mut old = echoes(&address);
+
+    let script = |mode: u32| {
+        std::fs::remove_file(&binary).unwrap();
+        std::fs::write(&binary, "#!/bin/sh\nexit 7\n").unwrap();
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&binary, mode).unwrap();
+    };
+    let rows: [(&str, &dyn Fn(), &str); 4] = [
+        (
+            "refused file",
+            &|| service.weir.rewrite("nonsense: 1\n"),
+            "unknown key",
+        ),
+        ("dies", &|| script(0o755), "ended before it could get ready"),
+        ("not executable", &|| script(0o644), "Permission denied"),
+        (
+            "missing",
+            &|| std::fs::remove_file(&binary).unwrap(),
+            "No such file",
+        ),
+    ];
+    for (what, spoil, expected) in rows {
+        spoil();
+        service.weir.signal(Signal::SIGUSR2);
+        let told = service.told("STATUS=upgrade failed: ");
+        assert!(told.contains(expected), "{what}: {told}");
+        echoes(&address);
+        client::round_trip(&mut old, b"still there");
+    }
+    drop(old);
+
+    // All is well again.
+    std::fs::copy(env!("CARGO_BIN_EXE_weir"), &binary).unwrap();
+    service.weir.rewrite(&yaml);
+    service.upgrade(service.weir.pid());
+    wait_until("the old process ends", || !service.weir.is_running());
+    echoes(&address);
+}
+
+#[test]
+fn another_number_of_workers_and_other_listeners_are_taken_over() {
+    let server = Server::echo();
+    let mut service = start(&server);
+    let address = service.weir.address("main");
+    for workers in [1, 3, 2] {
+        let more = format!(
+            "workers: {workers}\nlog: {{access: off}}\nlisteners:\n  main: {{bind: '127.0.0.1:0', pool: main}}\n  \
+             more: {{bind: '127.0.0.1:0', pool: main}}\npools: {{main: {{backends: ['{}']}}}}\n",
+            server.address
+        );
+        service.weir.rewrite(&more);
+        let pid = *service.successors().last().unwrap_or(&service.weir.pid());
+        service.upgrade(pid);
+        // Connections land on every socket of the group: each must have a worker.
+        for _ in 0..50 {
+            echoes(&address);
+        }
+    }
+    wait_until("the old process ends", || !service.weir.is_running());
+}
+
+/// A UDP server that answers each datagram with its name.
+fn named_udp(name: &'static str) -> std::net::SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), client);
+        }
+    });
+    address
+}
+
+fn ask(client: &UdpSocket) -> String {
+    let mut buffer = [0; 64];
+    client.send(b"who?").unwrap();
+    let length = client.recv(&mut buffer).expect("an answer");
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// Each client keeps its backend, and every datagram is answered, although the pool deals at random.
+///
+/// Break tried: handing the listening sockets over without the sessions.
+#[test]
+fn udp_sessions_go_on() {
+    let yaml = format!(
+        "workers: 2\nlisteners: {{main: {{protocol: udp, bind: '127.0.0.1:0', pool: main}}}}\n\
+         pools: {{main: {{balance: random, backends: ['{}', '{}'], health: none}}}}\n",
+        named_udp("amber"),
+        named_udp("birch")
+    );
+    let mut service = Service::start(&yaml, |launch| launch);
+    service.told("READY=1");
+    let address = service.weir.address("main");
+    let clients: Vec<(UdpSocket, String)> = (0..40)
+        .map(|_| {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(&address).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let name = ask(&client);
+            (client, name)
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let pids = std::thread::scope(|scope| {
+        for half in clients.chunks(20) {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    for (client, name) in half {
+                        assert_eq!(ask(client), *name);
+                    }
+                }
+            });
+        }
+        let mut pids = vec![service.weir.pid()];
+        for _ in 0..5 {
+            pids.push(service.upgrade(*pids.last().unwrap()));
+        }
+        over.store(true, Ordering::Relaxed);
+        pids
+    });
+    for (client, name) in &clients {
+        assert_eq!(ask(client), *name);
+    }
+    // Nothing keeps the old processes, and no session has ended on the way.
+    wait_until("the old process ends", || !service.weir.is_running());
+    let left = |pid: &&u32| is_weir(**pid);
+    wait_until("one process is left", || {
+        pids[1..].iter().filter(left).count() == 1
+    });
+    assert_eq!(service.weir.access_log().len(), 0);
+}
+
+/// Every request of wrk is a new connection; 500 idle connections were there before, and are there afterwards.
+fn under_load(upgrades: usize, seconds: u32) {
+    if !have(&["nginx", "wrk"]) {
+        return;
+    }
+    raise_descriptor_limit();
+    let (nginx, idle_server) = (Program::nginx(), Server::echo());
+    let yaml = format!(
+        "workers: 2\nshutdown_grace: 5m\nlog: {{access: off}}\nlisteners:\n  web: {{bind: '127.0.0.1:0', pool: web}}\n  \
+         idle: {{bind: '127.0.0.1:0', pool: idle}}\npools:\n  web: {{backends: ['{}']}}\n  idle: {{backends: ['{}']}}\n",
+        nginx.address(),
+        idle_server.address
+    );
+    let service = Service::start(&yaml, |launch| launch);
+    service.told("READY=1");
+    let mut idle: Vec<TcpStream> = (0..500)
+        .map(|_| echoes(&service.weir.address("idle")))
+        .collect();
+    let url = format!("http://{}/", service.weir.address("web"));
+    let time = format!("-d{seconds}s");
+    let arguments = ["-t1", "-c32", &time, "-H", "Connection: close", &url];
+    let wrk = command(find("wrk").unwrap())
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = service.weir.pid();
+    for _ in 0..upgrades {
+        // The load goes on for a while between two upgrades.
+        std::thread::sleep(Duration::from_millis(
+            u64::from(seconds) * 500 / upgrades as u64,
+        ));
+        pid = service.upgrade(pid);
+    }
+    let output = wrk.wait_with_output().unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    println!("{upgrades} upgrades: {report}");
+    assert!(report.contains("Requests/sec"), "{report}");
+    for trouble in ["Socket errors", "Non-2xx"] {
+        assert!(!report.contains(trouble), "{report}");
+    }
+    for stream in &mut idle {
+        client::round_trip(stream, b"after all that");
+    }
+    drop(idle);
+    let left = |pid: &u32| *pid != service.weir.pid() && is_weir(*pid);
+    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+    wait_until("all of them end", || !service.successors().iter().any(left));
+}
+
+/// Break tried: binding anew instead of taking over what was inherited.
+#[test]
+fn no_request_fails_under_load() {
+    under_load(4, 4);
+}
+
+#[test]
+#[ignore = "a minute and a half"]
+fn no_request_fails_in_a_hundred_upgrades() {
+    under_load(100, 80);
+}

@@ -1,0 +1,280 @@
+//! Backends that refuse, die and leave, and ICMP errors that are not what they say.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::common::netns::{Netns, link};
+use super::common::server::Port;
+use super::common::{Launch, Weir, may_make_namespaces, wait_until};
+use super::peers::{Client, Server, status};
+
+fn config(pool: &str, backends: &[String]) -> String {
+    format!(
+        "
+workers: 1
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
+pools: {{main: {{balance: round_robin, passive: off, {pool} backends: {backends:?}}}}}
+"
+    )
+}
+
+#[test]
+fn a_refused_datagram_is_sent_again_to_another_backend() {
+    // Nobody listens on `closed`, and nobody else takes it while it is reserved.
+    let (server, closed) = (Server::echo("127.0.0.1:0"), Port::reserve());
+    let weir = Weir::start(&config(
+        "",
+        &[closed.address().to_string(), server.address.to_string()],
+    ));
+    // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
+    for len in [8, 100, 512, 1200, 9000] {
+        for _ in 0..4 {
+            let (client, text) = (Client::at("127.0.0.1"), "x".repeat(len));
+            assert_eq!(client.ask(&weir.address("main"), &text), text);
+            // And it stays there.
+            assert_eq!(client.ask(&weir.address("main"), &text), text);
+        }
+    }
+    let backends = &status(&weir)["pools"][0]["backends"];
+    assert_eq!(
+        backends[0]["failed"], 10,
+        "each session that was sent there: {backends}"
+    );
+    let records = weir.stop();
+    assert!(
+        records
+            .iter()
+            .all(|record| record.backend.as_deref() == Some(&server.address.to_string()))
+    );
+    assert_eq!(
+        records.iter().filter(|record| record.attempts == 2).count(),
+        10
+    );
+}
+
+#[test]
+fn without_another_backend_a_refusal_ends_nothing() {
+    let closed = Port::reserve();
+    let weir = Weir::start(&config("", &[closed.address().to_string()]));
+    let client = Client::at("127.0.0.1");
+    for _ in 0..20 {
+        client.send(&weir.address("main"), b"is anybody there?");
+    }
+    let failed = || {
+        status(&weir)["pools"][0]["backends"][0]["failed"]
+            .as_u64()
+            .unwrap()
+    };
+    wait_until("refusals", || failed() > 0);
+    let server = Server::echo(&closed.address().to_string());
+    assert_eq!(
+        client.ask(&weir.address("main"), "now there is"),
+        "now there is"
+    );
+    drop(server);
+}
+
+#[test]
+fn a_flow_whose_backend_dies_goes_on_elsewhere() {
+    let mut servers: Vec<Option<Server>> = vec![
+        Some(Server::named("127.0.0.1:0", "a")),
+        Some(Server::named("127.0.0.1:0", "b")),
+    ];
+    let list: Vec<String> = servers
+        .iter()
+        .flatten()
+        .map(|s| s.address.to_string())
+        .collect();
+    let weir = Weir::start(&config("", &list));
+    let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
+    let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
+    let before: Vec<String> = clients.iter().map(ask).collect();
+    assert_eq!(before.concat(), "ababababab");
+    servers[0] = None;
+    // No question is lost: the refused one is sent again.
+    for _ in 0..3 {
+        assert_eq!(clients.iter().map(ask).collect::<String>(), "bbbbbbbbbb");
+    }
+}
+
+#[test]
+fn a_pool_says_what_becomes_of_the_sessions_of_a_backend_that_goes_down() {
+    for (on_down, after) in [("keep", "a"), ("close", "b")] {
+        let servers = [
+            Server::named("127.0.0.1:0", "a"),
+            Server::named("127.0.0.1:0", "b"),
+        ];
+        // Health is what the TCP ports say.
+        let doors = [(); 2].map(|()| super::common::Server::sink());
+        let [a, b] = [0, 1].map(|ix| servers[ix].address);
+        let weir = Weir::start(&format!(
+            "
+workers: 1
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
+pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a, address: '{a}'}}, {{name: b, address: '{b}'}}]}}}}
+"
+        ));
+        drop(doors);
+        let client = Client::at("127.0.0.1");
+        assert_eq!(client.ask(&weir.address("main"), "?"), "a");
+        let mut down = super::common::command(env!("CARGO_BIN_EXE_weir"));
+        super::common::run(
+            down.args(["backend", "main/a", "down", "--socket"])
+                .arg(weir.admin()),
+        );
+        wait_until("it takes effect", || {
+            // New clients go to b.
+            (0..2).all(|_| Client::at("127.0.0.1").ask(&weir.address("main"), "?") == "b")
+        });
+        assert_eq!(
+            client.ask(&weir.address("main"), "?"),
+            after,
+            "on_down: {on_down}"
+        );
+    }
+}
+
+/// An attacker on the backends' network who knows all four address parts of a session's socket, but not what was sent.
+#[test]
+fn a_forged_refusal_does_not_move_a_flow() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let (host, backend) = (Netns::new("host"), Netns::new("backend"));
+    link("eth0", [(&host, "10.9.0.1/24"), (&backend, "10.9.0.2/24")]);
+    let [a, b] = ["a", "b"].map(|name| backend.enter(|| Server::named("10.9.0.2:0", name)));
+    let weir = Launch::new(&config("", &[a.address.to_string(), b.address.to_string()]))
+        .inside(&host)
+        .start();
+    let client = host.enter(|| Client::at("127.0.0.1"));
+    let address = weir.address("main");
+    assert_eq!(client.ask(&address, "a question"), "a");
+    let raw =
+        backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
+    let source = {
+        let mut first = None;
+        wait_until("the source", || {
+            first = a.first_source();
+            first.is_some()
+        });
+        first.unwrap()
+    };
+    let forge = |quote: &[u8]| {
+        let packet = port_unreachable(source, a.address, quote);
+        raw.send_to(&packet, &SocketAddr::from((v4(source), 0)).into())
+            .unwrap();
+    };
+    for quote in [
+        &b""[..],
+        b"x",
+        b"a quest",
+        b"other content of some length",
+        &[0; 500],
+    ] {
+        for _ in 0..20 {
+            // In front of and behind a datagram of the flow.
+            forge(quote);
+            client.send(&address, b"another question");
+            forge(quote);
+            assert_eq!(client.receive().0, b"a", "moved by {quote:?}");
+        }
+    }
+    assert_eq!(b.count(), 0);
+    assert_eq!(
+        status(&weir)["pools"][0]["backends"][0]["failed"],
+        0,
+        "nobody is blamed"
+    );
+    // A true one, which quotes what was sent, does move it. (Seen from here it is the same packet.)
+    client.send(&address, b"a question that is quoted");
+    assert_eq!(client.receive().0, b"a");
+    forge(b"a question that is quoted");
+    wait_until("it moves", || client.ask(&address, "and now?") == "b");
+}
+
+fn v4(address: SocketAddr) -> Ipv4Addr {
+    let SocketAddr::V4(address) = address else {
+        panic!("IPv4 only")
+    };
+    *address.ip()
+}
+
+/// An ICMP port unreachable about a datagram from `source` to `refuser`.
+fn port_unreachable(source: SocketAddr, refuser: SocketAddr, quote: &[u8]) -> Vec<u8> {
+    let mut packet = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    // The quoted IPv4 header.
+    let total = (28 + quote.len()) as u16;
+    packet.extend([0x45, 0]);
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    packet.extend(v4(source).octets());
+    packet.extend(v4(refuser).octets());
+    // The quoted UDP header.
+    packet.extend(source.port().to_be_bytes());
+    packet.extend(refuser.port().to_be_bytes());
+    packet.extend((8 + quote.len() as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(quote);
+    let sum = packet
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+        .sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    packet[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    packet
+}
+
+/// A whole backend network that goes away does not end a flow at once: routes flap.
+#[test]
+fn an_unreachable_host_moves_only_flows_that_never_worked() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let (host, backend) = (Netns::new("host"), Netns::new("backend"));
+    link("eth0", [(&host, "10.9.0.1/24"), (&backend, "10.9.0.2/24")]);
+    let far = backend.enter(|| Server::named("10.9.0.2:7", "far"));
+    let near = host.enter(|| Server::named("127.0.0.1:0", "near"));
+    let weir = Launch::new(&config(
+        "",
+        &[far.address.to_string(), near.address.to_string()],
+    ))
+    .inside(&host)
+    .start();
+    let (old, address) = (host.enter(|| Client::at("127.0.0.1")), weir.address("main"));
+    assert_eq!(old.ask(&address, "a question"), "far");
+    // The router (here: the host's own firewall) says "host unreachable".
+    backend.nft("add table inet weir; add chain inet weir in { type filter hook input priority 0; }; add rule inet weir in ip protocol udp reject with icmp type host-unreachable");
+    let new = host.enter(|| [(); 2].map(|()| Client::at("127.0.0.1")));
+    for client in &new {
+        assert_eq!(client.ask(&address, "a question"), "near", "sent again");
+    }
+    for _ in 0..5 {
+        old.send(&address, b"another question");
+        assert_eq!(old.receive_within(Duration::from_millis(50)), None);
+    }
+    backend.nft("flush ruleset");
+    assert_eq!(old.ask(&address, "a question"), "far", "it has waited");
+}
+
+/// The listening sockets are nobody's peer: a client that closes its port hurts nobody.
+#[test]
+fn clients_that_refuse_replies_do_not_disturb_the_listener() {
+    let server = Server::new("127.0.0.1:0", |_| {
+        vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]
+    });
+    let weir = Weir::start(&config("", &[server.address.to_string()]));
+    let address = weir.address("main");
+    for _ in 0..200 {
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
+        gone.send_to(b"question", &address).unwrap();
+    }
+    let client = Client::at("127.0.0.1");
+    client.send(&address, b"x");
+    assert_eq!(
+        [client.receive().0, client.receive().0, client.receive().0].concat(),
+        b"123"
+    );
+}

@@ -1,0 +1,200 @@
+//! Many sources at once, honest and not.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::common::netns::{Netns, link};
+use super::common::{Launch, PATIENCE, may_make_namespaces, raise_descriptor_limit, wait_until};
+use super::peers::{Client, Server, status};
+
+/// Bytes of the headers of a raw packet.
+const HEADERS: usize = 28;
+
+/// 100,000 datagrams, each from another source port and address, while one flow goes on.
+#[test]
+fn spoofed_sources_use_up_no_more_than_the_cap_and_do_not_hurt_a_flow() {
+    const FLOOD: u32 = 100_000;
+    const SESSIONS: usize = 2_000;
+    if !may_make_namespaces() {
+        return;
+    }
+    let (client, host) = (Netns::new("client"), Netns::new("host"));
+    link("eth0", [(&client, "10.9.0.2/16"), (&host, "10.9.0.1/16")]);
+    let server = host.enter(|| Server::echo("127.0.0.1:0"));
+    let weir = Launch::new(&format!(
+        "
+workers: 1
+limits: {{udp_sessions: {SESSIONS}}}
+listeners: {{main: {{protocol: udp, bind: ['10.9.0.1:5353'], pool: main, udp: {{idle: 3s}}}}}}
+pools: {{main: {{backends: ['{}']}}}}
+",
+        server.address
+    ))
+    .inside(&host)
+    .start();
+    let flow = client.enter(|| Client::at("10.9.0.2"));
+    flow.ask("10.9.0.1:5353", "before the flood");
+    let (sockets, memory) = (weir.sockets(), weir.memory_kib("RssAnon"));
+
+    // The flow counts its losses while the flood comes in.
+    let flooding = AtomicBool::new(true);
+    let (asked, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let mut most = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while flooding.load(Ordering::Relaxed) {
+                let n = asked.fetch_add(1, Ordering::Relaxed);
+                let text = format!("question {n}");
+                flow.send("10.9.0.1:5353", text.as_bytes());
+                if flow.receive_within(Duration::from_millis(500)) == Some(text.into_bytes()) {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let raw = client.enter(|| {
+            Socket::new(
+                Domain::IPV4,
+                Type::RAW,
+                Some(Protocol::from(libc::IPPROTO_RAW)),
+            )
+            .unwrap()
+        });
+        let started = Instant::now();
+        for n in 0..FLOOD {
+            // 20,000 a second, which takes the 3 s of the idle time and more.
+            let due = Duration::from_micros(u64::from(n) * 50);
+            while started.elapsed() < due {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let source = SocketAddr::from((
+                Ipv4Addr::from(0x0a09_1000 + n / 60_000),
+                (1024 + n % 60_000) as u16,
+            ));
+            let packet = spoofed(source, "10.9.0.1:5353".parse().unwrap(), b"flood");
+            let _ = raw.send_to(&packet, &"10.9.0.1:0".parse::<SocketAddr>().unwrap().into());
+            if n % 5_000 == 0 {
+                most = most.max(weir.sockets());
+            }
+        }
+        flooding.store(false, Ordering::Relaxed);
+    });
+    let (asked, answered) = (asked.into_inner(), answered.into_inner());
+    println!("{answered} of {asked} answered; {most} sockets at most");
+    assert!(asked > 100, "the flow was slow: {asked}");
+    assert!(
+        (asked - answered) * 100 <= asked,
+        "{answered} of {asked} answered"
+    );
+    assert!(most <= sockets + SESSIONS, "{most} sockets");
+    let process = status(&weir);
+    assert!(process["workers"][0]["udp_sessions"].as_u64().unwrap() <= SESSIONS as u64);
+    let refused = process["listeners"][0]["refused"].as_u64().unwrap();
+    assert!(refused > u64::from(FLOOD) / 2, "{refused} refused");
+    let grown = weir.memory_kib("RssAnon").saturating_sub(memory);
+    assert!(grown < 16 << 10, "{grown} KiB more");
+    // And it is over when it is over.
+    wait_until("sessions end", || {
+        status(&weir)["workers"][0]["udp_sessions"] == 0
+    });
+    assert_eq!(weir.sockets(), sockets - 1);
+}
+
+/// An IPv4 packet with a UDP datagram in it; the kernel fills in the header's checksum, UDP may go without.
+fn spoofed(source: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let (SocketAddr::V4(source), SocketAddr::V4(to)) = (source, to) else {
+        panic!("IPv4 only")
+    };
+    let mut packet = Vec::with_capacity(HEADERS + bytes.len());
+    packet.extend([0x45, 0]);
+    packet.extend(((HEADERS + bytes.len()) as u16).to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    packet.extend(source.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(source.port().to_be_bytes());
+    packet.extend(to.port().to_be_bytes());
+    packet.extend((8 + bytes.len() as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(bytes);
+    packet
+}
+
+/// 4,000 clients speak at the same moment.
+#[test]
+fn thousands_of_flows_at_once_lose_next_to_nothing() {
+    const FLOWS: usize = 4_000;
+    raise_descriptor_limit();
+    let server = Server::echo("127.0.0.1:0");
+    let weir = Launch::new(&format!(
+        "
+workers: 1
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
+pools: {{main: {{backends: ['{}']}}}}
+",
+        server.address
+    ))
+    .start();
+    let address: SocketAddr = weir.address("main").parse().unwrap();
+    let clients: Vec<UdpSocket> = (0..FLOWS)
+        .map(|_| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(address).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = SockRef::from(&socket).set_recv_buffer_size(8 << 10);
+            socket
+        })
+        .collect();
+    let mut lost = 0;
+    for round in 0..5u32 {
+        for client in &clients {
+            client.send(&round.to_be_bytes()).unwrap();
+        }
+        let deadline = Instant::now() + PATIENCE / 10;
+        let mut waiting: Vec<&UdpSocket> = clients.iter().collect();
+        while !waiting.is_empty() && Instant::now() < deadline {
+            let mut buffer = [0; 16];
+            waiting.retain(|client| !matches!(client.recv(&mut buffer), Ok(4) if buffer[..4] == round.to_be_bytes()));
+        }
+        lost += waiting.len();
+    }
+    println!("{lost} of {} lost", 5 * FLOWS);
+    assert!(lost * 100 <= 5 * 5 * FLOWS, "{lost} of {} lost", 5 * FLOWS);
+}
+
+/// Out of descriptors: new sessions are shed, old ones go on, one line a second at most is logged.
+#[test]
+fn out_of_descriptors_old_sessions_go_on() {
+    let server = Server::echo("127.0.0.1:0");
+    let weir = Launch::new(&format!(
+        "
+workers: 1
+limits: {{udp_sessions: 10000}}
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
+pools: {{main: {{backends: ['{}']}}}}
+",
+        server.address
+    ))
+    .behind(&["prlimit", "--nofile=100:100"])
+    .start();
+    let address = weir.address("main");
+    let clients: Vec<Client> = (0..200).map(|_| Client::at("127.0.0.1")).collect();
+    let served: Vec<&Client> = clients
+        .iter()
+        .filter(|client| {
+            client.send(&address, b"x");
+            client.receive_within(Duration::from_millis(20)).is_some()
+        })
+        .collect();
+    assert!((20..100).contains(&served.len()), "{} served", served.len());
+    for client in served {
+        assert_eq!(client.ask(&address, "still here?"), "still here?");
+    }
+    let lines = weir
+        .stderr()
+        .iter()
+        .filter(|line| line.contains("Too many open files"))
+        .count();
+    assert!((1..10).contains(&lines), "{lines} lines");
+}

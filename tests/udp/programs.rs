@@ -1,0 +1,263 @@
+//! Real programs that speak UDP.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::common::server::Port;
+use super::common::{Weir, command, find, have, run, wait_until};
+use super::peers::Client;
+
+/// A server program in a directory of its own, killed when dropped.
+struct Daemon {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("weir-test-")
+        .tempdir()
+        .unwrap()
+}
+
+fn program(name: &str) -> Command {
+    command(find(name).unwrap())
+}
+
+fn weir_before(backends: &[std::net::SocketAddr], udp: &str) -> Weir {
+    let list: Vec<String> = backends.iter().map(ToString::to_string).collect();
+    Weir::start(&format!(
+        "
+workers: 2
+log: {{access: off}}
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main, udp: {udp}}}}}
+pools: {{main: {{balance: round_robin, backends: {list:?}}}}}
+"
+    ))
+}
+
+/// A name server for `example.`, which answers `host.example. A`.
+fn nsd(port: &Port) -> Daemon {
+    let dir = directory();
+    let path = dir.path().display();
+    fs::write(
+        dir.path().join("zone"),
+        "$ORIGIN example.\n@ 60 IN SOA ns admin 1 60 60 60 60\n@ 60 IN NS ns\nns 60 IN A 192.0.2.1\nhost 60 IN A 192.0.2.2\n",
+    )
+    .unwrap();
+    let config = format!(
+        "server:\n  ip-address: 127.0.0.1@{}\n  username: \"\"\n  chroot: \"\"\n  zonesdir: \"{path}\"\n  database: \"\"\n  pidfile: \"{path}/pid\"\n  zonelistfile: \"{path}/zones\"\n  xfrdfile: \"{path}/xfrd\"\n  xfrdir: \"{path}\"\n  cookie-secret-file: \"{path}/cookies\"\n  rrl-ratelimit: 0\nremote-control:\n  control-enable: no\nzone:\n  name: example.\n  zonefile: zone\n",
+        port.number
+    );
+    fs::write(dir.path().join("nsd.conf"), config).unwrap();
+    let mut start = program("nsd");
+    start.args(["-d", "-c"]).arg(dir.path().join("nsd.conf"));
+    let child = start
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(dir.path().join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let daemon = Daemon { child, _dir: dir };
+    let client = Client::at("127.0.0.1");
+    // A query for host.example. A.
+    let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04host\x07example\0\0\x01\0\x01";
+    wait_until("nsd answers", || {
+        let _ = client.0.send_to(query, port.address());
+        client
+            .receive_within(Duration::from_millis(50))
+            .is_some_and(|answer| answer.starts_with(b"\x12\x34\x85"))
+    });
+    daemon
+}
+
+/// dnsperf through weir to two name servers: no query is lost, with sessions that end with each answer and with such that
+/// stay.
+#[test]
+fn dnsperf_to_nsd_loses_no_query() {
+    if !have(&["dnsperf", "nsd"]) {
+        return;
+    }
+    let ports = [Port::reserve(), Port::reserve()];
+    let _servers = [nsd(&ports[0]), nsd(&ports[1])];
+    let dir = directory();
+    let queries = dir.path().join("queries");
+    fs::write(
+        &queries,
+        "host.example. A\nns.example. A\nnone.example. A\n",
+    )
+    .unwrap();
+    for udp in [
+        "{idle: 10s, replies: 1}",
+        "{idle: 10s}",
+        "{idle: 10s, requests: 1, replies: 1}",
+    ] {
+        let weir = weir_before(&[ports[0].address(), ports[1].address()], udp);
+        let address = weir.address("main");
+        let (host, port) = address.rsplit_once(':').unwrap();
+        let mut load = program("dnsperf");
+        load.args([
+            "-s", host, "-p", port, "-l", "3", "-c", "20", "-Q", "3000", "-t", "5", "-d",
+        ])
+        .arg(&queries);
+        let report = run(&mut load);
+        assert!(
+            report.contains("Queries lost:         0 (0.00%)"),
+            "{udp}: {report}"
+        );
+        let sent = report
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Queries sent:"))
+            .expect(&report);
+        assert!(sent.trim().parse::<u64>().unwrap() > 3000, "{report}");
+    }
+}
+
+/// iperf3 over UDP, both directions. Its control connection is TCP, so both protocols share the port.
+#[test]
+fn iperf3_loses_nothing_at_a_moderate_rate() {
+    if !have(&["iperf3"]) {
+        return;
+    }
+    let server = super::common::program::Program::iperf3();
+    let port = Port::reserve();
+    let weir = Weir::start(&format!(
+        "
+workers: 1
+listeners:
+  control: {{bind: ['{0}'], pool: control}}
+  data: {{protocol: udp, bind: ['{0}'], pool: data}}
+pools:
+  control: {{backends: ['{1}']}}
+  data: {{backends: ['{1}']}}
+",
+        port.address(),
+        server.address(),
+    ));
+    for direction in [&[][..], &["--reverse"]] {
+        let mut load = program("iperf3");
+        load.args([
+            "--json",
+            "--client",
+            "127.0.0.1",
+            "--port",
+            &port.number.to_string(),
+        ]);
+        load.args([
+            "--udp",
+            "--bitrate",
+            "50M",
+            "--length",
+            "1200",
+            "--time",
+            "2",
+        ])
+        .args(direction);
+        let report: serde_json::Value = serde_json::from_str(&run(&mut load)).unwrap();
+        let sum = &report["end"]["sum"];
+        let (packets, lost) = (
+            sum["packets"].as_u64().unwrap(),
+            sum["lost_packets"].as_u64().unwrap(),
+        );
+        assert!(packets > 5_000, "{sum}");
+        assert!(lost * 1000 <= packets, "{lost} of {packets} lost");
+        assert_eq!(sum["out_of_order"].as_u64().unwrap_or(0), 0);
+    }
+    drop(weir);
+}
+
+/// A DTLS connection that falls silent for longer than most timers and then goes on: a short silence by default, the long one
+/// with `WEIR_SILENCE_S=60`.
+#[test]
+fn a_dtls_connection_survives_silence_within_the_idle_time() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let silence: u64 =
+        std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
+    let (dir, port) = (directory(), Port::reserve());
+    let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
+    let mut make = program("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=weir",
+        "-days",
+        "2",
+    ]);
+    run(make.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
+    let mut serve = program("openssl");
+    serve.args([
+        "s_server",
+        "-dtls",
+        "-quiet",
+        "-rev",
+        "-4",
+        "-accept",
+        &port.address().to_string(),
+        "-key",
+    ]);
+    serve.arg(&key).arg("-cert").arg(&certificate);
+    let log = fs::File::create(dir.path().join("server")).unwrap();
+    let child = serve
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let _server = Daemon {
+        child,
+        _dir: directory(),
+    };
+    let bound = || {
+        fs::read_to_string("/proc/net/udp")
+            .unwrap()
+            .contains(&format!(":{:04X} ", port.number))
+    };
+    wait_until("openssl listens", bound);
+
+    let weir = weir_before(&[port.address()], &format!("{{idle: {}s}}", silence + 5));
+    let mut connect = program("openssl");
+    connect.args([
+        "s_client",
+        "-dtls",
+        "-quiet",
+        "-connect",
+        &weir.address("main"),
+    ]);
+    let (output, log) = (dir.path().join("client"), dir.path().join("client-log"));
+    connect
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(&output).unwrap())
+        .stderr(fs::File::create(&log).unwrap());
+    let mut client = Daemon {
+        child: connect.spawn().unwrap(),
+        _dir: dir,
+    };
+    let mut input = client.child.stdin.take().unwrap();
+    let said = |text: &str| {
+        fs::read_to_string(&output)
+            .unwrap_or_default()
+            .contains(text)
+    };
+    input.write_all(b"before\n").unwrap();
+    wait_until("the answer", || said("erofeb"));
+    std::thread::sleep(Duration::from_secs(silence));
+    input.write_all(b"after the silence\n").unwrap();
+    wait_until("the answer after the silence", || said("ecnelis eht retfa"));
+    drop(weir);
+}
