@@ -68,7 +68,21 @@ fn facts() -> Facts {
         fd_soft,
         fd_hard,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        ports: ports(&kernel("ip_local_port_range")).unwrap_or(28_232),
+        ports_reused: kernel("tcp_tw_reuse").trim() == "1",
     }
+}
+
+/// A kernel parameter of this network namespace; empty if it cannot be read.
+fn kernel(name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
+}
+
+/// How many ports a range such as `32768 60999` has.
+fn ports(range: &str) -> Option<u64> {
+    let mut ends = range.split_whitespace().map(|end| end.parse::<u64>().ok());
+    let (first, last) = (ends.next()??, ends.next()??);
+    Some((last + 1).saturating_sub(first))
 }
 
 #[cfg(test)]
