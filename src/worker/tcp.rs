@@ -429,10 +429,10 @@ impl Tcp {
                 self.set_timer(context, key);
             }
         } else if self.admit(context, key) {
+            // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
             self.read_early(key);
-            if self.watch_client(context, key) {
-                self.connect_next(context, key);
-            }
+            self.connect_next(context, key);
+            self.watch_client(context, key);
         }
     }
 
