@@ -2,7 +2,7 @@
 //!
 //! `failover-node run CONFIG.json` runs the election and the keeper, answers UDP on port 7777 of every VIP with the node's name,
 //! and takes orders on standard input, one a line: `status`, `serving yes|no`, `pool N up|down`, `demote IP`, `allow IP`,
-//! `reload FILE`, `upgrade`, `stop`. `failover-node answer NAME ADDRESS` only answers. `failover-node probe ADDRESS:PORT MILLISECONDS` asks once a millisecond and prints, for each
+//! `reload FILE`, `upgrade`, `stop`. `failover-node answer NAME ADDRESS:PORT` only answers. `failover-node probe ADDRESS:PORT MILLISECONDS` asks once a millisecond and prints, for each
 //! question, when it was sent and when and by whom it was answered (microseconds of CLOCK_MONOTONIC).
 
 use std::collections::BTreeMap;
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["keeper"] => return weir::keeper::main(),
         ["run", config] => run(config),
-        ["answer", name, address] => answer(name, address.parse().expect("an address")),
+        ["answer", name, at] => answer(name, at.parse().expect("an address")),
         ["probe", to, ms] => probe(to.parse().expect("an address"), ms.parse().expect("ms")),
         _ => return ExitCode::from(2),
     }
@@ -124,7 +124,7 @@ fn run(path: &str) {
     let mut handle = Election::start(&config, keeper, ask(), events.clone()).expect("election");
     for vip in &config.vips {
         let (name, address) = (config.node.clone(), vip.address.addr());
-        std::thread::spawn(move || answer(&name, address));
+        std::thread::spawn(move || answer(&name, SocketAddr::new(address, 7777)));
     }
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("standard input");
@@ -173,10 +173,9 @@ fn run(path: &str) {
 }
 
 /// Answers every datagram with the node's name; the address need not be here yet.
-fn answer(name: &str, address: IpAddr) {
-    let to = SocketAddr::new(address, 7777);
+fn answer(name: &str, to: SocketAddr) {
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).expect("socket");
-    match address {
+    match to.ip() {
         IpAddr::V4(_) => socket.set_freebind_v4(true).expect("freebind"),
         IpAddr::V6(_) => socket.set_freebind_v6(true).expect("freebind"),
     }

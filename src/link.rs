@@ -53,6 +53,46 @@ impl ListenSocket {
     }
 }
 
+/// A UDP session that goes to another process, together with the listening socket that its client sends to.
+#[derive(Debug)]
+pub struct Migrant {
+    /// What is known of it.
+    pub passport: Passport,
+    /// Connected to its backend.
+    pub fd: OwnedFd,
+}
+
+/// See [`Migrant`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Passport {
+    /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
+    pub socket: u64,
+    /// Client address.
+    pub client: SocketAddr,
+    /// The address that the client sends to.
+    pub local: SocketAddr,
+    /// [`Backend::identity`].
+    pub backend: u64,
+    /// Since its first datagram.
+    pub age: Duration,
+    /// Datagrams from the client.
+    pub requests: u32,
+    /// Datagrams from the backend.
+    pub replies: u32,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// Backends tried.
+    pub attempts: u16,
+    /// The backend still has to be told who the client is.
+    pub introduce: bool,
+    /// The kernel merges datagrams on its socket.
+    pub merges: bool,
+    /// The buffers of its socket are large.
+    pub grown: bool,
+}
+
 /// A local address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Local {
@@ -101,8 +141,16 @@ pub enum Command {
     Release {
         /// Which.
         sockets: Arc<Vec<(u32, Local)>>,
-        /// Told when it is done.
-        reply: Sender<()>,
+        /// Their UDP sessions, when it is done: they go with their socket.
+        reply: Sender<Vec<Migrant>>,
+    },
+    /// Serve this UDP socket, with sessions that belong to it. The sessions come first: a client that has one must not
+    /// get another.
+    Settle {
+        /// The socket.
+        socket: ListenSocket,
+        /// Its sessions.
+        migrants: Vec<Migrant>,
     },
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),

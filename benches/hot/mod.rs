@@ -14,8 +14,11 @@ use weir::relay::{Conduit, Done, Io, Pair, pump};
 /// One path, ready to be run any number of times.
 pub type Path = Box<dyn FnMut()>;
 
+/// Makes a path with everything that it needs.
+pub type Make = fn() -> Path;
+
 /// Name and constructor of every path.
-pub const ALL: [(&str, fn() -> Path); 10] = [
+pub const ALL: [(&str, Make); 10] = [
     ("pair_short_connection", short_connection),
     ("pair_exchange", exchange),
     ("pair_bulk_megabyte", bulk),

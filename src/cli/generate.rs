@@ -47,7 +47,8 @@ fn man(directory: &Path) -> io::Result<()> {
     let mut whole = Cli::command();
     whole.build();
     page(directory, "weir", &whole)?;
-    for command in whole.get_subcommands().filter(|c| !c.is_hide_set()) {
+    let shown = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
+    for command in whole.get_subcommands().filter(shown) {
         let name = format!("weir-{}", command.get_name());
         let command = command.clone().display_name(name.clone());
         page(directory, &name, &command)?;

@@ -1,4 +1,4 @@
-//! Every key of the configuration: one table for the checker, the reference and the list of what is built.
+//! Every key of the configuration: one table for the checker and the reference.
 //!
 //! A row's type is the Rust type that reads it, its default is the text that is read when the key is left out, its
 //! range is enforced as it stands. So the reference cannot say anything else than what happens; tests hold that every
@@ -40,17 +40,6 @@ pub enum Missing {
     Refused,
 }
 
-/// Whether the program does what the key says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Built {
-    /// Yes.
-    Yes,
-    /// No: refused, with everything below it.
-    No,
-    /// Yes, but for these values.
-    Except(&'static [&'static str]),
-}
-
 /// One row.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
@@ -70,8 +59,6 @@ pub struct Field {
     pub range: &'static str,
     /// The only protocol for which it has a meaning.
     pub only: Option<Protocol>,
-    /// Whether it is built.
-    pub built: Built,
     /// What the reference shows in its first (TCP) example; the default if empty.
     pub example: &'static str,
     /// What the reference shows in its second (UDP) example; left out there if empty.
@@ -97,7 +84,6 @@ impl Field {
             missing,
             range: "",
             only: None,
-            built: Built::Yes,
             example: "",
             example_udp: "",
             meaning,
@@ -133,18 +119,6 @@ impl Field {
     const fn udp(self, example_udp: &'static str) -> Field {
         Field {
             example_udp,
-            ..self
-        }
-    }
-    const fn not_yet(self) -> Field {
-        Field {
-            built: Built::No,
-            ..self
-        }
-    }
-    const fn not_yet_for(self, values: &'static [&'static str]) -> Field {
-        Field {
-            built: Built::Except(values),
             ..self
         }
     }
@@ -290,7 +264,7 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
     value::<bool>("pools.*.backends.*.backup", "false", "Used only when no other is left."),
     section("pools.*.health", "Active health checks.").or("none").udp("section"),
-    optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp").not_yet_for(&["udp"]),
+    optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp"),
     value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),
     value::<Duration>("pools.*.health.timeout", "1s", "Of one probe, from connect to verdict.").range("1ms..5m"),
     value::<u32>("pools.*.health.rise", "2", "Successes in a row that bring a backend up.").unit("probes").range("1..100"),

@@ -49,8 +49,6 @@ impl<T> Spot<T> {
 /// Collects findings.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// Take keys that are not built yet, too.
-    pub unbuilt: bool,
     /// Reasons to refuse the file.
     pub errors: RefCell<Vec<Finding>>,
     /// Reasons to think again.

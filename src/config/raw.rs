@@ -4,7 +4,7 @@
 //! A value that is missing or wrong is stood in for by the key's default, or, if it has none, by the table's example:
 //! whatever was reported, checking goes on with something of the right type, and the result is thrown away at the end.
 
-use super::fields::{Built, Field, Missing, Shape, below, field};
+use super::fields::{Field, Missing, Shape, below, field};
 use super::meant::{deeper, suggestion};
 use super::model::Protocol;
 use super::notes::{Notes, Spot};
@@ -101,12 +101,6 @@ impl<'a> Section<'a> {
                 };
                 self.notes.error(&spot, format!("unknown key; {remedy}"));
                 false
-            }
-            Some(Field {
-                built: Built::No, ..
-            }) if !self.notes.unbuilt => {
-                self.notes.error(&spot, "not supported yet: leave it out");
-                true
             }
             Some(_) => true,
         }
@@ -288,12 +282,6 @@ impl<'a> Section<'a> {
         };
         if row.is_word(text) {
             return None;
-        }
-        if let (Built::Except(words), false) = (row.built, self.notes.unbuilt)
-            && words.contains(&text)
-        {
-            self.notes
-                .error(&spot, format!("`{text}` is not supported yet"));
         }
         let range = if row.shape == Shape::Value {
             range::<T>(row)

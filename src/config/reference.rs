@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::fields::{Built, FIELDS, Field, Missing, Shape, below, field};
+use super::fields::{FIELDS, Field, Missing, Shape, below, field};
 use super::model::Protocol;
 
 const HEAD: &str = "\
@@ -10,7 +10,7 @@ const HEAD: &str = "\
 #
 # Durations: 500ms, 2s, 5m, 1h. Bandwidths: 64KB/s, 10MiB/s. Rates: 100/s, 50/m, 1000/h. Prefixes: 10.0.0.0/8; a bare
 # address means itself alone. A list of one may be written without brackets. Unknown keys are refused.
-# Values shown are the defaults, or examples where the default is nothing. `#key` is not supported yet.
+# Values shown are the defaults, or examples where the default is nothing.
 ";
 
 /// The reference, ready to be printed.
@@ -19,7 +19,7 @@ pub fn reference() -> String {
         text: HEAD.to_string(),
         example: Protocol::Tcp,
     };
-    page.rows("", 0, false);
+    page.rows("", 0);
     page.text
 }
 
@@ -38,7 +38,7 @@ fn names(row: &Field) -> &'static [(&'static str, Protocol)] {
 }
 
 impl Page {
-    fn rows(&mut self, parent: &str, indent: usize, out: bool) {
+    fn rows(&mut self, parent: &str, indent: usize) {
         let of_items =
             field(parent.trim_end_matches(".*")).is_some_and(|row| row.shape == Shape::Items);
         let mut dash = of_items;
@@ -51,7 +51,7 @@ impl Page {
                 Protocol::Udp => !row.example_udp.is_empty() || below_shown(row),
             };
             if shown {
-                self.row(row, indent, out || unbuilt(row, self.value(row)), &mut dash);
+                self.row(row, indent, &mut dash);
             }
         }
     }
@@ -64,16 +64,16 @@ impl Page {
         }
     }
 
-    /// One row and what is below it; `out`: commented out.
-    fn row(&mut self, row: &Field, indent: usize, out: bool, dash: &mut bool) {
+    /// One row and what is below it.
+    fn row(&mut self, row: &Field, indent: usize, dash: &mut bool) {
         let explained = self.example == Protocol::Tcp || row.only == Some(Protocol::Udp);
         if explained {
             if indent == 0 {
                 self.text.push('\n');
             }
-            self.line(indent, false, &format!("# {}", row.meaning));
+            self.line(indent, &format!("# {}", row.meaning));
             if let Some(terms) = terms(row) {
-                self.line(indent, false, &format!("# {terms}"));
+                self.line(indent, &format!("# {terms}"));
             }
         }
         let (lead, indent) = match std::mem::take(dash) {
@@ -85,32 +85,30 @@ impl Page {
         match row.shape {
             Shape::Value | Shape::List => {
                 let value = self.value(row);
-                self.line(indent, out, &format!("{lead}{key}: {value}"));
+                self.line(indent, &format!("{lead}{key}: {value}"));
             }
             Shape::Section => {
-                self.line(indent, out, &format!("{lead}{key}:"));
-                self.rows(row.path, inner + 2, out);
+                self.line(indent, &format!("{lead}{key}:"));
+                self.rows(row.path, inner + 2);
             }
             Shape::Items => {
-                self.line(indent, out, &format!("{lead}{key}:"));
-                self.rows(&format!("{}.*", row.path), inner + 4, out);
+                self.line(indent, &format!("{lead}{key}:"));
+                self.rows(&format!("{}.*", row.path), inner + 4);
             }
             Shape::Named => {
-                self.line(indent, out, &format!("{lead}{key}:"));
+                self.line(indent, &format!("{lead}{key}:"));
                 for &(name, protocol) in names(row) {
                     self.example = protocol;
                     let entry = field(&format!("{}.*", row.path)).expect("a row for what is named");
-                    let out =
-                        out || unbuilt(field("listeners.*.protocol").expect("row"), self.word());
                     if protocol == Protocol::Tcp {
-                        self.line(inner + 2, false, &format!("# {}", entry.meaning));
+                        self.line(inner + 2, &format!("# {}", entry.meaning));
                     }
                     match entry.shape {
                         Shape::Section => {
-                            self.line(inner + 2, out, &format!("{name}:"));
-                            self.rows(entry.path, inner + 4, out);
+                            self.line(inner + 2, &format!("{name}:"));
+                            self.rows(entry.path, inner + 4);
                         }
-                        _ => self.line(inner + 2, out, &format!("{name}: {}", entry.example)),
+                        _ => self.line(inner + 2, &format!("{name}: {}", entry.example)),
                     }
                 }
                 self.example = Protocol::Tcp;
@@ -118,18 +116,8 @@ impl Page {
         }
     }
 
-    fn word(&self) -> &'static str {
-        if self.example == Protocol::Tcp {
-            "tcp"
-        } else {
-            "udp"
-        }
-    }
-
-    /// `#` right before a key: taking it away is all that is needed to set it.
-    fn line(&mut self, indent: usize, out: bool, text: &str) {
-        let mark = if out { "#" } else { "" };
-        let _ = writeln!(self.text, "{:indent$}{mark}{text}", "");
+    fn line(&mut self, indent: usize, text: &str) {
+        let _ = writeln!(self.text, "{:indent$}{text}", "");
     }
 }
 
@@ -142,21 +130,9 @@ fn below_shown(row: &Field) -> bool {
             .any(|f| f.path.starts_with(&prefix) && !f.example_udp.is_empty())
 }
 
-fn unbuilt(row: &Field, value: &str) -> bool {
-    match row.built {
-        Built::Yes => false,
-        Built::No => true,
-        Built::Except(values) => values.contains(&value),
-    }
-}
-
-/// Type, unit, default, range, and what is not built; nothing for a section like any other.
+/// Type, unit, default, range; nothing for a section like any other.
 fn terms(row: &Field) -> Option<String> {
-    if row.shape == Shape::Section
-        && row.word.is_none()
-        && row.only.is_none()
-        && row.built == Built::Yes
-    {
+    if row.shape == Shape::Section && row.word.is_none() && row.only.is_none() {
         return None;
     }
     let mut text = row.kind.to_string();
@@ -193,13 +169,6 @@ fn terms(row: &Field) -> Option<String> {
             "; {} only",
             if only == Protocol::Tcp { "tcp" } else { "udp" }
         );
-    }
-    match row.built {
-        Built::Yes => {}
-        Built::No => text.push_str("; not supported yet"),
-        Built::Except(values) => {
-            let _ = write!(text, "; not supported yet: {}", values.join(", "));
-        }
     }
     Some(text)
 }

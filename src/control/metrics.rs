@@ -15,7 +15,7 @@ use super::view::{self, BACKEND_STATES, BackendFacts, Facts, Times, VIP_STATES};
 use crate::link;
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
-use crate::stats::{BUCKETS_US, BackendShard, ListenerShard};
+use crate::stats::{BUCKETS_US, BackendShard, Count, ListenerShard};
 
 /// What the page is made of.
 #[derive(Debug)]
@@ -104,7 +104,8 @@ impl Metrics<'_> {
                 }
                 closed.count(&[name, ("cause", word)], n);
             }
-            let directions: [(&str, fn(&ListenerShard) -> &_, fn(&ListenerShard) -> &_); 2] = [
+            type Counter = fn(&ListenerShard) -> &Count;
+            let directions: [(&str, Counter, Counter); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
                 (
                     "out",
@@ -228,7 +229,8 @@ impl Metrics<'_> {
                     sum(|shard| &shard.bytes_out),
                 );
                 retries.count(&labels, sum(|shard| &shard.retries));
-                let reasons: [(&str, fn(&BackendShard) -> &_); 4] = [
+                type Counter = fn(&BackendShard) -> &Count;
+                let reasons: [(&str, Counter); 4] = [
                     ("refused", |shard| &shard.refused),
                     ("timed_out", |shard| &shard.timed_out),
                     ("local_error", |shard| &shard.local_errors),

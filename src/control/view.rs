@@ -363,11 +363,7 @@ impl Status {
                 records_dropped: facts.records_dropped,
             },
             workers: workers.iter().map(|w| worker(w, facts)).collect(),
-            listeners: snapshot
-                .listeners
-                .iter()
-                .map(|l| listener(l))
-                .collect(),
+            listeners: snapshot.listeners.iter().map(|l| listener(l)).collect(),
             pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
             vips: facts.vips.clone(),
             nodes: facts.nodes.clone(),

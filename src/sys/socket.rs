@@ -68,6 +68,13 @@ pub fn shares_port(fd: &OwnedFd) -> io::Result<bool> {
     SockRef::from(fd).reuse_port()
 }
 
+/// What tells a socket from all others of this host, whatever descriptor or process it is seen through; 0 = unknown.
+pub fn identity(fd: RawFd) -> u64 {
+    // SAFETY: callers pass descriptors of sockets that they own and keep open for the duration of the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
 /// Why no connection was accepted.
 #[derive(Debug)]
 pub enum AcceptError {

@@ -26,6 +26,8 @@ use crate::sys::socket::{self, AcceptError};
 const BURST_MAX: u32 = 64;
 /// How long accepting pauses when descriptors or memory are exhausted, milliseconds.
 const PAUSE_MS: u64 = 50;
+/// Recent arrivals (see [`WINDOW_MS`]) that make a crowd: a thousand a second.
+const CROWD: u64 = 64;
 /// Arrivals are counted over about so long, milliseconds.
 const WINDOW_MS: u64 = 64;
 
@@ -224,6 +226,7 @@ impl Listeners {
                 Ok((fd, client)) => {
                     let (listener, local) = (listener.clone(), local.clone());
                     let recent = self.arrivals.note(context.now_ms());
+                    context.crowded = recent >= CROWD;
                     place(
                         context,
                         tcp,

@@ -77,6 +77,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Connections arrive so fast that most have something to read when they are accepted.
+    crowded: bool,
 }
 
 impl Context {
@@ -141,6 +143,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            crowded: false,
             shared,
             stats: stats.clone(),
         };
@@ -231,12 +234,21 @@ impl Worker {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(context, listener, &local);
+                    udp.remove(poll, context, listener, &local);
                 }
-                Command::Share { reply } => drop(reply.send(listeners.share())),
+                Command::Share { reply } => {
+                    let shared = listeners.share().and_then(|mut sockets| {
+                        sockets.extend(udp.share()?);
+                        Ok(sockets)
+                    });
+                    let _ = reply.send(shared);
+                }
                 Command::Release { sockets, reply } => {
                     listeners.release(poll, &sockets);
-                    let _ = reply.send(());
+                    let _ = reply.send(udp.release(poll, context, &sockets));
+                }
+                Command::Settle { socket, migrants } => {
+                    udp.settle(poll, context, socket, migrants);
                 }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => {

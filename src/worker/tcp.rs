@@ -248,6 +248,7 @@ impl Tcp {
             return;
         };
         let before = moved(&connection.pair);
+        let was_half_closed = connection.pair.half_closed();
         let limited = connection.throttles.as_deref();
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
@@ -300,6 +301,10 @@ impl Tcp {
         match pumped {
             Pumped::Idle => {
                 if connection.pair.half_closed() {
+                    if !was_half_closed {
+                        // The end of a direction is activity: a connection that was idle before it has all its time.
+                        connection.active_ms = context.now_ms();
+                    }
                     self.set_timer(context, key);
                 }
             }
@@ -429,15 +434,19 @@ impl Tcp {
                 self.set_timer(context, key);
             }
         } else if self.admit(context, key) {
+            if context.crowded {
+                self.read_early(key);
+            }
             // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
-            self.read_early(key);
             self.connect_next(context, key);
             self.watch_client(context, key);
         }
     }
 
     /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
-    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
+    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings. Worth a
+    /// call or two only in a crowd, where connections have waited for a turn and most have something to read; a lone one
+    /// is served with the fewest calls.
     fn read_early(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;

@@ -1,1 +1,341 @@
+//! Each command against a live weir.
 
+use super::common::{Server, Weir, client, command, wait_until};
+use super::{ask, get, json, said, text};
+
+fn two(extra: &str) -> (Weir, [Server; 2]) {
+    let servers = [Server::echo(), Server::echo()];
+    let weir = Weir::start(&config(&servers, extra));
+    wait_until("both are up", || {
+        said(&weir, &["status"]).matches(" up ").count() >= 2
+    });
+    (weir, servers)
+}
+
+fn config(servers: &[Server; 2], extra: &str) -> String {
+    let [a, b] = servers.each_ref().map(|server| server.address);
+    format!(
+        "
+workers: 2
+{extra}
+listeners:
+  main: {{bind: ['127.0.0.1:0'], pool: main}}
+pools:
+  main: {{backends: [{{name: a, address: '{a}', weight: 3}}, {{name: b, address: '{b}'}}]}}
+"
+    )
+}
+
+#[test]
+fn status_shows_every_part_as_tables_and_as_the_document_of_the_contract() {
+    let (weir, _servers) = two("");
+    let mut open = client::connect(&weir.address("main"));
+    client::round_trip(&mut open, b"hello");
+    wait_until("bytes are counted", || {
+        json(&weir, &["status"])["listeners"][0]["bytes_in"] == 5
+    });
+    let status = json(&weir, &["status"]);
+    for (path, value) in [
+        ("/version", env!("CARGO_PKG_VERSION").into()),
+        ("/pid", weir.pid().into()),
+        ("/generation", 1.into()),
+        ("/reload_error", serde_json::Value::Null),
+        ("/listeners/0/name", "main".into()),
+        ("/listeners/0/protocol", "tcp".into()),
+        ("/listeners/0/pool", "main".into()),
+        ("/listeners/0/active", 1.into()),
+        ("/listeners/0/accepted", 1.into()),
+        ("/listeners/0/refused", 0.into()),
+        ("/listeners/0/bytes_out", 5.into()),
+        ("/pools/0/name", "main".into()),
+        ("/pools/0/balance", "least_conn".into()),
+        ("/pools/0/eligible", 2.into()),
+        ("/pools/0/serving", "primary".into()),
+        ("/pools/0/backends/0/name", "a".into()),
+        ("/pools/0/backends/0/weight", 3.into()),
+        ("/pools/0/backends/0/state", "up".into()),
+        ("/pools/0/backends/0/active", 1.into()),
+        ("/pools/0/backends/0/total", 1.into()),
+        ("/pools/0/backends/0/failed", 0.into()),
+        ("/pools/0/backends/0/bytes_in", 5.into()),
+        ("/pools/0/backends/0/bytes_out", 5.into()),
+        ("/process/connections", 1.into()),
+        ("/vips", serde_json::json!([])),
+        ("/nodes", serde_json::json!([])),
+    ] {
+        assert_eq!(status.pointer(path), Some(&value), "{path} in {status:#}");
+    }
+    for number in [
+        "/uptime_s",
+        "/workers/0/turns",
+        "/workers/1/id",
+        "/pools/0/backends/0/since_s",
+    ] {
+        assert!(
+            status.pointer(number).is_some_and(|n| n.is_u64()),
+            "{number} in {status:#}"
+        );
+    }
+    assert!(
+        status["pools"][0]["backends"][0]["connect_ms"].is_f64(),
+        "{status:#}"
+    );
+    assert!(
+        status["config_file"]
+            .as_str()
+            .unwrap()
+            .ends_with("weir.yaml"),
+        "{status:#}"
+    );
+    let tables = said(&weir, &["status"]);
+    for part in [
+        "LISTENER",
+        "pool main: least_conn, 2 of 2 take new work",
+        "BACKEND",
+        "WORKER",
+    ] {
+        assert!(tables.contains(part), "{part} in\n{tables}");
+    }
+    assert!(!tables.contains('\x1b'), "colours are for terminals");
+}
+
+#[test]
+fn conns_lists_and_kill_ends_one() {
+    let (weir, _servers) = two("");
+    let mut streams: Vec<_> = (0..3)
+        .map(|_| client::connect(&weir.address("main")))
+        .collect();
+    streams
+        .iter_mut()
+        .for_each(|stream| client::round_trip(stream, b"hello"));
+    let conns = json(&weir, &["conns"]);
+    assert_eq!(conns.as_array().unwrap().len(), 3, "{conns:#}");
+    assert_eq!(
+        json(&weir, &["conns", "--limit", "2"])
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    let local = streams[1].local_addr().unwrap().to_string();
+    let table = said(&weir, &["conns"]);
+    assert!(table.contains(&local) && table.contains("main/"), "{table}");
+    let found = conns
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|conn| conn["client"] == *local)
+        .unwrap();
+    assert_eq!(
+        (&found["bytes_up"], &found["state"]),
+        (&5.into(), &"open".into()),
+        "{found}"
+    );
+    let id = found["id"].to_string();
+    assert_eq!(said(&weir, &["kill", &id]), format!("{id} is ended\n"));
+    assert_eq!(client::read_to_reset(&mut streams[1]), b"");
+    client::round_trip(&mut streams[0], b"still here");
+    let again = ask(&weir, &["kill", &id]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("no connection or session has the id"));
+}
+
+#[test]
+fn backend_orders_take_effect_at_once() {
+    let (weir, servers) = two("");
+    let state = || {
+        let status = json(&weir, &["status"]);
+        let backend = &status["pools"][0]["backends"][0];
+        (
+            backend["state"].as_str().unwrap().to_string(),
+            backend["weight"].as_u64().unwrap(),
+        )
+    };
+    let used = || {
+        let before = servers.each_ref().map(Server::accepted);
+        // Health probes are accepted as well; what matters is who answered the client.
+        drop(before);
+        let counts = |status: serde_json::Value| {
+            [0, 1].map(|ix| {
+                status["pools"][0]["backends"][ix]["total"]
+                    .as_u64()
+                    .unwrap()
+            })
+        };
+        let before = counts(json(&weir, &["status"]));
+        for _ in 0..4 {
+            client::round_trip(&mut client::connect(&weir.address("main")), b"x");
+        }
+        let after = counts(json(&weir, &["status"]));
+        [0, 1].map(|ix| after[ix] - before[ix])
+    };
+    for (words, expected) in [
+        (&["drain"][..], ("drain", 3)),
+        (&["ready"], ("up", 3)),
+        (&["down"], ("disabled", 3)),
+        (&["weight", "0"], ("disabled", 0)),
+        (&["ready"], ("up", 3)),
+        (&["weight", "7"], ("up", 7)),
+    ] {
+        let mut order = vec!["backend", "main/a"];
+        order.extend(words);
+        said(&weir, &order);
+        let (state, weight) = state();
+        assert_eq!((state.as_str(), weight), expected, "after {words:?}");
+        let [a, b] = used();
+        assert_eq!(a + b, 4);
+        assert_eq!(a > 0, expected.0 == "up", "{words:?}: {a} and {b}");
+    }
+    for (words, says) in [
+        (&["backend", "main/x", "drain"][..], "x"),
+        (&["backend", "nope/a", "drain"], "nope"),
+    ] {
+        let answer = ask(&weir, words);
+        assert_eq!(answer.status.code(), Some(1), "{words:?}");
+        assert!(
+            text(&answer.stderr).contains(says),
+            "{}",
+            text(&answer.stderr)
+        );
+    }
+    for words in [
+        &["backend", "main", "drain"][..],
+        &["backend", "main/a", "dance"],
+        &["kill", "x"],
+    ] {
+        assert_eq!(ask(&weir, words).status.code(), Some(2), "{words:?}");
+    }
+}
+
+#[test]
+fn vip_orders_need_a_vip() {
+    let (weir, _servers) = two("");
+    let answer = ask(&weir, &["vip", "10.0.0.100", "demote"]);
+    assert_eq!(answer.status.code(), Some(1), "{}", text(&answer.stderr));
+    assert_eq!(
+        ask(&weir, &["vip", "10.0.0.300", "demote"]).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn reload_says_what_came_of_it() {
+    let (weir, servers) = two("");
+    let reload = said(&weir, &["reload"]);
+    assert!(reload.contains("generation 2"), "{reload}");
+    weir.rewrite("listeners: {main: {bindd: []}}");
+    let refused = ask(&weir, &["reload"]);
+    assert_eq!(refused.status.code(), Some(3));
+    let error = text(&refused.stderr);
+    assert!(
+        error.contains("weir.yaml:1:") && error.contains("bindd"),
+        "{error}"
+    );
+    let status = json(&weir, &["status"]);
+    assert_eq!(status["generation"], 2);
+    assert!(status["reload_error"].as_str().unwrap().contains("bindd"));
+    assert!(said(&weir, &["status"]).contains("the last reload was refused"));
+    weir.rewrite(&config(&servers, ""));
+    assert_eq!(json(&weir, &["reload"])["ok"], "generation 3");
+    assert!(json(&weir, &["status"])["reload_error"].is_null());
+}
+
+#[test]
+fn top_prints_a_frame_for_scripts() {
+    let (weir, _servers) = two("");
+    let mut open = client::connect(&weir.address("main"));
+    client::round_trip(&mut open, b"hello");
+    let frame = said(&weir, &["top", "--once", "--interval", "200ms"]);
+    assert_eq!(frame.lines().count(), 24, "{frame}");
+    for part in ["1 live", "main/a", "OUT/S▼", "q quit"] {
+        assert!(frame.contains(part), "{part} in\n{frame}");
+    }
+    let frame = said(
+        &weir,
+        &[
+            "top",
+            "--once",
+            "--interval",
+            "200ms",
+            "--view",
+            "connections",
+        ],
+    );
+    assert!(
+        frame.contains(&open.local_addr().unwrap().to_string()),
+        "{frame}"
+    );
+    let document = json(&weir, &["top", "--interval", "200ms"]);
+    assert_eq!(document["connections"].as_array().unwrap().len(), 1);
+    assert!(document["rates"]["bytes_out"].is_f64());
+}
+
+#[test]
+fn a_weir_that_is_not_there_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("admin.sock");
+    let stale = dir.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    for words in [
+        &["status"][..],
+        &["conns"],
+        &["kill", "1"],
+        &["reload"],
+        &["top", "--once"],
+    ] {
+        for socket in [&nowhere, &stale] {
+            let mut ask = command(env!("CARGO_BIN_EXE_weir"));
+            let output = ask
+                .args(words)
+                .arg("--socket")
+                .arg(socket)
+                .output()
+                .unwrap();
+            let error = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{words:?}: {error}");
+            assert!(error.contains("weir is not running"), "{words:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_second_weir_on_the_same_admin_socket_is_refused_and_names_the_first() {
+    let (weir, servers) = two("");
+    let extra = format!("admin: {}", weir.admin().display());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weir.yaml");
+    std::fs::write(&file, config(&servers, &extra)).unwrap();
+    let mut second = command(env!("CARGO_BIN_EXE_weir"));
+    let output = second.args(["run", "-c"]).arg(&file).output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains(&format!(
+            "another weir (pid {}) is running there",
+            weir.pid()
+        )),
+        "{error}"
+    );
+    said(&weir, &["status"]);
+}
+
+#[test]
+fn http_serves_page_status_and_health() {
+    let port = super::common::Port::reserve();
+    let (weir, _servers) = two(&format!("metrics: '{}'", port.address()));
+    let address = port.address().to_string();
+    for (path, part) in [
+        ("/", "<title>weir</title>"),
+        ("/page.js", "use strict"),
+        ("/page.css", ":root"),
+        ("/healthz", "ok"),
+        ("/history", "\"series\""),
+    ] {
+        let (head, body) = get(&address, path);
+        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+        assert!(body.contains(part), "{path}: {body}");
+    }
+    let (_, status) = get(&address, "/status");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["pid"], weir.pid());
+}

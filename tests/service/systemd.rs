@@ -1,1 +1,324 @@
+//! A whole life under a real systemd, booted in a container over a copy-on-write view of this machine's root.
 
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use super::common::{command, find, have, run, skip, wait_until};
+use super::root;
+
+/// A booted container. Dropping it ends everything in it and forgets what it wrote.
+struct Container {
+    nspawn: Child,
+    leader: u32,
+    dir: tempfile::TempDir,
+}
+
+impl Container {
+    /// `None`, with the reason printed, where this cannot be done.
+    fn boot(prepare: impl FnOnce(&Path)) -> Option<Container> {
+        if !nix::unistd::Uid::effective().is_root() {
+            skip("booting systemd needs root");
+            return None;
+        }
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["upper", "work", "root"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        prepare(&path("upper"));
+        let options = format!(
+            "lowerdir=/,upperdir={},workdir={}",
+            path("upper").display(),
+            path("work").display()
+        );
+        let mounted = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(path("root"))
+            .output()
+            .unwrap();
+        if !mounted.status.success() {
+            skip(&format!("no overlay: {}", text(&mounted.stderr)));
+            return None;
+        }
+        let log = std::fs::File::create(path("log")).unwrap();
+        let mut start = command(find("systemd-nspawn").unwrap());
+        start.args([
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "--boot",
+            "-D",
+        ]);
+        start.arg(path("root")).stdin(Stdio::null());
+        start.stdout(log.try_clone().unwrap()).stderr(log);
+        let nspawn = start.spawn().unwrap();
+        let mut container = Container {
+            leader: 0,
+            nspawn,
+            dir,
+        };
+        wait_until("the container boots", || {
+            if let Some(status) = container.nspawn.try_wait().unwrap() {
+                panic!("systemd-nspawn: {status}: {}", container.log());
+            }
+            container.leader = container.find_leader().unwrap_or(0);
+            container.leader != 0
+                && container
+                    .try_run("systemctl is-active multi-user.target")
+                    .status
+                    .success()
+        });
+        Some(container)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The container's process 1.
+    fn find_leader(&self) -> Option<u32> {
+        let pid = self.nspawn.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let is_init = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| {
+                s.lines()
+                    .any(|l| l.starts_with("NSpid:") && l.ends_with("\t1"))
+            })
+        };
+        children
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .find(is_init)
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut enter = command("nsenter");
+        enter.args(["--all", "--wd=/", "--target", &self.leader.to_string()]);
+        enter
+            .current_dir("/")
+            .args(["sh", "-c", script])
+            .env_clear();
+        enter
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null());
+        enter
+    }
+
+    fn try_run(&self, script: &str) -> Output {
+        self.command(script).output().unwrap()
+    }
+
+    /// Runs a script in it; it must succeed.
+    #[track_caller]
+    fn run(&self, script: &str) -> String {
+        let output = self.try_run(script);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        if !output.status.success() {
+            let journal = text(&self.try_run("journalctl -u weir -n 60 --no-pager").stdout);
+            panic!("{script}: {}: {said}\n{journal}", output.status);
+        }
+        said
+    }
+
+    /// Runs a script in it; it must fail.
+    #[track_caller]
+    fn fail(&self, script: &str) -> String {
+        let output = self.try_run(script);
+        assert!(!output.status.success(), "{script} succeeded");
+        text(&output.stdout) + &text(&output.stderr)
+    }
+
+    /// A property of the service.
+    fn property(&self, name: &str) -> String {
+        let script = format!("systemctl show --property {name} --value weir.service");
+        self.run(&script).trim().to_string()
+    }
+
+    #[track_caller]
+    fn serves(&self) {
+        let answer = self.run("curl --silent --show-error --max-time 5 http://127.0.0.1:79/hello");
+        assert_eq!(answer, "hello");
+    }
+
+    /// Waits until the service runs in another process than `pid`.
+    #[track_caller]
+    fn wait_for_other(&self, pid: &str) -> String {
+        wait_until("another main process", || {
+            let now = self.property("MainPID");
+            now != "0" && now != pid && self.property("ActiveState") == "active"
+        });
+        self.property("MainPID")
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // The death of its process 1 ends everything else in it.
+        if self.leader != 0 {
+            let leader = nix::unistd::Pid::from_raw(self.leader as i32);
+            let _ = nix::sys::signal::kill(leader, nix::sys::signal::Signal::SIGKILL);
+        }
+        let _ = self.nspawn.kill();
+        let _ = self.nspawn.wait();
+        let _ = Command::new("umount")
+            .arg(self.dir.path().join("root"))
+            .status();
+        if std::thread::panicking() {
+            println!("the container wrote:\n{}", self.log());
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A package around the binary under test.
+fn package(into: &Path) -> PathBuf {
+    let weir = env!("CARGO_BIN_EXE_weir");
+    let generated = root().join("target/package");
+    for what in ["man", "completions"] {
+        run(command(weir)
+            .args(["generate", what])
+            .arg(generated.join(what)));
+    }
+    let file = into.join("weir.deb");
+    let mut deb = Command::new("cargo");
+    deb.current_dir(root()).arg("deb");
+    deb.args(["--no-build", "--profile", "dev", "--fast"]);
+    deb.args(["--strip", "--no-separate-debug-symbols", "--output"]);
+    run(deb.arg(&file));
+    file
+}
+
+const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79', pool: web}}\n\
+    pools: {web: {backends: ['127.0.0.1:8081']}}\n";
+
+/// Break tried: in the unit, leaving out WatchdogSec=, ExecReload=, NotifyAccess= and AmbientCapabilities= in turn; in the
+/// package, restarting instead of handing over.
+#[test]
+fn a_package_is_installed_lives_and_leaves() {
+    let needed = [
+        "systemd-nspawn",
+        "cargo-deb",
+        "wrk",
+        "curl",
+        "nginx",
+        "adduser",
+    ];
+    if !have(&needed) || !root().join("target/debug/weir").exists() && !skip("not a debug build") {
+        return;
+    }
+    let Some(machine) = Container::boot(|upper| {
+        std::fs::create_dir(upper.join("root")).unwrap();
+        package(&upper.join("root"));
+        let nginx = "daemon off; events {} http { access_log off; server { listen 127.0.0.1:8081; \
+            location / { return 200 'hello'; } location /big { root /root; } } }";
+        std::fs::write(upper.join("root/big"), vec![b'x'; 64 << 20]).unwrap();
+        std::fs::write(upper.join("root/nginx.conf"), nginx).unwrap();
+    }) else {
+        return;
+    };
+    let write = |text: &str| machine.run(&format!("printf '%s' \"{text}\" > /etc/weir/weir.yaml"));
+
+    // Installing starts nothing.
+    machine.run("dpkg -i /root/weir.deb");
+    assert_eq!(machine.fail("systemctl is-active weir").trim(), "inactive");
+    assert_eq!(machine.fail("systemctl is-enabled weir").trim(), "disabled");
+    assert!(machine.run("man -w weir").contains("weir.1"));
+
+    // Without a configuration it fails at once and for good, and says why.
+    machine.fail("systemctl start weir");
+    assert_eq!(machine.property("ActiveState"), "failed");
+    assert_eq!(machine.property("ExecMainStatus"), "3");
+
+    // Shorter, for the sake of the test.
+    machine.run("mkdir -p /etc/systemd/system/weir.service.d");
+    machine.run(
+        "printf '[Service]\\nWatchdogSec=1s\\n' > /etc/systemd/system/weir.service.d/test.conf",
+    );
+    machine
+        .run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
+    write(CONFIGURATION);
+    machine.run("systemctl enable --now weir");
+    machine.serves();
+    let first = machine.property("MainPID");
+    assert!(machine.property("StatusText").starts_with("generation 1"));
+    let user = machine.run(&format!("ps -o user= -p {first}"));
+    assert_eq!(user.trim(), "weir");
+
+    // What the sandbox must not forbid: bulk goes through pipes.
+    machine.run("chmod 711 /root; curl --silent http://127.0.0.1:79/big | cmp - /root/big");
+    let records = machine.run("journalctl -u weir --no-pager | grep -o 'spliced=[1-9].*'");
+    assert!(!records.is_empty());
+
+    // Reload, and one that is refused.
+    machine.run("systemctl reload weir");
+    assert!(machine.property("StatusText").starts_with("generation 2"));
+    write("nonsense: 1");
+    machine.fail("systemctl reload weir");
+    let status = machine.property("StatusText");
+    assert!(status.starts_with("reload refused: "), "{status}");
+    assert_eq!(machine.property("ActiveState"), "active");
+    machine.serves();
+    write(CONFIGURATION);
+    machine.run("systemctl reload weir");
+    assert_eq!(machine.property("MainPID"), first);
+
+    // The package is upgraded under load.
+    let load = "wrk -t1 -c16 -d4s -H 'Connection: close' http://127.0.0.1:79/";
+    let load = machine
+        .command(load)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = machine.run("dpkg -i /root/weir.deb");
+    assert!(said.contains("handing over"), "{said}");
+    let second = machine.wait_for_other(&first);
+    let report = text(&load.wait_with_output().unwrap().stdout);
+    assert!(
+        report.contains("Requests/sec") && !report.contains("Socket errors"),
+        "{report}"
+    );
+    assert_eq!(machine.property("NRestarts"), "0");
+    wait_until("the old process ends", || {
+        !machine
+            .try_run(&format!("kill -0 {first}"))
+            .status
+            .success()
+    });
+
+    // Hung, then killed.
+    machine.run(&format!("kill -STOP {second}"));
+    let third = machine.wait_for_other(&second);
+    assert!(
+        machine
+            .run("journalctl -u weir --no-pager")
+            .contains("Watchdog timeout")
+    );
+    machine.serves();
+    machine.run(&format!("kill -KILL {third}"));
+    machine.wait_for_other(&third);
+    assert_eq!(machine.property("NRestarts"), "2");
+    machine.serves();
+
+    // Stopped, removed, purged.
+    machine.run("systemctl stop weir");
+    assert_eq!(machine.property("Result"), "success");
+    assert_eq!(machine.property("ActiveState"), "inactive");
+    machine.run("systemctl start weir");
+    machine.run("dpkg --purge weir");
+    assert_eq!(machine.property("LoadState"), "not-found");
+    machine.fail("pgrep -x weir");
+    for trace in [
+        "/usr/bin/weir",
+        "/etc/weir",
+        "/run/weir",
+        "/var/log/weir",
+        "/usr/share/doc/weir",
+    ] {
+        machine.fail(&format!("test -e {trace}"));
+    }
+    machine.fail("getent passwd weir");
+    machine.fail("ls /etc/systemd/system/multi-user.target.wants/weir.service");
+}

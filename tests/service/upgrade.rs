@@ -1,8 +1,9 @@
 //! The binary on disk takes over: nothing is lost, and what goes wrong changes nothing.
 
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::common::program::Program;
 use super::common::{
-    Launch, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
+    Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
 };
 use super::{Service, is_weir};
 
@@ -140,6 +141,80 @@ fn another_number_of_workers_and_other_listeners_are_taken_over() {
         }
     }
     wait_until("the old process ends", || !service.weir.is_running());
+}
+
+/// A UDP server that answers each datagram with its name.
+fn named_udp(name: &'static str) -> std::net::SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), client);
+        }
+    });
+    address
+}
+
+fn ask(client: &UdpSocket) -> String {
+    let mut buffer = [0; 64];
+    client.send(b"who?").unwrap();
+    let length = client.recv(&mut buffer).expect("an answer");
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// Each client keeps its backend, and every datagram is answered, although the pool deals at random.
+///
+/// Break tried: handing the listening sockets over without the sessions.
+#[test]
+fn udp_sessions_go_on() {
+    let yaml = format!(
+        "workers: 2\nlisteners: {{main: {{protocol: udp, bind: '127.0.0.1:0', pool: main}}}}\n\
+         pools: {{main: {{balance: random, backends: ['{}', '{}'], health: none}}}}\n",
+        named_udp("amber"),
+        named_udp("birch")
+    );
+    let mut service = Service::start(&yaml, |launch| launch);
+    service.told("READY=1");
+    let address = service.weir.address("main");
+    let clients: Vec<(UdpSocket, String)> = (0..40)
+        .map(|_| {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(&address).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let name = ask(&client);
+            (client, name)
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let pids = std::thread::scope(|scope| {
+        for half in clients.chunks(20) {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    for (client, name) in half {
+                        assert_eq!(ask(client), *name);
+                    }
+                }
+            });
+        }
+        let mut pids = vec![service.weir.pid()];
+        for _ in 0..5 {
+            pids.push(service.upgrade(*pids.last().unwrap()));
+        }
+        over.store(true, Ordering::Relaxed);
+        pids
+    });
+    for (client, name) in &clients {
+        assert_eq!(ask(client), *name);
+    }
+    // Nothing keeps the old processes, and no session has ended on the way.
+    wait_until("the old process ends", || !service.weir.is_running());
+    let left = |pid: &&u32| is_weir(**pid);
+    wait_until("one process is left", || {
+        pids[1..].iter().filter(left).count() == 1
+    });
+    assert_eq!(service.weir.access_log().len(), 0);
 }
 
 /// Every request of wrk is a new connection; 500 idle connections were there before, and are there afterwards.

@@ -5,7 +5,7 @@ mod refusals;
 
 use proptest::prelude::*;
 
-use super::fields::{Built, FIELDS, Shape};
+use super::fields::FIELDS;
 use super::model::*;
 use super::*;
 
@@ -96,12 +96,8 @@ fn file(place: char, fragment: &str) -> String {
 }
 
 /// What is said about a text, without the file's name; errors if it is refused, else warnings.
-fn said(text: &str, unbuilt: bool) -> (bool, Vec<String>) {
-    let notes = notes::Notes {
-        unbuilt,
-        ..Default::default()
-    };
-    let (refused, list) = match parse_with(notes, "f", text) {
+fn said(text: &str) -> (bool, Vec<String>) {
+    let (refused, list) = match parse("f", text) {
         Ok(loaded) => (false, loaded.warnings),
         Err(errors) => (true, errors.0),
     };
@@ -117,7 +113,7 @@ fn said(text: &str, unbuilt: bool) -> (bool, Vec<String>) {
 #[test]
 fn every_refusal_says_where_what_and_what_would_be_right() {
     for (place, fragment, expected) in refusals::ROWS {
-        let (refused, lines) = said(&file(*place, fragment), true);
+        let (refused, lines) = said(&file(*place, fragment));
         assert!(refused, "{fragment:?} is accepted");
         assert_eq!(lines, *expected, "{place} {fragment:?}");
     }
@@ -143,7 +139,7 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
     ];
     for (place, fragment, expected) in rows {
         assert_eq!(
-            said(&file(*place, fragment), true),
+            said(&file(*place, fragment)),
             (false, expected.iter().map(|s| s.to_string()).collect()),
             "{fragment:?}"
         );
@@ -153,21 +149,9 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
 /// One mistake in each part, all seen at once, in the order of the file.
 #[test]
 fn a_file_full_of_mistakes_shows_all_of_them() {
-    let notes = notes::Notes {
-        unbuilt: true,
-        ..Default::default()
-    };
+    let notes = notes::Notes::default();
     let errors = parse_with(notes, "broken.yaml", include_str!("broken.yaml")).unwrap_err();
     assert_eq!(errors.to_string(), include_str!("broken.txt").trim_end());
-}
-
-/// The reference with everything in it that is not built yet.
-fn whole_reference() -> String {
-    let set = |line: &str| match line.trim_start().strip_prefix('#') {
-        Some(key) if !key.is_empty() && !key.starts_with(' ') => line.replacen('#', "", 1),
-        _ => line.to_string(),
-    };
-    reference().lines().map(|line| set(line) + "\n").collect()
 }
 
 /// The table and the checker agree: each key, given or left out, is read, and nothing is read that has no row (that
@@ -176,13 +160,10 @@ fn whole_reference() -> String {
 fn every_row_of_the_table_is_read() {
     // With accept_proxy left out there is nothing to read below it.
     for (text, left_out) in [
-        (whole_reference(), "nothing"),
+        (reference(), "nothing"),
         (file('F', "beat: 20ms"), "accept_proxy."),
     ] {
-        let notes = notes::Notes {
-            unbuilt: true,
-            ..Default::default()
-        };
+        let notes = notes::Notes::default();
         let tree = yaml::read(&text).unwrap();
         check::check(&notes, &tree);
         assert_eq!(notes.errors.into_inner(), [], "{text}");
@@ -192,39 +173,6 @@ fn every_row_of_the_table_is_read() {
             .map(|row| row.path)
             .filter(|path| !read.contains(path) && !path.contains(left_out));
         assert_eq!(unread.collect::<Vec<_>>(), Vec::<&str>::new());
-    }
-}
-
-/// Generated from the table, so that a key that gets built needs no edit here.
-#[test]
-fn a_key_that_is_not_built_yet_is_refused_with_its_place() {
-    for row in FIELDS {
-        let refused: &[&str] = match row.built {
-            Built::Yes => continue,
-            Built::No => &[row.example],
-            Built::Except(values) => values,
-        };
-        let (place, path) = match row.path.split_once(".*.") {
-            Some(("listeners", rest)) => ('L', rest),
-            Some(("pools", rest)) => ('P', rest),
-            _ => ('R', row.path),
-        };
-        for value in refused {
-            let value = match row.shape {
-                Shape::Section => "{}",
-                _ => value,
-            };
-            let text = match path.split_once('.') {
-                Some((section, key)) => file(place, &format!("{section}: {{{key}: {value}}}")),
-                None => file(place, &format!("{path}: {value}")),
-            };
-            let (_, lines) = said(&text, false);
-            assert!(
-                lines.iter().any(|line| line.contains("not supported yet")),
-                "{}: {value}: {lines:?}",
-                row.path
-            );
-        }
     }
 }
 
@@ -329,10 +277,7 @@ fn what_is_said_in_different_ways_means_the_same() {
     ];
     for (place, a, b) in rows {
         let config = |fragment| {
-            let notes = notes::Notes {
-                unbuilt: true,
-                ..Default::default()
-            };
+            let notes = notes::Notes::default();
             parse_with(notes, "f", &file(place, fragment))
                 .unwrap_or_else(|e| panic!("{e}"))
                 .config
@@ -356,10 +301,7 @@ fn udp_pools_are_probed_only_as_they_are_told() {
         let text = format!(
             "listeners: {{d: {{protocol: udp, bind: '0.0.0.0:53', pool: d}}}}\npools: {{d: {{backends: 10.0.0.1:53, health: {health}}}}}"
         );
-        let notes = notes::Notes {
-            unbuilt: true,
-            ..Default::default()
-        };
+        let notes = notes::Notes::default();
         assert_eq!(
             parse_with(notes, "f", &text).unwrap().config.pools[0]
                 .health
@@ -496,10 +438,7 @@ fn errors_without_end_are_cut_and_counted() {
 /// Nothing but sense may come of any text: no panic, and errors in the order of the file, each within it.
 /// Breaks tried: errors not sorted; the end of a file not brought back into it.
 fn sensible(text: &str) -> Result<(), TestCaseError> {
-    let notes = notes::Notes {
-        unbuilt: true,
-        ..Default::default()
-    };
+    let notes = notes::Notes::default();
     let Err(errors) = parse_with(notes, "f", text) else {
         return Ok(());
     };
@@ -545,7 +484,7 @@ proptest! {
     /// The whole reference with a piece cut out and put elsewhere.
     #[test]
     fn no_damage_to_a_file_makes_it_panic(from in 0usize..12_000, len in 0usize..200, to in 0usize..12_000) {
-        let mut text: Vec<char> = whole_reference().chars().collect();
+        let mut text: Vec<char> = reference().chars().collect();
         let from = from.min(text.len());
         let piece: Vec<char> = text.drain(from..(from + len).min(text.len())).collect();
         let to = to.min(text.len());
@@ -576,7 +515,7 @@ proptest! {
         };
         let listeners: String = binds.iter().enumerate().map(listener).collect();
         let text = format!("listeners:\n{listeners}pools: {{p: {{backends: 10.0.0.9:1}}}}");
-        let (refused, lines) = said(&text, true);
+        let (refused, lines) = said(&text);
         prop_assert!(lines.iter().all(|line| !refused || line.contains("overlaps")), "{lines:?}");
         prop_assert_eq!(if refused { lines.len() } else { 0 }, expected, "{} {:?}", text, lines);
     }
