@@ -20,6 +20,16 @@ pools: {{main: {{balance: round_robin, passive: off, {pool} backends: {backends:
     )
 }
 
+/// A client whose session is at the backend that answers `name`.
+#[track_caller]
+fn served_by(name: &str, address: &str) -> Client {
+    let clients = (0..10).map(|_| Client::at("127.0.0.1"));
+    let found = clients
+        .into_iter()
+        .find(|client| client.ask(address, "a question") == name);
+    found.unwrap_or_else(|| panic!("nobody is served by {name}"))
+}
+
 #[test]
 fn a_refused_datagram_is_sent_again_to_another_backend() {
     // Nobody listens on `closed`, and nobody else takes it while it is reserved.
@@ -91,7 +101,10 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
     let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
     let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
     let before: Vec<String> = clients.iter().map(ask).collect();
-    assert_eq!(before.concat(), "ababababab");
+    assert!(
+        ["ababababab", "bababababa"].contains(&before.concat().as_str()),
+        "{before:?}"
+    );
     servers[0] = None;
     // No question is lost: the refused one is sent again.
     for _ in 0..3 {
@@ -117,8 +130,7 @@ pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a,
 "
         ));
         drop(doors);
-        let client = Client::at("127.0.0.1");
-        assert_eq!(client.ask(&weir.address("main"), "?"), "a");
+        let client = served_by("a", &weir.address("main"));
         let mut down = super::common::command(env!("CARGO_BIN_EXE_weir"));
         super::common::run(
             down.args(["backend", "main/a", "down", "--socket"])
@@ -148,9 +160,8 @@ fn a_forged_refusal_does_not_move_a_flow() {
     let weir = Launch::new(&config("", &[a.address.to_string(), b.address.to_string()]))
         .inside(&host)
         .start();
-    let client = host.enter(|| Client::at("127.0.0.1"));
     let address = weir.address("main");
-    assert_eq!(client.ask(&address, "a question"), "a");
+    let client = host.enter(|| served_by("a", &address));
     let raw =
         backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
     let source = {
@@ -181,7 +192,8 @@ fn a_forged_refusal_does_not_move_a_flow() {
             assert_eq!(client.receive().0, b"a", "moved by {quote:?}");
         }
     }
-    assert_eq!(b.count(), 0);
+    let others = b.count();
+    assert!(others <= 1, "b has had {others}");
     assert_eq!(
         status(&weir)["pools"][0]["backends"][0]["failed"],
         0,
@@ -243,8 +255,8 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
     ))
     .inside(&host)
     .start();
-    let (old, address) = (host.enter(|| Client::at("127.0.0.1")), weir.address("main"));
-    assert_eq!(old.ask(&address, "a question"), "far");
+    let address = weir.address("main");
+    let old = host.enter(|| served_by("far", &address));
     // The router (here: the host's own firewall) says "host unreachable".
     backend.nft("add table inet weir; add chain inet weir in { type filter hook input priority 0; }; add rule inet weir in ip protocol udp reject with icmp type host-unreachable");
     let new = host.enter(|| [(); 2].map(|()| Client::at("127.0.0.1")));
