@@ -217,7 +217,7 @@ impl Metrics<'_> {
                     state.gauge(&[pool_label, name, ("state", word)], word == known.state);
                 }
                 active.gauge(&labels, stats.active.get());
-                weight.gauge(&labels, backend.config.weight);
+                weight.gauge(&labels, known.weight.unwrap_or(backend.config.weight));
                 total.count(&labels, sum(|shard| &shard.total));
                 bytes.count(
                     &[pool_label, name, ("direction", "in")],
