@@ -15,7 +15,7 @@ use super::view::{self, BACKEND_STATES, BackendFacts, Facts, Times, VIP_STATES};
 use crate::link;
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
-use crate::stats::{BUCKETS_US, BackendShard, ListenerShard};
+use crate::stats::{BUCKETS_US, BackendShard, Count, ListenerShard};
 
 /// What the page is made of.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Metrics<'a> {
     pub facts: &'a Facts,
 }
 
+/// One counter of a shard.
+type Field<Shard> = fn(&Shard) -> &Count;
 /// Labels of one sample.
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
@@ -104,7 +106,7 @@ impl Metrics<'_> {
                 }
                 closed.count(&[name, ("cause", word)], n);
             }
-            let directions: [(&str, fn(&ListenerShard) -> &_, fn(&ListenerShard) -> &_); 2] = [
+            let directions: [(&str, Field<ListenerShard>, Field<ListenerShard>); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
                 (
                     "out",
@@ -228,7 +230,7 @@ impl Metrics<'_> {
                     sum(|shard| &shard.bytes_out),
                 );
                 retries.count(&labels, sum(|shard| &shard.retries));
-                let reasons: [(&str, fn(&BackendShard) -> &_); 4] = [
+                let reasons: [(&str, Field<BackendShard>); 4] = [
                     ("refused", |shard| &shard.refused),
                     ("timed_out", |shard| &shard.timed_out),
                     ("local_error", |shard| &shard.local_errors),

@@ -1,7 +1,6 @@
 //! What operators see of a running weir: commands, access log, metrics, HTTP, page, live view.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code)]
 mod common;
 
 mod commands;

@@ -145,8 +145,10 @@ use Move::{By, To, Up};
 
 type Expectation = (&'static str, &'static str, Move);
 
-/// Actions, each with what it moves.
-const ROWS: &[(&str, fn(&mut Scene), &[Expectation])] = &[
+/// An action and what it moves.
+type Row = (&'static str, fn(&mut Scene), &'static [Expectation]);
+
+const ROWS: &[Row] = &[
     (
         "start",
         |_| (),

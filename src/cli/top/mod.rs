@@ -7,7 +7,7 @@ pub mod draw;
 pub mod model;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -152,7 +152,7 @@ fn live(args: &Args, model: &mut Model) -> Result<(), Error> {
 /// Ends when nobody listens any more.
 fn keep_asking(
     mut client: Option<Client>,
-    path: &PathBuf,
+    path: &Path,
     interval: Duration,
     samples: &Sender<Result<Sample, Error>>,
 ) {
