@@ -6,7 +6,6 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::common::netns::{Netns, link};
-use super::common::server::Port;
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
 use super::peers::{Client, Server, status};
 
@@ -30,86 +29,96 @@ fn served_by(name: &str, address: &str) -> Client {
     found.unwrap_or_else(|| panic!("nobody is served by {name}"))
 }
 
+/// Runs a test in a network namespace of its own: the kernel limits how many ICMP errors it sends in each.
+fn alone(test: impl FnOnce(&Netns) + Send) {
+    if may_make_namespaces() {
+        let host = Netns::new("host");
+        host.enter(|| test(&host));
+    }
+}
+
+/// Nobody listens there.
+const CLOSED: &str = "127.0.0.1:9";
+
 #[test]
 fn a_refused_datagram_is_sent_again_to_another_backend() {
-    // Nobody listens on `closed`, and nobody else takes it while it is reserved.
-    let (server, closed) = (Server::echo("127.0.0.1:0"), Port::reserve());
-    let weir = Weir::start(&config(
-        "",
-        &[closed.address().to_string(), server.address.to_string()],
-    ));
-    // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
-    for len in [8, 100, 512, 1200, 9000] {
-        for _ in 0..4 {
-            let (client, text) = (Client::at("127.0.0.1"), "x".repeat(len));
-            assert_eq!(client.ask(&weir.address("main"), &text), text);
-            // And it stays there.
-            assert_eq!(client.ask(&weir.address("main"), &text), text);
+    alone(|host| {
+        let server = Server::echo("127.0.0.1:0");
+        let backends = [CLOSED.into(), server.address.to_string()];
+        let weir = Launch::new(&config("", &backends)).inside(host).start();
+        // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
+        for len in [8, 100, 512, 1200, 9000] {
+            for _ in 0..4 {
+                let (client, text) = (Client::at("127.0.0.1"), "x".repeat(len));
+                assert_eq!(client.ask(&weir.address("main"), &text), text);
+                // And it stays there.
+                assert_eq!(client.ask(&weir.address("main"), &text), text);
+            }
         }
-    }
-    let backends = &status(&weir)["pools"][0]["backends"];
-    assert_eq!(
-        backends[0]["failed"], 10,
-        "each session that was sent there: {backends}"
-    );
-    let records = weir.stop();
-    assert!(
-        records
-            .iter()
-            .all(|record| record.backend.as_deref() == Some(&server.address.to_string()))
-    );
-    assert_eq!(
-        records.iter().filter(|record| record.attempts == 2).count(),
-        10
-    );
+        let backends = &status(&weir)["pools"][0]["backends"];
+        assert_eq!(
+            backends[0]["failed"], 10,
+            "each session that was sent there: {backends}"
+        );
+        let records = weir.stop();
+        let served = server.address.to_string();
+        assert!(
+            records
+                .iter()
+                .all(|record| record.backend.as_deref() == Some(&served))
+        );
+        assert_eq!(
+            records.iter().filter(|record| record.attempts == 2).count(),
+            10
+        );
+    });
 }
 
 #[test]
 fn without_another_backend_a_refusal_ends_nothing() {
-    let closed = Port::reserve();
-    let weir = Weir::start(&config("", &[closed.address().to_string()]));
-    let client = Client::at("127.0.0.1");
-    for _ in 0..20 {
-        client.send(&weir.address("main"), b"is anybody there?");
-    }
-    let failed = || {
-        status(&weir)["pools"][0]["backends"][0]["failed"]
-            .as_u64()
-            .unwrap()
-    };
-    wait_until("refusals", || failed() > 0);
-    let server = Server::echo(&closed.address().to_string());
-    assert_eq!(
-        client.ask(&weir.address("main"), "now there is"),
-        "now there is"
-    );
-    drop(server);
+    alone(|host| {
+        let weir = Launch::new(&config("", &[CLOSED.into()]))
+            .inside(host)
+            .start();
+        let client = Client::at("127.0.0.1");
+        for _ in 0..20 {
+            client.send(&weir.address("main"), b"is anybody there?");
+        }
+        let failed = || {
+            status(&weir)["pools"][0]["backends"][0]["failed"]
+                .as_u64()
+                .unwrap()
+        };
+        wait_until("refusals", || failed() > 0);
+        let server = Server::echo(CLOSED);
+        assert_eq!(
+            client.ask(&weir.address("main"), "now there is"),
+            "now there is"
+        );
+        drop(server);
+    });
 }
 
 #[test]
 fn a_flow_whose_backend_dies_goes_on_elsewhere() {
-    let mut servers: Vec<Option<Server>> = vec![
-        Some(Server::named("127.0.0.1:0", "a")),
-        Some(Server::named("127.0.0.1:0", "b")),
-    ];
-    let list: Vec<String> = servers
-        .iter()
-        .flatten()
-        .map(|s| s.address.to_string())
-        .collect();
-    let weir = Weir::start(&config("", &list));
-    let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
-    let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
-    let before: Vec<String> = clients.iter().map(ask).collect();
-    assert!(
-        ["ababababab", "bababababa"].contains(&before.concat().as_str()),
-        "{before:?}"
-    );
-    servers[0] = None;
-    // No question is lost: the refused one is sent again.
-    for _ in 0..3 {
-        assert_eq!(clients.iter().map(ask).collect::<String>(), "bbbbbbbbbb");
-    }
+    alone(|host| {
+        let dying = Server::named("127.0.0.1:0", "a");
+        let living = Server::named("127.0.0.1:0", "b");
+        let backends = [&dying, &living].map(|server| server.address.to_string());
+        let weir = Launch::new(&config("", &backends)).inside(host).start();
+        let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
+        let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
+        let before: String = clients.iter().map(ask).collect();
+        assert!(
+            ["ababababab", "bababababa"].contains(&before.as_str()),
+            "{before}"
+        );
+        drop(dying);
+        // No question is lost: the refused one is sent again.
+        for _ in 0..3 {
+            assert_eq!(clients.iter().map(ask).collect::<String>(), "bbbbbbbbbb");
+        }
+    });
 }
 
 #[test]

@@ -137,7 +137,7 @@ listeners:
   control: {{bind: ['{0}'], pool: control}}
   data: {{protocol: udp, bind: ['{0}'], pool: data}}
 pools:
-  control: {{backends: ['{1}']}}
+  control: {{backends: ['{1}'], health: {{type: none}}}}
   data: {{backends: ['{1}']}}
 ",
         port.address(),
@@ -166,6 +166,7 @@ pools:
         .args(direction);
         let report: serde_json::Value = serde_json::from_str(&run(&mut load)).unwrap();
         let sum = &report["end"]["sum"];
+        assert!(sum["packets"].is_u64(), "{report}");
         let (packets, lost) = (
             sum["packets"].as_u64().unwrap(),
             sum["lost_packets"].as_u64().unwrap(),
