@@ -718,3 +718,132 @@ fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line
         .as_mut()
         .expect("a listener has its policy before its first datagram")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(idle_s: u64) -> (Table<()>, Instant, Endpoints) {
+        let now = Instant::now();
+        let mut table = Table::new(now);
+        let idle = Duration::from_secs(idle_s);
+        table.set_policy(
+            ListenerIx(0),
+            Policy {
+                idle,
+                requests: None,
+                replies: None,
+            },
+        );
+        (table, now, ends(1))
+    }
+
+    fn ends(port: u16) -> Endpoints {
+        let client = ([192, 0, 2, 1], port).into();
+        Endpoints::new(ListenerIx(0), client, ([198, 51, 100, 1], 53).into())
+    }
+
+    /// The table of the module's page.
+    #[test]
+    fn an_error_moves_a_session_only_as_far_as_it_proves_itself() {
+        let failed = |blame| OnError::Failed {
+            blame,
+            resend: true,
+        };
+        let rows = [
+            (false, Proof::Firm, failed(true)),
+            (false, Proof::Soft, failed(true)),
+            (false, Proof::Bare, failed(false)),
+            (true, Proof::Firm, failed(true)),
+            (true, Proof::Soft, OnError::Suspected),
+            (true, Proof::Bare, OnError::Ignored),
+        ];
+        for (proven, proof, expected) in rows {
+            let (mut table, now, ends) = table(30);
+            let id = table.open(now, ends, false, ());
+            table.on_client(now, &ends, 1);
+            if proven {
+                table.on_backend(now, id, 1);
+            }
+            assert_eq!(
+                table.on_error(now, id, proof),
+                Some(expected),
+                "{proven} {proof:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn unreachable_is_believed_when_it_lasts_and_nothing_is_heard() {
+        let (mut table, now, ends) = table(60);
+        let id = table.open(now, ends, false, ());
+        table.on_client(now, &ends, 1);
+        table.on_backend(now, id, 1);
+        let mut error_at = |seconds: u64, reply: bool| {
+            let now = now + Duration::from_secs(seconds);
+            table.on_client(now, &ends, 1);
+            if reply {
+                table.on_backend(now, id, 1);
+            }
+            table.on_error(now, id, Proof::Soft)
+        };
+        let failed = Some(OnError::Failed {
+            blame: true,
+            resend: true,
+        });
+        assert_eq!(error_at(1, false), Some(OnError::Suspected));
+        assert_eq!(error_at(3, false), Some(OnError::Suspected));
+        assert_eq!(
+            error_at(10, true),
+            Some(OnError::Suspected),
+            "a reply clears the suspicion"
+        );
+        assert_eq!(error_at(12, false), Some(OnError::Suspected));
+        assert_eq!(error_at(13, false), failed);
+    }
+
+    #[test]
+    fn an_error_long_after_the_last_datagram_means_nothing() {
+        let (mut table, now, ends) = table(60);
+        let id = table.open(now, ends, false, ());
+        table.on_client(now, &ends, 1);
+        let late = now + RECENT + Duration::from_millis(1);
+        assert_eq!(
+            table.on_error(late, id, Proof::Firm),
+            Some(OnError::Ignored)
+        );
+    }
+
+    #[test]
+    fn a_refused_datagram_is_sent_again_once() {
+        let (mut table, now, ends) = table(60);
+        let id = table.open(now, ends, false, ());
+        for _ in 0..2 {
+            table.on_client(now, &ends, 1);
+            for resend in [true, false] {
+                let failed = Some(OnError::Failed {
+                    blame: true,
+                    resend,
+                });
+                assert_eq!(table.on_error(now, id, Proof::Firm), failed);
+                table.rebound(id);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_makes_room_once_it_is_past_half_of_its_idle_time() {
+        let (mut table, now, _) = table(10);
+        let ids = [1, 2, 3].map(|port| table.open(now, ends(port), true, ()));
+        let at = |seconds| now + Duration::from_secs(seconds);
+        table.on_client(at(3), &ends(1), 1);
+        for full in [Full::Process, Full::Listener, Full::Source] {
+            assert_eq!(table.victim(at(4), full, &ends(9)), None, "{full:?}");
+            assert_eq!(
+                table.victim(at(5), full, &ends(9)),
+                Some(ids[1]),
+                "{full:?}"
+            );
+        }
+    }
+}

@@ -57,8 +57,8 @@ pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Li
         }
     }
     set_int(raw, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
-    let receive_buffer = set_buffer(raw, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffer)?;
-    set_buffer(raw, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffer)?;
+    let receive_buffer = raise_buffer(raw, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffer)?;
+    raise_buffer(raw, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffer)?;
     Ok(Listening {
         fd,
         wildcard,
@@ -67,19 +67,24 @@ pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Li
     })
 }
 
-fn set_buffer(fd: RawFd, force: i32, polite: i32, bytes: usize) -> io::Result<usize> {
-    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2);
-    if set_int(fd, libc::SOL_SOCKET, force, wanted).is_err() {
-        set_int(fd, libc::SOL_SOCKET, polite, wanted)?;
+/// Raises a buffer, never lowers it: what was forced while that was allowed stays. Returns the size in force.
+fn raise_buffer(fd: RawFd, force: i32, polite: i32, bytes: usize) -> io::Result<usize> {
+    let in_force = || get_int(fd, libc::SOL_SOCKET, polite).map(|bytes| bytes.max(0) as usize);
+    // The kernel doubles what it is asked for (socket(7)).
+    if in_force()? < 2 * bytes {
+        let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2);
+        if set_int(fd, libc::SOL_SOCKET, force, wanted).is_err() {
+            set_int(fd, libc::SOL_SOCKET, polite, wanted)?;
+        }
     }
-    get_int(fd, libc::SOL_SOCKET, polite).map(|bytes| bytes.max(0) as usize)
+    in_force()
 }
 
 /// Buffers of a session that carries bulk.
 pub fn grow_buffers(fd: RawFd, bytes: usize) {
     // What is refused is not needed.
-    let _ = set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
-    let _ = set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
+    let _ = raise_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
+    let _ = raise_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
 }
 
 /// Sets a session's socket up for bulk: merged datagrams, and the count of dropped ones; false where the kernel cannot

@@ -11,6 +11,12 @@
 //! costs one receive, without a second one to learn that there is no more. Reads of a session start at one datagram and
 //! double while that is not enough; from then on the kernel merges equal datagrams for us (GRO), and the buffers grow.
 //!
+//! # Workers
+//!
+//! Every worker has a socket of its own for each bound address, and the kernel's hash over both endpoints keeps a flow on its
+//! socket (SO_REUSEPORT). Fewer workers change nothing: a socket moves on with its sessions. More workers mean more sockets,
+//! hence another division: flows then begin anew, at the same backend only if that is chosen by `source_hash`.
+//!
 //! # Errors
 //!
 //! Connected sockets have their error queue switched on. An entry quotes the datagram that it is about; what that proves is

@@ -225,6 +225,16 @@ impl Session {
 mod tests {
     use super::*;
 
+    /// With the table's own part (about 150 bytes) far below what the kernel spends on the socket.
+    #[test]
+    fn a_session_is_small() {
+        assert!(
+            size_of::<Session>() <= 300,
+            "{} bytes",
+            size_of::<Session>()
+        );
+    }
+
     #[test]
     fn a_quotation_counts_only_if_it_is_long_enough_to_be_no_guess() {
         let long: Vec<u8> = (0..100).collect();
