@@ -425,7 +425,14 @@ impl Pools {
             }
             BackendOrder::Ready => {
                 entry.drain = None;
-                entry.state.order(now, Order::Ready)
+                let change = entry.state.order(now, Order::Ready);
+                // The configured weight holds again.
+                if entry.weight.take().is_some() {
+                    let pool = &mut self.pools[p];
+                    pool.picker = picker(&pool.config, &pool.entries);
+                    self.changed = true;
+                }
+                change
             }
             BackendOrder::Drain => {
                 entry.drain = finish.map(|finish| Drain::new(now, finish));

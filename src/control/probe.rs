@@ -200,11 +200,9 @@ impl Running {
             live.sockets.push(fd);
             let token = mio::Token(((raw as u64) << 32 | u64::from(key.index)) as usize);
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let registered = self
-                .poll
+            self.poll
                 .registry()
-                .register(&mut SourceFd(&raw), token, interest);
-            registered
+                .register(&mut SourceFd(&raw), token, interest)
         });
         let next = live
             .tries

@@ -449,15 +449,16 @@ impl Tcp {
             if context.crowded {
                 self.read_early(key);
             }
-            if self.watch_client(context, key) {
-                self.connect_next(context, key);
-            }
+            // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
+            self.connect_next(context, key);
+            self.watch_client(context, key);
         }
     }
 
-    /// Takes what the client sent right behind its handshake. Worth a call or two only in a crowd, where connections have waited
-    /// for a turn and most have something to read; a lone one is served with the fewest calls. It can then leave with the ACK that completes the handshake
-    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
+    /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
+    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings. Worth a
+    /// call or two only in a crowd, where connections have waited for a turn and most have something to read; a lone one
+    /// is served with the fewest calls.
     fn read_early(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;

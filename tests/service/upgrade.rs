@@ -217,7 +217,8 @@ fn udp_sessions_go_on() {
     assert_eq!(service.weir.access_log().len(), 0);
 }
 
-/// Every request of wrk is a new connection; 500 idle connections were there before, and are there afterwards.
+/// Every request of wrk is a new connection, every query a new UDP session; 500 connections that were there before are
+/// there afterwards.
 fn under_load(upgrades: usize, seconds: u32) {
     if !have(&["nginx", "wrk"]) {
         return;
@@ -225,16 +226,19 @@ fn under_load(upgrades: usize, seconds: u32) {
     raise_descriptor_limit();
     let (nginx, idle_server) = (Program::nginx(), Server::echo());
     let yaml = format!(
-        "workers: 2\nshutdown_grace: 5m\nlog: {{access: off}}\nlisteners:\n  web: {{bind: '127.0.0.1:0', pool: web}}\n  \
-         idle: {{bind: '127.0.0.1:0', pool: idle}}\npools:\n  web: {{backends: ['{}']}}\n  idle: {{backends: ['{}']}}\n",
+        "workers: 2\nshutdown_grace: 5m\nlog: {{access: off}}\nlisteners:\n  \
+         web: {{bind: '127.0.0.1:0', pool: web}}\n  idle: {{bind: '127.0.0.1:0', pool: idle}}\n  \
+         dns: {{protocol: udp, bind: '127.0.0.1:0', pool: dns, udp: {{replies: 1}}}}\n\
+         pools:\n  web: {{backends: ['{}']}}\n  idle: {{backends: ['{}']}}\n  \
+         dns: {{backends: ['{}'], health: none}}\n",
         nginx.address(),
-        idle_server.address
+        idle_server.address,
+        named_udp("amber")
     );
     let service = Service::start(&yaml, |launch| launch);
     service.told("READY=1");
-    let mut idle: Vec<TcpStream> = (0..500)
-        .map(|_| echoes(&service.weir.address("idle")))
-        .collect();
+    let address = service.weir.address("idle");
+    let mut idle: Vec<TcpStream> = (0..500).map(|_| echoes(&address)).collect();
     let url = format!("http://{}/", service.weir.address("web"));
     let time = format!("-d{seconds}s");
     let arguments = ["-t1", "-c32", &time, "-H", "Connection: close", &url];
@@ -243,14 +247,38 @@ fn under_load(upgrades: usize, seconds: u32) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut pid = service.weir.pid();
-    for _ in 0..upgrades {
-        // The load goes on for a while between two upgrades.
-        std::thread::sleep(Duration::from_millis(
-            u64::from(seconds) * 500 / upgrades as u64,
-        ));
-        pid = service.upgrade(pid);
-    }
+    let dns = service.weir.address("dns");
+    let over = AtomicBool::new(false);
+    let pid = std::thread::scope(|scope| {
+        let queries = scope.spawn(|| {
+            let mut answers = 0;
+            while !over.load(Ordering::Relaxed) {
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                client.connect(&dns).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(ask(&client), "amber");
+                answers += 1;
+            }
+            answers
+        });
+        let mut pid = service.weir.pid();
+        for round in 1..=upgrades {
+            // The load goes on for a while between two upgrades.
+            std::thread::sleep(Duration::from_millis(
+                u64::from(seconds) * 500 / upgrades as u64,
+            ));
+            pid = service.upgrade(pid);
+            // Not idle for so long that their backend gives up.
+            if round % 10 == 0 {
+                for stream in &mut idle {
+                    client::round_trip(stream, b"still there");
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        println!("{} queries were answered", queries.join().unwrap());
+        pid
+    });
     let output = wrk.wait_with_output().unwrap();
     let report = String::from_utf8(output.stdout).unwrap();
     println!("{upgrades} upgrades: {report}");
