@@ -112,6 +112,7 @@ impl Control {
                 let facts = BackendFacts {
                     state: entry.state.state().word(),
                     reason: entry.state.reason().to_string(),
+                    weight: Some(entry.weight()),
                     since: now.saturating_duration_since(entry.state.since()),
                     probes: Times::sum([&entry.probes.seconds]),
                     probe_failures: entry.probes.failures.get(),

@@ -28,6 +28,8 @@ pub struct Metrics<'a> {
     pub facts: &'a Facts,
 }
 
+/// One counter of a shard.
+type Field<Shard> = fn(&Shard) -> &Count;
 /// Labels of one sample.
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
@@ -104,8 +106,7 @@ impl Metrics<'_> {
                 }
                 closed.count(&[name, ("cause", word)], n);
             }
-            type Counter = fn(&ListenerShard) -> &Count;
-            let directions: [(&str, Counter, Counter); 2] = [
+            let directions: [(&str, Field<ListenerShard>, Field<ListenerShard>); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
                 (
                     "out",
@@ -218,7 +219,7 @@ impl Metrics<'_> {
                     state.gauge(&[pool_label, name, ("state", word)], word == known.state);
                 }
                 active.gauge(&labels, stats.active.get());
-                weight.gauge(&labels, backend.config.weight);
+                weight.gauge(&labels, known.weight.unwrap_or(backend.config.weight));
                 total.count(&labels, sum(|shard| &shard.total));
                 bytes.count(
                     &[pool_label, name, ("direction", "in")],
@@ -229,8 +230,7 @@ impl Metrics<'_> {
                     sum(|shard| &shard.bytes_out),
                 );
                 retries.count(&labels, sum(|shard| &shard.retries));
-                type Counter = fn(&BackendShard) -> &Count;
-                let reasons: [(&str, Counter); 4] = [
+                let reasons: [(&str, Field<BackendShard>); 4] = [
                     ("refused", |shard| &shard.refused),
                     ("timed_out", |shard| &shard.timed_out),
                     ("local_error", |shard| &shard.local_errors),

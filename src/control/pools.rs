@@ -323,6 +323,16 @@ impl Pools {
             Err(reason) => (false, reason),
         };
         let entry = &mut self.pools[pool].entries[ix];
+        if verdict.untried {
+            log::debug!(
+                "probe of {} could not be made: {reason}",
+                name(&entry.backend)
+            );
+            let next_in = entry.state.next_probe_in();
+            self.schedule
+                .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
+            return;
+        }
         entry
             .probes
             .seconds
@@ -415,7 +425,14 @@ impl Pools {
             }
             BackendOrder::Ready => {
                 entry.drain = None;
-                entry.state.order(now, Order::Ready)
+                let change = entry.state.order(now, Order::Ready);
+                // The configured weight holds again.
+                if entry.weight.take().is_some() {
+                    let pool = &mut self.pools[p];
+                    pool.picker = picker(&pool.config, &pool.entries);
+                    self.changed = true;
+                }
+                change
             }
             BackendOrder::Drain => {
                 entry.drain = finish.map(|finish| Drain::new(now, finish));

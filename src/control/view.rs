@@ -285,6 +285,8 @@ pub struct BackendFacts {
     pub reason: String,
     /// In this state.
     pub since: Duration,
+    /// Weight in force, if an operator changed it.
+    pub weight: Option<u32>,
     /// Probes so far.
     pub probes: Times,
     /// Of them, failed.
@@ -432,7 +434,7 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
     Backend {
         name: backend.config.name.clone(),
         address: backend.config.address.to_string(),
-        weight: backend.config.weight,
+        weight: known.weight.unwrap_or(backend.config.weight),
         backup: backend.config.backup,
         state: known.state.into(),
         reason: known.reason,

@@ -172,6 +172,7 @@ impl Worker {
     pub fn run(mut self) -> Result<()> {
         self.context.adopt();
         while self.turn()? {}
+        self.listeners.end(&mut self.context, &mut self.tcp);
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
         self.udp.end_all(&mut self.context, Cause::Shutdown);
         Ok(())
@@ -226,7 +227,7 @@ impl Worker {
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
         udp.expire(context);
-        listeners.resume(poll, context);
+        listeners.resume(poll, context, tcp);
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
             match command {

@@ -47,6 +47,8 @@ const RESET_CHECK_MS: u64 = 5;
 const RESET_WAIT_MS: u64 = 5_000;
 /// How long a PROXY header may take to arrive, milliseconds.
 const HEADER_WAIT_MS: u64 = 5_000;
+/// How long a connection rests for which the kernel had no memory, milliseconds.
+const STARVED_REST_MS: u64 = 10;
 
 /// See the module.
 pub(super) struct Tcp {
@@ -93,6 +95,8 @@ struct Connection {
     nagle: Nagle,
     queued: bool,
     client_broken: bool,
+    /// The kernel had no memory: no event will tell when to go on.
+    starved: bool,
 }
 
 enum Phase {
@@ -265,11 +269,12 @@ impl Tcp {
             scratch,
             pipes,
             spliced: 0,
+            starved: false,
             nagle: &mut connection.nagle,
             copy_only,
         };
         let pumped = relay::pump(&mut connection.pair, &mut io, budget);
-        let spliced = io.spliced;
+        let (spliced, starved) = (io.spliced, io.starved);
         let after = moved(&connection.pair);
         if after != before {
             let (up, down) = (after[0] - before[0], after[1] - before[1]);
@@ -299,6 +304,12 @@ impl Tcp {
             }
         }
         match pumped {
+            Pumped::Idle | Pumped::More if starved => {
+                context.shared.exhausted(&"no memory for sockets");
+                connection.starved = true;
+                connection.resume_ms = Some(context.now_ms() + STARVED_REST_MS);
+                self.set_timer(context, key);
+            }
             Pumped::Idle => {
                 if connection.pair.half_closed() {
                     if !was_half_closed {
@@ -428,6 +439,7 @@ impl Tcp {
             nagle: Nagle::Untouched,
             queued: false,
             client_broken: false,
+            starved: false,
         });
         if header {
             if self.watch_client(context, key) {
@@ -437,15 +449,16 @@ impl Tcp {
             if context.crowded {
                 self.read_early(key);
             }
-            if self.watch_client(context, key) {
-                self.connect_next(context, key);
-            }
+            // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
+            self.connect_next(context, key);
+            self.watch_client(context, key);
         }
     }
 
-    /// Takes what the client sent right behind its handshake. Worth a call or two only in a crowd, where connections have waited
-    /// for a turn and most have something to read; a lone one is served with the fewest calls. It can then leave with the ACK that completes the handshake
-    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
+    /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
+    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings. Worth a
+    /// call or two only in a crowd, where connections have waited for a turn and most have something to read; a lone one
+    /// is served with the fewest calls.
     fn read_early(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -513,6 +526,7 @@ impl Tcp {
         let bytes = match socket::peek(fd, &mut self.scratch[..proxy_header::HEADER_MAX]) {
             Transfer::Bytes(n) => &self.scratch[..n],
             Transfer::Blocked => return,
+            Transfer::Starved => return self.retire(context, key, Cause::LimitProcess, By::Weir),
             Transfer::Eof | Transfer::Failed => {
                 return self.retire(context, key, Cause::BadProxyHeader, By::Weir);
             }
@@ -687,6 +701,12 @@ impl Tcp {
                     Due::Reset => self.check_reset(context, key),
                     Due::Resume => {
                         connection.resume_ms = None;
+                        if std::mem::take(&mut connection.starved) {
+                            for side in Side::BOTH {
+                                connection.pair.mark_readable(side);
+                                connection.pair.mark_writable(side);
+                            }
+                        }
                         self.run.push(key, &mut connection.queued);
                         self.set_timer(context, key);
                     }

@@ -1,13 +1,14 @@
-//! Twenty ways in which a connection ends, each with the cause, the culprit and the bytes that the access log says.
+//! The ways in which a connection or session ends, each with the cause, the culprit and the bytes that the access log says.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::common::server::Blackhole;
 use super::common::{Port, Server, Weir, client, wait_until};
-use super::{json, said};
+use super::{all_up, json, said};
 
 /// What stands behind weir.
 enum Back {
@@ -23,6 +24,8 @@ enum Back {
     Nobody,
     /// Does not answer a SYN.
     Blackhole,
+    /// Echoes datagrams.
+    Udp,
 }
 
 struct Row {
@@ -49,6 +52,23 @@ fn end_of(mut stream: TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
+fn datagrams(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(address).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    socket
+}
+
+/// Sends a datagram of five bytes, gets it back.
+fn five_datagrams(address: &str) -> UdpSocket {
+    let socket = datagrams(address);
+    socket.send(b"12345").unwrap();
+    wait_until("the echo", || socket.recv(&mut [0; 5]).is_ok());
+    socket
+}
+
 /// Connects; being reset before that is noticed is all right as well.
 fn turned_away(address: &str) {
     if let Ok(stream) = client::try_connect(address, None) {
@@ -67,7 +87,7 @@ const ROW: Row = Row {
     script: |_, _| (),
 };
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 23] = [
     Row {
         cause: "finished",
         by: "client",
@@ -256,6 +276,38 @@ const ROWS: [Row; 20] = [
         },
         ..ROW
     },
+    Row {
+        cause: "idle_timeout",
+        listener: "protocol: udp, udp: {idle: 1s}",
+        back: Back::Udp,
+        script: |_, address| drop(five_datagrams(address)),
+        ..ROW
+    },
+    Row {
+        cause: "finished",
+        by: "backend",
+        listener: "protocol: udp, udp: {replies: 1}",
+        back: Back::Udp,
+        script: |_, address| drop(five_datagrams(address)),
+        ..ROW
+    },
+    Row {
+        cause: "evicted",
+        // A worker makes room among its own sessions.
+        top: "workers: 1",
+        listener: "protocol: udp, udp: {idle: 4s}, limits: {connections: 1}",
+        back: Back::Udp,
+        script: |_, address| {
+            let _first = five_datagrams(address);
+            // Turned away until the first one has been silent for long enough.
+            let second = datagrams(address);
+            wait_until("the second has taken the place of the first", || {
+                second.send(b"12345").unwrap();
+                second.recv(&mut [0; 5]).is_ok()
+            });
+        },
+        ..ROW
+    },
 ];
 
 fn read_five(stream: &mut TcpStream) {
@@ -272,6 +324,17 @@ fn run(row: &Row) {
         Back::Blackhole => {
             hole = Blackhole::new();
             hole.address
+        }
+        Back::Udp => {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let address = socket.local_addr().unwrap();
+            std::thread::spawn(move || {
+                let mut datagram = [0; 100];
+                while let Ok((bytes, from)) = socket.recv_from(&mut datagram) {
+                    let _ = socket.send_to(&datagram[..bytes], from);
+                }
+            });
+            address
         }
         ref back => {
             server = match back {
@@ -290,21 +353,24 @@ fn run(row: &Row) {
             server.address
         }
     };
+    let workers = if row.top.contains("workers") {
+        ""
+    } else {
+        "workers: 2"
+    };
+    let top = format!("{workers}\n{}", row.top);
     let weir = Weir::start(&format!(
         "
-workers: 2
 {}
 listeners:
   main: {{bind: ['127.0.0.1:0'], pool: main, {}}}
 pools:
   main: {{backends: [{{name: one, address: '{back}'}}], {}}}
 ",
-        row.top, row.listener, row.pool
+        top, row.listener, row.pool
     ));
     if !row.pool.contains("none") {
-        wait_until("the first verdict", || {
-            said(&weir, &["status"]).contains(" up ")
-        });
+        all_up(&weir);
     }
     let before = weir.access_log().len();
     (row.script)(&weir, &weir.address("main"));
@@ -327,7 +393,8 @@ pools:
         served.then_some("one"),
         "{record:?}"
     );
-    assert_eq!(record.connect_ms.is_some(), served, "{record:?}");
+    let connected = served && record.protocol == "tcp";
+    assert_eq!(record.connect_ms.is_some(), connected, "{record:?}");
     assert_eq!(
         record.first_byte_ms.is_some(),
         row.bytes.1 > 0,
@@ -337,7 +404,7 @@ pools:
 
 /// Fails when a cause or a culprit in a row is exchanged for another.
 #[test]
-fn twenty_endings_say_why_who_and_how_much() {
+fn endings_say_why_who_and_how_much() {
     for row in &ROWS {
         println!("{} by {}", row.cause, row.by);
         run(row);

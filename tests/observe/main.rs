@@ -1,11 +1,11 @@
 //! What operators see of a running weir: commands, access log, metrics, HTTP, page, live view.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code)]
 mod common;
 
 mod commands;
 mod endings;
+mod live;
 mod metrics;
 mod monitoring;
 mod slow_clients;
@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Output;
 
-use common::{PATIENCE, Weir, command};
+use common::{PATIENCE, Weir, command, wait_until};
 
 /// Runs `weir WORDS... --socket ADMIN` against a running weir.
 fn ask(weir: &Weir, words: &[&str]) -> Output {
@@ -39,6 +39,18 @@ fn said(weir: &Weir, words: &[&str]) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Waits until every backend has passed its first probe.
+fn all_up(weir: &Weir) {
+    wait_until("all backends are up", || {
+        let status = json(weir, &["status"]);
+        let pools = status["pools"].as_array().unwrap();
+        let mut backends = pools
+            .iter()
+            .flat_map(|pool| pool["backends"].as_array().unwrap());
+        backends.all(|backend| backend["state"] == "up")
+    });
 }
 
 /// The same as JSON.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 
-use super::common::{Port, Server, Weir, client, command, find, have, wait_until};
+use super::common::{PATIENCE, Port, Server, Weir, client, command, find, have, wait_until};
 use super::{ask, get, said, samples};
 
 /// Names of the contract. What has to do with VIPs is shown by `vips_and_nodes_have_samples`.
@@ -52,6 +53,14 @@ impl Scene {
         let (port, dead) = (Port::reserve(), Port::reserve());
         let good = Server::echo();
         let source = Server::source(vec![7; 64 << 20]);
+        let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let udp = echo.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut datagram = [0; 1500];
+            while let Ok((bytes, from)) = echo.recv_from(&mut datagram) {
+                let _ = echo.send_to(&datagram[..bytes], from);
+            }
+        });
         let weir = Weir::start(&format!(
             "
 workers: 1
@@ -61,7 +70,10 @@ listeners:
   closed: {{bind: ['127.0.0.1:0'], pool: main, deny: [127.0.0.0/8]}}
   flaky: {{bind: ['127.0.0.1:0'], pool: flaky}}
   bulk: {{bind: ['127.0.0.1:0'], pool: bulk}}
+  dns: {{protocol: udp, bind: ['127.0.0.1:0'], pool: dns}}
+  deaf: {{protocol: udp, bind: ['127.0.0.1:0'], pool: dns, deny: [127.0.0.0/8]}}
 pools:
+  dns: {{backends: [{{name: udp, address: '{udp}'}}], health: {{type: none}}}}
   main: {{backends: [{{name: good, address: '{good}', weight: 4}}]}}
   bulk: {{backends: [{{name: source, address: '{source}'}}], health: {{type: none}}}}
   probed:
@@ -101,6 +113,15 @@ pools:
     }
 }
 
+/// Sends five bytes to an address.
+fn datagram(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.connect(address).unwrap();
+    socket.send(b"hello").unwrap();
+    socket
+}
+
 /// The sum of the samples whose name is `name` and whose labels contain every one of `labels`.
 fn sum(samples: &BTreeMap<String, f64>, name: &str, labels: &str) -> f64 {
     let matches = |key: &str| {
@@ -124,8 +145,10 @@ use Move::{By, To, Up};
 
 type Expectation = (&'static str, &'static str, Move);
 
-/// Actions, each with what it moves.
-const ROWS: &[(&str, fn(&mut Scene), &[Expectation])] = &[
+/// An action and what it moves.
+type Row = (&'static str, fn(&mut Scene), &'static [Expectation]);
+
+const ROWS: &[Row] = &[
     (
         "start",
         |_| (),
@@ -272,6 +295,36 @@ const ROWS: &[(&str, fn(&mut Scene), &[Expectation])] = &[
             ),
             ("weir_spliced_bytes_total", "worker=\"0\"", Up),
         ],
+    ),
+    (
+        "a datagram and its answer",
+        |scene| {
+            let socket = datagram(&scene.weir.address("dns"));
+            assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 5);
+        },
+        &[
+            (
+                "weir_connections_total",
+                "listener=\"dns\",protocol=\"udp\"",
+                By(1.0),
+            ),
+            ("weir_udp_sessions_active", "listener=\"dns\"", To(1.0)),
+            (
+                "weir_udp_datagrams_total",
+                "listener=\"dns\",direction=\"in\"",
+                By(1.0),
+            ),
+            (
+                "weir_udp_datagrams_total",
+                "listener=\"dns\",direction=\"out\"",
+                By(1.0),
+            ),
+        ],
+    ),
+    (
+        "a datagram from somebody who may not",
+        |scene| drop(datagram(&scene.weir.address("deaf"))),
+        &[("weir_udp_dropped_total", "reason=\"denied\"", By(1.0))],
     ),
     (
         "a drain",

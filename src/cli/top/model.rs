@@ -78,12 +78,11 @@ impl View {
             ],
             View::Connections => &[
                 ("ID", 8, true),
-                ("PROTO", 5, false),
-                ("CLIENT", 18, false),
-                ("BACKEND", 10, false),
-                ("STATE", 10, false),
-                ("AGE", 6, true),
-                ("IDLE", 6, true),
+                ("CLIENT", 21, false),
+                ("BACKEND", 8, false),
+                ("STATE", 4, false),
+                ("AGE", 5, true),
+                ("IDLE", 5, true),
                 ("UP/S", 7, true),
                 ("DOWN/S", 7, true),
             ],
@@ -103,7 +102,7 @@ impl View {
         match self {
             View::Backends => (6, true),
             View::Listeners => (8, true),
-            View::Connections => (8, true),
+            View::Connections => (7, true),
             View::Vips => (0, false),
         }
     }
@@ -436,7 +435,6 @@ impl Model {
             Row {
                 cells: vec![
                     number(connection.id as f64, connection.id.to_string()),
-                    text(&connection.protocol),
                     text(&connection.client),
                     text(&connection.place()),
                     text(&connection.state),

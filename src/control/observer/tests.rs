@@ -371,7 +371,6 @@ fn a_control_thread_that_hangs_is_reported_not_waited_for() {
     assert!(served.http("GET", "/").0.starts_with("http/1.1 200"));
 }
 
-/// Fails when seats are not given up (`CLIENTS_MAX` reached: accept and drop).
 #[test]
 fn clients_that_never_finish_a_request_do_not_keep_others_out() {
     let served = serve(Control::Well);

@@ -120,7 +120,9 @@ class Graph {
     show(this.top, "scale " + this.format(top));
     this.svg.setAttribute("viewBox", `0 0 ${past.max - 1} 100`);
     this.lines.forEach((line, ix) => {
-      const [stroke, area] = paths(this.rows[ix], top);
+      // A second line that is nothing but zero would only colour the axis.
+      const idle = ix > 0 && !this.rows[ix].some((value) => value);
+      const [stroke, area] = idle ? ["", ""] : paths(this.rows[ix], top);
       line.path.setAttribute("d", stroke);
       line.area.setAttribute("d", area);
     });
@@ -146,12 +148,13 @@ const graphs = [
     { label: "to clients", tone: "one", read: total("out") }, { label: "from clients", tone: "two", read: total("in") }]),
   new Graph("New connections a second", count, 5, [
     { label: "accepted", tone: "one", read: total("new") }, { label: "refused", tone: "two", read: total("failed") }]),
-  new Graph("Live connections and sessions", count, 5, [{ label: "", tone: "one", read: total("active") }]),
+  new Graph("Live connections and sessions", count, 5, [{ label: "live", tone: "one", read: total("active") }]),
 ];
 function spark(svg, values) {
   const top = Math.max(1, ...values.map((value) => value ?? 0)) * 1.05;
   if (!svg.firstChild) svg.append(shape("path", { class: "area one" }), shape("path", { class: "stroke one" }));
   svg.setAttribute("viewBox", `0 0 ${past.max - 1} 100`);
+  svg.classList.toggle("quiet", !values.some((value) => value));
   const [line, area] = paths(values, top);
   svg.children[0].setAttribute("d", area);
   svg.children[1].setAttribute("d", line);
@@ -189,6 +192,7 @@ class Table {
         const td = tr.children[n];
         if (column.svg) spark(td.firstChild, column.svg(item));
         else show(td, String(column.text(item)));
+        if (!column.tone && column.className === "r") td.classList.toggle("none", /^(0|–)(\/s)?$/.test(td.textContent));
         if (column.tone) td.className = `${column.className} ${column.tone(item)}`;
         if (column.hint) td.title = column.hint(item);
       });
