@@ -294,7 +294,7 @@ fn http(
             let Some(request) = slots[ix].as_mut() else {
                 continue;
             };
-            if !request.asked {
+            if !request.asked && request.due.is_some() {
                 request.asked = request.stream.write(ask).is_ok();
             }
             let (mut over, mut failed) = (false, false);
@@ -435,6 +435,7 @@ fn udp_flows(
         }
         if rate == 0.0 && sending {
             // A lost datagram must not silence its flow.
+            #[allow(clippy::needless_range_loop)] // the index is the flow
             for ix in 0..flows {
                 if now.duration_since(last_heard[ix]) > Duration::from_millis(100) {
                     last_heard[ix] = now;

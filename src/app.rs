@@ -2,6 +2,7 @@
 //! nothing behind, and ends with the exit code.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +13,15 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::model::{Log, LogFormat};
-use crate::config::{self, Config};
+use crate::config::model::{AccessTarget, Bind, Log, LogFormat, Protocol};
+use crate::config::{Budget, Config};
 use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
 use crate::failover::timers::Timers;
 use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
+use crate::sys::sandbox::{self, Needs, Unlisted};
 use crate::worker::{Settings, Worker};
 
 /// Configuration refused.
@@ -27,8 +29,8 @@ pub const EXIT_CONFIG: u8 = 3;
 
 static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
-/// `weir run`: serves until a signal ends it.
-pub fn run(source: Source) -> ExitCode {
+/// `weir run`: serves until a signal ends it. `sandboxed`: gives up every right that serving does not take.
+pub fn run(source: Source, sandboxed: bool) -> ExitCode {
     let inheritance = match Inheritance::receive() {
         Ok(inheritance) => inheritance,
         Err(error) => {
@@ -50,7 +52,18 @@ pub fn run(source: Source) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match launch(source, config, inheritance).and_then(Running::serve) {
+    if let Err(error) = limits::raise_open_files() {
+        eprintln!("cannot raise the limit on open files: {error}");
+    }
+    let workers = config.workers.unwrap_or_else(limits::cpus);
+    let budget = Budget::new(&config, limits::open_files(), workers);
+    if let Some(refusal) = budget.refusal(&config) {
+        eprintln!("limits: {refusal}");
+        refuse(&format!("limits: {refusal}"));
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    let needs = sandboxed.then(|| needs(&source, &config));
+    match launch(source, config, inheritance, needs).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
@@ -69,8 +82,14 @@ pub struct Running {
     pub shared: Arc<Shared>,
 }
 
-/// Starts everything, in an order that fails before it leaves traces.
-pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyhow::Result<Running> {
+/// Starts everything, in an order that fails before it leaves traces. With `needs`, everything else is given up on the way;
+/// that is for processes that do nothing else.
+pub fn launch(
+    source: Source,
+    config: Config,
+    inheritance: Inheritance,
+    needs: Option<Needs>,
+) -> anyhow::Result<Running> {
     start_log();
     set_log(&config.log);
     abort_on_panic();
@@ -85,10 +104,25 @@ pub fn launch(source: Source, config: Config, inheritance: Inheritance) -> anyho
         }
         _ => None,
     };
-    let (control, inputs) =
-        Control::start(source, config, inheritance, Box::new(spawn_worker), keeper)?;
+    // Made here, because the directory above it is out of reach later.
+    if let Some(directory) = needs.as_ref().and_then(|needs| needs.write.first()) {
+        let _ = std::fs::create_dir(directory);
+    }
+    // The keeper keeps its rights, threads must not: between the two.
+    for refused in needs.iter().flat_map(sandbox::confine) {
+        log::warn!("sandbox: without {refused}");
+    }
+    let workers = config.workers.unwrap_or_else(limits::cpus);
+    let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
+    let spawn = move |id, shared| spawn_worker(id, shared, pipes);
+    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn), keeper)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
+    if let Some(needs) = &needs
+        && let Err(refused) = sandbox::seal(needs, unlisted())
+    {
+        log::warn!("sandbox: without a filter of system calls: {refused}");
+    }
     Ok(Running {
         control,
         inputs,
@@ -111,9 +145,60 @@ impl Running {
     }
 }
 
-fn spawn_worker(id: usize, shared: Arc<Shared>) -> io::Result<(link::Worker, JoinHandle<()>)> {
+/// What serving takes of the file system and of privileges.
+fn needs(source: &Source, config: &Config) -> Needs {
+    let directory = |path: &Path| match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let mut needs = Needs {
+        large_buffers: config.listeners.iter().any(|l| l.protocol == Protocol::Udp),
+        real_time: config.failover.is_some(),
+        commands: config.failover.iter().any(|f| !f.notify.is_empty()),
+        ..Needs::default()
+    };
+    // The directory, because editors replace a file by renaming another; and the one that a link leads to.
+    let file = match source {
+        Source::File(path) => Some(path),
+        Source::Flags(_) => None,
+    };
+    for path in file
+        .into_iter()
+        .chain(config.failover.iter().map(|f| &f.secret_file))
+    {
+        needs.read.push(directory(path));
+        needs
+            .read
+            .extend(path.canonicalize().map(|real| directory(&real)));
+    }
+    // First: see `launch`.
+    needs.write.push(directory(&config.admin));
+    if let AccessTarget::File(path) = &config.log.access {
+        needs.write.push(directory(path));
+    }
+    for bind in config.listeners.iter().flat_map(|l| &l.bind) {
+        if let Bind::Unix(path) = bind {
+            needs.write.push(directory(path));
+        }
+    }
+    needs
+}
+
+/// `WEIR_SANDBOX=strict`, for tests: a system call that the filter does not know ends the process.
+fn unlisted() -> Unlisted {
+    match std::env::var("WEIR_SANDBOX").as_deref() {
+        Ok("strict") => Unlisted::Kill,
+        _ => Unlisted::Refuse,
+    }
+}
+
+fn spawn_worker(
+    id: usize,
+    shared: Arc<Shared>,
+    pipes_max: usize,
+) -> io::Result<(link::Worker, JoinHandle<()>)> {
     let settings = Settings {
-        pipes_max: config::PIPES_PER_WORKER as usize,
+        pipes_max,
         seed: u64::from(std::process::id()) << 32 | id as u64,
     };
     let (worker, handle) = Worker::new(id, shared, settings)?;

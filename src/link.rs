@@ -16,6 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socket2::{SockRef, Type};
 
+use crate::base::{Latest, LogLimit};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
@@ -51,6 +52,46 @@ impl ListenSocket {
             .r#type()
             .is_ok_and(|kind| kind == Type::DGRAM)
     }
+}
+
+/// A UDP session that goes to another process, together with the listening socket that its client sends to.
+#[derive(Debug)]
+pub struct Migrant {
+    /// What is known of it.
+    pub passport: Passport,
+    /// Connected to its backend.
+    pub fd: OwnedFd,
+}
+
+/// See [`Migrant`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Passport {
+    /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
+    pub socket: u64,
+    /// Client address.
+    pub client: SocketAddr,
+    /// The address that the client sends to.
+    pub local: SocketAddr,
+    /// [`Backend::identity`].
+    pub backend: u64,
+    /// Since its first datagram.
+    pub age: Duration,
+    /// Datagrams from the client.
+    pub requests: u32,
+    /// Datagrams from the backend.
+    pub replies: u32,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// Backends tried.
+    pub attempts: u16,
+    /// The backend still has to be told who the client is.
+    pub introduce: bool,
+    /// The kernel merges datagrams on its socket.
+    pub merges: bool,
+    /// The buffers of its socket are large.
+    pub grown: bool,
 }
 
 /// A local address of a listener.
@@ -101,8 +142,16 @@ pub enum Command {
     Release {
         /// Which.
         sockets: Arc<Vec<(u32, Local)>>,
-        /// Told when it is done.
-        reply: Sender<()>,
+        /// Their UDP sessions, when it is done: they go with their socket.
+        reply: Sender<Vec<Migrant>>,
+    },
+    /// Serve this UDP socket, with sessions that belong to it. The sessions come first: a client that has one must not
+    /// get another.
+    Settle {
+        /// The socket.
+        socket: ListenSocket,
+        /// Its sessions.
+        migrants: Vec<Migrant>,
     },
     /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
     Adopt(Box<Accepted>),
@@ -279,7 +328,7 @@ impl Worker {
 #[derive(Debug)]
 pub struct Shared {
     snapshot: ArcSwap<Snapshot>,
-    version: AtomicU64,
+    latest: Latest,
     workers: ArcSwap<Vec<Worker>>,
     /// Process-wide gauges.
     pub process: ProcessStats,
@@ -289,7 +338,8 @@ pub struct Shared {
     pub reports: Sender<Report>,
     /// Start of the workers' common clock.
     pub epoch: Instant,
-    logged_at_s: AtomicU64,
+    exhausted: LogLimit,
+    trouble: LogLimit,
     control_at_ms: AtomicU64,
 }
 
@@ -302,22 +352,22 @@ impl Shared {
     ) -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: ArcSwap::default(),
-            version: AtomicU64::new(0),
+            latest: Latest::default(),
             workers: ArcSwap::default(),
             process: ProcessStats::default(),
             records: ArcSwapOption::from_pointee(records),
             reports,
             epoch,
-            logged_at_s: AtomicU64::new(0),
+            exhausted: LogLimit::default(),
+            trouble: LogLimit::default(),
             control_at_ms: AtomicU64::new(u64::MAX),
         })
     }
 
     /// Makes `snapshot` the newest and wakes every worker.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        let version = snapshot.version;
-        self.snapshot.store(snapshot);
-        self.version.store(version, Ordering::Release);
+        self.latest
+            .publish(snapshot.version, || self.snapshot.store(snapshot.clone()));
         for worker in self.workers.load().iter() {
             worker.wake();
         }
@@ -325,7 +375,8 @@ impl Shared {
 
     /// The newest snapshot if it is newer than `version`.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
-        (self.version.load(Ordering::Acquire) != version).then(|| self.snapshot.load_full())
+        self.latest
+            .newer_than(version, || self.snapshot.load_full())
     }
 
     /// The control thread has gone round.
@@ -371,27 +422,22 @@ impl Shared {
         self.workers.store(Arc::new(workers));
     }
 
-    /// Says that descriptors or memory are exhausted: one line a second at most.
-    pub fn exhausted(&self, error: &std::io::Error) {
-        self.log_limited(|| log::warn!("new connections wait or are refused: {error}"));
+    /// Says that new connections wait or are refused for want of descriptors or memory: one line a second at most.
+    pub fn exhausted(&self, why: &dyn std::fmt::Display) {
+        if let Some(left_out) = self.exhausted.admit(self.epoch.elapsed()) {
+            log::warn!("new connections wait or are refused: {why}{left_out}");
+        }
     }
 
     /// Says that a connection to a backend failed for a reason on this host: one line a second at most.
     pub fn trouble(&self, backend: &Backend, error: ConnectError) {
-        self.log_limited(|| {
+        if let Some(left_out) = self.trouble.admit(self.epoch.elapsed()) {
             let Backend { pool, config, .. } = backend;
             log::warn!(
-                "cannot connect to {pool}/{}: {}",
+                "cannot connect to {pool}/{}: {}{left_out}",
                 config.name,
                 error.as_str()
             );
-        });
-    }
-
-    fn log_limited(&self, log: impl FnOnce()) {
-        let now = self.epoch.elapsed().as_secs() + 1;
-        if self.logged_at_s.swap(now, Ordering::Relaxed) != now {
-            log();
         }
     }
 

@@ -25,6 +25,9 @@ pub struct Snapshot {
     pub pools: Vec<Arc<Pool>>,
     /// Live TCP connections of the process at most.
     pub connections_max: u32,
+    /// What `connections_max` comes from: a limit that the file states turns clients away, one that the descriptors set lets
+    /// them wait for a while.
+    pub connections_stated: bool,
     /// Live UDP sessions of the process at most.
     pub sessions_max: u32,
     /// Period of interim access records; `None` = off.

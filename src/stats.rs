@@ -7,12 +7,13 @@
 //! Statistics belong to an identity (listener name; pool and address), not to a configuration, so they survive reloads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
 use crate::balance::{decayed, peak_ewma};
+pub use crate::base::Gauge;
 use crate::flow::Dropped;
 use crate::relay::Cause;
 
@@ -43,39 +44,6 @@ impl Count {
     /// Reads and zeroes.
     pub fn take(&self) -> u64 {
         self.0.swap(0, Relaxed)
-    }
-}
-
-/// Live things, with an optional cap that holds exactly over all threads.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU32);
-
-impl Gauge {
-    /// Adds one unless that would exceed `cap`.
-    pub fn try_raise(&self, cap: Option<u32>) -> bool {
-        match cap {
-            None => {
-                self.0.fetch_add(1, Relaxed);
-                true
-            }
-            Some(cap) => self
-                .0
-                .fetch_update(Relaxed, Relaxed, |n| (n < cap).then_some(n + 1))
-                .is_ok(),
-        }
-    }
-    /// Adds one.
-    pub fn raise(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-    /// Takes one off.
-    pub fn lower(&self) {
-        let before = self.0.fetch_sub(1, Relaxed);
-        debug_assert!(before > 0, "a gauge fell below zero");
-    }
-    /// Current value.
-    pub fn get(&self) -> u32 {
-        self.0.load(Relaxed)
     }
 }
 
@@ -296,24 +264,6 @@ pub struct ProcessStats {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_capped_gauge_is_exact_over_threads() {
-        let gauge = Gauge::default();
-        let admitted = AtomicU32::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..1_000 {
-                        if gauge.try_raise(Some(777)) {
-                            admitted.fetch_add(1, Relaxed);
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!((gauge.get(), admitted.into_inner()), (777, 777));
-    }
 
     #[test]
     fn a_duration_lands_in_the_bucket_that_holds_it() {

@@ -119,10 +119,10 @@ impl Io for Fake {
         self.in_pipe[lane as usize]
     }
 
-    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done {
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done {
         let room = match conduit {
             Conduit::Buffer => COPY_BUFFER,
-            Conduit::Pipe => self.pipe_slots * self.segment,
+            Conduit::Pipe => most.min(self.pipe_slots * self.segment),
         };
         let held = &mut self.held[lane as usize];
         assert!(held.is_empty(), "filled over unsent bytes");
@@ -242,7 +242,7 @@ fn run(seed: u64) -> (u64, u64) {
     if rng.below(2) == 0 {
         // What the client sent before its first event was read ahead of everything else.
         act(&mut fake.sockets[0], Side::Client, &mut rng, false);
-        if let Done::Moved { bytes, .. } = fake.fill(Side::Client, Conduit::Buffer) {
+        if let Done::Moved { bytes, .. } = fake.fill(Side::Client, Conduit::Buffer, COPY_BUFFER) {
             pair.preload(Side::Client, bytes);
         }
     }

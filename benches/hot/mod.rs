@@ -14,8 +14,11 @@ use weir::relay::{Conduit, Done, Io, Pair, pump};
 /// One path, ready to be run any number of times.
 pub type Path = Box<dyn FnMut()>;
 
+/// Makes a path with everything that it needs.
+pub type Make = fn() -> Path;
+
 /// Name and constructor of every path.
-pub const ALL: [(&str, fn() -> Path); 10] = [
+pub const ALL: [(&str, Make); 10] = [
     ("pair_short_connection", short_connection),
     ("pair_exchange", exchange),
     ("pair_bulk_megabyte", bulk),
@@ -41,7 +44,7 @@ impl Io for Script {
     fn acquire_pipe(&mut self, _: Side) -> bool {
         true
     }
-    fn fill(&mut self, lane: Side, _: Conduit) -> Done {
+    fn fill(&mut self, lane: Side, _: Conduit, _: usize) -> Done {
         self.gives[lane as usize].pop().unwrap_or(Done::Blocked)
     }
     fn drain(&mut self, _: Side, _: Conduit, bytes: usize, _: bool) -> Done {
@@ -148,7 +151,9 @@ fn expire() -> Path {
 
 fn slab() -> Path {
     let mut slab: Slab<[u64; 48]> = Slab::new();
-    (0..1000).for_each(|n| drop(slab.insert([n; 48])));
+    for n in 0..1000 {
+        slab.insert([n; 48]);
+    }
     let mut run = RunQueue::default();
     Box::new(move || {
         let key = slab.insert([7; 48]);

@@ -1,13 +1,24 @@
 //! Building blocks without I/O and without a clock.
 
+pub mod gauge;
+pub mod latest;
+pub mod log_limit;
 pub mod rng;
 pub mod run_queue;
 pub mod slab;
 pub mod timers;
 pub mod token;
 
+pub use gauge::Gauge;
+pub use latest::Latest;
+pub use log_limit::LogLimit;
 pub use rng::Rng;
 pub use run_queue::RunQueue;
 pub use slab::{Key, Slab};
 pub use timers::Timers;
 pub use token::{Kind, Side, Token};
+
+/// Where files that `models/` runs under loom take their atomics from.
+mod atomic {
+    pub use std::sync::atomic::*;
+}

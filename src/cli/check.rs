@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::config::model::Failover;
 use crate::config::{self, Facts, Loaded};
+use crate::sys::{neigh, secret};
 
 /// Checks a file; 0 = it can be run, possibly with warnings on stderr; 3 = it is refused.
 pub fn run(path: &Path) -> ExitCode {
@@ -22,6 +24,9 @@ pub fn run(path: &Path) -> ExitCode {
             {
                 eprintln!("{}", warning.as_warning());
             }
+            for advice in config.failover.iter().flat_map(host_advice) {
+                eprintln!("{file}: failover: warning: {advice}");
+            }
             let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
             println!(
                 "{file}: configuration ok: {}, {}, {}",
@@ -32,6 +37,24 @@ pub fn run(path: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What stands in the way of the VIPs on this machine; it may not be the one that the file is for, so nothing is refused.
+fn host_advice(failover: &Failover) -> Vec<String> {
+    let mut advice: Vec<String> = secret::read(&failover.secret_file)
+        .err()
+        .into_iter()
+        .collect();
+    for vip in &failover.vips {
+        let address = vip.address.addr();
+        advice.extend(neigh::advice(
+            Path::new("/proc/sys/net"),
+            &vip.interface,
+            address,
+        ));
+    }
+    advice.dedup();
+    advice
 }
 
 fn count(n: usize, what: &str) -> String {
@@ -45,7 +68,21 @@ fn facts() -> Facts {
         fd_soft,
         fd_hard,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        ports: ports(&kernel("ip_local_port_range")).unwrap_or(28_232),
+        ports_reused: kernel("tcp_tw_reuse").trim() == "1",
     }
+}
+
+/// A kernel parameter of this network namespace; empty if it cannot be read.
+fn kernel(name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
+}
+
+/// How many ports a range such as `32768 60999` has.
+fn ports(range: &str) -> Option<u64> {
+    let mut ends = range.split_whitespace().map(|end| end.parse::<u64>().ok());
+    let (first, last) = (ends.next()??, ends.next()??);
+    Some((last + 1).saturating_sub(first))
 }
 
 #[cfg(test)]

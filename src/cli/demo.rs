@@ -70,6 +70,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
         Source::Flags(Box::new(loaded.config.clone())),
         loaded.config,
         Inheritance::default(),
+        None,
     )?;
     let (shared, inputs) = (running.shared.clone(), running.inputs.clone());
     let Some(web) = running

@@ -62,7 +62,14 @@ enum Command {
     Reload(reload::Args),
     /// The process that installs VIPs; started by `weir run`, never by hand.
     #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
-    Keeper,
+    Keeper {
+        /// Remove the VIPs of the configuration that a dead weir has left, and end.
+        #[arg(long)]
+        sweep: bool,
+        /// Configuration file.
+        #[arg(short, long, default_value = DEFAULT_CONFIG, requires = "sweep")]
+        config: PathBuf,
+    },
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
     /// Make manual pages or shell completions.
@@ -84,7 +91,11 @@ pub fn main() -> ExitCode {
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Top(args) => top::run(args),
-        Command::Keeper => crate::keeper::main(),
+        Command::Keeper {
+            sweep: true,
+            config,
+        } => crate::keeper::sweep(&config),
+        Command::Keeper { sweep: false, .. } => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
         Command::Generate(args) => generate::run(&args),
     }

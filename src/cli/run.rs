@@ -25,12 +25,15 @@ pub struct Args {
     /// Algorithm.
     #[arg(long, value_name = "ALG", requires = "listen")]
     balance: Option<String>,
+    /// Keep every right that the process was started with.
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 /// Runs it.
 pub fn run(args: Args) -> ExitCode {
     if args.listen.is_empty() {
-        return app::run(Source::File(args.config));
+        return app::run(Source::File(args.config), !args.no_sandbox);
     }
     match Config::from_flags(
         &args.listen,
@@ -38,7 +41,7 @@ pub fn run(args: Args) -> ExitCode {
         args.udp,
         args.balance.as_deref(),
     ) {
-        Ok(config) => app::run(Source::Flags(Box::new(config))),
+        Ok(config) => app::run(Source::Flags(Box::new(config)), !args.no_sandbox),
         Err(errors) => {
             eprintln!("{errors}");
             ExitCode::from(app::EXIT_CONFIG)

@@ -12,28 +12,41 @@ pub struct Facts {
     pub fd_hard: u64,
     /// CPUs that this process may use.
     pub cpus: usize,
+    /// Local ports for outgoing connections (net.ipv4.ip_local_port_range).
+    pub ports: u64,
+    /// Whether ports in TIME_WAIT are used again beyond loopback (net.ipv4.tcp_tw_reuse = 1).
+    pub ports_reused: bool,
 }
+
+/// How long the kernel keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN), seconds.
+const TIME_WAIT_S: u64 = 60;
 
 /// Descriptors a connection holds: its two sockets.
 pub const FDS_PER_CONNECTION: u64 = 2;
 /// Descriptors a UDP session holds: its socket towards the backend.
 pub const FDS_PER_SESSION: u64 = 1;
-/// Pipes that a worker keeps for bulk connections, two descriptors each.
+/// Most pipes that a worker keeps for bulk connections, two descriptors each. Fewer where descriptors are scarce: without
+/// a pipe, bulk data is copied.
 pub const PIPES_PER_WORKER: u64 = 64;
 /// Probes that run at the same time.
 pub const PROBES_MAX: u64 = 64;
 /// A worker's own: epoll, waker.
 pub const FDS_PER_WORKER: u64 = 4;
-/// Standard streams, logs, admin and metrics clients, beats, and room to shed work with.
+/// Standard streams, logs, admin and metrics clients, beats, and room to shed work with; an eighth of a limit that is
+/// smaller than eight times this.
 pub const FDS_RESERVE: u64 = 64;
+
+const REMEDY: &str = "raise the limit (LimitNOFILE= in the unit, or ulimit -n)";
 
 /// How the descriptors are spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// The limit.
     pub limit: u64,
-    /// Spent before the first connection.
+    /// Spent before the first connection, pipes included.
     pub fixed: u64,
+    /// Pipes of each worker.
+    pub pipes: u64,
     /// For connections.
     pub connections: u64,
     /// For UDP sessions.
@@ -67,10 +80,8 @@ impl Budget {
             .failover
             .as_ref()
             .map_or(0, |f| 2 * (f.nodes.len() + f.witnesses.len()) as u64);
-        let fixed = workers * (listening + FDS_PER_WORKER + 2 * PIPES_PER_WORKER)
-            + probes
-            + peers
-            + FDS_RESERVE;
+        let base =
+            workers * (listening + FDS_PER_WORKER) + probes + peers + FDS_RESERVE.min(limit / 8);
         let serves = |protocol| config.listeners.iter().any(|l| l.protocol == protocol);
         let stated = |protocol, limit: Option<u32>, each| match (serves(protocol), limit) {
             (false, _) => Some(0),
@@ -78,7 +89,14 @@ impl Budget {
         };
         let connections = stated(Protocol::Tcp, config.limits.connections, FDS_PER_CONNECTION);
         let sessions = stated(Protocol::Udp, config.limits.udp_sessions, FDS_PER_SESSION);
-        let left = limit.saturating_sub(fixed + connections.unwrap_or(0) + sessions.unwrap_or(0));
+        let spare = limit.saturating_sub(base + connections.unwrap_or(0) + sessions.unwrap_or(0));
+        let open_ended = connections.is_none() || sessions.is_none();
+        let for_pipes = if open_ended { spare / 4 } else { spare };
+        let pipes = match serves(Protocol::Tcp) {
+            true => (for_pipes / (2 * workers)).min(PIPES_PER_WORKER),
+            false => 0,
+        };
+        let left = spare - pipes * 2 * workers;
         let share = if connections.is_none() && sessions.is_none() {
             left / 2
         } else {
@@ -86,10 +104,30 @@ impl Budget {
         };
         Budget {
             limit,
-            fixed,
+            fixed: base + pipes * 2 * workers,
+            pipes,
             connections: connections.unwrap_or(share) / FDS_PER_CONNECTION,
             sessions: sessions.unwrap_or(share) / FDS_PER_SESSION,
         }
+    }
+
+    /// Why `config` cannot be served within this budget, if so: what is stated is more than may be opened, or nothing is
+    /// left for a single connection or session.
+    pub fn refusal(&self, config: &Config) -> Option<String> {
+        let lacks = |protocol, carried: u64| {
+            carried == 0 && config.listeners.iter().any(|l| l.protocol == protocol)
+        };
+        let empty = lacks(Protocol::Tcp, self.connections) || lacks(Protocol::Udp, self.sessions);
+        (self.needed() > self.limit || empty).then(|| {
+            format!(
+                "{} descriptors are needed ({} connections of {FDS_PER_CONNECTION}, {} sessions of {FDS_PER_SESSION}, {} for listeners, pipes, probes and a reserve), and {} may be opened: {REMEDY}, or lower `limits`",
+                self.needed(),
+                self.connections,
+                self.sessions,
+                self.fixed,
+                self.limit,
+            )
+        })
     }
 
     /// Descriptors that all of it takes.
@@ -115,18 +153,8 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
             message,
         });
     };
-    let remedy = "raise the limit (LimitNOFILE= in the unit, or ulimit -n)";
-    if budget.needed() > limit {
-        warn(
-            "limits",
-            format!(
-                "{} descriptors are needed ({} connections of {FDS_PER_CONNECTION}, {} sessions of {FDS_PER_SESSION}, {} for listeners, pipes, probes and a reserve), and {limit} may be opened: {remedy}, or lower `limits`",
-                budget.needed(),
-                budget.connections,
-                budget.sessions,
-                budget.fixed,
-            ),
-        );
+    if let Some(refusal) = budget.refusal(config) {
+        warn("limits", refusal);
     } else if config.limits.connections.is_none()
         && budget.connections < FEW
         && config.listeners.iter().any(|l| l.protocol == Protocol::Tcp)
@@ -134,8 +162,29 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
         warn(
             "limits.connections",
             format!(
-                "{limit} descriptors carry {} connections only: {remedy}",
+                "{limit} descriptors carry {} connections only: {REMEDY}",
                 budget.connections
+            ),
+        );
+    }
+    // On loopback the kernel uses ports again by default.
+    let distant = |backend: &Backend| match &backend.address {
+        BackendAddress::Ip(address) => !address.ip().is_loopback(),
+        BackendAddress::SamePort(ip) => !ip.is_loopback(),
+        BackendAddress::Unix(_) => false,
+    };
+    let tcp = config
+        .listeners
+        .iter()
+        .filter(|l| l.protocol == Protocol::Tcp);
+    let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
+    if !facts.ports_reused && pools.any(|pool| pool.backends.iter().any(distant)) {
+        warn(
+            "pools",
+            format!(
+                "{} local ports, each kept for {TIME_WAIT_S} s after a connection that weir closed first, carry {} such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)",
+                facts.ports,
+                facts.ports / TIME_WAIT_S,
             ),
         );
     }

@@ -1,11 +1,13 @@
 //! The worker threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::link::{self, Command, ListenSocket, Shared, SpawnWorker};
+use crate::link::{self, Command, ListenSocket, Migrant, Shared, SpawnWorker};
+use crate::sys::socket::identity;
 
 struct Member {
     handle: link::Worker,
@@ -81,6 +83,25 @@ impl Crew {
         for (ix, sockets) in dealt {
             for socket in sockets {
                 self.active[ix].handle.send(Command::Listen(socket));
+            }
+        }
+    }
+
+    /// The same with UDP sessions, each of which goes with its socket. A session whose socket is not among them ends.
+    pub fn settle(&self, dealt: BTreeMap<usize, Vec<ListenSocket>>, migrants: Vec<Migrant>) {
+        let mut by_socket: HashMap<u64, Vec<Migrant>> = HashMap::new();
+        for migrant in migrants {
+            let of_socket = by_socket.entry(migrant.passport.socket).or_default();
+            of_socket.push(migrant);
+        }
+        for (ix, sockets) in dealt {
+            for socket in sockets {
+                let identity = identity(socket.fd.as_raw_fd());
+                let command = match by_socket.remove(&identity) {
+                    Some(migrants) => Command::Settle { socket, migrants },
+                    None => Command::Listen(socket),
+                };
+                self.active[ix].handle.send(command);
             }
         }
     }

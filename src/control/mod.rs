@@ -209,6 +209,10 @@ impl Control {
     /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
     fn apply(&mut self, config: Config) -> anyhow::Result<()> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
+        let budget = Budget::new(&config, limits::open_files(), workers);
+        if let Some(refusal) = budget.refusal(&config) {
+            anyhow::bail!("limits: {refusal}");
+        }
         let heirlooms = &mut self.succession.heirlooms;
         let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
         self.crew.resize(workers)?;
@@ -234,6 +238,7 @@ impl Control {
             listeners: self.endpoints.listeners(),
             pools: self.pools.publish(Instant::now()),
             connections_max: budget.connections as u32,
+            connections_stated: self.config.limits.connections.is_some(),
             sessions_max: budget.sessions as u32,
             interim: self.config.log.interim,
         }));

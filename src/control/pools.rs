@@ -323,6 +323,16 @@ impl Pools {
             Err(reason) => (false, reason),
         };
         let entry = &mut self.pools[pool].entries[ix];
+        if verdict.untried {
+            log::debug!(
+                "probe of {} could not be made: {reason}",
+                name(&entry.backend)
+            );
+            let next_in = entry.state.next_probe_in();
+            self.schedule
+                .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
+            return;
+        }
         entry
             .probes
             .seconds

@@ -54,6 +54,8 @@ pub struct Verdict {
     pub backend: u64,
     /// A few words: what was seen.
     pub result: Result<String, String>,
+    /// It failed for want of descriptors, memory or ports here, and says nothing of the backend.
+    pub untried: bool,
     /// From start to verdict.
     pub took: Duration,
 }
@@ -191,26 +193,30 @@ impl Running {
         };
         let opened = match (&live.probe.target, live.probe.kind) {
             (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &live.probe),
-            (target, _) => socket::connect(target, live.probe.source).map_err(words),
+            (target, _) => socket::connect(target, live.probe.source).map_err(io::Error::from),
         };
         let registered = opened.and_then(|fd| {
             let raw = fd.as_raw_fd();
             live.sockets.push(fd);
             let token = mio::Token(((raw as u64) << 32 | u64::from(key.index)) as usize);
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let registered = self
-                .poll
+            self.poll
                 .registry()
-                .register(&mut SourceFd(&raw), token, interest);
-            registered.map_err(|error| error.to_string())
+                .register(&mut SourceFd(&raw), token, interest)
         });
         let next = live
             .tries
             .pop()
             .unwrap_or(live.started + live.probe.timeout);
         match registered {
+            // The first socket is on its way: that there is none for another try takes nothing from it.
+            _ if live.sockets.len() > 1 => self.set_timer(key, next),
             Ok(()) => self.set_timer(key, next),
-            Err(reason) => self.decide(key, Err(reason)),
+            Err(error) => {
+                let error = ConnectError::from(error);
+                let untried = matches!(error, ConnectError::Exhausted | ConnectError::NoPorts);
+                self.decide(key, Err(words(error)), untried);
+            }
         }
     }
 
@@ -234,7 +240,7 @@ impl Running {
                 self.set_timer(key, end);
             }
             Seen::Wait => {}
-            Seen::Verdict(result) => self.decide(key, result),
+            Seen::Verdict(result) => self.decide(key, result, false),
             Seen::Over => self.remove(key),
         }
     }
@@ -251,13 +257,13 @@ impl Running {
                 } else {
                     format!("unexpected answer {}", excerpt(&live.answer))
                 };
-                self.decide(key, Err(reason));
+                self.decide(key, Err(reason), false);
             }
             _ => self.remove(key),
         }
     }
 
-    fn decide(&mut self, key: Key, result: Result<String, String>) {
+    fn decide(&mut self, key: Key, result: Result<String, String>, untried: bool) {
         let Some(live) = self.probes.get_mut(key) else {
             return;
         };
@@ -266,6 +272,7 @@ impl Running {
         let verdict = Verdict {
             backend: live.probe.backend,
             result,
+            untried,
             took: live.started.elapsed(),
         };
         let _ = self.inputs.send(Input::Verdict(verdict));
@@ -306,7 +313,7 @@ impl Live {
             if !self.probe.send.is_empty() {
                 match socket::send(fd, &self.probe.send) {
                     Transfer::Bytes(n) if n == self.probe.send.len() => {}
-                    Transfer::Blocked => return Seen::Wait,
+                    Transfer::Blocked | Transfer::Starved => return Seen::Wait,
                     _ => return Seen::Verdict(Err("connection lost while sending".into())),
                 }
             }
@@ -339,7 +346,7 @@ impl Live {
                         )));
                     }
                 }
-                Transfer::Blocked => return Seen::Wait,
+                Transfer::Blocked | Transfer::Starved => return Seen::Wait,
                 Transfer::Eof | Transfer::Failed if self.decided => return Seen::Over,
                 Transfer::Eof
                     if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() =>
@@ -360,18 +367,15 @@ impl Live {
     }
 }
 
-fn connect_udp(address: SocketAddr, probe: &Probe) -> Result<OwnedFd, String> {
-    let open = || -> io::Result<OwnedFd> {
-        let domain = socket2::Domain::for_address(address);
-        let socket = socket2::Socket::new(domain, socket2::Type::DGRAM.nonblocking(), None)?;
-        if let Some(ip) = probe.source {
-            socket.bind(&SocketAddr::new(ip, 0).into())?;
-        }
-        socket.connect(&address.into())?;
-        socket.send(&probe.send)?;
-        Ok(socket.into())
-    };
-    open().map_err(|error| error.to_string())
+fn connect_udp(address: SocketAddr, probe: &Probe) -> io::Result<OwnedFd> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM.nonblocking(), None)?;
+    if let Some(ip) = probe.source {
+        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    }
+    socket.connect(&address.into())?;
+    socket.send(&probe.send)?;
+    Ok(socket.into())
 }
 
 fn words(error: ConnectError) -> String {

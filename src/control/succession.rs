@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::pools::Knowledge;
 use super::sockets::Dealt;
-use super::upgrade::{Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
+use super::upgrade::{
+    Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor,
+};
 use super::{Control, admin, admin_name, http_name};
 use crate::link::Command;
 
@@ -142,13 +144,14 @@ impl Control {
     pub(super) fn on_upgrade(&mut self, event: Event) -> bool {
         match event {
             Event::Failed { reason, back } => {
+                let Back { sockets, migrants } = back;
                 self.succession.predecessor = None;
                 let mut dealt = Dealt::new();
-                for (ix, socket) in back.into_iter().enumerate() {
+                for (ix, socket) in sockets.into_iter().enumerate() {
                     let worker = ix % self.crew.size().max(1);
                     dealt.entry(worker).or_default().push(socket);
                 }
-                self.crew.listen(dealt);
+                self.crew.settle(dealt, migrants);
                 self.upgrade_failed(reason);
             }
             Event::Done(done) => {
@@ -178,9 +181,9 @@ impl Control {
                 self.endpoints.forget();
                 self.stopping = Some(Instant::now() + grace);
             }
-            Event::Go => {
+            Event::Go(migrants) => {
                 if let Some((successor, held)) = self.succession.waiting.take() {
-                    self.crew.listen(held);
+                    self.crew.settle(held, migrants);
                     if let Err(error) = self.observe() {
                         log::error!("admin socket and metrics: {error}");
                     }

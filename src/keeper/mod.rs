@@ -16,10 +16,12 @@
 
 mod handle;
 mod run;
+mod sweep;
 mod wire;
 
 pub use handle::{KeeperHandle, spawn};
 pub use run::main;
+pub use sweep::sweep;
 pub use wire::{FromKeeper, Target, ToKeeper};
 
 /// The hidden subcommand under which the binary becomes a keeper.

@@ -35,8 +35,9 @@ pub trait Io {
     fn copy_buffer(&self) -> usize;
     /// A pipe for `lane` is wanted (its conduit is empty); false if none is to be had.
     fn acquire_pipe(&mut self, lane: Side) -> bool;
-    /// Reads from the source of `lane` into the empty conduit.
-    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done;
+    /// Reads from the source of `lane` into the empty conduit: a buffer as much as it holds, a pipe `most` bytes (never
+    /// less than the copy buffer).
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done;
     /// Writes up to `bytes` from the conduit to the sink of `lane`. What a buffer still holds after a short or blocked
     /// write is kept until the next drain. `last`: nothing follows but the FIN, and that at once (the same pump shuts or
     /// ends), so both may share a segment.
@@ -194,7 +195,8 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
                 {
                     break;
                 }
-                let done = carry_out(pair, io, side, op);
+                let left = budget[side as usize].saturating_sub(spent[side as usize]);
+                let done = carry_out(pair, io, side, op, left);
                 pair.done(side, op, done, io.copy_buffer());
                 match (op, done) {
                     (Op::Fill, Done::Moved { bytes, .. }) => spent[side as usize] += bytes,
@@ -220,7 +222,7 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
     }
 }
 
-fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op) -> Done {
+fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op, left: usize) -> Done {
     let lane = &mut pair.lanes[side as usize];
     // A lane of a broken pair ends by a reset, which would drop what waits for a FIN.
     let last = lane.eof() && pair.broken.is_none();
@@ -228,7 +230,8 @@ fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op) -> Done {
         Op::Fill => {
             let pipe = lane.wanted() == Conduit::Pipe && io.acquire_pipe(side);
             lane.settle(if pipe { Conduit::Pipe } else { Conduit::Buffer });
-            io.fill(side, lane.conduit())
+            // A fill cut short by the budget must not look like a lane that has become small.
+            io.fill(side, lane.conduit(), left.max(io.copy_buffer()))
         }
         Op::Drain { bytes } => io.drain(side, lane.conduit(), bytes, last),
         Op::ShutSink => io.shut(side),

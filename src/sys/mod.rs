@@ -9,6 +9,7 @@ pub mod mmsg;
 pub mod neigh;
 pub mod netlink;
 pub mod pipe;
+pub mod sandbox;
 pub mod sched;
 pub mod secret;
 pub mod socket;

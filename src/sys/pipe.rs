@@ -35,9 +35,9 @@ impl Pipe {
         })
     }
 
-    /// splice(2) from `source` into the pipe; 0 is the end of the stream.
-    pub fn fill(&self, source: RawFd) -> io::Result<usize> {
-        splice(source, self.write.as_raw_fd(), self.capacity)
+    /// splice(2) of up to `most` bytes from `source` into the pipe; 0 is the end of the stream.
+    pub fn fill(&self, source: RawFd, most: usize) -> io::Result<usize> {
+        splice(source, self.write.as_raw_fd(), self.capacity.min(most))
     }
 
     /// splice(2) of up to `bytes` from the pipe into `sink`.

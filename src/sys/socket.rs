@@ -68,6 +68,13 @@ pub fn shares_port(fd: &OwnedFd) -> io::Result<bool> {
     SockRef::from(fd).reuse_port()
 }
 
+/// What tells a socket from all others of this host, whatever descriptor or process it is seen through; 0 = unknown.
+pub fn identity(fd: RawFd) -> u64 {
+    // SAFETY: callers pass descriptors of sockets that they own and keep open for the duration of the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
 /// Why no connection was accepted.
 #[derive(Debug)]
 pub enum AcceptError {
@@ -194,6 +201,19 @@ impl ConnectError {
     }
 }
 
+impl From<ConnectError> for io::Error {
+    fn from(error: ConnectError) -> io::Error {
+        io::Error::from_raw_os_error(match error {
+            ConnectError::Reset => libc::ECONNRESET,
+            ConnectError::Refused => libc::ECONNREFUSED,
+            ConnectError::TimedOut => libc::ETIMEDOUT,
+            ConnectError::Unreachable => libc::EHOSTUNREACH,
+            ConnectError::NoPorts => libc::EADDRNOTAVAIL,
+            ConnectError::Exhausted => libc::EMFILE,
+        })
+    }
+}
+
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> ConnectError {
         ConnectError::from_errno(error.raw_os_error().unwrap_or(0))
@@ -308,6 +328,8 @@ pub enum Transfer {
     Eof,
     /// EAGAIN.
     Blocked,
+    /// The kernel has no memory for it now (ENOBUFS, ENOMEM), or a signal came: no event will tell when to try again.
+    Starved,
     /// The connection is gone.
     Failed,
 }
@@ -318,15 +340,11 @@ impl Transfer {
         match result {
             Ok(0) => Transfer::Eof,
             Ok(n) => Transfer::Bytes(n),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
-                ) =>
-            {
-                Transfer::Blocked
-            }
-            Err(_) => Transfer::Failed,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => Transfer::Blocked,
+                Some(libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Transfer::Starved,
+                _ => Transfer::Failed,
+            },
         }
     }
 }
@@ -388,6 +406,28 @@ pub fn set_nodelay(fd: RawFd) {
 /// Makes the coming close send RST (SO_LINGER with zero time, socket(7)); unsent bytes are dropped.
 pub fn reset_on_close(fd: RawFd) {
     let _ = with_socket(fd, |socket| socket.set_linger(Some(Duration::ZERO)));
+}
+
+/// How long a connection that was just accepted has waited since its client was last heard of, milliseconds (TCP_INFO,
+/// tcp(7)). 0 for sockets that do not tell.
+pub fn waited_ms(fd: RawFd) -> u64 {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` is writable for `len` bytes and both outlive the call.
+    let done = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done < 0 {
+        return 0;
+    }
+    // SAFETY: tcp_info is made of integers, for which any bytes, and the zeroes that a short answer leaves, are valid.
+    u64::from(unsafe { info.assume_init() }.tcpi_last_ack_recv)
 }
 
 /// Bytes written and not yet acknowledged by the peer (SIOCOUTQ, tcp(7)).

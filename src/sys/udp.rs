@@ -82,6 +82,13 @@ pub fn grow_buffers(fd: RawFd, bytes: usize) {
     let _ = set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
 }
 
+/// Sets a session's socket up for bulk: merged datagrams, and the count of dropped ones; false where the kernel cannot
+/// merge.
+pub fn enable_bulk(fd: RawFd) -> bool {
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    enable_gro(fd)
+}
+
 /// Lets the kernel merge datagrams of one flow into one read; false where it cannot.
 pub fn enable_gro(fd: RawFd) -> bool {
     set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()

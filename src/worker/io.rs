@@ -79,6 +79,8 @@ pub(super) struct SocketIo<'a> {
     pub(super) scratch: &'a mut [u8],
     pub(super) pipes: &'a mut Pipes,
     pub(super) spliced: u64,
+    /// The kernel had no memory for some operation: it must be tried again after a while, unasked.
+    pub(super) starved: bool,
     pub(super) nagle: &'a mut Nagle,
     /// Lanes under a bandwidth limit are copied: a pipe would take a second's worth at once.
     pub(super) copy_only: [bool; 2],
@@ -109,14 +111,15 @@ impl SocketIo<'_> {
     }
 }
 
-fn done(transfer: Transfer, asked: usize) -> Done {
+fn done(transfer: Transfer, asked: usize, starved: &mut bool) -> Done {
+    *starved |= transfer == Transfer::Starved;
     match transfer {
         Transfer::Bytes(bytes) => Done::Moved {
             bytes,
             short: bytes < asked,
         },
         Transfer::Eof => Done::Eof,
-        Transfer::Blocked => Done::Blocked,
+        Transfer::Blocked | Transfer::Starved => Done::Blocked,
         Transfer::Failed => Done::Failed,
     }
 }
@@ -139,22 +142,23 @@ impl Io for SocketIo<'_> {
         }
     }
 
-    fn fill(&mut self, lane: Side, conduit: Conduit) -> Done {
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done {
         let source = self.fds[lane as usize];
         if conduit == Conduit::Buffer {
-            return done(socket::recv(source, self.scratch), self.scratch.len());
+            let filled = socket::recv(source, self.scratch);
+            return done(filled, self.scratch.len(), &mut self.starved);
         }
         let held = &mut self.held[lane as usize];
         let Held::Pipe(pipe) = held else {
             unreachable!("a pipe was acquired")
         };
-        let filled = Transfer::from_result(pipe.fill(source));
+        let filled = Transfer::from_result(pipe.fill(source, most));
         if let Transfer::Bytes(n) = filled {
             self.spliced += n as u64;
         } else if let Held::Pipe(pipe) = std::mem::take(held) {
             self.pipes.give_back(pipe);
         }
-        done(filled, usize::MAX)
+        done(filled, usize::MAX, &mut self.starved)
     }
 
     fn drain(&mut self, lane: Side, _conduit: Conduit, bytes: usize, last: bool) -> Done {
@@ -176,7 +180,7 @@ impl Io for SocketIo<'_> {
                         at: 0,
                     };
                 }
-                done(sent, bytes)
+                done(sent, bytes, &mut self.starved)
             }
             Held::Bytes { bytes: kept, at } => {
                 let sent = send(sink, &kept[*at..]);
@@ -186,7 +190,7 @@ impl Io for SocketIo<'_> {
                         *held = Held::Nothing;
                     }
                 }
-                done(sent, bytes)
+                done(sent, bytes, &mut self.starved)
             }
             Held::Pipe(pipe) => {
                 let sent = Transfer::from_result(pipe.drain(sink, bytes));
@@ -195,7 +199,7 @@ impl Io for SocketIo<'_> {
                 {
                     self.pipes.give_back(pipe);
                 }
-                done(sent, bytes)
+                done(sent, bytes, &mut self.starved)
             }
         }
     }

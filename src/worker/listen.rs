@@ -7,6 +7,14 @@
 //! The kernel spreads connections over the workers by hash, blindly. Where that piles live connections on this worker, a
 //! new one goes to the least busy worker instead. Handing over costs a wake-up, so the difference that is put up with
 //! grows with the rate of arrivals: long-lived connections end up even, a storm of short ones stays where it lands.
+//!
+//! # When descriptors or memory run out
+//!
+//! Accepting pauses, whether because accept4 says so or because as many connections are open as the descriptors carry, and
+//! is tried again on a timer. New clients wait in the kernel's queue, up to [`WAIT_MAX_MS`]; who has waited longer is reset
+//! rather than left to hang. The head of the queue, the one that has waited longest, is therefore taken out ([`Waiting`]):
+//! for that a descriptor is kept in reserve. It is served first when there is room again. A limit that the configuration
+//! states is no shortage: who exceeds it is turned away at once.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -20,12 +28,17 @@ use crate::link::{self, Accepted, Command, ListenSocket, Local};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Snapshot};
 use crate::sys::epoll;
+use crate::sys::limits::Reserve;
 use crate::sys::socket::{self, AcceptError};
 
 /// Most accepts of one socket in one turn.
 const BURST_MAX: u32 = 64;
 /// How long accepting pauses when descriptors or memory are exhausted, milliseconds.
 const PAUSE_MS: u64 = 50;
+/// How long a client may wait for room, milliseconds.
+const WAIT_MAX_MS: u64 = 15_000;
+/// Recent arrivals (see [`WINDOW_MS`]) that make a crowd: a thousand a second.
+const CROWD: u64 = 64;
 /// Arrivals are counted over about so long, milliseconds.
 const WINDOW_MS: u64 = 64;
 
@@ -47,7 +60,26 @@ pub(super) struct Listeners {
     ready: Vec<Key>,
     /// Accepting pauses until then, milliseconds.
     paused_until: Option<u64>,
+    waiting: Option<Waiting>,
+    reserve: Reserve,
     arrivals: Arrivals,
+}
+
+/// The client that has waited longest for room.
+struct Waiting {
+    accepted: Accepted,
+    /// Until when, milliseconds since the epoch.
+    until_ms: u64,
+    shortage: Shortage,
+}
+
+/// What there is not enough of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shortage {
+    /// As many connections are open as the descriptors carry.
+    Places,
+    /// No descriptor is left.
+    Descriptors,
 }
 
 /// An exponentially decaying count of recent arrivals.
@@ -209,42 +241,35 @@ impl Listeners {
         key: Key,
         burst: u32,
     ) -> bool {
-        if self.paused_until.is_some() {
-            return false;
-        }
-        let Some(listening) = self.sockets.get(key) else {
-            return false;
-        };
-        let Some(listener) = listening.listener.clone() else {
-            return false;
-        };
-        let (fd, local) = (listening.socket.fd.as_raw_fd(), listening.local.clone());
         for _ in 0..burst {
-            match socket::accept(fd) {
-                Ok((fd, client)) => {
-                    let (listener, local) = (listener.clone(), local.clone());
+            if self.paused_until.is_some() {
+                return false;
+            }
+            match self.accept_one(context, key) {
+                Ok(accepted) => {
                     let recent = self.arrivals.note(context.now_ms());
-                    place(
-                        context,
-                        tcp,
-                        Accepted {
-                            listener,
-                            client,
-                            local,
-                            fd,
-                        },
-                        recent,
-                    );
+                    context.crowded = recent >= CROWD;
+                    if let Err(accepted) = place(context, tcp, accepted, recent) {
+                        context
+                            .shared
+                            .exhausted(&"as many are open as the limit on open files carries");
+                        if self.keep_waiting(context, tcp, accepted, Shortage::Places) {
+                            self.pause(poll, context);
+                        }
+                    }
                 }
                 Err(AcceptError::Gone) => {}
                 Err(AcceptError::Empty) => return false,
                 Err(AcceptError::Exhausted(error)) => {
-                    self.pause(poll, context, &error);
-                    return false;
+                    context.shared.exhausted(&error);
+                    if !self.shed_one(context, tcp, key) {
+                        self.pause(poll, context);
+                    }
                 }
                 Err(AcceptError::Broken(error)) => {
-                    log::error!("listener {}: {local}: {error}", listener.config.name);
-                    self.sockets.remove(key);
+                    if let Some(Listening { socket, .. }) = self.sockets.remove(key) {
+                        log::error!("worker {}: {}: {error}", context.id, socket.local);
+                    }
                     return false;
                 }
             }
@@ -252,36 +277,142 @@ impl Listeners {
         true
     }
 
-    fn pause(&mut self, poll: &Poll, context: &Context, error: &std::io::Error) {
+    fn accept_one(&mut self, context: &Context, key: Key) -> Result<Accepted, AcceptError> {
+        // While the snapshot that knows the listener has not arrived, its queue is left alone.
+        let known = self.sockets.get(key).and_then(|listening| {
+            let listener = listening.listener.clone()?;
+            Some((listening, listener))
+        });
+        let Some((listening, listener)) = known else {
+            return Err(AcceptError::Empty);
+        };
+        let (fd, client) = socket::accept(listening.socket.fd.as_raw_fd())?;
+        listener.stats.shards.of(context.id).accepted.add(1);
+        Ok(Accepted {
+            local: listening.local.clone(),
+            listener,
+            client,
+            fd,
+        })
+    }
+
+    /// Takes the one that has waited longest out of a queue, with the descriptor in reserve. True if it had waited too
+    /// long and is gone, so the next one may be looked at.
+    fn shed_one(&mut self, context: &mut Context, tcp: &mut Tcp, key: Key) -> bool {
+        if self.waiting.is_some() || !self.reserve.spend() {
+            return false;
+        }
+        let accepted = self.accept_one(context, key);
+        let shed = accepted.is_ok_and(|accepted| {
+            !self.keep_waiting(context, tcp, accepted, Shortage::Descriptors)
+        });
+        if self.waiting.is_none() {
+            let _ = self.reserve.refill();
+        }
+        shed
+    }
+
+    /// Keeps a client until there is room. False if it has waited too long already or another one is before it: it is
+    /// reset then.
+    fn keep_waiting(
+        &mut self,
+        context: &mut Context,
+        tcp: &mut Tcp,
+        accepted: Accepted,
+        shortage: Shortage,
+    ) -> bool {
+        let waited_ms = socket::waited_ms(accepted.fd.as_raw_fd());
+        if self.waiting.is_some() || waited_ms >= WAIT_MAX_MS {
+            tcp.refuse(context, accepted, Cause::LimitProcess);
+            return false;
+        }
+        let until_ms = context.now_ms() + WAIT_MAX_MS - waited_ms;
+        self.waiting = Some(Waiting {
+            accepted,
+            until_ms,
+            shortage,
+        });
+        true
+    }
+
+    fn pause(&mut self, poll: &Poll, context: &Context) {
         self.paused_until = Some(context.now_ms() + PAUSE_MS);
-        context.shared.exhausted(error);
         for (key, listening) in self.sockets.iter() {
             let _ = epoll::set_level(poll, listening.socket.fd.as_raw_fd(), token(key), false);
         }
     }
 
-    pub(super) fn resume(&mut self, poll: &Poll, context: &Context) {
-        if self.paused_until.is_some_and(|at| at <= context.now_ms()) {
-            self.paused_until = None;
-            for (key, listening) in self.sockets.iter() {
-                let _ = epoll::set_level(poll, listening.socket.fd.as_raw_fd(), token(key), true);
+    /// Serves the one that waits if there is room, sheds it if it has waited too long, and goes on accepting when the
+    /// pause is over.
+    pub(super) fn resume(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
+        let Some(paused_until) = self.paused_until else {
+            return;
+        };
+        let now_ms = context.now_ms();
+        if let Some(waiting) = self.waiting.take() {
+            let room = match waiting.shortage {
+                // Noticed at once when it was this worker's connection that made the room.
+                Shortage::Places => has_place(context),
+                Shortage::Descriptors => now_ms >= paused_until && self.reserve.refill(),
+            };
+            if room {
+                let recent = self.arrivals.note(now_ms);
+                if let Err(accepted) = place(context, tcp, waiting.accepted, recent) {
+                    self.waiting = Some(Waiting {
+                        accepted,
+                        ..waiting
+                    });
+                }
+            } else if now_ms >= waiting.until_ms {
+                tcp.refuse(context, waiting.accepted, Cause::LimitProcess);
+                // Its descriptor takes the next one out.
+                let _ = self.reserve.refill();
+            } else {
+                self.waiting = Some(waiting);
             }
+            if self.waiting.is_some() {
+                if now_ms >= paused_until {
+                    self.paused_until = Some(now_ms + PAUSE_MS);
+                }
+                return;
+            }
+        } else if now_ms < paused_until {
+            return;
+        } else {
+            let _ = self.reserve.refill();
+        }
+        self.paused_until = None;
+        for (key, listening) in self.sockets.iter() {
+            let _ = epoll::set_level(poll, listening.socket.fd.as_raw_fd(), token(key), true);
+        }
+    }
+
+    /// Resets the one that waits: this worker ends.
+    pub(super) fn end(&mut self, context: &mut Context, tcp: &mut Tcp) {
+        if let Some(waiting) = self.waiting.take() {
+            tcp.refuse(context, waiting.accepted, Cause::Shutdown);
         }
     }
 }
 
-/// Serves a new connection here or at the least busy worker.
-fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64) {
-    let stats = accepted.listener.stats.shards.of(context.id);
-    stats.accepted.add(1);
-    if !context
-        .shared
-        .process
-        .connections
-        .try_raise(Some(context.snapshot.connections_max))
-    {
+fn has_place(context: &Context) -> bool {
+    context.shared.process.connections.get() < context.snapshot.connections_max
+}
+
+/// Serves a new connection here or at the least busy worker. Gives it back if it has to wait for a place.
+fn place(
+    context: &mut Context,
+    tcp: &mut Tcp,
+    accepted: Accepted,
+    recent: u64,
+) -> Result<(), Accepted> {
+    let connections = &context.shared.process.connections;
+    if !connections.try_raise(Some(context.snapshot.connections_max)) {
+        if !context.snapshot.connections_stated {
+            return Err(accepted);
+        }
         tcp.refuse(context, accepted, Cause::LimitProcess);
-        return;
+        return Ok(());
     }
     let workers = context.shared.workers();
     let mine = u64::from(context.stats.connections.get());
@@ -295,15 +426,16 @@ fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64) 
         other.stats.connections.raise();
         let Err(Command::Adopt(accepted)) = other.try_send(Command::Adopt(Box::new(accepted)))
         else {
-            return;
+            return Ok(());
         };
         other.stats.connections.lower();
         drop(workers);
         context.stats.connections.raise();
         tcp.open(context, *accepted);
-        return;
+        return Ok(());
     }
     drop(workers);
     context.stats.connections.raise();
     tcp.open(context, accepted);
+    Ok(())
 }

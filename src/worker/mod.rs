@@ -77,6 +77,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Connections arrive so fast that most have something to read when they are accepted.
+    crowded: bool,
 }
 
 impl Context {
@@ -141,6 +143,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            crowded: false,
             shared,
             stats: stats.clone(),
         };
@@ -169,6 +172,7 @@ impl Worker {
     pub fn run(mut self) -> Result<()> {
         self.context.adopt();
         while self.turn()? {}
+        self.listeners.end(&mut self.context, &mut self.tcp);
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
         self.udp.end_all(&mut self.context, Cause::Shutdown);
         Ok(())
@@ -223,7 +227,7 @@ impl Worker {
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
         udp.expire(context);
-        listeners.resume(poll, context);
+        listeners.resume(poll, context, tcp);
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
             match command {
@@ -231,12 +235,21 @@ impl Worker {
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(context, listener, &local);
+                    udp.remove(poll, context, listener, &local);
                 }
-                Command::Share { reply } => drop(reply.send(listeners.share())),
+                Command::Share { reply } => {
+                    let shared = listeners.share().and_then(|mut sockets| {
+                        sockets.extend(udp.share()?);
+                        Ok(sockets)
+                    });
+                    let _ = reply.send(shared);
+                }
                 Command::Release { sockets, reply } => {
                     listeners.release(poll, &sockets);
-                    let _ = reply.send(());
+                    let _ = reply.send(udp.release(poll, context, &sockets));
+                }
+                Command::Settle { socket, migrants } => {
+                    udp.settle(poll, context, socket, migrants);
                 }
                 Command::Adopt(accepted) => tcp.open(context, *accepted),
                 Command::List { limit, reply } => {

@@ -36,8 +36,9 @@ use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::snapshot::{Backend, Listener, Place};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
-/// Bytes that a lane may fill in one pump: about what two cores' worth of copying does in 50 us.
-const PUMP_BYTES: usize = 256 << 10;
+/// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
+/// waits for one such pump of each of them; docs/performance.md has what other sizes do.
+const PUMP_BYTES: usize = 128 << 10;
 /// Bytes that are read before a backend is reached: a request, not a body.
 const EARLY_BYTES: usize = 4 << 10;
 /// How often a socket that waits to be reset is looked at, milliseconds.
@@ -46,6 +47,8 @@ const RESET_CHECK_MS: u64 = 5;
 const RESET_WAIT_MS: u64 = 5_000;
 /// How long a PROXY header may take to arrive, milliseconds.
 const HEADER_WAIT_MS: u64 = 5_000;
+/// How long a connection rests for which the kernel had no memory, milliseconds.
+const STARVED_REST_MS: u64 = 10;
 
 /// See the module.
 pub(super) struct Tcp {
@@ -92,6 +95,8 @@ struct Connection {
     nagle: Nagle,
     queued: bool,
     client_broken: bool,
+    /// The kernel had no memory: no event will tell when to go on.
+    starved: bool,
 }
 
 enum Phase {
@@ -247,6 +252,7 @@ impl Tcp {
             return;
         };
         let before = moved(&connection.pair);
+        let was_half_closed = connection.pair.half_closed();
         let limited = connection.throttles.as_deref();
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
@@ -263,11 +269,12 @@ impl Tcp {
             scratch,
             pipes,
             spliced: 0,
+            starved: false,
             nagle: &mut connection.nagle,
             copy_only,
         };
         let pumped = relay::pump(&mut connection.pair, &mut io, budget);
-        let spliced = io.spliced;
+        let (spliced, starved) = (io.spliced, io.starved);
         let after = moved(&connection.pair);
         if after != before {
             let (up, down) = (after[0] - before[0], after[1] - before[1]);
@@ -297,8 +304,18 @@ impl Tcp {
             }
         }
         match pumped {
+            Pumped::Idle | Pumped::More if starved => {
+                context.shared.exhausted(&"no memory for sockets");
+                connection.starved = true;
+                connection.resume_ms = Some(context.now_ms() + STARVED_REST_MS);
+                self.set_timer(context, key);
+            }
             Pumped::Idle => {
                 if connection.pair.half_closed() {
+                    if !was_half_closed {
+                        // The end of a direction is activity: a connection that was idle before it has all its time.
+                        connection.active_ms = context.now_ms();
+                    }
                     self.set_timer(context, key);
                 }
             }
@@ -422,21 +439,26 @@ impl Tcp {
             nagle: Nagle::Untouched,
             queued: false,
             client_broken: false,
+            starved: false,
         });
         if header {
             if self.watch_client(context, key) {
                 self.set_timer(context, key);
             }
         } else if self.admit(context, key) {
-            self.read_early(key);
-            if self.watch_client(context, key) {
-                self.connect_next(context, key);
+            if context.crowded {
+                self.read_early(key);
             }
+            // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
+            self.connect_next(context, key);
+            self.watch_client(context, key);
         }
     }
 
     /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
-    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings.
+    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings. Worth a
+    /// call or two only in a crowd, where connections have waited for a turn and most have something to read; a lone one
+    /// is served with the fewest calls.
     fn read_early(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -504,6 +526,7 @@ impl Tcp {
         let bytes = match socket::peek(fd, &mut self.scratch[..proxy_header::HEADER_MAX]) {
             Transfer::Bytes(n) => &self.scratch[..n],
             Transfer::Blocked => return,
+            Transfer::Starved => return self.retire(context, key, Cause::LimitProcess, By::Weir),
             Transfer::Eof | Transfer::Failed => {
                 return self.retire(context, key, Cause::BadProxyHeader, By::Weir);
             }
@@ -678,6 +701,12 @@ impl Tcp {
                     Due::Reset => self.check_reset(context, key),
                     Due::Resume => {
                         connection.resume_ms = None;
+                        if std::mem::take(&mut connection.starved) {
+                            for side in Side::BOTH {
+                                connection.pair.mark_readable(side);
+                                connection.pair.mark_writable(side);
+                            }
+                        }
                         self.run.push(key, &mut connection.queued);
                         self.set_timer(context, key);
                     }

@@ -180,10 +180,11 @@ impl Server {
         Server::named_holder("")
     }
 
-    /// Answers a line with a line, both without payload worth mentioning, and closes first, as a HTTP/1.0 server does.
+    /// Answers a request and closes first, as a HTTP/1.0 server does; the end is in the same segment as the answer.
     pub fn http() -> Server {
         Server::each(|mut stream| {
             if read_head(&mut stream).is_some() {
+                SockRef::from(&stream).set_tcp_cork(true).unwrap();
                 let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok");
             }
         })

@@ -294,9 +294,16 @@ impl Weir {
     /// Waits for a line on standard error that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, text: &str) -> String {
-        let found =
-            |written: &Written| written.err.iter().find(|line| line.contains(text)).cloned();
-        self.log.wait(text, found)
+        self.wait_for_line_with(&[text])
+    }
+
+    /// Waits for a line on standard error that contains all `words`, and returns it.
+    #[track_caller]
+    pub fn wait_for_line_with(&self, words: &[&str]) -> String {
+        let fits = |line: &&String| words.iter().all(|word| line.contains(word));
+        self.log.wait(&words.join(" ... "), |written| {
+            written.err.iter().find(fits).cloned()
+        })
     }
 
     /// Sends a signal.

@@ -72,8 +72,12 @@ fn a_refusing_backend_costs_no_client_anything() {
             records.iter().find(|record| record.cause != "finished")
         );
         if pool == UNWATCHED {
-            // Each worker goes round on its own.
-            assert!(retried.abs_diff(connections / 3) <= 2, "{retried} retries");
+            // A second attempt takes the turn of the next backend, so the refusing one is met more often than every
+            // third time.
+            assert!(
+                (connections / 3 - 2..=connections / 2).contains(&retried),
+                "{retried} retries"
+            );
         } else {
             assert!((1..connections / 3).contains(&retried), "{retried} retries");
         }

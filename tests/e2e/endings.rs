@@ -133,10 +133,6 @@ fn a_client_without_a_backend_is_reset() {
     let (one, two) = (Port::reserve(), Port::reserve());
     let hole = Blackhole::new();
     let refusing = [("one", one.address()), ("two", two.address())];
-    let zero = vec![format!(
-        "{{name: one, address: '{}', weight: 0}}",
-        one.address()
-    )];
     for (yaml, cause, attempts) in [
         (balanced("", UNWATCHED, &refusing), "connect_failed", 2),
         (
@@ -148,7 +144,6 @@ fn a_client_without_a_backend_is_reset() {
             "connect_timeout",
             1,
         ),
-        (super::configuration("", UNWATCHED, &zero), "no_backend", 0),
     ] {
         let weir = Weir::start(&yaml);
         let mut stream = client::connect(&weir.address("main"));
@@ -156,6 +151,19 @@ fn a_client_without_a_backend_is_reset() {
         let record = &weir.wait_for_records(1)[0];
         assert_eq!((record.end(), record.attempts), ((cause, "weir"), attempts));
     }
+
+    let full = Server::named_holder("x");
+    let backend = format!(
+        "{{name: one, address: '{}', max_connections: 1}}",
+        full.address
+    );
+    let weir = Weir::start(&super::configuration("", UNWATCHED, &[backend]));
+    let mut first = client::connect(&weir.address("main"));
+    first.read_exact(&mut [0]).unwrap();
+    let mut second = client::connect(&weir.address("main"));
+    assert_eq!(client::read_to_reset(&mut second), b"");
+    let record = &weir.wait_for_records(1)[0];
+    assert_eq!((record.end(), record.attempts), (("no_backend", "weir"), 0));
 }
 
 /// One record tells the whole story, with the names that the documentation promises.

@@ -23,10 +23,10 @@ fn a_down_backend_gets_nothing_new_and_comes_back() {
     let address = weir.address("main");
     let ask = || client::fetch(&address).expect("an answer");
 
+    weir.wait_for_line_with(&["main/c ", "is up"]);
     drop(servers.pop());
     // The reason is said, once.
-    let line = weir.wait_for_line("main/c");
-    assert!(line.contains("down") && line.contains("refused"), "{line}");
+    weir.wait_for_line_with(&["main/c ", "is down", "refused"]);
     let before = weir.access_log().len();
     for _ in 0..300 {
         assert_ne!(ask(), "c");
@@ -36,22 +36,16 @@ fn a_down_backend_gets_nothing_new_and_comes_back() {
         records[before..].iter().all(|record| record.attempts == 1),
         "a down backend was tried"
     );
-    let lines = weir
-        .stderr()
-        .iter()
-        .filter(|line| line.contains("main/c"))
-        .count();
-    assert_eq!(lines, 1, "{:?}", weir.stderr());
+    let said = |word: &str| {
+        let lines = weir.stderr();
+        let fits = |line: &&String| line.contains("main/c ") && line.contains(word);
+        lines.iter().filter(fits).count()
+    };
+    assert_eq!((said("is up"), said("is down")), (1, 1));
 
     servers.push(serve(2));
     wait_until("the backend serves again", || ask() == "c");
-    assert!(
-        weir.stderr()
-            .iter()
-            .any(|line| line.contains("main/c") && line.contains("up")),
-        "{:?}",
-        weir.stderr()
-    );
+    assert_eq!((said("is up"), said("is down")), (2, 1));
 }
 
 /// Live connections stay with a backend whose probes fail (`keep`), or are ended (`close`).
@@ -66,7 +60,7 @@ fn live_connections_of_a_down_backend() {
         client::round_trip(&mut stream, b"hello");
         // Its listening socket closes; connections live on.
         drop(echo);
-        weir.wait_for_line("main/one");
+        weir.wait_for_line_with(&["main/one ", "is down"]);
         if kept {
             client::round_trip(&mut stream, b"still there");
         } else {
@@ -86,7 +80,7 @@ fn when_all_are_down_clients_are_refused_or_all_are_tried() {
             nobody.number
         );
         let weir = Weir::start(&balanced("", &pool, &[("one", server.address)]));
-        weir.wait_for_line("main/one");
+        weir.wait_for_line_with(&["main/one ", "is down"]);
         let mut stream = client::connect(&weir.address("main"));
         if served {
             assert_eq!(client::read_to_end(&mut stream), b"one");
@@ -116,10 +110,12 @@ fn send_and_expect() {
         &pool,
         &[("good", good.address), ("bad", bad.address)],
     ));
-    let line = weir.wait_for_line("main/bad");
-    assert!(line.contains("down"), "{line}");
+    weir.wait_for_line_with(&["main/bad ", "is down", "LOADING"]);
     assert!(
-        !weir.stderr().iter().any(|line| line.contains("main/good")),
+        !weir
+            .stderr()
+            .iter()
+            .any(|line| line.contains("main/good ") && line.contains("is down")),
         "{:?}",
         weir.stderr()
     );

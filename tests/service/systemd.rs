@@ -93,8 +93,11 @@ impl Container {
 
     fn command(&self, script: &str) -> Command {
         let mut enter = command("nsenter");
-        enter.args(["--all", "--wd=/", "--target", &self.leader.to_string()]);
-        enter.args(["sh", "-c", script]).env_clear();
+        enter.args(["--all", "--target", &self.leader.to_string()]);
+        enter
+            .current_dir("/")
+            .args(["sh", "-c", script])
+            .env_clear();
         enter
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .stdin(Stdio::null());
@@ -133,7 +136,7 @@ impl Container {
 
     #[track_caller]
     fn serves(&self) {
-        let answer = self.run("curl --silent --show-error --max-time 5 http://127.0.0.1:80/hello");
+        let answer = self.run("curl --silent --show-error --max-time 5 http://127.0.0.1:79/hello");
         assert_eq!(answer, "hello");
     }
 
@@ -188,8 +191,10 @@ fn package(into: &Path) -> PathBuf {
     file
 }
 
-const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:80', pool: web}}\n\
-    pools: {web: {backends: ['127.0.0.1:8081']}}\n";
+const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79', pool: web}}\n\
+    pools: {web: {backends: ['127.0.0.1:8081']}}\n\
+    failover: {node: a, secret_file: /etc/weir/secret, nodes: {a: '127.0.0.1:7400'},\n  \
+    vips: [{address: 10.99.0.1/24, interface: weir0, requires: [web]}]}\n";
 
 /// Break tried: in the unit, leaving out WatchdogSec=, ExecReload=, NotifyAccess= and AmbientCapabilities= in turn; in the
 /// package, restarting instead of handing over.
@@ -210,7 +215,8 @@ fn a_package_is_installed_lives_and_leaves() {
         std::fs::create_dir(upper.join("root")).unwrap();
         package(&upper.join("root"));
         let nginx = "daemon off; events {} http { access_log off; server { listen 127.0.0.1:8081; \
-            location / { return 200 'hello'; } } }";
+            location / { return 200 'hello'; } location /big { root /root; } } }";
+        std::fs::write(upper.join("root/big"), vec![b'x'; 64 << 20]).unwrap();
         std::fs::write(upper.join("root/nginx.conf"), nginx).unwrap();
     }) else {
         return;
@@ -235,13 +241,29 @@ fn a_package_is_installed_lives_and_leaves() {
     );
     machine
         .run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
+    machine.run(
+        "ip link add weir0 type veth peer name weir1; ip link set weir0 up; ip link set weir1 up",
+    );
+    machine.run("head -c 32 /dev/urandom | base64 > /etc/weir/secret");
+    machine.run("chown root:weir /etc/weir/secret; chmod 640 /etc/weir/secret");
     write(CONFIGURATION);
     machine.run("systemctl enable --now weir");
     machine.serves();
+    let has_vip = || {
+        machine
+            .run("ip -oneline address show dev weir0")
+            .contains("10.99.0.1/24")
+    };
+    wait_until("the virtual address is there", has_vip);
     let first = machine.property("MainPID");
     assert!(machine.property("StatusText").starts_with("generation 1"));
     let user = machine.run(&format!("ps -o user= -p {first}"));
     assert_eq!(user.trim(), "weir");
+
+    // What the sandbox must not forbid: bulk goes through pipes.
+    machine.run("chmod 711 /root; curl --silent http://127.0.0.1:79/big | cmp - /root/big");
+    let records = machine.run("journalctl -u weir --no-pager | grep -o 'spliced=[1-9].*'");
+    assert!(!records.is_empty());
 
     // Reload, and one that is refused.
     machine.run("systemctl reload weir");
@@ -256,8 +278,14 @@ fn a_package_is_installed_lives_and_leaves() {
     machine.run("systemctl reload weir");
     assert_eq!(machine.property("MainPID"), first);
 
-    // The package is upgraded under load.
-    let load = "wrk -t1 -c16 -d4s -H 'Connection: close' http://127.0.0.1:80/";
+    // The package is upgraded under load, and the virtual address stays.
+    let moves = "timeout 30 ip -oneline monitor address dev weir0 | grep Deleted";
+    let mut moves = machine
+        .command(moves)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let load = "wrk -t1 -c16 -d4s -H 'Connection: close' http://127.0.0.1:79/";
     let load = machine
         .command(load)
         .stdout(Stdio::piped())
@@ -272,6 +300,11 @@ fn a_package_is_installed_lives_and_leaves() {
         "{report}"
     );
     assert_eq!(machine.property("NRestarts"), "0");
+    assert!(moves.try_wait().unwrap().is_none() && has_vip());
+    machine.run("pkill -x ip");
+    let away = moves.wait().unwrap().success();
+    let journal = machine.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
+    assert!(!away, "the virtual address has been away:\n{journal}");
     wait_until("the old process ends", || {
         !machine
             .try_run(&format!("kill -0 {first}"))
@@ -294,7 +327,9 @@ fn a_package_is_installed_lives_and_leaves() {
     machine.serves();
 
     // Stopped, removed, purged.
+    wait_until("the virtual address is back", has_vip);
     machine.run("systemctl stop weir");
+    assert!(!has_vip());
     assert_eq!(machine.property("Result"), "success");
     assert_eq!(machine.property("ActiveState"), "inactive");
     machine.run("systemctl start weir");

@@ -1,8 +1,9 @@
 //! The binary on disk takes over: nothing is lost, and what goes wrong changes nothing.
 
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::common::program::Program;
 use super::common::{
-    Launch, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
+    Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
 };
 use super::{Service, is_weir};
 
@@ -142,7 +143,82 @@ fn another_number_of_workers_and_other_listeners_are_taken_over() {
     wait_until("the old process ends", || !service.weir.is_running());
 }
 
-/// Every request of wrk is a new connection; 500 idle connections were there before, and are there afterwards.
+/// A UDP server that answers each datagram with its name.
+fn named_udp(name: &'static str) -> std::net::SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), client);
+        }
+    });
+    address
+}
+
+fn ask(client: &UdpSocket) -> String {
+    let mut buffer = [0; 64];
+    client.send(b"who?").unwrap();
+    let length = client.recv(&mut buffer).expect("an answer");
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// Each client keeps its backend, and every datagram is answered, although the pool deals at random.
+///
+/// Break tried: handing the listening sockets over without the sessions.
+#[test]
+fn udp_sessions_go_on() {
+    let yaml = format!(
+        "workers: 2\nlisteners: {{main: {{protocol: udp, bind: '127.0.0.1:0', pool: main}}}}\n\
+         pools: {{main: {{balance: random, backends: ['{}', '{}'], health: none}}}}\n",
+        named_udp("amber"),
+        named_udp("birch")
+    );
+    let mut service = Service::start(&yaml, |launch| launch);
+    service.told("READY=1");
+    let address = service.weir.address("main");
+    let clients: Vec<(UdpSocket, String)> = (0..40)
+        .map(|_| {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(&address).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let name = ask(&client);
+            (client, name)
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let pids = std::thread::scope(|scope| {
+        for half in clients.chunks(20) {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    for (client, name) in half {
+                        assert_eq!(ask(client), *name);
+                    }
+                }
+            });
+        }
+        let mut pids = vec![service.weir.pid()];
+        for _ in 0..5 {
+            pids.push(service.upgrade(*pids.last().unwrap()));
+        }
+        over.store(true, Ordering::Relaxed);
+        pids
+    });
+    for (client, name) in &clients {
+        assert_eq!(ask(client), *name);
+    }
+    // Nothing keeps the old processes, and no session has ended on the way.
+    wait_until("the old process ends", || !service.weir.is_running());
+    let left = |pid: &&u32| is_weir(**pid);
+    wait_until("one process is left", || {
+        pids[1..].iter().filter(left).count() == 1
+    });
+    assert_eq!(service.weir.access_log().len(), 0);
+}
+
+/// Every request of wrk is a new connection, every query a new UDP session; 500 connections that were there before are
+/// there afterwards.
 fn under_load(upgrades: usize, seconds: u32) {
     if !have(&["nginx", "wrk"]) {
         return;
@@ -150,16 +226,19 @@ fn under_load(upgrades: usize, seconds: u32) {
     raise_descriptor_limit();
     let (nginx, idle_server) = (Program::nginx(), Server::echo());
     let yaml = format!(
-        "workers: 2\nshutdown_grace: 5m\nlog: {{access: off}}\nlisteners:\n  web: {{bind: '127.0.0.1:0', pool: web}}\n  \
-         idle: {{bind: '127.0.0.1:0', pool: idle}}\npools:\n  web: {{backends: ['{}']}}\n  idle: {{backends: ['{}']}}\n",
+        "workers: 2\nshutdown_grace: 5m\nlog: {{access: off}}\nlisteners:\n  \
+         web: {{bind: '127.0.0.1:0', pool: web}}\n  idle: {{bind: '127.0.0.1:0', pool: idle}}\n  \
+         dns: {{protocol: udp, bind: '127.0.0.1:0', pool: dns, udp: {{replies: 1}}}}\n\
+         pools:\n  web: {{backends: ['{}']}}\n  idle: {{backends: ['{}']}}\n  \
+         dns: {{backends: ['{}'], health: none}}\n",
         nginx.address(),
-        idle_server.address
+        idle_server.address,
+        named_udp("amber")
     );
     let service = Service::start(&yaml, |launch| launch);
     service.told("READY=1");
-    let mut idle: Vec<TcpStream> = (0..500)
-        .map(|_| echoes(&service.weir.address("idle")))
-        .collect();
+    let address = service.weir.address("idle");
+    let mut idle: Vec<TcpStream> = (0..500).map(|_| echoes(&address)).collect();
     let url = format!("http://{}/", service.weir.address("web"));
     let time = format!("-d{seconds}s");
     let arguments = ["-t1", "-c32", &time, "-H", "Connection: close", &url];
@@ -168,14 +247,38 @@ fn under_load(upgrades: usize, seconds: u32) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut pid = service.weir.pid();
-    for _ in 0..upgrades {
-        // The load goes on for a while between two upgrades.
-        std::thread::sleep(Duration::from_millis(
-            u64::from(seconds) * 500 / upgrades as u64,
-        ));
-        pid = service.upgrade(pid);
-    }
+    let dns = service.weir.address("dns");
+    let over = AtomicBool::new(false);
+    let pid = std::thread::scope(|scope| {
+        let queries = scope.spawn(|| {
+            let mut answers = 0;
+            while !over.load(Ordering::Relaxed) {
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                client.connect(&dns).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(ask(&client), "amber");
+                answers += 1;
+            }
+            answers
+        });
+        let mut pid = service.weir.pid();
+        for round in 1..=upgrades {
+            // The load goes on for a while between two upgrades.
+            std::thread::sleep(Duration::from_millis(
+                u64::from(seconds) * 500 / upgrades as u64,
+            ));
+            pid = service.upgrade(pid);
+            // Not idle for so long that their backend gives up.
+            if round % 10 == 0 {
+                for stream in &mut idle {
+                    client::round_trip(stream, b"still there");
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        println!("{} queries were answered", queries.join().unwrap());
+        pid
+    });
     let output = wrk.wait_with_output().unwrap();
     let report = String::from_utf8(output.stdout).unwrap();
     println!("{upgrades} upgrades: {report}");

@@ -6,7 +6,6 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::common::netns::{Netns, link};
-use super::common::server::Port;
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
 use super::peers::{Client, Server, status};
 
@@ -20,83 +19,106 @@ pools: {{main: {{balance: round_robin, passive: off, {pool} backends: {backends:
     )
 }
 
+/// A client whose session is at the backend that answers `name`.
+#[track_caller]
+fn served_by(name: &str, address: &str) -> Client {
+    let clients = (0..10).map(|_| Client::at("127.0.0.1"));
+    let found = clients
+        .into_iter()
+        .find(|client| client.ask(address, "a question") == name);
+    found.unwrap_or_else(|| panic!("nobody is served by {name}"))
+}
+
+/// Runs a test in a network namespace of its own: the kernel limits how many ICMP errors it sends in each.
+fn alone(test: impl FnOnce(&Netns) + Send) {
+    if may_make_namespaces() {
+        let host = Netns::new("host");
+        host.enter(|| test(&host));
+    }
+}
+
+/// Nobody listens there.
+const CLOSED: &str = "127.0.0.1:9";
+
 #[test]
 fn a_refused_datagram_is_sent_again_to_another_backend() {
-    // Nobody listens on `closed`, and nobody else takes it while it is reserved.
-    let (server, closed) = (Server::echo("127.0.0.1:0"), Port::reserve());
-    let weir = Weir::start(&config(
-        "",
-        &[closed.address().to_string(), server.address.to_string()],
-    ));
-    // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
-    for len in [8, 100, 512, 1200, 9000] {
-        for _ in 0..4 {
-            let (client, text) = (Client::at("127.0.0.1"), "x".repeat(len));
-            assert_eq!(client.ask(&weir.address("main"), &text), text);
-            // And it stays there.
-            assert_eq!(client.ask(&weir.address("main"), &text), text);
+    alone(|host| {
+        let server = Server::echo("127.0.0.1:0");
+        let backends = [CLOSED.into(), server.address.to_string()];
+        let weir = Launch::new(&config("", &backends)).inside(host).start();
+        // Up to 512 bytes the refusal quotes the datagram, longer ones were kept.
+        for len in [8, 100, 512, 1200, 9000] {
+            for _ in 0..4 {
+                let (client, text) = (Client::at("127.0.0.1"), "x".repeat(len));
+                assert_eq!(client.ask(&weir.address("main"), &text), text);
+                // And it stays there.
+                assert_eq!(client.ask(&weir.address("main"), &text), text);
+            }
         }
-    }
-    let backends = &status(&weir)["pools"][0]["backends"];
-    assert_eq!(
-        backends[0]["failed"], 10,
-        "each session that was sent there: {backends}"
-    );
-    let records = weir.stop();
-    assert!(
-        records
-            .iter()
-            .all(|record| record.backend.as_deref() == Some(&server.address.to_string()))
-    );
-    assert_eq!(
-        records.iter().filter(|record| record.attempts == 2).count(),
-        10
-    );
+        let backends = &status(&weir)["pools"][0]["backends"];
+        assert_eq!(
+            backends[0]["failed"], 10,
+            "each session that was sent there: {backends}"
+        );
+        let records = weir.stop();
+        let served = server.address.to_string();
+        assert!(
+            records
+                .iter()
+                .all(|record| record.backend.as_deref() == Some(&served))
+        );
+        assert_eq!(
+            records.iter().filter(|record| record.attempts == 2).count(),
+            10
+        );
+    });
 }
 
 #[test]
 fn without_another_backend_a_refusal_ends_nothing() {
-    let closed = Port::reserve();
-    let weir = Weir::start(&config("", &[closed.address().to_string()]));
-    let client = Client::at("127.0.0.1");
-    for _ in 0..20 {
-        client.send(&weir.address("main"), b"is anybody there?");
-    }
-    let failed = || {
-        status(&weir)["pools"][0]["backends"][0]["failed"]
-            .as_u64()
-            .unwrap()
-    };
-    wait_until("refusals", || failed() > 0);
-    let server = Server::echo(&closed.address().to_string());
-    assert_eq!(
-        client.ask(&weir.address("main"), "now there is"),
-        "now there is"
-    );
-    drop(server);
+    alone(|host| {
+        let weir = Launch::new(&config("", &[CLOSED.into()]))
+            .inside(host)
+            .start();
+        let client = Client::at("127.0.0.1");
+        for _ in 0..20 {
+            client.send(&weir.address("main"), b"is anybody there?");
+        }
+        let failed = || {
+            status(&weir)["pools"][0]["backends"][0]["failed"]
+                .as_u64()
+                .unwrap()
+        };
+        wait_until("refusals", || failed() > 0);
+        let server = Server::echo(CLOSED);
+        assert_eq!(
+            client.ask(&weir.address("main"), "now there is"),
+            "now there is"
+        );
+        drop(server);
+    });
 }
 
 #[test]
 fn a_flow_whose_backend_dies_goes_on_elsewhere() {
-    let mut servers: Vec<Option<Server>> = vec![
-        Some(Server::named("127.0.0.1:0", "a")),
-        Some(Server::named("127.0.0.1:0", "b")),
-    ];
-    let list: Vec<String> = servers
-        .iter()
-        .flatten()
-        .map(|s| s.address.to_string())
-        .collect();
-    let weir = Weir::start(&config("", &list));
-    let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
-    let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
-    let before: Vec<String> = clients.iter().map(ask).collect();
-    assert_eq!(before.concat(), "ababababab");
-    servers[0] = None;
-    // No question is lost: the refused one is sent again.
-    for _ in 0..3 {
-        assert_eq!(clients.iter().map(ask).collect::<String>(), "bbbbbbbbbb");
-    }
+    alone(|host| {
+        let dying = Server::named("127.0.0.1:0", "a");
+        let living = Server::named("127.0.0.1:0", "b");
+        let backends = [&dying, &living].map(|server| server.address.to_string());
+        let weir = Launch::new(&config("", &backends)).inside(host).start();
+        let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
+        let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
+        let before: String = clients.iter().map(ask).collect();
+        assert!(
+            ["ababababab", "bababababa"].contains(&before.as_str()),
+            "{before}"
+        );
+        drop(dying);
+        // No question is lost: the refused one is sent again.
+        for _ in 0..3 {
+            assert_eq!(clients.iter().map(ask).collect::<String>(), "bbbbbbbbbb");
+        }
+    });
 }
 
 #[test]
@@ -117,8 +139,7 @@ pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a,
 "
         ));
         drop(doors);
-        let client = Client::at("127.0.0.1");
-        assert_eq!(client.ask(&weir.address("main"), "?"), "a");
+        let client = served_by("a", &weir.address("main"));
         let mut down = super::common::command(env!("CARGO_BIN_EXE_weir"));
         super::common::run(
             down.args(["backend", "main/a", "down", "--socket"])
@@ -148,9 +169,8 @@ fn a_forged_refusal_does_not_move_a_flow() {
     let weir = Launch::new(&config("", &[a.address.to_string(), b.address.to_string()]))
         .inside(&host)
         .start();
-    let client = host.enter(|| Client::at("127.0.0.1"));
     let address = weir.address("main");
-    assert_eq!(client.ask(&address, "a question"), "a");
+    let client = host.enter(|| served_by("a", &address));
     let raw =
         backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
     let source = {
@@ -181,7 +201,8 @@ fn a_forged_refusal_does_not_move_a_flow() {
             assert_eq!(client.receive().0, b"a", "moved by {quote:?}");
         }
     }
-    assert_eq!(b.count(), 0);
+    let others = b.count();
+    assert!(others <= 1, "b has had {others}");
     assert_eq!(
         status(&weir)["pools"][0]["backends"][0]["failed"],
         0,
@@ -243,8 +264,8 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
     ))
     .inside(&host)
     .start();
-    let (old, address) = (host.enter(|| Client::at("127.0.0.1")), weir.address("main"));
-    assert_eq!(old.ask(&address, "a question"), "far");
+    let address = weir.address("main");
+    let old = host.enter(|| served_by("far", &address));
     // The router (here: the host's own firewall) says "host unreachable".
     backend.nft("add table inet weir; add chain inet weir in { type filter hook input priority 0; }; add rule inet weir in ip protocol udp reject with icmp type host-unreachable");
     let new = host.enter(|| [(); 2].map(|()| Client::at("127.0.0.1")));

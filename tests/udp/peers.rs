@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::common::{PATIENCE, Weir, command, run};
 
@@ -56,11 +56,32 @@ impl Client {
         got.map(|(len, _)| buffer[..len].to_vec())
     }
 
-    /// Sends a text and returns the text that comes back.
+    /// Sends a text and returns the text that comes back. What others send to this port is not heard: the kernel gives out
+    /// ports again, and somebody may still be answering the one who had it before.
     #[track_caller]
     pub fn ask(&self, to: &str, text: &str) -> String {
         self.send(to, text.as_bytes());
-        String::from_utf8(self.receive().0).unwrap()
+        loop {
+            let (bytes, from) = self.receive();
+            if from.to_string() == to {
+                return String::from_utf8(bytes).unwrap();
+            }
+        }
+    }
+
+    /// Sends a text and waits for an equal one; older answers are passed over.
+    #[track_caller]
+    pub fn echoed_within(&self, to: &str, text: &str, wait: Duration) -> bool {
+        self.send(to, text.as_bytes());
+        let deadline = Instant::now() + wait;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.receive_within(left.max(Duration::from_millis(1))) {
+                Some(bytes) if bytes == text.as_bytes() => return true,
+                Some(_) => {}
+                None => return false,
+            }
+        }
     }
 }
 

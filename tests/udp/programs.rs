@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use super::common::server::Port;
@@ -136,7 +137,7 @@ listeners:
   control: {{bind: ['{0}'], pool: control}}
   data: {{protocol: udp, bind: ['{0}'], pool: data}}
 pools:
-  control: {{backends: ['{1}']}}
+  control: {{backends: ['{1}'], health: {{type: none}}}}
   data: {{backends: ['{1}']}}
 ",
         port.address(),
@@ -154,20 +155,23 @@ pools:
         load.args([
             "--udp",
             "--bitrate",
-            "50M",
+            "20M",
             "--length",
             "1200",
             "--time",
             "2",
+            "--window",
+            "1M",
         ])
         .args(direction);
         let report: serde_json::Value = serde_json::from_str(&run(&mut load)).unwrap();
         let sum = &report["end"]["sum"];
+        assert!(sum["packets"].is_u64(), "{report}");
         let (packets, lost) = (
             sum["packets"].as_u64().unwrap(),
             sum["lost_packets"].as_u64().unwrap(),
         );
-        assert!(packets > 5_000, "{sum}");
+        assert!(packets > 2_000, "{sum}");
         assert!(lost * 1000 <= packets, "{lost} of {packets} lost");
         assert_eq!(sum["out_of_order"].as_u64().unwrap_or(0), 0);
     }
@@ -201,32 +205,19 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
     ]);
     run(make.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
     let mut serve = program("openssl");
-    serve.args([
-        "s_server",
-        "-dtls",
-        "-quiet",
-        "-rev",
-        "-4",
-        "-accept",
-        &port.address().to_string(),
-        "-key",
-    ]);
-    serve.arg(&key).arg("-cert").arg(&certificate);
-    let log = fs::File::create(dir.path().join("server")).unwrap();
-    let child = serve
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let _server = Daemon {
-        child,
-        _dir: directory(),
-    };
+    serve.args(["s_server", "-dtls", "-quiet", "-4", "-accept"]);
+    serve
+        .arg(port.address().to_string())
+        .arg("-key")
+        .arg(&key)
+        .arg("-cert")
+        .arg(&certificate);
+    let mut server = Talker::start(serve, dir.path().join("server"));
+    let number = format!(":{:04X} ", port.number);
     let bound = || {
         fs::read_to_string("/proc/net/udp")
             .unwrap()
-            .contains(&format!(":{:04X} ", port.number))
+            .contains(&number)
     };
     wait_until("openssl listens", bound);
 
@@ -239,25 +230,56 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
         "-connect",
         &weir.address("main"),
     ]);
-    let (output, log) = (dir.path().join("client"), dir.path().join("client-log"));
-    connect
-        .stdin(Stdio::piped())
-        .stdout(fs::File::create(&output).unwrap())
-        .stderr(fs::File::create(&log).unwrap());
-    let mut client = Daemon {
-        child: connect.spawn().unwrap(),
-        _dir: dir,
-    };
-    let mut input = client.child.stdin.take().unwrap();
-    let said = |text: &str| {
-        fs::read_to_string(&output)
+    let mut client = Talker::start(connect, dir.path().join("client"));
+    for (round, pause) in [("before", silence), ("after", 0)] {
+        client.say(&format!("question {round}\n"));
+        wait_until("the question", || {
+            server.heard(&format!("question {round}"))
+        });
+        server.say(&format!("answer {round}\n"));
+        wait_until("the answer", || client.heard(&format!("answer {round}")));
+        std::thread::sleep(Duration::from_secs(pause));
+    }
+    drop(weir);
+}
+
+/// A program that is spoken to and listened to.
+struct Talker {
+    daemon: Daemon,
+    input: ChildStdin,
+    output: PathBuf,
+}
+
+impl Talker {
+    fn start(mut command: Command, output: PathBuf) -> Talker {
+        let file = fs::File::create(&output).unwrap();
+        command
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file);
+        let mut child = command.spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        Talker {
+            daemon: Daemon {
+                child,
+                _dir: directory(),
+            },
+            input,
+            output,
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        assert!(
+            self.daemon.child.try_wait().unwrap().is_none(),
+            "it has ended"
+        );
+        self.input.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn heard(&self, text: &str) -> bool {
+        fs::read_to_string(&self.output)
             .unwrap_or_default()
             .contains(text)
-    };
-    input.write_all(b"before\n").unwrap();
-    wait_until("the answer", || said("erofeb"));
-    std::thread::sleep(Duration::from_secs(silence));
-    input.write_all(b"after the silence\n").unwrap();
-    wait_until("the answer after the silence", || said("ecnelis eht retfa"));
-    drop(weir);
+    }
 }

@@ -27,7 +27,8 @@ fn silence_ends_a_session_and_a_record_tells_of_it() {
     let client = Client::at("127.0.0.1");
     for _ in 0..3 {
         client.send(&weir.address("main"), b"hello");
-        (client.receive(), client.receive());
+        client.receive();
+        client.receive();
     }
     let record = &weir.wait_for_records(1)[0];
     assert_eq!(record.end(), ("idle_timeout", "weir"));
@@ -83,11 +84,8 @@ fn a_reply_to_each_request_ends_a_session() {
     let answers: Vec<String> = (0..6)
         .map(|_| client.ask(&weir.address("main"), "x"))
         .collect();
-    assert_eq!(
-        answers.concat().replace("ab", ""),
-        "",
-        "each query is balanced by itself: {answers:?}"
-    );
+    let turns = answers.windows(2).all(|pair| pair[0] != pair[1]);
+    assert!(turns, "each query is balanced by itself: {answers:?}");
     let records = weir.wait_for_records(6);
     assert!(
         records
@@ -139,7 +137,10 @@ fn a_used_up_session_is_followed_by_another_and_still_gets_its_replies() {
     let answers: Vec<String> = (0..8)
         .map(|_| client.ask(&weir.address("main"), "x"))
         .collect();
-    assert_eq!(answers.concat(), "aabbaabb");
+    assert!(
+        ["aabbaabb", "bbaabbaa"].contains(&answers.concat().as_str()),
+        "{answers:?}"
+    );
     let records = weir.wait_for_records(4);
     assert!(
         records

@@ -31,11 +31,8 @@ fn datagrams_of_every_size_travel_whole_both_ways() {
         let server = Server::echo(&format!("{ip}:0"));
         let weir = weir_before(&server, &format!("{ip}:0"));
         let (client, address) = (Client::at(ip), weir.address("main"));
-        let sizes = [0, 1, 2, 63, 512, 513, 1472, 1473, 9000, largest];
-        let sizes: Vec<usize> = sizes
-            .into_iter()
-            .chain((0..20).map(|_| rng.below(largest as u64) as usize))
-            .collect();
+        let mut sizes = vec![0, 1, 2, 63, 512, 513, 1472, 1473, 9000, largest];
+        sizes.extend((0..20).map(|_| rng.below(largest as u64) as usize));
         for len in sizes {
             let sent = bytes(&mut rng, len);
             client.send(&address, &sent);

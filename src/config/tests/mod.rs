@@ -391,10 +391,12 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
             .unwrap()
             .config
     };
-    let facts = |limit| Facts {
-        fd_soft: 256,
+    let facts = |limit: u64| Facts {
+        fd_soft: limit.min(256),
         fd_hard: limit,
         cpus: 2,
+        ports: 28_232,
+        ports_reused: true,
     };
     let budget = Budget::new(&config("{}"), 20_000, 2);
     // Two workers, each with one listening socket, its own descriptors and its pipes; two probes; the reserve.
@@ -402,6 +404,13 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     assert_eq!(
         (budget.connections, budget.sessions),
         ((20_000 - budget.fixed) / 2, 0)
+    );
+    // A small limit shrinks the reserve and the pipes, so that most of it still carries connections.
+    let small = Budget::new(&config("{}"), 256, 2);
+    assert_eq!((small.fixed, small.pipes), (44 + 4 * 13, 13));
+    assert_eq!(
+        (small.connections, small.refusal(&config("{}"))),
+        (80, None)
     );
     let says = |limits: &str, limit| -> Vec<String> {
         facts_warnings("f", &config(limits), &facts(limit))
@@ -414,13 +423,51 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     assert_eq!(
         says("{connections: 10000}", 20_000),
         [
-            "f: limits: warning: 20332 descriptors are needed (10000 connections of 2, 0 sessions of 1, 332 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+            "f: limits: warning: 20076 descriptors are needed (10000 connections of 2, 0 sessions of 1, 76 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+        ]
+    );
+    // Nothing is left for a single connection: refused.
+    assert_eq!(
+        says("{}", 8),
+        [
+            "f: limits: warning: 13 descriptors are needed (0 connections of 2, 0 sessions of 1, 13 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
         ]
     );
     assert_eq!(
         says("{}", 1024),
         [
-            "f: limits.connections: warning: 1024 descriptors carry 346 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+            "f: limits.connections: warning: 1024 descriptors carry 356 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+        ]
+    );
+}
+
+#[test]
+fn few_ports_towards_distant_backends_are_warned_about() {
+    let says = |backend: &str, ports_reused| {
+        let text = format!(
+            "listeners: {{a: {{bind: '0.0.0.0:81', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}"
+        );
+        let config = parse("f", &text).unwrap().config;
+        let facts = Facts {
+            fd_soft: 20_000,
+            fd_hard: 20_000,
+            cpus: 2,
+            ports: 28_232,
+            ports_reused,
+        };
+        let warnings = facts_warnings("f", &config, &facts);
+        warnings
+            .iter()
+            .map(Diagnostic::as_warning)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(says("10.0.0.1:80", true), Vec::<String>::new());
+    assert_eq!(says("127.0.0.1:80", false), Vec::<String>::new());
+    assert_eq!(says("unix:/run/a", false), Vec::<String>::new());
+    assert_eq!(
+        says("10.0.0.1:80", false),
+        [
+            "f: pools: warning: 28232 local ports, each kept for 60 s after a connection that weir closed first, carry 470 such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)"
         ]
     );
 }

@@ -12,7 +12,7 @@ use crate::config::model::{Listener, Protocol};
 use crate::control::Input;
 use crate::control::election::Detached;
 use crate::control::pools::Knowledge;
-use crate::link::Local;
+use crate::link::{Local, Migrant};
 use crate::sys::handover::Channel;
 use crate::sys::{socket, systemd};
 
@@ -193,10 +193,15 @@ impl Successor {
 /// Ends when this process has become the service, or is told to give up.
 fn listen(line: &Line, inputs: &Sender<Input>) {
     let tell = |event| inputs.send(Input::Upgrade(event)).is_ok();
+    let mut migrants = Vec::new();
     loop {
         let heard = line.hear();
         match heard {
-            Ok(Some((Note::Go, _))) => drop(tell(Event::Go)),
+            Ok(Some((Note::Sessions(passports), fds))) => {
+                let sessions = passports.into_iter().zip(fds);
+                migrants.extend(sessions.map(|(passport, fd)| Migrant { passport, fd }));
+            }
+            Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut migrants)))),
             Ok(Some((Note::Vips(state), fds))) => {
                 if let Ok([keeper, listener]) = <[OwnedFd; 2]>::try_from(fds) {
                     tell(Event::Vips(Detached {
@@ -216,7 +221,7 @@ fn listen(line: &Line, inputs: &Sender<Input>) {
             }
             // The old process has died: the service is ours.
             Ok(None) | Err(_) => {
-                let _ = tell(Event::Go) && tell(Event::Main);
+                let _ = tell(Event::Go(migrants)) && tell(Event::Main);
                 return;
             }
             Ok(Some(_)) => {}

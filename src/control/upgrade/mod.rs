@@ -8,7 +8,7 @@
 //!   starts the binary, one end of a channel in its hand ->  reads the file, meets the same checks as any start
 //!   Socket.. (descriptors), Everything                  ->  binds what it did not inherit, starts its threads
 //!   (serves all the while)                              <-  Ready {unused}, or Refused {reason}
-//!   workers let go of the sockets, Go                   ->  workers take the sockets
+//!   workers let go of the sockets, Sessions.., Go       ->  workers take the sockets, with their UDP sessions
 //!   stops the election, names the successor             <-  Serving
 //!   Vips (keeper, beats, state)                         ->  goes on with the election
 //!   Main                                                ->  speaks for the service from now on
@@ -23,7 +23,9 @@
 //!    (no such file, a refused configuration, a crash, silence for [`START_MAX`]) leaves it as it was, with the reason in
 //!    log and status.
 //! 3. *Exactly one speaks* to the service manager: see [`Notifier`](super::notifier::Notifier).
-//! 4. A socket that the successor has no use for is served until empty, and closed, by the predecessor.
+//! 4. *A UDP session goes with its listening socket*, in one step: see the workers' `udp::migrate`. Datagrams wait in the
+//!    kernel meanwhile.
+//! 5. A socket that the successor has no use for is served until empty, and closed, by the predecessor.
 //!
 //! If the predecessor dies before Go, the successor has every socket and nobody else will serve: it goes on by itself. It
 //! gives up only when it is told to ([`Note::Abandon`]).
@@ -46,7 +48,7 @@ use serde::{Deserialize, Serialize};
 use super::election::Detached;
 use super::pools::Knowledge;
 use crate::config::model::Protocol;
-use crate::link::{ListenSocket, Local};
+use crate::link::{ListenSocket, Local, Migrant, Passport};
 
 pub use inheritance::{Heirloom, Heirlooms, Inheritance, Successor};
 pub use predecessor::{Estate, Predecessor, Program};
@@ -134,6 +136,8 @@ enum Note {
     Knowledge(Vec<Knowledge>),
     /// That was all.
     Everything,
+    /// UDP sessions; the descriptors are in the message, in this order.
+    Sessions(Vec<Passport>),
     /// Serve.
     Go,
     /// The election's state; the descriptors are the keeper's channel and the socket for beats.
@@ -162,17 +166,26 @@ pub enum Event {
     Failed {
         /// Why.
         reason: String,
-        /// Sockets that workers have let go and have to serve again.
-        back: Vec<ListenSocket>,
+        /// What workers have let go and have to serve again.
+        back: Back,
     },
-    /// Successor: serve.
-    Go,
+    /// Successor: serve, and go on with these sessions.
+    Go(Vec<Migrant>),
     /// Successor: go on with the election.
     Vips(Detached),
     /// Successor: speak for the service.
     Main,
     /// Successor: end.
     Abandoned,
+}
+
+/// What nobody serves at the moment, in the predecessor's hand.
+#[derive(Debug, Default)]
+pub struct Back {
+    /// Listening sockets.
+    pub sockets: Vec<ListenSocket>,
+    /// UDP sessions.
+    pub migrants: Vec<Migrant>,
 }
 
 /// See [`Event::Done`].

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Sender, bounded};
 
-use super::{Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use super::{Back, Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
 use crate::control::Input;
 use crate::control::pools::Knowledge;
 use crate::link::{self, Command, ListenSocket, Local};
@@ -82,7 +82,7 @@ impl Predecessor {
         std::thread::Builder::new()
             .name("upgrade".into())
             .spawn(move || {
-                let mut back = Vec::new();
+                let mut back = Back::default();
                 let event = match hand_over(&program, &estate, line, far, &mut back) {
                     Ok(done) => Event::Done(done),
                     Err(error) => Event::Failed {
@@ -101,13 +101,13 @@ impl Predecessor {
     }
 }
 
-/// Takes all steps. `back` holds the sockets while nobody serves them.
+/// Takes all steps. `back` holds what nobody serves at the moment.
 fn hand_over(
     program: &Program,
     estate: &Estate,
     line: Line,
     far: Channel,
-    back: &mut Vec<ListenSocket>,
+    back: &mut Back,
 ) -> anyhow::Result<Done> {
     let sockets = gather(estate).context("cannot collect the listening sockets")?;
     let pid = handover::spawn(
@@ -129,7 +129,7 @@ fn hand_over(
         }
     }
     let unused_labels = outcome?;
-    back.clear();
+    *back = Back::default();
     let is_unused = |label: &Label| unused_labels.contains(label);
     let listeners = estate.listeners.iter();
     let unused = listeners.filter(|(_, (label, _))| is_unused(label));
@@ -153,7 +153,7 @@ fn introduce(
     estate: &Estate,
     line: &Line,
     sockets: Vec<ListenSocket>,
-    back: &mut Vec<ListenSocket>,
+    back: &mut Back,
 ) -> anyhow::Result<Vec<Label>> {
     let label = |socket: &ListenSocket| {
         let place = (socket.listener, socket.local.clone());
@@ -185,17 +185,24 @@ fn introduce(
     let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
     let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
     line.0.set_timeout(STEP_MAX)?;
-    *back = sockets;
-    back.retain(|socket| used.contains(&(socket.listener, socket.local.clone())));
+    back.sockets = sockets;
+    back.sockets
+        .retain(|socket| used.contains(&(socket.listener, socket.local.clone())));
     let used = Arc::new(used);
     for worker in &estate.workers {
         let (reply, released) = bounded(1);
         let sockets = used.clone();
         if worker.send(Command::Release { sockets, reply }) {
-            released
+            let migrants = released
                 .recv_timeout(STEP_MAX)
                 .with_context(|| format!("worker {} does not answer", worker.id))?;
+            back.migrants.extend(migrants);
         }
+    }
+    for part in back.migrants.chunks(DESCRIPTORS_MAX) {
+        let passports = part.iter().map(|m| m.passport.clone()).collect();
+        let fds: Vec<BorrowedFd> = part.iter().map(|m| m.fd.as_fd()).collect();
+        tell(line, &Note::Sessions(passports), &fds, "serve")?;
     }
     tell(line, &Note::Go, &[], "serve")?;
     match hear(line, "serve")? {

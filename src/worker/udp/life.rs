@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::Poll;
 
@@ -114,11 +115,13 @@ impl Udp {
             place: Some(found.place),
             opened: context.now,
             bound: context.now,
+            recorded: context.now,
             bytes_up: 0,
             bytes_down: 0,
             first_byte_us: None,
             attempts: found.attempts,
             burst: 1,
+            drops: 0,
             heard: false,
             gro: false,
             grown: false,
@@ -414,16 +417,26 @@ impl Udp {
         }
     }
 
-    /// Ends what has been silent for too long.
-    pub(in crate::worker) fn expire(&mut self, context: &mut Context) {
-        while let Some(key) = self.table.expire(context.now) {
-            self.retire(context, key, Cause::IdleTimeout, By::Weir);
+    /// Writes the records of sessions that have lived on for `period` since their last one.
+    pub(super) fn interim(&mut self, context: &Context, period: Duration) {
+        let now = context.now;
+        let due = |data: &Session| !data.ended && now - data.recorded >= period;
+        let sessions = self.table.iter().filter(|(_, view)| due(view.data));
+        for key in sessions.map(|(key, _)| key).collect::<Vec<_>>() {
+            if let Some(view) = self.table.view(key) {
+                let mut record = view.data.record(view.ends, now, Cause::Finished, By::Weir);
+                record.interim = true;
+                context.shared.record(record);
+            }
+            if let Some(session) = self.table.get_mut(key) {
+                session.recorded = now;
+            }
         }
     }
 }
 
 /// A session's place in the process: parked sessions keep it, because they keep a descriptor.
-fn take_seat(context: &Context) -> bool {
+pub(super) fn take_seat(context: &Context) -> bool {
     let max = context.snapshot.sessions_max;
     let taken = context.shared.process.udp_sessions.try_raise(Some(max));
     if taken {
@@ -432,7 +445,7 @@ fn take_seat(context: &Context) -> bool {
     taken
 }
 
-fn leave_seat(context: &Context) {
+pub(super) fn leave_seat(context: &Context) {
     context.shared.process.udp_sessions.lower();
     context.stats.udp_sessions.lower();
 }

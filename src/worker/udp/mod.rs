@@ -24,6 +24,7 @@
 //! ([`Dropped`]).
 
 mod life;
+mod migrate;
 mod plan;
 mod replies;
 mod requests;
@@ -33,6 +34,7 @@ mod stash;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mio::Poll;
 use mio::event::Event;
@@ -40,7 +42,7 @@ use mio::event::Event;
 use super::Context;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Protocol;
-use crate::flow::{Dropped, ListenerIx, Policy, State, Table};
+use crate::flow::{Dropped, ListenerIx, Policy, State, Table, View};
 use crate::link::{self, Command, ListenSocket, LiveConnection, Local};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Snapshot};
@@ -59,6 +61,8 @@ const SLOTS: usize = 64;
 const BURST_MIN: usize = 4;
 /// Longest datagram that is worth grouping with others.
 const GROUP_MAX: u16 = u16::MAX;
+/// How long the socket of a listener that is gone stays open for replies.
+const LINGER: Duration = Duration::from_millis(500);
 /// Error-queue entries read from one session in one turn.
 const REPORTS_MAX: usize = 16;
 
@@ -73,8 +77,10 @@ struct Listening {
     drops: u32,
     /// Reads at once: follows the load, because preparing a read costs something for each.
     burst: usize,
-    /// Not read from any more: handed over, kept for replies.
+    /// Not read from any more, kept for replies.
     mute: bool,
+    /// Closed then.
+    closes: Option<Instant>,
 }
 
 impl Listening {
@@ -103,6 +109,10 @@ pub(super) struct Udp {
     ready_sessions: Vec<(Key, bool)>,
     stash: Stash,
     next_id: u64,
+    /// When the next muted socket is closed.
+    closing: Option<Instant>,
+    /// When interim records are next looked for.
+    interim_at: Option<Instant>,
 }
 
 fn token(kind: Kind, key: Key) -> u64 {
@@ -131,6 +141,8 @@ impl Udp {
             stash: Stash::default(),
             // Apart from the ids of connections, which count from the same place.
             next_id: (worker as u64) << 40 | 1 << 39,
+            closing: None,
+            interim_at: None,
         }
     }
 
@@ -138,12 +150,11 @@ impl Udp {
         self.table.is_empty()
     }
 
-    /// When a session expires, milliseconds since the epoch.
+    /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
     pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
-        let at = self
-            .table
-            .deadline()?
-            .saturating_duration_since(context.shared.epoch);
+        let timers = [self.table.deadline(), self.closing, self.interim_at];
+        let next = timers.into_iter().flatten().min()?;
+        let at = next.saturating_duration_since(context.shared.epoch);
         Some(at.as_micros().div_ceil(1000) as u64)
     }
 
@@ -226,27 +237,69 @@ impl Udp {
             drops: 0,
             burst: BURST_MIN,
             mute: false,
+            closes: None,
         });
         if let Err(error) = epoll::add_level(poll, fd, token(Kind::Datagram, key)) {
             log::error!("worker {}: cannot watch {address}/udp: {error}", context.id);
         }
     }
 
-    /// Closes the socket of `listener` at `local` and ends its sessions.
-    pub(super) fn remove(&mut self, context: &mut Context, listener: u32, local: &Local) {
+    /// Reads no more from the socket of `listener` at `local` and closes it a moment later, when the replies that are under
+    /// way have passed; at once if another socket has taken its place, because the kernel would go on to give this one a
+    /// share of the clients.
+    pub(super) fn remove(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        listener: u32,
+        local: &Local,
+    ) {
+        let now = context.now;
         for key in self.sockets.keys() {
-            let matches = |l: &Listening| l.id == listener && *l.local == *local;
-            if !self.sockets.get(key).is_some_and(matches) {
+            let Some(listening) = self.sockets.get_mut(key) else {
+                continue;
+            };
+            if listening.id != listener || *listening.local != *local || listening.closes.is_some()
+            {
                 continue;
             }
-            let sessions = self
-                .table
-                .iter()
-                .filter(|(_, view)| view.data.socket == key);
-            for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
-                self.retire(context, session, Cause::Shutdown, By::Weir);
+            if !std::mem::replace(&mut listening.mute, true) {
+                let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
             }
+            listening.closes = Some(now + LINGER);
+            self.closing = self.closing.or(Some(now + LINGER));
+            let address = listening.address;
+            let succeeds = |other: &Listening| !other.mute && other.address == address;
+            let succeeded = self.sockets.iter().any(|(_, other)| succeeds(other));
+            let silent_since = (now - context.shared.epoch).saturating_sub(LINGER);
+            self.end_sessions(context, key, |view| succeeded || view.last < silent_since);
+            if succeeded {
+                self.sockets.remove(key);
+            }
+        }
+    }
+
+    /// Closes the sockets whose time is over.
+    fn close_muted(&mut self, context: &mut Context) {
+        let due = |closes: Option<Instant>| closes.is_some_and(|at| at <= context.now);
+        let keys = self.sockets.iter().filter(|(_, l)| due(l.closes));
+        for key in keys.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.end_sessions(context, key, |_| true);
             self.sockets.remove(key);
+        }
+        self.closing = self.sockets.iter().filter_map(|(_, l)| l.closes).min();
+    }
+
+    fn end_sessions(
+        &mut self,
+        context: &mut Context,
+        socket: Key,
+        which: impl Fn(&View<Session>) -> bool,
+    ) {
+        let of_socket = |view: &View<Session>| view.data.socket == socket && which(view);
+        let sessions = self.table.iter().filter(|(_, view)| of_socket(view));
+        for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
+            self.retire(context, session, Cause::Shutdown, By::Weir);
         }
     }
 
@@ -284,6 +337,25 @@ impl Udp {
             self.requests(poll, context, key);
         }
         self.ready_sockets = sockets;
+    }
+
+    /// Does what is due: ends silent sessions, closes muted sockets, writes interim records.
+    pub(super) fn expire(&mut self, context: &mut Context) {
+        while let Some(key) = self.table.expire(context.now) {
+            self.retire(context, key, Cause::IdleTimeout, By::Weir);
+        }
+        if self.closing.is_some_and(|at| at <= context.now) {
+            self.close_muted(context);
+        }
+        let Some(period) = context.snapshot.interim else {
+            self.interim_at = None;
+            return;
+        };
+        let at = *self.interim_at.get_or_insert(context.now + period / 8);
+        if at <= context.now {
+            self.interim_at = Some(context.now + period / 8);
+            self.interim(context, period);
+        }
     }
 
     /// Describes live sessions.

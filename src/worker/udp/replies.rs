@@ -49,6 +49,13 @@ impl Udp {
             return;
         }
         session.adapt(slots.len(), received.drained);
+        for slot in slots.clone() {
+            if let Some(drops) = self.inbox.meta(slot).drops {
+                let lost = drops.wrapping_sub(std::mem::replace(&mut session.drops, drops));
+                let shard = session.listener.stats.shards.of(context.id);
+                shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
+            }
+        }
         let socket = session.socket;
         let group_max = usize::from(session.group_down);
         let datagrams: usize = slots

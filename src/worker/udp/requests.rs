@@ -211,18 +211,24 @@ impl Udp {
         if session.introduce {
             return self.introduce(poll, context, run);
         }
-        let (first, last) = (&run[0], &run[run.len() - 1]);
-        session.note_sent(self.inbox.bytes_of(first.first()), false);
-        if run.len() > 1 || last.segment > 0 {
-            session.note_sent(self.inbox.bytes_of(last.last()), false);
-        }
-        let latest = self.inbox.bytes_of(last.last());
-        if !session.heard && latest.len() > QUOTED_WHOLE {
-            session.stashed = Some(self.stash.keep(latest));
-        }
         match run {
             [item] if item.segment == 0 => self.send_one(poll, context, key, item.part),
             many => self.send_many(poll, context, key, many),
+        }
+    }
+
+    /// Remembers what was sent, so that a refusal can be recognised and the refused datagram sent again.
+    fn note_sent(&mut self, key: Key, first: Part, last: Part) {
+        let Some(session) = self.table.get_mut(key) else {
+            return;
+        };
+        if first != last {
+            session.note_sent(self.inbox.bytes_of(first), false);
+        }
+        let latest = self.inbox.bytes_of(last);
+        session.note_sent(latest, false);
+        if !session.heard && latest.len() > QUOTED_WHOLE {
+            session.stashed = Some(self.stash.keep(latest));
         }
     }
 
@@ -233,7 +239,7 @@ impl Udp {
             };
             let sent = udp::send(session.fd.as_raw_fd(), self.inbox.bytes_of(part));
             match reason(sent) {
-                None => return,
+                None => return self.note_sent(key, part, part),
                 Some(why) if attempt > 0 || sent == Sent::Full => {
                     return self.count_drop(context, key, why);
                 }
@@ -294,6 +300,7 @@ impl Udp {
         }
         plan.clear();
         self.plan = plan;
+        self.note_sent(key, items[0].first(), items[items.len() - 1].last());
     }
 
     /// The socket had an error to report instead of sending: reads what it is about, and finds another backend if that

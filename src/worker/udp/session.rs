@@ -74,12 +74,16 @@ pub(super) struct Session {
     pub opened: Instant,
     /// When this backend got its first datagram: its answer time counts from there.
     pub bound: Instant,
+    /// When the last record was written, or it began.
+    pub recorded: Instant,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub first_byte_us: Option<u32>,
     pub attempts: u16,
     /// Reads at once; doubles while they are not enough.
     pub burst: u8,
+    /// What the kernel says to have dropped on `fd` so far; said of bulk sessions only.
+    pub drops: u32,
     /// This backend has answered.
     pub heard: bool,
     /// The kernel merges datagrams on `fd`.
@@ -111,7 +115,7 @@ impl Session {
         if !drained && self.burst < BURST_MAX {
             self.burst *= 2;
             if self.burst == BURST_BULK && !self.gro {
-                self.gro = udp::enable_gro(self.fd.as_raw_fd());
+                self.gro = udp::enable_bulk(self.fd.as_raw_fd());
                 self.grow_buffers();
             }
         } else if got * 4 <= usize::from(self.burst) {
@@ -132,6 +136,7 @@ impl Session {
         self.pass = Some(pass);
         self.listener = listener;
         self.opened = now;
+        self.recorded = now;
         self.bytes_up = 0;
         self.bytes_down = 0;
         self.first_byte_us = None;
@@ -143,6 +148,7 @@ impl Session {
     pub(super) fn take_socket(&mut self, fd: OwnedFd) {
         self.fd = fd;
         self.burst = 1;
+        self.drops = 0;
         self.gro = false;
         self.grown = false;
         self.group_up = u16::MAX;

@@ -1,0 +1,203 @@
+//! What each fuzz target does with its bytes. A panic is a finding; so is an assertion below, each a promise of the parser.
+
+#![allow(dead_code)] // Each target uses one.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use weir::config::model::{Protocol, SendProxy};
+use weir::control::request::{Input, Request};
+use weir::control::{admin as admin_socket, observer};
+use weir::failover::beat::{self, Hello, Side};
+use weir::relay::proxy_header::{self, HEADER_MAX, Parsed};
+
+/// A configuration file: refused with places inside the file, or accepted and then usable.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    match weir::config::parse("fuzz", text) {
+        Ok(loaded) => {
+            let budget = weir::config::Budget::new(&loaded.config, 20_000, 2);
+            let _ = (budget.refusal(&loaded.config), budget.needed());
+            for listener in &loaded.config.listeners {
+                assert!(listener.pool < loaded.config.pools.len());
+            }
+        }
+        Err(errors) => {
+            assert!(!errors.0.is_empty());
+            let lines = text.lines().count() as u32 + 1;
+            assert!(errors.0.iter().all(|error| error.line <= lines));
+        }
+    }
+}
+
+/// The first bytes of a connection that must start with a PROXY header, as they come in piece by piece.
+pub fn proxy_header(bytes: &[u8]) {
+    let seen = &bytes[..bytes.len().min(HEADER_MAX)];
+    let whole = proxy_header::parse(seen);
+    match &whole {
+        Parsed::Header { len, addresses } => {
+            assert!(*len > 0 && *len <= seen.len());
+            // What was understood can be said again, in both versions, and means the same.
+            for version in [SendProxy::V1, SendProxy::V2] {
+                let again = proxy_header::build(version, Protocol::Tcp, *addresses);
+                match proxy_header::parse(&again) {
+                    Parsed::Header {
+                        len,
+                        addresses: same,
+                    } => {
+                        assert_eq!(len, again.len());
+                        assert!(addresses.is_none() || same == *addresses);
+                    }
+                    _ => panic!("{again:?} is not understood"),
+                }
+            }
+            // Every beginning of it is a beginning, not an error and not a header.
+            for end in 1..*len {
+                let part = &seen[..end];
+                let begun = matches!(proxy_header::parse(part), Parsed::Incomplete);
+                assert!(begun, "not taken for a beginning: {}", part.escape_ascii());
+            }
+        }
+        Parsed::Incomplete => assert!(seen.len() < HEADER_MAX),
+        Parsed::Invalid => {}
+    }
+}
+
+const SECRET: &[u8] = b"fuzz";
+
+/// What a peer node sends: a hello; then frames, here with a good signature so that what lies behind it is reached.
+pub fn beats(bytes: &[u8]) {
+    if let Ok(Some((hello, len))) = Hello::decode(bytes) {
+        assert_eq!(hello.encode(), bytes[..len]);
+    }
+    let hello = |name: &str| Hello {
+        name: name.into(),
+        boot: 1,
+        nonce: [7; 16],
+    };
+    let (ours, theirs) = (hello("a"), hello("b"));
+    // Unsigned: whatever it is, it is rejected or incomplete.
+    let (_, mut verifier) = beat::session(SECRET, Side::Acceptor, &ours, &theirs);
+    verifier.feed(bytes);
+    assert!(!matches!(verifier.message(), Ok(Some(_))));
+    // Signed.
+    let (_, mut verifier) = beat::session(SECRET, Side::Acceptor, &ours, &theirs);
+    let mac = |key: &[u8], parts: &[&[u8]]| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        parts.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes()
+    };
+    let key = mac(
+        SECRET,
+        &[b"weir/1 dialer", &theirs.encode(), &ours.encode()],
+    );
+    let body = &bytes[..bytes.len().min(beat::FRAME_MAX - 64)];
+    let mut signed = 0u64.to_be_bytes().to_vec();
+    signed.extend_from_slice(body);
+    let signature = mac(&key, &[&signed]);
+    let mut frame = ((signed.len() + signature.len()) as u16)
+        .to_be_bytes()
+        .to_vec();
+    frame.extend_from_slice(&signed);
+    frame.extend_from_slice(&signature);
+    for piece in frame.chunks(1000) {
+        verifier.feed(piece);
+        if let Ok(Some(message)) = verifier.message() {
+            let beat::Message::Beat(wire) = &message else {
+                continue;
+            };
+            let vips: Vec<_> = wire.iter().map(|claim| claim.address).collect();
+            let claims = beat::from_wire(wire, &vips, &["a".into(), "b".into()]);
+            assert_eq!(claims.len(), vips.len());
+            // What was understood can be sent on.
+            let (mut signer, _) = beat::session(SECRET, Side::Dialer, &theirs, &ours);
+            signer.frame(&message);
+        }
+    }
+}
+
+/// Admin socket and HTTP as they are served, with a control thread that answers everything shortly.
+struct Served {
+    dir: tempfile::TempDir,
+    http: std::net::SocketAddr,
+    _handle: observer::Handle,
+}
+
+fn served() -> &'static Served {
+    static SERVED: OnceLock<Served> = OnceLock::new();
+    SERVED.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = admin_socket::bind(&dir.path().join("admin.sock")).unwrap();
+        let http = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = http.local_addr().unwrap();
+        let (sender, inputs) = crossbeam_channel::unbounded();
+        std::thread::spawn(move || inputs.into_iter().for_each(answer));
+        let handle = observer::start(listener, Some(http), sender).unwrap();
+        Served {
+            dir,
+            http: address,
+            _handle: handle,
+        }
+    })
+}
+
+fn answer(input: Input) {
+    let Input::Request(request) = input else {
+        return;
+    };
+    match request {
+        Request::Status { reply } => drop(reply.send(Default::default())),
+        Request::Connections { reply, .. } => drop(reply.send(Vec::new())),
+        Request::Kill { reply, .. } => drop(reply.send(false)),
+        Request::Backend { reply, .. } => drop(reply.send(Err("none".into()))),
+        Request::Vip { reply, .. } => drop(reply.send(Err("none".into()))),
+        Request::Reload { reply } => drop(reply.send(Err("no".into()))),
+        Request::Metrics { reply } => drop(reply.send(String::new())),
+        Request::Health { reply } => drop(reply.send(Ok(()))),
+        #[allow(unreachable_patterns)]
+        _ => {}
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, bytes: &[u8], end: impl FnOnce()) -> Vec<u8> {
+    let mut answer = Vec::new();
+    if stream.write_all(bytes).is_ok() {
+        end();
+        let _ = stream.read_to_end(&mut answer);
+    }
+    answer
+}
+
+/// Lines on the admin socket: as many answers as questions, each one JSON object.
+pub fn admin(bytes: &[u8]) {
+    let served = served();
+    let stream = UnixStream::connect(served.dir.path().join("admin.sock")).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let other = stream.try_clone().unwrap();
+    let end = || other.shutdown(std::net::Shutdown::Write).unwrap();
+    let text = String::from_utf8(exchange(&stream, bytes, end)).unwrap();
+    for line in text.lines() {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    }
+}
+
+/// An HTTP client: whatever it says, it gets an answer or an end, soon.
+pub fn http(bytes: &[u8]) {
+    let stream = TcpStream::connect(served().http).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let other = stream.try_clone().unwrap();
+    let end = || drop(other.shutdown(std::net::Shutdown::Write));
+    let answer = exchange(&stream, bytes, end);
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."));
+}

@@ -1,0 +1,208 @@
+//! Sessions that go to another process together with their listening socket, or come back because that process failed.
+//!
+//! A datagram of a known client must never meet a worker that has its listening socket but not its session: it would open
+//! another session, perhaps at another backend. So both leave in one step ([`Udp::release`]) and arrive in one
+//! ([`Udp::settle`]); in between datagrams of both directions wait in the kernel's buffers.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use mio::Poll;
+
+use super::life::{leave_seat, take_seat};
+use super::session::{Mark, Session};
+use super::{Context, GROUP_MAX, Udp, token};
+use crate::base::{Key, Kind};
+use crate::flow::{Endpoints, ListenerIx};
+use crate::link::{ListenSocket, Local, Migrant, Passport};
+use crate::snapshot::Place;
+use crate::sys::{epoll, socket};
+
+impl Udp {
+    /// Duplicates of the listening sockets that are read here.
+    pub(in crate::worker) fn share(&self) -> io::Result<Vec<ListenSocket>> {
+        let read = self.sockets.iter().filter(|(_, l)| !l.mute);
+        let duplicates = read.map(|(_, listening)| {
+            Ok(ListenSocket {
+                listener: listening.id,
+                local: (*listening.local).clone(),
+                fd: listening.socket.fd.try_clone()?,
+            })
+        });
+        duplicates.collect()
+    }
+
+    /// Closes the listening sockets at `places`, whose queues another process serves, and gives away their sessions.
+    pub(in crate::worker) fn release(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        places: &[(u32, Local)],
+    ) -> Vec<Migrant> {
+        let mut migrants = Vec::new();
+        for key in self.sockets.keys() {
+            let Some(listening) = self.sockets.get(key) else {
+                continue;
+            };
+            let is_here =
+                |(id, local): &(u32, Local)| *id == listening.id && *local == *listening.local;
+            if !places.iter().any(is_here) {
+                continue;
+            }
+            let fd = listening.socket.fd.as_raw_fd();
+            if !listening.mute {
+                let _ = epoll::remove(poll, fd);
+            }
+            let identity = socket::identity(fd);
+            self.leave(poll, context, key, identity, &mut migrants);
+            self.sockets.remove(key);
+        }
+        migrants
+    }
+
+    /// Takes the sessions of a listening socket out of the table. Nothing is accounted for: they go on elsewhere.
+    fn leave(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        socket: Key,
+        identity: u64,
+        migrants: &mut Vec<Migrant>,
+    ) {
+        let here = self
+            .table
+            .iter()
+            .filter(|(_, view)| view.data.socket == socket);
+        let sessions: Vec<(Key, Passport)> = here
+            .map(|(key, view)| {
+                let session = view.data;
+                let passport = Passport {
+                    socket: identity,
+                    client: view.ends.client(),
+                    local: view.ends.local(),
+                    backend: session.backend.identity,
+                    age: context.now.saturating_duration_since(session.opened),
+                    requests: view.requests,
+                    replies: view.replies,
+                    bytes_up: session.bytes_up,
+                    bytes_down: session.bytes_down,
+                    attempts: session.attempts,
+                    introduce: session.introduce,
+                    merges: session.gro,
+                    grown: session.grown,
+                };
+                (key, passport)
+            })
+            .collect();
+        for (key, passport) in sessions {
+            let Some(session) = self.table.remove(key) else {
+                continue;
+            };
+            leave_seat(context);
+            // Parked sessions have ended; those without a place are astray, and get a backend as new ones would.
+            if !session.ended && session.place.is_some() {
+                let _ = epoll::remove(poll, session.fd.as_raw_fd());
+                let fd = session.fd;
+                migrants.push(Migrant { passport, fd });
+            }
+        }
+    }
+
+    /// Serves a listening socket together with sessions that belong to it.
+    pub(in crate::worker) fn settle(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        socket: ListenSocket,
+        migrants: Vec<Migrant>,
+    ) {
+        let identity = socket::identity(socket.fd.as_raw_fd());
+        self.add(poll, context, socket);
+        let is_it = |key: &Key| {
+            self.sockets
+                .get(*key)
+                .is_some_and(|l| socket::identity(l.socket.fd.as_raw_fd()) == identity)
+        };
+        let Some(key) = self.sockets.keys().into_iter().find(is_it) else {
+            return;
+        };
+        for migrant in migrants {
+            self.arrive(poll, context, key, migrant);
+        }
+    }
+
+    /// Goes on with one session. One whose backend is not configured any more, or that no limit leaves room for, ends
+    /// here: its client's next datagram opens another.
+    fn arrive(&mut self, poll: &Poll, context: &mut Context, socket: Key, migrant: Migrant) {
+        let Migrant { passport, fd } = migrant;
+        let Some(listening) = self.sockets.get(socket) else {
+            return;
+        };
+        let (Some(listener), local) = (listening.listener.clone(), listening.local.clone()) else {
+            return;
+        };
+        let backend = context.pool_of(listener.id).and_then(|(pool, _)| {
+            let known = pool.backends.iter();
+            known
+                .into_iter()
+                .find(|b| b.identity == passport.backend)
+                .cloned()
+        });
+        let Some(place) = backend.as_ref().and_then(Place::take) else {
+            return;
+        };
+        if !take_seat(context) {
+            return;
+        }
+        let Ok(pass) = listener.gate.admit(Some(passport.client.ip()), context.now) else {
+            return leave_seat(context);
+        };
+        self.next_id += 1;
+        let raw = fd.as_raw_fd();
+        let session = Session {
+            id: self.next_id,
+            fd,
+            socket,
+            listener: listener.clone(),
+            local,
+            backend: place.backend().clone(),
+            pass: Some(pass),
+            place: Some(place),
+            opened: context.now.checked_sub(passport.age).unwrap_or(context.now),
+            bound: context.now,
+            recorded: context.now,
+            bytes_up: passport.bytes_up,
+            bytes_down: passport.bytes_down,
+            first_byte_us: None,
+            attempts: passport.attempts,
+            burst: 1,
+            drops: 0,
+            heard: passport.replies > 0,
+            gro: passport.merges,
+            grown: passport.grown,
+            ended: false,
+            introduce: passport.introduce,
+            group_up: GROUP_MAX,
+            group_down: GROUP_MAX,
+            sent: [Mark::default(); 2],
+            stashed: None,
+        };
+        let ends = Endpoints::new(ListenerIx(listener.id), passport.client, passport.local);
+        let counted = listener.config.limits.per_source.is_some();
+        let key = self.table.open(context.now, ends, counted, session);
+        // What was counted before counts: a session of one request must not get a second one.
+        if passport.requests > 0 {
+            let _ = self.table.on_client(context.now, &ends, passport.requests);
+        }
+        if passport.replies > 0 {
+            let _ = self.table.on_backend(context.now, key, passport.replies);
+        }
+        listener.stats.shards.of(context.id).accepted.add(1);
+        if let Err(error) = epoll::add_level(poll, raw, token(Kind::Session, key)) {
+            context.shared.exhausted(&error);
+            if self.table.remove(key).is_some() {
+                leave_seat(context);
+            }
+        }
+    }
+}
