@@ -166,7 +166,7 @@ fn a_short_connection_takes_twelve_system_calls() {
         let name = std::fs::read_to_string(format!("/proc/{}/task/{thread}/comm", weir.pid()));
         name.is_ok_and(|name| name.starts_with("worker"))
     };
-    let (mut calls, mut early) = (BTreeMap::<String, usize>::new(), 0);
+    let (mut calls, mut early, mut ends) = (BTreeMap::<String, usize>::new(), 0, 0);
     for line in std::fs::read_to_string(&report).unwrap().lines() {
         // `THREAD name(...) = result`; a resumed one was counted when it began.
         let (thread, call) = line.split_once(char::is_whitespace).unwrap();
@@ -174,6 +174,7 @@ fn a_short_connection_takes_twelve_system_calls() {
             continue;
         }
         early += usize::from(call.contains("recvfrom") && call.contains("EAGAIN"));
+        ends += usize::from(call.contains("recvfrom") && call.trim_end().ends_with("= 0"));
         if let Some((name, _)) = call.trim_start().split_once('(')
             && !name.starts_with(['<', '-', '+'])
             && !name.starts_with("epoll_wait")
@@ -186,8 +187,12 @@ fn a_short_connection_takes_twelve_system_calls() {
     let each = |count: usize| count as f64 / connections as f64;
     // A client may connect sooner than it writes: then the first read comes too early.
     assert!(each(early) < 0.5, "{early} early reads: {calls:?}");
+    // The end of the client's stream takes a read. That of the backend's is known with its last bytes, unless its FIN comes
+    // apart from them, which on a busy machine it sometimes does.
+    let late = ends.saturating_sub(connections);
+    assert!(each(late) < 0.5, "{late} late ends: {calls:?}");
     assert!(
-        each(counted - early) <= 12.0,
+        each(counted - early - late) <= 12.0,
         "{counted} system calls: {calls:?}"
     );
 }
