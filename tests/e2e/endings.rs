@@ -146,8 +146,7 @@ fn a_client_without_a_backend_is_reset() {
         ),
     ] {
         let weir = Weir::start(&yaml);
-        let mut stream = client::connect(&weir.address("main"));
-        assert_eq!(client::read_to_reset(&mut stream), b"", "{cause}");
+        client::connect_to_reset(&weir.address("main"));
         let record = &weir.wait_for_records(1)[0];
         assert_eq!((record.end(), record.attempts), ((cause, "weir"), attempts));
     }
@@ -160,8 +159,7 @@ fn a_client_without_a_backend_is_reset() {
     let weir = Weir::start(&super::configuration("", UNWATCHED, &[backend]));
     let mut first = client::connect(&weir.address("main"));
     first.read_exact(&mut [0]).unwrap();
-    let mut second = client::connect(&weir.address("main"));
-    assert_eq!(client::read_to_reset(&mut second), b"");
+    client::connect_to_reset(&weir.address("main"));
     let record = &weir.wait_for_records(1)[0];
     assert_eq!((record.end(), record.attempts), (("no_backend", "weir"), 0));
 }
