@@ -185,6 +185,8 @@ pub enum Command {
         /// Another worker.
         to: Worker,
     },
+    /// Drop this when everything that was said before has been done.
+    Sync(Sender<()>),
     /// End the thread now.
     Stop,
 }

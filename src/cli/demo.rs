@@ -1,10 +1,10 @@
 //! `weir demo`: a working balancer in one command, with nothing configured.
 //!
-//! Three small HTTP servers on ports of the kernel's choosing, the real balancer in front, and a client that keeps
+//! Three small HTTP servers and two UDP echoes on ports of the kernel's choosing, the real balancer in front, and a client that keeps
 //! asking, so that the closing table has something to show even when nobody follows the `curl` line.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,8 @@ use crate::link::{Local, Shared};
 const FAVOURITE: &str = "127.0.0.1:8080";
 /// The backends and their weights.
 const BACKENDS: [(&str, u32); 3] = [("amber", 3), ("birch", 2), ("cedar", 1)];
+/// The UDP echoes, of equal weight.
+const ECHOES: [&str; 2] = ["robin", "wren"];
 /// Pause of the built-in client between two requests.
 const CLIENT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -52,6 +54,10 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
         backends +=
             &format!("      - {{name: {name}, address: \"{address}\", weight: {weight}}}\n");
     }
+    let mut echoes = String::new();
+    for name in ECHOES {
+        echoes += &format!("      - {{name: {name}, address: \"{}\"}}\n", serve_echo()?);
+    }
     let bind = if TcpListener::bind(FAVOURITE).is_ok() {
         FAVOURITE
     } else {
@@ -62,7 +68,9 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let yaml = format!(
         "admin: {}/admin.sock\nlog: {{level: warn, access: off}}\nshutdown_grace: 1s\n\
          listeners:\n  web: {{bind: \"{bind}\", pool: web}}\n\
-         pools:\n  web:\n    balance: round_robin\n    backends:\n{backends}",
+         \x20 echo: {{protocol: udp, bind: \"127.0.0.1:0\", pool: echo, udp: {{idle: 1s}}}}\n\
+         pools:\n  web:\n    balance: round_robin\n    backends:\n{backends}\
+         \x20 echo:\n    balance: round_robin\n    health: {{type: none}}\n    backends:\n{echoes}",
         directory.display()
     );
     let loaded = config::parse("demo", &yaml)?;
@@ -73,23 +81,28 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
         None,
     )?;
     let (shared, inputs) = (running.shared.clone(), running.inputs.clone());
-    let Some(web) = running
-        .bound()
-        .into_iter()
-        .find_map(|(_, local)| match local {
-            Local::Ip(address) => Some(address),
-            Local::Unix(_) => None,
+    let bound = running.bound();
+    let address = |wanted: &str| {
+        bound.iter().find_map(|(name, local)| match local {
+            Local::Ip(address) if name == wanted => Some(*address),
+            _ => None,
         })
-    else {
-        anyhow::bail!("the demo's listener is not bound");
+    };
+    let (Some(web), Some(echo)) = (address("web"), address("echo")) else {
+        anyhow::bail!("the demo's listeners are not bound");
     };
 
     println!(
-        "weir {}: one listener, three backends, weights 3:2:1",
+        "weir {}: three HTTP backends of weights 3:2:1, two UDP echoes",
         env!("CARGO_PKG_VERSION")
     );
     println!();
     println!("  try it:   curl http://{web}/");
+    println!(
+        "            echo hello | nc -u -w1 {} {}",
+        echo.ip(),
+        echo.port()
+    );
     match time {
         Some(time) => println!("  stops:    after {}", humantime::format_duration(time)),
         None => println!("  stops:    on Ctrl-C"),
@@ -100,7 +113,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let client = {
         let over = over.clone();
-        thread::spawn(move || ask(web, &over))
+        thread::spawn(move || ask(web, echo, &over))
     };
     if let Some(time) = time {
         stop_after(time, inputs);
@@ -152,8 +165,31 @@ fn answer(stream: &TcpStream, name: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// One connection after the other until `over`; returns answers and failures.
-fn ask(web: SocketAddr, over: &AtomicBool) -> (u64, u64) {
+/// A server that sends every datagram back.
+fn serve_echo() -> std::io::Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let address = socket.local_addr()?;
+    thread::spawn(move || {
+        let mut buffer = [0; 65_536];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..len], from);
+        }
+    });
+    Ok(address)
+}
+
+/// Whether a datagram comes back.
+fn echoed(echo: SocketAddr) -> std::io::Result<bool> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.send_to(b"hello", echo)?;
+    let mut buffer = [0; 16];
+    let (len, from) = socket.recv_from(&mut buffer)?;
+    Ok(from == echo && &buffer[..len] == b"hello")
+}
+
+/// One connection and one datagram after the other until `over`; returns answers and failures.
+fn ask(web: SocketAddr, echo: SocketAddr, over: &AtomicBool) -> (u64, u64) {
     let (mut answers, mut failures) = (0, 0);
     while !over.load(Ordering::Relaxed) {
         let answered = TcpStream::connect(web).and_then(|mut stream| {
@@ -162,7 +198,7 @@ fn ask(web: SocketAddr, over: &AtomicBool) -> (u64, u64) {
             stream.shutdown(std::net::Shutdown::Write)?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
-            Ok(answer.contains("hello from"))
+            Ok(answer.contains("hello from") && echoed(echo)?)
         });
         match answered {
             Ok(true) => answers += 1,
@@ -195,7 +231,7 @@ fn print_spread(shared: &Shared, elapsed: Duration) {
                 .max(1),
         );
         println!(
-            "{} connections in {:.1} s, pool {}:",
+            "pool {2}: {0} connections or sessions in {1:.1} s",
             all,
             elapsed.as_secs_f64(),
             pool.config.name

@@ -4,9 +4,10 @@
 //! window is padded with absent values, so that all series share one axis; one that has been absent for a whole window is
 //! forgotten.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
+use hyper::body::Bytes;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
@@ -23,6 +24,8 @@ pub struct History {
     times_ms: VecDeque<u64>,
     series: IndexMap<String, Series>,
     last: Option<Instant>,
+    /// Answers to questions since the newest sample.
+    answers: HashMap<u64, Bytes>,
 }
 
 /// One thing's rows.
@@ -47,6 +50,8 @@ impl History {
     pub const INTERVAL: Duration = Duration::from_secs(1);
     /// Samples kept: ten minutes.
     pub const SAMPLES_MAX: usize = 600;
+    /// A reader who is no further behind gets only what is new.
+    const RECENT: u64 = 30;
 
     /// Adds one sample.
     pub fn push(&mut self, now: Instant, time: SystemTime, status: &Status) {
@@ -55,6 +60,7 @@ impl History {
             .map(|last| now.saturating_duration_since(last).as_secs_f64());
         self.last = Some(now);
         self.seq += 1;
+        self.answers.clear();
         let since_epoch = time
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
@@ -73,6 +79,19 @@ impl History {
         }
         let length = self.times_ms.len();
         self.series.retain(|_, series| series.align(length));
+    }
+
+    /// [`since`](Self::since) as text. However many ask between two samples, few answers are made: one for each of the latest
+    /// numbers, and one with all samples for everybody else.
+    pub fn text_since(&mut self, since: u64) -> Bytes {
+        let recent = self.seq.saturating_sub(Self::RECENT)..=self.seq;
+        let since = if recent.contains(&since) { since } else { 0 };
+        if let Some(answer) = self.answers.get(&since) {
+            return answer.clone();
+        }
+        let answer = Bytes::from(self.since(since).to_string());
+        self.answers.insert(since, answer.clone());
+        answer
     }
 
     /// The samples after number `since`, all of them if there are no such. `from` in the answer is the number before its
@@ -291,6 +310,22 @@ mod tests {
                 (from, samples)
             );
             assert_eq!((row("active"), row("new")), (samples, samples));
+        }
+    }
+
+    #[test]
+    fn few_texts_are_made_between_two_samples_and_none_is_out_of_date() {
+        let (mut history, start) = (History::default(), Instant::now());
+        for n in 0..100 {
+            push(&mut history, start, n * 1000, &status(n, 0, &[]));
+            let seq = history.seq;
+            for since in (0..200).chain([u64::MAX]) {
+                let text: Value = serde_json::from_slice(&history.text_since(since)).unwrap();
+                let near = seq.saturating_sub(History::RECENT)..=seq;
+                let asked = if near.contains(&since) { since } else { 0 };
+                assert_eq!(text, history.since(asked), "{since} at {seq}");
+            }
+            assert!(history.answers.len() <= 2 + History::RECENT as usize);
         }
     }
 

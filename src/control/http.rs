@@ -153,7 +153,7 @@ impl Site {
             .and_then(|query| query.strip_prefix("since="))
             .and_then(|since| since.parse().ok())
             .unwrap_or(0);
-        self.history.borrow().since(since).to_string().into()
+        self.history.borrow_mut().text_since(since)
     }
 }
 

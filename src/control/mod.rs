@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use crate::config::model::AccessTarget;
 use crate::config::{self, Budget, Config};
@@ -110,6 +110,8 @@ pub struct Control {
     version: u64,
     generation: u64,
     stopping: Option<Instant>,
+    /// Closes when workers have closed their listening sockets.
+    unlistened: Option<Receiver<()>>,
     access_log: Option<(Sender<Record>, access_log::Handle)>,
     admin: UnixListener,
     /// Kept for a successor.
@@ -168,6 +170,7 @@ impl Control {
             version: 0,
             generation: 0,
             stopping: None,
+            unlistened: None,
             access_log,
             observer: None,
             http: None,
@@ -326,8 +329,22 @@ impl Control {
         }
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether workers have accepted what was queued on the sockets that they were told to close, and nothing is open any more.
+    fn is_idle(&mut self) -> bool {
+        if let Some(unlistened) = &self.unlistened
+            && unlistened.try_recv() != Err(TryRecvError::Disconnected)
+        {
+            return false;
+        }
+        self.unlistened = None;
         self.shared.process.connections.get() == 0 && self.shared.process.udp_sessions.get() == 0
+    }
+
+    /// Begins to wait until workers have done what they were told so far.
+    fn await_workers(&mut self) {
+        let (done, all_done) = bounded(1);
+        self.crew.all(|| Command::Sync(done.clone()));
+        self.unlistened = Some(all_done);
     }
 
     /// False ends the process.
@@ -366,6 +383,7 @@ impl Control {
         for (listener, local) in self.endpoints.close_all() {
             self.crew.all(|| Command::Unlisten(listener, local.clone()));
         }
+        self.await_workers();
     }
 
     /// One line for the service manager.

@@ -8,11 +8,12 @@
 //! # What a client can do to others
 //!
 //! Nothing. However many clients connect, however slowly they send or read:
-//! - connections are bounded; when all places are taken the one that has been waiting longest makes room ([`Seats`]), so a
+//! - connections are bounded; when all places are taken the one that has been waiting longest makes room (`Seats`), so a
 //!   scraper that asks at once is served between any number of clients that never finish a request;
 //! - requests are bounded in size and time, connections in life;
+//! - the thread gives way to workers and control when CPUs are short;
 //! - HTTP asks control each kind of question once at a time and not more often than every [`FLIGHT_GAP`]; everybody who asked
-//!   before that question was sent shares its answer ([`Flight`]). Nobody gets an answer older than the question.
+//!   before that question was sent shares its answer (`Flight`). Nobody gets an answer older than the question.
 //!
 //! The admin socket is only for the socket file's owner and group; it skips the sharing but not the bounds.
 
@@ -29,6 +30,7 @@ use tokio::task::{AbortHandle, JoinHandle, LocalSet};
 
 use super::history::History;
 use super::{Input, Request, admin, http};
+use crate::sys::sched;
 
 /// How long control may take to answer.
 pub const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -64,6 +66,7 @@ pub fn start(
     }
     let (orders, mut ordered) = mpsc::unbounded_channel();
     let serve = move || {
+        sched::patient_thread();
         let asker = Asker { inputs };
         let local = LocalSet::new();
         let result = local.block_on(&runtime, async move {

@@ -179,6 +179,7 @@ impl Control {
                 }
                 done.tell();
                 self.endpoints.forget();
+                self.await_workers();
                 self.stopping = Some(Instant::now() + grace);
             }
             Event::Go(migrants) => {

@@ -233,7 +233,8 @@ mod tests {
         let script =
             "eval \"exec 9>&$END\"; printf '%s %s' $$ \"$(cut -d' ' -f4 /proc/$$/stat)\" >&9";
         let arguments = ["-c", script].map(OsString::from);
-        let pid = spawn(&"/bin/sh".into(), arguments, "END", &[], far).unwrap();
+        // Not sh: dash knows descriptors of one digit only.
+        let pid = spawn(&"/bin/bash".into(), arguments, "END", &[], far).unwrap();
         let said = near.receive().unwrap().unwrap().bytes;
         let said = String::from_utf8(said).unwrap();
         let (own, parent) = said.split_once(' ').unwrap();

@@ -63,8 +63,16 @@ const COMMON: [&str; 5] = [
     "/etc/ld.so.preload",
     "/etc/localtime",
 ];
-/// Where the dynamic loader and libraries are.
-const LIBRARIES: [&str; 5] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store"];
+/// Where the dynamic loader and libraries are, and the shell, should the program on disk be a script around it.
+const PROGRAMS: [&str; 7] = [
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/nix/store",
+];
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
 /// First step; to be taken while this is the only thread. Returns what could not be had, in words.
@@ -146,7 +154,7 @@ fn restrict_files(needs: &Needs) -> Result<(), String> {
             .handle_access(AccessFs::from_all(RIGHTS))?
             .create()?
             .add_rules(path_beneath_rules(beside, run))?
-            .add_rules(path_beneath_rules(LIBRARIES, run))?
+            .add_rules(path_beneath_rules(PROGRAMS, run))?
             .add_rules(path_beneath_rules(COMMON, read))?
             .add_rules(path_beneath_rules(DEVICES, device))?
             .add_rules(path_beneath_rules(&needs.read, read))?

@@ -40,6 +40,13 @@ pub fn urgent_thread() -> Urgency {
     }
 }
 
+/// Has the calling thread, and those that it starts, give way to others when CPUs are short: about a tenth of an ordinary
+/// thread's share.
+pub fn patient_thread() {
+    // SAFETY: no memory is passed; on Linux "process 0" of setpriority(2) is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}
+
 /// Keeps the memory of this process resident, so that no page fault waits for a busy disk; whether that was permitted.
 ///
 /// Only without a limit on locked memory: with one, a later allocation beyond it would fail, which is worse than a fault.

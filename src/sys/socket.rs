@@ -204,8 +204,8 @@ impl ConnectError {
 impl From<ConnectError> for io::Error {
     fn from(error: ConnectError) -> io::Error {
         io::Error::from_raw_os_error(match error {
-            ConnectError::Reset => libc::ECONNRESET,
             ConnectError::Refused => libc::ECONNREFUSED,
+            ConnectError::Reset => libc::ECONNRESET,
             ConnectError::TimedOut => libc::ETIMEDOUT,
             ConnectError::Unreachable => libc::EHOSTUNREACH,
             ConnectError::NoPorts => libc::EADDRNOTAVAIL,

@@ -277,6 +277,7 @@ impl Worker {
                     udp.hand_over(poll, &to);
                     *retiring = true;
                 }
+                Command::Sync(done) => drop(done),
                 Command::Stop => go_on = false,
             }
         }

@@ -75,6 +75,16 @@ pub fn read_to_reset(stream: &mut TcpStream) -> Vec<u8> {
     }
 }
 
+/// Connects and is reset, before or after the handshake is told of; nothing comes before that.
+#[track_caller]
+pub fn connect_to_reset(address: &str) {
+    match try_connect(address, None) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("connecting to {address}: {error}"),
+        Ok(mut stream) => assert_eq!(read_to_reset(&mut stream), b""),
+    }
+}
+
 /// Waits until the other host has acknowledged everything: what this one has not sent yet, a reset would throw away.
 #[track_caller]
 pub fn wait_until_acknowledged(stream: &TcpStream) {

@@ -82,7 +82,8 @@ fn when_all_are_down_clients_are_refused_or_all_are_tried() {
         let weir = Weir::start(&balanced("", &pool, &[("one", server.address)]));
         weir.wait_for_line_with(&["main/one ", "is down"]);
         if served {
-            assert_eq!(client::fetch(&weir.address("main")).unwrap(), "one");
+            let mut stream = client::connect(&weir.address("main"));
+            assert_eq!(client::read_to_end(&mut stream), b"one");
         } else {
             client::connect_to_reset(&weir.address("main"));
             assert_eq!(weir.wait_for_records(1)[0].end(), ("no_backend", "weir"));

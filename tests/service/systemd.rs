@@ -191,9 +191,11 @@ fn package(into: &Path) -> PathBuf {
     file
 }
 
+/// The timers of the election are long because tests run on busy machines, where a thread may wait its turn for longer than
+/// the default `dead_after`; that is not what is asked here.
 const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79', pool: web}}\n\
     pools: {web: {backends: ['127.0.0.1:8081']}}\n\
-    failover: {node: a, secret_file: /etc/weir/secret, nodes: {a: '127.0.0.1:7400'},\n  \
+    failover: {node: a, beat: 500ms, dead_after: 3s, secret_file: /etc/weir/secret, nodes: {a: '127.0.0.1:7400'},\n  \
     vips: [{address: 10.99.0.1/24, interface: weir0, requires: [web]}]}\n";
 
 /// Break tried: in the unit, leaving out WatchdogSec=, ExecReload=, NotifyAccess= and AmbientCapabilities= in turn; in the

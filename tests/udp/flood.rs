@@ -175,8 +175,10 @@ pools: {{main: {{backends: ['{}']}}}}
 ",
         server.address
     ))
-    .behind(&["prlimit", "--nofile=100:100"])
     .start();
+    // Afterwards: a configuration that does not fit from the start is refused.
+    let pid = weir.pid().to_string();
+    super::common::run(super::common::command("prlimit").args(["--pid", &pid, "--nofile=100:100"]));
     let (address, started) = (weir.address("main"), Instant::now());
     let clients: Vec<Client> = (0..200).map(|_| Client::at("127.0.0.1")).collect();
     let served: Vec<&Client> = clients

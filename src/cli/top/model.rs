@@ -78,9 +78,9 @@ impl View {
             ],
             View::Connections => &[
                 ("ID", 8, true),
-                ("CLIENT", 21, false),
-                ("BACKEND", 8, false),
-                ("STATE", 4, false),
+                ("CLIENT", 15, false),
+                ("BACKEND", 9, false),
+                ("STATE", 5, false),
                 ("AGE", 5, true),
                 ("IDLE", 5, true),
                 ("UP/S", 7, true),

@@ -4,7 +4,7 @@
 //!
 //! Workers hand records over with `try_send` on a bounded channel: a full channel costs them a counter, never a wait. One
 //! thread empties it. When it is idle it sleeps in the channel, and the next record wakes it; then it gathers for
-//! [`GATHER`] without listening to the channel, so that the workers' further sends cost no system call, and writes what
+//! a few milliseconds without listening to the channel, so that the workers' further sends cost no system call, and writes what
 //! has come in one `write`. Under load that is one wake and one write for every few milliseconds of traffic.
 //!
 //! # What it never does
