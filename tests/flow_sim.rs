@@ -576,6 +576,37 @@ impl World {
         Some(self.model[at].id)
     }
 
+    /// A session goes to another process and goes on there: same table here, but a session of its own.
+    fn migrate(&mut self) {
+        let Some(id) = self.random_session() else {
+            return;
+        };
+        let at = self
+            .model
+            .iter()
+            .position(|m| m.id == id)
+            .expect("in the model");
+        if self.model[at].state != State::Live {
+            return;
+        }
+        let mut m = self.model.swap_remove(at);
+        let data = self.table.remove(id).expect("in the table");
+        let had = [m.requests, m.replies];
+        m.id = self.table.resume(self.now, m.ends, m.counted, had, data);
+        (m.last, m.sent) = (self.now, self.now);
+        (m.suspect, m.resent, m.proven) = (None, false, m.replies > 0);
+        let used_up = self
+            .policy_of(&m.ends)
+            .requests
+            .is_some_and(|n| m.requests >= n);
+        let has_another = self
+            .model
+            .iter()
+            .any(|other| other.indexed && other.ends == m.ends);
+        m.indexed = !used_up && !has_another;
+        self.model.push(m);
+    }
+
     fn backend_leaves(&mut self) {
         let Some(id) = self.random_session() else {
             return;
@@ -667,7 +698,8 @@ impl World {
                 40..70 => self.reply(),
                 70..78 => self.error(),
                 78..82 => self.backend_leaves(),
-                82..84 => match self.random_session() {
+                82 => self.migrate(),
+                83 => match self.random_session() {
                     Some(id) => self.remove(id),
                     None => self.client(),
                 },

@@ -259,11 +259,7 @@ impl<T, S: BuildHasher> Table<T, S> {
     /// Datagrams arrived from a client: `count` in a row with the same endpoints, at least one.
     pub fn on_client(&mut self, now: Instant, ends: &Endpoints, count: u32) -> Step {
         debug_assert!(count > 0);
-        let sessions = &self.sessions;
-        let found = self.index.find(self.hasher.hash_one(ends), |&ix| {
-            sessions.at(ix).is_some_and(|session| session.ends == *ends)
-        });
-        let Some(&ix) = found else {
+        let Some(ix) = self.find(ends) else {
             return Step::Unknown;
         };
         let (now, id) = (self.at(now), self.id(ix));
@@ -318,28 +314,47 @@ impl<T, S: BuildHasher> Table<T, S> {
     /// Opens a session. The datagrams that asked for it are then given to [`Table::on_client`]. `counted`: the cap of its
     /// source applies to it.
     pub fn open(&mut self, now: Instant, ends: Endpoints, counted: bool, data: T) -> Key {
+        self.resume(now, ends, counted, [0, 0], data)
+    }
+
+    /// Goes on with a session that has begun elsewhere and had so many `[requests, replies]` there. If they are used up, or
+    /// its client has another session already, it lives on for its replies alone.
+    pub fn resume(
+        &mut self,
+        now: Instant,
+        ends: Endpoints,
+        counted: bool,
+        had: [u32; 2],
+        data: T,
+    ) -> Key {
         let now = self.at(now);
+        let [requests, replies] = had;
+        let limit = line_mut(&mut self.lines, &ends).requests;
+        let used_up = limit.is_some_and(|limit| requests >= limit);
+        let indexed = !used_up && self.find(&ends).is_none();
         let id = self.sessions.insert(Session {
             ends,
             last: now,
             sent: now,
             suspect: None,
-            requests: 0,
-            replies: 0,
+            requests,
+            replies,
             source: NONE,
             counted,
             state: State::Live,
-            indexed: true,
-            proven: false,
+            indexed,
+            proven: replies > 0,
             resent: false,
             links: [Link::OUT; 2],
             data,
         });
-        let (sessions, hasher) = (&self.sessions, &self.hasher);
-        self.index
-            .insert_unique(hasher.hash_one(ends), id.index, |&ix| {
-                hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
-            });
+        if indexed {
+            let (sessions, hasher) = (&self.sessions, &self.hasher);
+            self.index
+                .insert_unique(hasher.hash_one(ends), id.index, |&ix| {
+                    hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
+                });
+        }
         self.activate(&ends, now, id.index);
         id
     }
@@ -552,6 +567,13 @@ impl<T, S: BuildHasher> Table<T, S> {
     /// Source addresses that have a counted session.
     pub fn sources(&self) -> usize {
         self.sources.len()
+    }
+
+    /// The session that the next datagram of `ends` belongs to.
+    fn find(&self, ends: &Endpoints) -> Option<u32> {
+        let sessions = &self.sessions;
+        let is_it = |&ix: &u32| sessions.at(ix).is_some_and(|session| session.ends == *ends);
+        self.index.find(self.hasher.hash_one(ends), is_it).copied()
     }
 
     fn at(&self, now: Instant) -> u64 {

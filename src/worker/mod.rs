@@ -274,7 +274,7 @@ impl Worker {
                 }
                 Command::Retire { to } => {
                     listeners.hand_over(poll, &to);
-                    udp.hand_over(poll, &to);
+                    udp.hand_over(poll, context, &to);
                     *retiring = true;
                 }
                 Command::Sync(done) => drop(done),

@@ -643,10 +643,11 @@ impl Tcp {
     /// When the connection must be looked at again, and why.
     fn due(connection: &Connection) -> Option<(u64, Due)> {
         let timeouts = &connection.listener.config.timeouts;
+        // Times are whole milliseconds, cut off: one more, so that nothing ends too soon.
         let quiet = |limit: Option<Duration>, cause| {
             limit.map(|limit| {
                 (
-                    connection.active_ms + limit.as_millis() as u64,
+                    connection.active_ms + limit.as_millis() as u64 + 1,
                     Due::End(cause),
                 )
             })

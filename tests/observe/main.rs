@@ -6,6 +6,7 @@ mod common;
 mod commands;
 mod endings;
 mod live;
+mod log;
 mod metrics;
 mod monitoring;
 mod slow_clients;

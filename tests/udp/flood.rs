@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::common::netns::{Netns, link};
-use super::common::{Launch, PATIENCE, may_make_namespaces, raise_descriptor_limit, wait_until};
+use super::common::{
+    Launch, PATIENCE, command, may_make_namespaces, raise_descriptor_limit, run, wait_until,
+};
 use super::peers::{Client, Server, status};
 
 /// Bytes of the headers of a raw packet.
@@ -48,7 +50,7 @@ pools: {{main: {{backends: ['{}']}}}}
             while flooding.load(Ordering::Relaxed) {
                 let n = asked.fetch_add(1, Ordering::Relaxed);
                 let text = format!("question {n}");
-                if flow.echoed_within("10.9.0.1:5353", &text, Duration::from_millis(500)) {
+                if flow.echoed_within("10.9.0.1:5353", &text, Duration::from_secs(3)) {
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -150,11 +152,17 @@ pools: {{main: {{backends: ['{}']}}}}
         for client in &clients {
             client.send(&round.to_be_bytes()).unwrap();
         }
-        let deadline = Instant::now() + PATIENCE / 10;
+        // Lost is what has not come when nothing has come for long.
+        let mut progress = Instant::now();
         let mut waiting: Vec<&UdpSocket> = clients.iter().collect();
-        while !waiting.is_empty() && Instant::now() < deadline {
-            let mut buffer = [0; 16];
+        while !waiting.is_empty() && progress.elapsed() < PATIENCE / 10 {
+            let (mut buffer, before) = ([0; 16], waiting.len());
             waiting.retain(|client| !matches!(client.recv(&mut buffer), Ok(4) if buffer[..4] == round.to_be_bytes()));
+            if waiting.len() < before {
+                progress = Instant::now();
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         lost += waiting.len();
     }
@@ -169,21 +177,20 @@ fn out_of_descriptors_old_sessions_go_on() {
     let weir = Launch::new(&format!(
         "
 workers: 1
-limits: {{udp_sessions: 10000}}
 listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
 pools: {{main: {{backends: ['{}']}}}}
 ",
         server.address
     ))
     .start();
-    // Afterwards: a configuration that does not fit from the start is refused.
-    let pid = weir.pid().to_string();
-    super::common::run(super::common::command("prlimit").args(["--pid", &pid, "--nofile=100:100"]));
+    // Behind its back: it would refuse limits that it cannot carry.
+    let mut lower = command("prlimit");
+    run(lower.args(["--nofile=100:100", "--pid", &weir.pid().to_string()]));
     let (address, started) = (weir.address("main"), Instant::now());
     let clients: Vec<Client> = (0..200).map(|_| Client::at("127.0.0.1")).collect();
     let served: Vec<&Client> = clients
         .iter()
-        .filter(|client| client.echoed_within(&address, "x", Duration::from_millis(50)))
+        .filter(|client| client.echoed_within(&address, "x", Duration::from_millis(100)))
         .collect();
     assert!((20..100).contains(&served.len()), "{} served", served.len());
     for client in served {

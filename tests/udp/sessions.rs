@@ -313,6 +313,29 @@ fn a_reload_touches_no_session() {
 }
 
 #[test]
+fn fewer_workers_lose_no_session() {
+    let servers = [
+        Server::named("127.0.0.1:0", "a"),
+        Server::named("127.0.0.1:0", "b"),
+    ];
+    let yaml = config("udp: {idle: 30s}", &[&servers[0], &servers[1]]);
+    let weir = Weir::start(&yaml.replace("workers: 1", "workers: 3"));
+    let address = weir.address("main");
+    let clients: Vec<Client> = (0..30).map(|_| Client::at("127.0.0.1")).collect();
+    let ask = |client: &Client| client.ask(&address, "who?");
+    let before: Vec<String> = clients.iter().map(ask).collect();
+    weir.rewrite(&yaml);
+    let mut reload = super::common::command(env!("CARGO_BIN_EXE_weir"));
+    super::common::run(reload.args(["reload", "--socket"]).arg(weir.admin()));
+    wait_until("one worker has all", || {
+        status(&weir)["workers"][0]["udp_sessions"] == clients.len()
+    });
+    let after: Vec<String> = clients.iter().map(ask).collect();
+    assert_eq!(before, after, "every flow stays at its backend");
+    assert_eq!(servers[0].sources() + servers[1].sources(), clients.len());
+}
+
+#[test]
 fn live_sessions_are_listed_and_can_be_ended() {
     let server = Server::echo("127.0.0.1:0");
     let weir = Weir::start(&config("udp: {idle: 30s}", &[&server]));

@@ -1,4 +1,5 @@
-//! Sessions that go to another process together with their listening socket, or come back because that process failed.
+//! Sessions that go to another process or worker together with their listening socket, or come back because that process
+//! failed.
 //!
 //! A datagram of a known client must never meet a worker that has its listening socket but not its session: it would open
 //! another session, perhaps at another backend. So both leave in one step ([`Udp::release`]) and arrive in one
@@ -14,7 +15,7 @@ use super::session::{Mark, Session};
 use super::{Context, GROUP_MAX, Udp, token};
 use crate::base::{Key, Kind};
 use crate::flow::{Endpoints, ListenerIx};
-use crate::link::{ListenSocket, Local, Migrant, Passport};
+use crate::link::{self, Command, ListenSocket, Local, Migrant, Passport};
 use crate::snapshot::Place;
 use crate::sys::{epoll, socket};
 
@@ -58,6 +59,36 @@ impl Udp {
             self.sockets.remove(key);
         }
         migrants
+    }
+
+    /// Gives every listening socket and its sessions to another worker.
+    pub(in crate::worker) fn hand_over(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        to: &link::Worker,
+    ) {
+        for key in self.sockets.keys() {
+            let Some(listening) = self.sockets.get(key) else {
+                continue;
+            };
+            // What is muted closes here, in a moment.
+            if listening.mute {
+                continue;
+            }
+            let fd = listening.socket.fd.as_raw_fd();
+            let _ = epoll::remove(poll, fd);
+            let mut migrants = Vec::new();
+            self.leave(poll, context, key, socket::identity(fd), &mut migrants);
+            if let Some(listening) = self.sockets.remove(key) {
+                let socket = ListenSocket {
+                    listener: listening.id,
+                    local: (*listening.local).clone(),
+                    fd: listening.socket.fd,
+                };
+                to.send(Command::Settle { socket, migrants });
+            }
+        }
     }
 
     /// Takes the sessions of a listening socket out of the table. Nothing is accounted for: they go on elsewhere.
@@ -189,14 +220,9 @@ impl Udp {
         };
         let ends = Endpoints::new(ListenerIx(listener.id), passport.client, passport.local);
         let counted = listener.config.limits.per_source.is_some();
-        let key = self.table.open(context.now, ends, counted, session);
         // What was counted before counts: a session of one request must not get a second one.
-        if passport.requests > 0 {
-            let _ = self.table.on_client(context.now, &ends, passport.requests);
-        }
-        if passport.replies > 0 {
-            let _ = self.table.on_backend(context.now, key, passport.replies);
-        }
+        let had = [passport.requests, passport.replies];
+        let key = self.table.resume(context.now, ends, counted, had, session);
         listener.stats.shards.of(context.id).accepted.add(1);
         if let Err(error) = epoll::add_level(poll, raw, token(Kind::Session, key)) {
             context.shared.exhausted(&error);

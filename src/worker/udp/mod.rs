@@ -43,7 +43,7 @@ use super::Context;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Protocol;
 use crate::flow::{Dropped, ListenerIx, Policy, State, Table, View};
-use crate::link::{self, Command, ListenSocket, LiveConnection, Local};
+use crate::link::{ListenSocket, LiveConnection, Local};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Snapshot};
 use crate::sys::epoll;
@@ -77,7 +77,7 @@ struct Listening {
     drops: u32,
     /// Reads at once: follows the load, because preparing a read costs something for each.
     burst: usize,
-    /// Not read from any more, kept for replies.
+    /// Not read from any more, kept for replies for a moment.
     mute: bool,
     /// Closed then.
     closes: Option<Instant>,
@@ -300,30 +300,6 @@ impl Udp {
         let sessions = self.table.iter().filter(|(_, view)| of_socket(view));
         for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
             self.retire(context, session, Cause::Shutdown, By::Weir);
-        }
-    }
-
-    /// Gives every socket to another worker. A copy stays for the replies to the sessions that are still open here.
-    pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
-        for key in self.sockets.keys() {
-            let Some(listening) = self.sockets.get_mut(key) else {
-                continue;
-            };
-            if std::mem::replace(&mut listening.mute, true) {
-                continue;
-            }
-            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
-            match listening.socket.fd.try_clone() {
-                Ok(fd) => {
-                    let local = (*listening.local).clone();
-                    to.send(Command::Listen(ListenSocket {
-                        listener: listening.id,
-                        local,
-                        fd,
-                    }));
-                }
-                Err(error) => log::error!("cannot hand over {}/udp: {error}", listening.address),
-            }
         }
     }
 
