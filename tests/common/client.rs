@@ -102,12 +102,3 @@ pub fn wait_until_acknowledged(stream: &TcpStream) {
         })
     });
 }
-
-/// Connects and expects to be reset, during or after the handshake, without a byte.
-#[track_caller]
-pub fn connect_to_reset(address: &str) {
-    match try_connect(address, None) {
-        Ok(mut stream) => assert_eq!(read_to_reset(&mut stream), b""),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-    }
-}
