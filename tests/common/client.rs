@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Socket, Type};
 
@@ -88,17 +89,7 @@ pub fn connect_to_reset(address: &str) {
 /// Waits until the other host has acknowledged everything: what this one has not sent yet, a reset would throw away.
 #[track_caller]
 pub fn wait_until_acknowledged(stream: &TcpStream) {
-    let (local, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-    let ports = |address: SocketAddr| format!(":{:04X}", address.port());
     super::wait_until("everything is acknowledged", || {
-        // `sl local remote state tx_queue:rx_queue ...`
-        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-        table.lines().any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            fields.len() > 4
-                && fields[1].ends_with(&ports(local))
-                && fields[2].ends_with(&ports(peer))
-                && fields[4].starts_with("00000000:")
-        })
+        weir::sys::socket::unacknowledged(stream.as_raw_fd()) == 0
     });
 }

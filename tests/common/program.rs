@@ -1,7 +1,6 @@
 //! Real programs, each in a directory of its own, on a reserved port, killed when dropped.
 
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -31,7 +30,7 @@ fn directory() -> tempfile::TempDir {
 }
 
 impl Program {
-    /// Starts `command` and waits until it accepts connections on `port`.
+    /// Starts `command` and waits until it listens on `port`.
     #[track_caller]
     pub fn start(mut start: Command, port: Port, dir: tempfile::TempDir) -> Program {
         let output = fs::File::create(dir.path().join("output")).unwrap();
@@ -52,7 +51,7 @@ impl Program {
             if let Some(status) = program.child.try_wait().unwrap() {
                 panic!("{start:?}: {status}: {}", program.output());
             }
-            TcpStream::connect(program.port.address()).is_ok()
+            is_listening(program.port.number)
         });
         program
     }
@@ -190,6 +189,19 @@ impl Program {
             .arg(other);
         Program::start(start, port, dir)
     }
+}
+
+/// Whether somebody listens on a port. Asked of the kernel, because not every server takes a connection without a word
+/// lightly: iperf3 serves one client at a time.
+fn is_listening(port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let port = format!(":{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    // `sl local remote state ...`
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 3 && fields[1].ends_with(&port) && fields[3] == LISTEN
+    })
 }
 
 impl Drop for Program {

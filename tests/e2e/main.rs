@@ -4,6 +4,7 @@
 mod common;
 
 mod addresses;
+mod chaos;
 mod choosing;
 mod documents;
 mod endings;

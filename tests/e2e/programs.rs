@@ -7,11 +7,15 @@ use super::common::program::Program;
 use super::common::{Weir, client, command, find, have, run, wait_until};
 
 fn weir_before(server: &Program) -> Weir {
+    weir_with("", server)
+}
+
+fn weir_with(pool: &str, server: &Program) -> Weir {
     Weir::start(&format!(
         "
 workers: 2
 listeners: {{main: {{bind: ['127.0.0.1:0'], pool: main}}}}
-pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
+pools: {{main: {{backends: [{{name: one, address: '{}'}}], {pool}}}}}
 ",
         server.address()
     ))
@@ -140,7 +144,8 @@ fn iperf3_in_every_direction() {
         return;
     }
     let iperf3 = Program::iperf3();
-    let weir = weir_before(&iperf3);
+    // It serves one client at a time, and a probe would be one.
+    let weir = weir_with("health: {type: none}", &iperf3);
     let address = weir.address("main");
     let (host, port) = split(&address);
     let per_test: [&[&str]; 5] = [

@@ -114,20 +114,29 @@ fn run_without_a_file() {
 }
 
 /// The first command of the README: nothing is configured, everything is built in, and the table at the end shows how
-/// connections were spread.
+/// connections were spread: by weight.
 #[test]
 fn demo() {
     let (code, out, err) = weir(&["demo", "--for", "3s"]);
     assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains("curl"), "{out}");
-    let numbers = |line: &str| -> Vec<u64> {
-        line.split(|c: char| !c.is_ascii_digit())
-            .filter_map(|word| word.parse().ok())
-            .collect()
-    };
-    println!("{out}");
-    assert!(
-        out.lines().filter(|line| numbers(line).len() >= 2).count() >= 3,
-        "no table of three backends:\n{out}"
-    );
+    assert!(out.contains("curl http://127.0.0.1:"), "{out}");
+    let (_, table) = out
+        .split_once("pool web:")
+        .unwrap_or_else(|| panic!("no table in {out}"));
+    // name, address, weight, connections, share, wanted
+    let rows: Vec<(u64, u64)> = table
+        .lines()
+        .skip(2)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .take_while(|words| words.len() == 6)
+        .map(|words| (words[2].parse().unwrap(), words[3].parse().unwrap()))
+        .collect();
+    let (weights, connections) = rows
+        .iter()
+        .fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+    assert!(rows.len() >= 3 && connections > 50, "{out}");
+    for (weight, have) in rows {
+        let share = connections * weight / weights;
+        assert!(have.abs_diff(share) <= connections / 20, "{out}");
+    }
 }
