@@ -95,6 +95,8 @@ pub struct Pools {
     leaving: Vec<Leaving>,
     sheds: Vec<Shed>,
     rng: Rng,
+    /// The last [`tick`](Pools::tick).
+    ticked: Option<Instant>,
     changed: bool,
     /// Changes to be logged once workers have been told.
     news: Vec<(log::Level, String)>,
@@ -111,6 +113,7 @@ impl Pools {
             leaving: Vec::new(),
             sheds: Vec::new(),
             rng: Rng::new(seed),
+            ticked: None,
             changed: false,
             news: Vec::new(),
         }
@@ -234,9 +237,11 @@ impl Pools {
                 None => self.schedule.remove(key),
             }
         }
+        // What was still to come at the last tick: asked about now, a ramp only knows of its next step.
+        let last = self.ticked.replace(now).unwrap_or(now);
         for pool in &mut self.pools {
             for entry in &mut pool.entries {
-                if entry.state.deadline(now).is_some_and(|at| at <= now) {
+                if entry.state.deadline(last).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
                     self.news.extend(news(&entry.backend, change.as_ref()));
                     self.changed = true;
