@@ -16,6 +16,7 @@
 //! number that has changed hands; generations in the tokens guard the rest.
 
 mod attempt;
+mod connection;
 mod io;
 mod listen;
 mod tcp;
