@@ -1,6 +1,7 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound, Dealt};
@@ -35,12 +36,26 @@ struct Place {
     is_alone: bool,
 }
 
-/// Sockets bound for a configuration that is not in force yet; dropping it closes them.
+/// Sockets bound for a configuration that is not in force yet. Dropping it closes them, and removes the files of unix sockets.
 #[derive(Debug)]
 pub struct Plan {
     bound: Vec<(usize, Local, Bound)>,
     ids: Vec<u32>,
     next_id: u32,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        let own = self.bound.iter().filter(|(.., bound)| !bound.is_inherited);
+        own.for_each(|(.., bound)| remove_file(&bound.local));
+    }
+}
+
+/// Removes the file of a unix socket.
+pub fn remove_file(local: &Local) {
+    if let Local::Unix(path) = local {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 impl Endpoints {
@@ -84,7 +99,7 @@ impl Endpoints {
     /// Puts a plan into force. Returns the sockets to be served and the addresses to be closed.
     pub fn commit(
         &mut self,
-        plan: Plan,
+        mut plan: Plan,
         config: &Config,
         workers: usize,
     ) -> (Dealt, Vec<(u32, Local)>) {
@@ -116,7 +131,7 @@ impl Endpoints {
             });
         }
         let mut dealt = Vec::new();
-        for (ix, wanted, bound) in plan.bound {
+        for (ix, wanted, bound) in std::mem::take(&mut plan.bound) {
             let sockets = bound.sockets.len();
             let places = &mut entries[ix].bound;
             match places.iter_mut().find(|place| place.wanted == wanted) {
@@ -132,7 +147,7 @@ impl Endpoints {
         }
         let old = std::mem::replace(&mut self.entries, entries);
         self.next_id = plan.next_id;
-        let closed = old
+        let closed: Vec<(u32, Local)> = old
             .iter()
             .flat_map(|entry| {
                 entry
@@ -142,7 +157,23 @@ impl Endpoints {
             })
             .filter(|(id, local)| !self.has(*id, local))
             .collect();
+        closed.iter().for_each(|(_, local)| remove_file(local));
         (sockets::deal(dealt, workers), closed)
+    }
+
+    /// Which of the active workers have no socket of an address, when there are `workers` of them and were `before`, although
+    /// there are enough: others have more than one, from workers that have retired.
+    pub fn lacking(&self, before: usize, workers: usize) -> Vec<(u32, Local, Range<usize>)> {
+        let of_entry = |entry: &Entry| {
+            let id = entry.listener.id;
+            let shared = entry.bound.iter().filter(|place| !place.is_alone);
+            let lacking =
+                shared.map(move |p| (id, p.local.clone(), before..p.sockets.min(workers)));
+            lacking
+                .filter(|(.., range)| before > 0 && !range.is_empty())
+                .collect::<Vec<_>>()
+        };
+        self.entries.iter().flat_map(of_entry).collect()
     }
 
     fn has(&self, id: u32, local: &Local) -> bool {
@@ -203,11 +234,7 @@ impl Endpoints {
                     .map(|place| (entry.listener.id, place.local))
             })
             .collect();
-        for (_, local) in &closed {
-            if let Local::Unix(path) = local {
-                let _ = std::fs::remove_file(path);
-            }
-        }
+        closed.iter().for_each(|(_, local)| remove_file(local));
         closed
     }
 }

@@ -203,10 +203,31 @@ impl Listeners {
     /// Gives every socket to another worker, queue and all.
     pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
         for key in self.sockets.keys() {
-            if let Some(listening) = self.sockets.remove(key) {
-                let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
-                to.send(Command::Listen(listening.socket));
-            }
+            self.give(poll, key, to);
+        }
+    }
+
+    /// Gives all sockets of `listener` at `local` but one away.
+    pub(super) fn spread(
+        &mut self,
+        poll: &Poll,
+        listener: u32,
+        local: &Local,
+        to: &link::Recipients,
+    ) {
+        let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
+        let mut keys = self.sockets.keys();
+        keys.retain(|key| self.sockets.get(*key).is_some_and(matches));
+        for key in keys.into_iter().skip(1) {
+            let Some(worker) = to.next() else { return };
+            self.give(poll, key, worker);
+        }
+    }
+
+    fn give(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
+        if let Some(listening) = self.sockets.remove(key) {
+            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
+            to.send(Command::Listen(listening.socket));
         }
     }
 
