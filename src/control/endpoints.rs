@@ -77,21 +77,29 @@ impl Endpoints {
             ids: Vec::new(),
             next_id: self.next_id,
         };
+        // More sockets for addresses that are served already.
+        let mut more = Vec::new();
         for (ix, listener) in listeners.iter().enumerate() {
             let entry = self.entry(&listener.name, listener.protocol);
             let id = entry.map_or(plan.next_id, |entry| entry.listener.id);
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
             for wanted in sockets::wanted(listener) {
-                let known = entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted));
-                let (local, missing) = match known {
-                    None => (&wanted, workers),
-                    Some(place) if place.is_alone || place.sockets >= workers => continue,
-                    Some(place) => (&place.local, workers - place.sockets),
-                };
-                let bound = sockets::bind(listener, id, local, missing, heirlooms)?;
-                plan.bound.push((ix, wanted, bound));
+                match entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted)) {
+                    None => {
+                        let bound = sockets::bind(listener, id, &wanted, workers, heirlooms)?;
+                        plan.bound.push((ix, wanted, bound));
+                    }
+                    Some(place) if place.is_alone || place.sockets >= workers => {}
+                    Some(place) => more.push((ix, id, wanted, place)),
+                }
             }
+        }
+        // These last: from then on the kernel puts clients into their queues, who would be lost if the plan failed.
+        for (ix, id, wanted, place) in more {
+            let missing = workers - place.sockets;
+            let bound = sockets::bind(&listeners[ix], id, &place.local, missing, heirlooms)?;
+            plan.bound.push((ix, wanted, bound));
         }
         Ok(plan)
     }

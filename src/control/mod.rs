@@ -214,11 +214,11 @@ impl Control {
         if let Some(refusal) = budget.refusal(config) {
             return Err(Refusal::configuration(format!("limits: {refusal}")));
         }
+        let hired = self.crew.hire(workers);
+        let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         let heirlooms = &mut self.succession.heirlooms;
         let plan = self.endpoints.plan(&config.listeners, workers, heirlooms);
         let plan = plan.map_err(|error| error.to_string())?;
-        let hired = self.crew.hire(workers);
-        let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         Ok(Prepared {
             workers,
             plan,
@@ -483,10 +483,10 @@ impl Control {
             true => None,
             false => Some(config.metrics.map(bind_http).transpose()?),
         };
-        let prepared = self.prepare(&config)?;
         // Also when it is the same file: it may have been rotated.
         let log = config.log.clone();
         let records = Opened::new(&log.access, log.format).map_err(|error| error.to_string())?;
+        let prepared = self.prepare(&config)?;
         self.vips
             .follow(config.failover.as_ref(), None)
             .map_err(|error| format!("failover: {error}"))?;

@@ -7,6 +7,7 @@ mod activation;
 mod instances;
 mod notify;
 mod packaging;
+mod reload;
 mod systemd;
 mod upgrade;
 
