@@ -13,8 +13,8 @@ use crossbeam_channel::bounded;
 use crate::link::{self, Command, ListenSocket, Local, Migrant, Recipients, Shared, SpawnWorker};
 use crate::sys::socket::identity;
 
-/// How long workers may take to hand sockets over.
-const SETTLE_MAX: Duration = Duration::from_secs(1);
+/// How long workers may take to hand over or close sockets.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 struct Member {
     handle: link::Worker,
@@ -35,7 +35,7 @@ impl Drop for Hired {
 
 /// Waits until these have done what they were told. A socket that is still on its way between two workers would miss an
 /// order to close it.
-fn settled(members: &[Member]) {
+fn settled<'a>(members: impl IntoIterator<Item = &'a Member>) {
     let (done, all_done) = bounded(1);
     for member in members {
         member.handle.send(Command::Sync(done.clone()));
@@ -163,6 +163,17 @@ impl Crew {
                 };
                 self.active[ix].handle.send(command);
             }
+        }
+    }
+
+    /// Has every worker serve what is queued at these addresses (listener, address), and close them; that is done when this
+    /// returns.
+    pub fn unlisten(&self, closed: &[(u32, Local)]) {
+        for (listener, local) in closed {
+            self.all(|| Command::Unlisten(*listener, local.clone()));
+        }
+        if !closed.is_empty() {
+            settled(self.active.iter().chain(&self.retired));
         }
     }
 

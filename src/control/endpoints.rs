@@ -44,6 +44,17 @@ pub struct Plan {
     next_id: u32,
 }
 
+/// What workers have to be told of a plan.
+#[derive(Debug)]
+pub struct Changes {
+    /// Sockets to be served.
+    pub dealt: Dealt,
+    /// Addresses (with their listeners) to be closed, TCP and unix.
+    pub closed_streams: Vec<(u32, Local)>,
+    /// The same of UDP.
+    pub closed_datagrams: Vec<(u32, Local)>,
+}
+
 impl Drop for Plan {
     fn drop(&mut self) {
         let own = self.bound.iter().filter(|(.., bound)| !bound.is_inherited);
@@ -104,13 +115,8 @@ impl Endpoints {
         Ok(plan)
     }
 
-    /// Puts a plan into force. Returns the sockets to be served and the addresses to be closed.
-    pub fn commit(
-        &mut self,
-        mut plan: Plan,
-        config: &Config,
-        workers: usize,
-    ) -> (Dealt, Vec<(u32, Local)>) {
+    /// Puts a plan into force.
+    pub fn commit(&mut self, mut plan: Plan, config: &Config, workers: usize) -> Changes {
         let mut entries: Vec<Entry> = Vec::new();
         for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
@@ -155,18 +161,22 @@ impl Endpoints {
         }
         let old = std::mem::replace(&mut self.entries, entries);
         self.next_id = plan.next_id;
-        let closed: Vec<(u32, Local)> = old
-            .iter()
-            .flat_map(|entry| {
-                entry
-                    .bound
-                    .iter()
-                    .map(|place| (entry.listener.id, place.local.clone()))
-            })
-            .filter(|(id, local)| !self.has(*id, local))
-            .collect();
-        closed.iter().for_each(|(_, local)| remove_file(local));
-        (sockets::deal(dealt, workers), closed)
+        let mut changes = Changes {
+            dealt: sockets::deal(dealt, workers),
+            closed_streams: Vec::new(),
+            closed_datagrams: Vec::new(),
+        };
+        for Entry { listener, bound } in old {
+            let closed = match listener.config.protocol {
+                Protocol::Tcp => &mut changes.closed_streams,
+                Protocol::Udp => &mut changes.closed_datagrams,
+            };
+            let gone = bound.into_iter().map(|place| (listener.id, place.local));
+            closed.extend(gone.filter(|(id, local)| !self.has(*id, local)));
+        }
+        let files = changes.closed_streams.iter();
+        files.for_each(|(_, local)| remove_file(local));
+        changes
     }
 
     /// Which of the active workers have no socket of an address, when there are `workers` of them and were `before`, although

@@ -45,7 +45,7 @@ use crate::sys::limits;
 
 use access_log::Opened;
 use crew::{Crew, Hired};
-use endpoints::{Endpoints, Plan};
+use endpoints::{Changes, Endpoints, Plan};
 use metrics::Peak;
 use notifier::Notifier;
 use pools::Pools;
@@ -236,14 +236,19 @@ impl Control {
         let lacking = self.endpoints.lacking(self.crew.size(), workers);
         self.crew.admit(hired);
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
+        let Changes {
+            dealt,
+            closed_streams,
+            closed_datagrams,
+        } = self.endpoints.commit(plan, &config, workers);
+        // Whoever waits in a queue is served by the listener that he came to: before workers learn that it is gone.
+        self.crew.unlisten(&closed_streams);
         self.generation += 1;
         self.config = config;
         self.publish();
         self.crew.listen(self.succession.hold(dealt));
-        for (listener, local) in closed {
-            self.crew.all(|| Command::Unlisten(listener, local.clone()));
-        }
+        // A socket that takes the place of another one at the same address must be there before that one goes.
+        self.crew.unlisten(&closed_datagrams);
         // After that: what is closed moves no more.
         for (listener, local, positions) in lacking {
             self.crew.spread(listener, &local, positions);

@@ -5,17 +5,21 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::common::netns::Netns;
 use super::common::program::Program;
 use super::common::{
-    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces,
+    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces, skip,
     wait_until,
 };
 use super::upgrade::{ask, echoes, named_udp};
@@ -231,7 +235,7 @@ fn no_request_fails_in_a_thousand_reloads() {
 
 /// New TCP connections, held ones with traffic, and UDP flows, while workers come and go.
 ///
-/// Breaks tried: closing the sockets of a worker that retires; not giving its sockets' sessions on.
+/// Break tried: giving the sockets of a worker that retires on without their UDP sessions.
 #[test]
 fn workers_come_and_go_under_load() {
     if !have(&["nginx", "wrk"]) {
@@ -288,6 +292,97 @@ fn workers_come_and_go_under_load() {
     expect_no_errors(load);
     for stream in &mut held {
         client::round_trip(stream, b"after all that");
+    }
+}
+
+/// Holds every worker, whatever it is doing, until the guard is dropped.
+fn hold_workers(weir: &Weir) -> impl Drop + Send + use<> {
+    use nix::sys::ptrace;
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    struct Held(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let (stop, thread) = self.0.take().unwrap();
+            drop(stop);
+            thread.join().unwrap();
+        }
+    }
+    let tasks = fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    let is_worker = |task: &PathBuf| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("worker-"))
+    };
+    let workers: Vec<Pid> = tasks
+        .filter(is_worker)
+        .map(|task| Pid::from_raw(task.file_name().unwrap().to_str().unwrap().parse().unwrap()))
+        .collect();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let (held, all_held) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        for &worker in &workers {
+            ptrace::seize(worker, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(worker).unwrap();
+            waitpid(worker, Some(WaitPidFlag::__WALL)).unwrap();
+        }
+        held.send(()).unwrap();
+        // Threads are let go when their tracer ends.
+        let _ = stopped.recv();
+    });
+    all_held.recv().unwrap();
+    Held(Some((stop, thread)))
+}
+
+/// Clients that the kernel has let in and no worker has seen yet, while their listener stays, its workers become fewer or
+/// more, and it goes.
+///
+/// Breaks tried: closing the sockets of a worker that retires; closing those of a listener that goes without a look.
+#[test]
+fn whoever_waits_in_a_queue_is_served() {
+    if !nix::unistd::Uid::effective().is_root() {
+        skip("holding threads needs root");
+        return;
+    }
+    let (server, port) = (Server::echo(), Port::reserve());
+    let yaml = |workers: usize, weight: u32, more: &str| {
+        format!(
+            "workers: {workers}\nlisteners:\n  main: {{bind: '127.0.0.1:0', pool: main}}\n{more}\
+             pools: {{main: {{backends: [{{name: a, address: '{}', weight: {weight}}}]}}}}\n",
+            server.address
+        )
+    };
+    let more = format!("  more: {{bind: '{}', pool: main}}\n", port.address());
+    let weir = Weir::start(&yaml(2, 1, &more));
+    let addresses = [weir.address("main"), port.address().to_string()];
+    let rows = [
+        ("another weight", yaml(2, 2, &more)),
+        ("fewer workers", yaml(1, 2, &more)),
+        ("more workers", yaml(2, 2, &more)),
+        ("fewer workers, and a listener goes", yaml(1, 2, "")),
+    ];
+    for (what, yaml) in rows {
+        let held = hold_workers(&weir);
+        let connect = |ix: usize| {
+            let mut stream = client::connect(&addresses[ix % 2]);
+            stream.write_all(b"hello").unwrap();
+            stream
+        };
+        let mut waiting: Vec<TcpStream> = (0..60).map(connect).collect();
+        // The reload waits for the workers, though not for ever.
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        reload(&weir, &yaml);
+        release.join().unwrap();
+        for (ix, stream) in waiting.iter_mut().enumerate() {
+            let mut answer = [0; 5];
+            let read = stream.read_exact(&mut answer);
+            assert!(
+                read.is_ok(),
+                "{what}: client {ix} of {}: {read:?}",
+                addresses[ix % 2]
+            );
+        }
     }
 }
 
@@ -695,7 +790,7 @@ fn a_listener_may_go_together_with_a_worker() {
     echoes(&port.address().to_string());
     reload(&weir, &format!("workers: 1\n{HEAD}{pools}"));
     wait_until("nobody listens there", || {
-        TcpStream::connect(port.address()).is_err()
+        client::try_connect(&port.address().to_string(), None).is_err()
     });
     echoes(&weir.address("main"));
 }
