@@ -278,6 +278,14 @@ impl Worker {
                     udp.hand_over(poll, context, &to);
                     *retiring = true;
                 }
+                Command::Spread {
+                    listener,
+                    local,
+                    to,
+                } => {
+                    listeners.spread(poll, listener, &local, &to);
+                    udp.spread(poll, context, listener, &local, &to);
+                }
                 Command::Sync(done) => drop(done),
                 Command::Stop => go_on = false,
             }
