@@ -48,7 +48,7 @@ use mio::event::Event;
 use super::Context;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Protocol;
-use crate::flow::{Dropped, ListenerIx, Policy, State, Table, View};
+use crate::flow::{Dropped, ListenerIx, Policy, State, Table, Tally, View};
 use crate::link::{ListenSocket, LiveConnection, Local};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Snapshot};
@@ -79,8 +79,8 @@ struct Listening {
     address: SocketAddr,
     /// `None` while the snapshot that knows the listener has not arrived.
     listener: Option<Arc<Listener>>,
-    /// What the kernel says to have dropped so far.
-    drops: u32,
+    /// What the kernel has dropped.
+    drops: Tally,
     /// Reads at once: follows the load, because preparing a read costs something for each.
     burst: usize,
     /// Not read from any more, kept for replies for a moment.
@@ -240,7 +240,8 @@ impl Udp {
             local,
             address,
             listener,
-            drops: 0,
+            // Another process or worker may have counted up to here.
+            drops: Tally::starting_at(udp::dropped(fd)),
             burst: BURST_MIN,
             mute: false,
             closes: None,
