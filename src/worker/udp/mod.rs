@@ -37,6 +37,7 @@ mod requests;
 mod session;
 mod stash;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ const GROUP_MAX: u16 = u16::MAX;
 const LINGER: Duration = Duration::from_millis(500);
 /// Error-queue entries read from one session in one turn.
 const REPORTS_MAX: usize = 16;
+/// After how long a socket that could not be registered with epoll is tried again.
+const DEAF: Duration = Duration::from_millis(50);
 
 struct Listening {
     socket: udp::Listening,
@@ -117,6 +120,8 @@ pub(super) struct Udp {
     next_id: u64,
     /// When the next muted socket is closed.
     closing: Option<Instant>,
+    /// When sockets that could not be registered with epoll are tried again.
+    deaf: Option<Instant>,
     /// When interim records are next looked for.
     interim_at: Option<Instant>,
 }
@@ -148,6 +153,7 @@ impl Udp {
             // Apart from the ids of connections, which count from the same place.
             next_id: (worker as u64) << 40 | 1 << 39,
             closing: None,
+            deaf: None,
             interim_at: None,
         }
     }
@@ -158,7 +164,12 @@ impl Udp {
 
     /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
     pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
-        let timers = [self.table.deadline(), self.closing, self.interim_at];
+        let timers = [
+            self.table.deadline(),
+            self.closing,
+            self.deaf,
+            self.interim_at,
+        ];
         let next = timers.into_iter().flatten().min()?;
         let at = next.saturating_duration_since(context.shared.epoch);
         Some(at.as_micros().div_ceil(1000) as u64)
@@ -247,7 +258,11 @@ impl Udp {
             closes: None,
         });
         if let Err(error) = epoll::add_level(poll, fd, token(Kind::Datagram, key)) {
-            log::error!("worker {}: cannot watch {address}/udp: {error}", context.id);
+            log::error!(
+                "worker {}: cannot watch {address}/udp, trying again: {error}",
+                context.id
+            );
+            self.deaf = Some(context.now + DEAF);
         }
     }
 
@@ -323,12 +338,15 @@ impl Udp {
     }
 
     /// Does what is due: ends silent sessions, closes muted sockets, writes interim records.
-    pub(super) fn expire(&mut self, context: &mut Context) {
+    pub(super) fn expire(&mut self, poll: &Poll, context: &mut Context) {
         while let Some(key) = self.table.expire(context.now) {
             self.retire(context, key, Cause::IdleTimeout, By::Weir);
         }
         if self.closing.is_some_and(|at| at <= context.now) {
             self.close_muted(context);
+        }
+        if self.deaf.is_some_and(|at| at <= context.now) {
+            self.watch_all(poll, context);
         }
         let Some(period) = context.snapshot.interim else {
             self.interim_at = None;
@@ -339,6 +357,19 @@ impl Udp {
             self.interim_at = Some(context.now + period / 8);
             self.interim(context, period);
         }
+    }
+
+    /// Registers listening sockets for which that failed.
+    fn watch_all(&mut self, poll: &Poll, context: &Context) {
+        let read = self.sockets.iter().filter(|(_, l)| !l.mute);
+        let deaf = read.filter(|(key, listening)| {
+            let fd = listening.socket.fd.as_raw_fd();
+            match epoll::add_level(poll, fd, token(Kind::Datagram, *key)) {
+                Ok(()) => false,
+                Err(error) => error.kind() != ErrorKind::AlreadyExists,
+            }
+        });
+        self.deaf = (deaf.count() > 0).then(|| context.now + DEAF);
     }
 
     /// Describes live sessions.

@@ -86,7 +86,7 @@ impl Udp {
             listening.burst,
         ) {
             // A listening socket is not connected: no ICMP error comes here, and what does ends with being read.
-            log::warn!("listener {}: {address}/udp: {error}", listener.config.name);
+            context.shared.unread(&listener.config.name, &error);
             return;
         }
         listening.adapt(self.inbox.len());
