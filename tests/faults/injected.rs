@@ -250,7 +250,7 @@ const UDP_ROWS: &[(&str, &str)] = &[
 
 /// A datagram may be lost, a client that asks again is served, and nothing of it stays.
 ///
-/// Breaks tried: a session kept whose socket cannot be watched (silence); a line for each failed receive.
+/// Break tried: a line for each failed receive.
 #[test]
 fn every_call_of_a_udp_session_may_fail() {
     if !common::have(&["strace"]) {
