@@ -227,7 +227,7 @@ impl Worker {
         udp.pump(poll, context);
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
-        udp.expire(context);
+        udp.expire(poll, context);
         listeners.resume(poll, context, tcp);
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
