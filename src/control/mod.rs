@@ -119,8 +119,6 @@ pub struct Control {
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
     reload_failures: u64,
-    /// Who comes first when there is less to shed than there are workers.
-    shed_first: usize,
     vips: Vips,
     succession: Succession,
     notifier: Notifier,
@@ -174,7 +172,6 @@ impl Control {
             peaks: HashMap::new(),
             reload_error: None,
             reload_failures: 0,
-            shed_first: 0,
             admin,
             notifier: Notifier::new(succession.is_waiting(), Instant::now()),
             succession,
@@ -538,12 +535,10 @@ impl Control {
     }
 
     fn shed(&mut self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections. What cannot be divided goes round,
-        // because the worker that is asked may hold none of them.
+        // Divided evenly: the workers hold about equal numbers of a backend's connections.
         let workers = self.crew.handles().count();
-        self.shed_first += 1;
         for (ix, handle) in self.crew.handles().enumerate() {
-            let turn = (ix + self.shed_first) % workers;
+            let turn = (ix + shed.first % workers) % workers;
             let count = shed.count / workers + usize::from(turn < shed.count % workers);
             if count > 0 {
                 handle.send(Command::Shed {

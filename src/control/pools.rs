@@ -36,6 +36,8 @@ pub struct Shed {
     pub backend: u64,
     /// So many at most.
     pub count: usize,
+    /// The worker that begins, modulo their number: what cannot be divided evenly is dealt from there.
+    pub first: usize,
     /// As what they end.
     pub cause: Cause,
 }
@@ -276,14 +278,18 @@ impl Pools {
                 }
             }
         }
-        let sheds = &mut self.sheds;
+        let (sheds, rng) = (&mut self.sheds, &mut self.rng);
         let mut pace = |backend: &Backend, drain: &mut Option<Drain>| {
             let Some(drain) = drain else { return };
-            let count = drain.due(now, backend.stats.active.get() as usize);
+            let live = backend.stats.active.get() as usize;
+            let count = drain.due(now, live);
             if count > 0 {
                 sheds.push(Shed {
                     backend: backend.identity,
-                    count,
+                    // All that are left, whoever has them.
+                    count: if count < live { count } else { usize::MAX },
+                    // By chance: taking turns with another drain, each would ask the same worker for ever.
+                    first: rng.next_u64() as usize,
                     cause: Cause::Drained,
                 });
             }
@@ -499,6 +505,7 @@ impl Pools {
             let shed = Shed {
                 backend: backend.identity,
                 count: usize::MAX,
+                first: 0,
                 cause: Cause::BackendDown,
             };
             self.sheds.push(shed);
