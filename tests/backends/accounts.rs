@@ -260,8 +260,16 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
             drop(in_parallel(4, EACH, |_| TcpStream::connect(&capped)));
         });
     });
-    for mut stream in [killed, drained, removed, down].into_iter().flatten() {
-        client::read_to_reset(&mut stream);
+    for (name, streams) in [
+        ("killed", killed),
+        ("drained", drained),
+        ("removed", removed),
+        ("down", down),
+    ] {
+        println!("{name}");
+        for mut stream in streams {
+            client::read_to_reset(&mut stream);
+        }
     }
     drop(idle);
 

@@ -1,7 +1,7 @@
 //! Backends that are taken out of service, and what becomes of their connections.
 
 use std::net::TcpStream;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::common::{self, Port, Record, Server, Weir, client, server, wait_until};
 use super::{UNWATCHED, backend, backend_of, in_parallel, pool, said, status};
@@ -96,6 +96,36 @@ fn a_drain_closes_at_a_flat_rate() {
 #[test]
 fn a_long_drain_closes_at_a_flat_rate() {
     drained(2_000, Duration::from_secs(20), 0.1);
+}
+
+/// Two backends drained at the same moment do not get in each other's way: nothing is left of either when the time is over.
+/// Broken on purpose: the worker that closes an odd one chosen by turns that both backends share (each then only ever asked
+/// the same worker, and the last connections stayed).
+#[test]
+fn drains_at_the_same_time_both_end() {
+    let servers = [echo(), echo(), Server::named("c")];
+    let backends = [
+        backend("a", servers[0].address, ""),
+        backend("b", servers[1].address, ""),
+        backend("c", servers[2].address, "weight: 0"),
+    ];
+    let keys = format!("on_drain: {{finish: 400ms}}, {UNWATCHED}");
+    let weir = Weir::start(&pool(&keys, &backends));
+    for round in 1..=4 {
+        let held = open(&weir, 31);
+        said(&weir, &["backend", "main/a", "drain"]);
+        said(&weir, &["backend", "main/b", "drain"]);
+        let begun = Instant::now();
+        let drained = |records: &[Record]| records.iter().filter(|r| r.cause == "drained").count();
+        weir.wait_for(|records| drained(records) == 31 * round);
+        let took = begun.elapsed();
+        println!("{took:?}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        drop(held);
+        for name in ["main/a", "main/b"] {
+            said(&weir, &["backend", name, "ready"]);
+        }
+    }
 }
 
 /// Connections that end by themselves are not closed, and `ready` calls a drain off.
