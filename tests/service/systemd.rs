@@ -437,6 +437,7 @@ fn the_guide_works_as_printed() {
     let first = machine.property("MainPID");
     step(&upgrade);
     machine.wait_for_other(&first);
+    assert_eq!(machine.property("NRestarts"), "0");
     assert_eq!(fetch(8080), "hello");
 
     // The sockets of the unit that is printed. What else is installed on this machine may have taken the port.
