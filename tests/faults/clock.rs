@@ -60,7 +60,7 @@ fn liar() -> Option<PathBuf> {
 /// The wall clock jumps by years, forwards and back, under a process that serves: no timeout is early or late, no backend
 /// is judged by it, no rate or age is renewed, and only what is written for people shows the new time.
 ///
-/// Break tried: the epoch of all timers taken from the wall clock (the idle connection ends with the first jump).
+/// Break tried: the epoch of all timers taken from the wall clock (connections end with the first jump).
 #[test]
 fn the_clock_jumps_under_a_serving_process() {
     let Some(library) = liar() else { return };
