@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,8 +17,9 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socket2::{SockRef, Type};
 
 use crate::base::{Latest, LogLimit};
+use crate::gate::Pass;
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, Listener, Snapshot};
+use crate::snapshot::{Backend, Listener, Place, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
 use crate::sys::socket::ConnectError;
 
@@ -61,6 +62,9 @@ pub struct Migrant {
     pub passport: Passport,
     /// Connected to its backend.
     pub fd: OwnedFd,
+    /// Its places under the limits of listener and backend, if it was opened in this process: it keeps them, and has been
+    /// counted already.
+    pub held: Option<(Pass, Place)>,
 }
 
 /// See [`Migrant`].
@@ -185,6 +189,15 @@ pub enum Command {
         /// Another worker.
         to: Worker,
     },
+    /// Keep one listening socket of this listener and address, and give the others to `to`, queue, sessions and all.
+    Spread {
+        /// Listener.
+        listener: u32,
+        /// Address.
+        local: Local,
+        /// One socket each.
+        to: Arc<Recipients>,
+    },
     /// Drop this when everything that was said before has been done.
     Sync(Sender<()>),
     /// End the thread now.
@@ -287,6 +300,26 @@ impl ReportKind {
             ReportKind::TimedOut => "timed_out",
             ReportKind::ResetEarly => "reset_early",
         }
+    }
+}
+
+/// Workers without a socket of an address, to whom those with more than one turn.
+#[derive(Debug)]
+pub struct Recipients {
+    workers: Vec<Worker>,
+    next: AtomicUsize,
+}
+
+impl Recipients {
+    /// Each of them once.
+    pub fn new(workers: Vec<Worker>) -> Recipients {
+        let next = AtomicUsize::new(0);
+        Recipients { workers, next }
+    }
+
+    /// The next who has not had its turn.
+    pub fn next(&self) -> Option<&Worker> {
+        self.workers.get(self.next.fetch_add(1, Ordering::Relaxed))
     }
 }
 

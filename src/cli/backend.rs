@@ -62,5 +62,5 @@ pub fn run(args: Args) -> ExitCode {
         OrderArg::Down => Order::Down,
         OrderArg::Weight { weight } => Order::Weight(weight),
     };
-    client::order(&args.options, &Question::Backend { pool, name, order }, 1)
+    client::order(&args.options, &Question::Backend { pool, name, order })
 }

@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::table;
+use crate::app::EXIT_CONFIG;
 use crate::control::admin::{DEFAULT_PATH, Question};
+use crate::control::{Refusal, RefusalCause};
 
 /// Longer than the other side waits for its control thread, so that its sentence arrives.
 const ANSWER_MAX: Duration = Duration::from_secs(7);
@@ -44,7 +46,7 @@ pub enum Error {
     Broken(PathBuf, String),
     /// It answered no.
     #[error("{0}")]
-    Refused(String),
+    Refused(Refusal),
 }
 
 fn elsewhere(path: &Path) -> &'static str {
@@ -97,7 +99,11 @@ impl Client {
         match answer {
             Value::Object(mut answer) => match (answer.remove("ok"), answer.remove("error")) {
                 (Some(value), _) => Ok(value),
-                (None, Some(Value::String(error))) => Err(Error::Refused(error)),
+                (None, Some(Value::String(reason))) => {
+                    let cause = answer.remove("cause").map(serde_json::from_value);
+                    let cause = cause.and_then(Result::ok).unwrap_or(RefusalCause::Runtime);
+                    Err(Error::Refused(Refusal { cause, reason }))
+                }
                 _ => Err(broken("an answer that is neither ok nor error")),
             },
             _ => Err(broken("an answer that is not an object")),
@@ -129,8 +135,8 @@ pub fn ask(options: &Options, question: &Question) -> Result<Value, Error> {
     Client::connect(&options.socket)?.ask(question)
 }
 
-/// Gives an order and prints what came of it; `refused` is the exit code if the answer is no.
-pub fn order(options: &Options, question: &Question, refused: u8) -> ExitCode {
+/// Gives an order and prints what came of it.
+pub fn order(options: &Options, question: &Question) -> ExitCode {
     match ask(options, question) {
         Ok(value) if options.json => {
             table::print(&format!("{}\n", json!({ "ok": value })));
@@ -143,22 +149,21 @@ pub fn order(options: &Options, question: &Question, refused: u8) -> ExitCode {
             ));
             ExitCode::SUCCESS
         }
-        Err(error) => fail_with(options, &error, refused),
+        Err(error) => fail(options, &error),
     }
 }
 
-/// Prints why there is no answer.
+/// Prints why there is no answer, or why it is no.
 pub fn fail(options: &Options, error: &Error) -> ExitCode {
-    fail_with(options, error, 1)
-}
-
-fn fail_with(options: &Options, error: &Error, refused: u8) -> ExitCode {
     if options.json {
         table::print(&format!("{}\n", json!({ "error": error.to_string() })));
     }
     eprintln!("weir: {}", table::clean(&error.to_string()));
-    ExitCode::from(match error {
-        Error::Refused(_) => refused,
-        _ => 1,
-    })
+    match error {
+        Error::Refused(Refusal {
+            cause: RefusalCause::Configuration,
+            ..
+        }) => ExitCode::from(EXIT_CONFIG),
+        _ => ExitCode::FAILURE,
+    }
 }

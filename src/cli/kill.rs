@@ -16,5 +16,5 @@ pub struct Args {
 
 /// Ends it; 1 if there is none with that id.
 pub fn run(args: Args) -> ExitCode {
-    client::order(&args.options, &Question::Kill { id: args.id }, 1)
+    client::order(&args.options, &Question::Kill { id: args.id })
 }

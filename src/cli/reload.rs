@@ -12,7 +12,8 @@ pub struct Args {
     options: Options,
 }
 
-/// Reloads; 3 if the configuration is refused, and the running one stays in force.
+/// Reloads. Whatever is refused, the running configuration stays in force: 3 if the file is at fault, 1 if something that it
+/// asks for cannot be had now.
 pub fn run(args: Args) -> ExitCode {
-    client::order(&args.options, &Question::Reload, 3)
+    client::order(&args.options, &Question::Reload)
 }

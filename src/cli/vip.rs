@@ -39,5 +39,5 @@ pub fn run(args: Args) -> ExitCode {
             OrderArg::Allow => VipWord::Allow,
         },
     };
-    client::order(&args.options, &question, 1)
+    client::order(&args.options, &question)
 }

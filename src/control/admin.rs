@@ -4,8 +4,10 @@
 //! > {"command":"backend","pool":"web","name":"a","order":"drain"}
 //! < {"ok":"web/a: drain"}
 //! > {"command":"kill","id":12}
-//! < {"error":"no connection or session has the id 12"}
+//! < {"error":"no connection or session has the id 12","cause":"runtime"}
 //! ```
+//!
+//! `cause` is `configuration` if a reload was refused because of what the file says, else `runtime`.
 //!
 //! A client may ask any number of questions, one after the other. Who may connect is decided by the socket file: mode 0660.
 
@@ -29,7 +31,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::history::History;
 use super::observer::{self, ANSWER_MAX, Asker, Seats};
-use super::{BackendOrder, Request, VipOrder};
+use super::{BackendOrder, Refusal, Request, VipOrder};
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/weir/admin.sock";
@@ -242,13 +244,13 @@ pub(super) async fn serve(
                 let whole = line.ends_with(b"\n");
                 let answer = match whole {
                     true => answer(&line, &asker, &history).await,
-                    false => Err(format!(
+                    false => Err(Refusal::from(format!(
                         "a question ends with a line feed within {QUESTION_BYTES} bytes"
-                    )),
+                    ))),
                 };
                 let mut answer = match answer {
                     Ok(value) => json!({ "ok": value }),
-                    Err(error) => json!({ "error": error }),
+                    Err(Refusal { cause, reason }) => json!({ "error": reason, "cause": cause }),
                 }
                 .to_string();
                 answer.push('\n');
@@ -267,20 +269,18 @@ async fn answer(
     line: &[u8],
     asker: &Asker,
     history: &Rc<RefCell<History>>,
-) -> Result<Value, String> {
+) -> Result<Value, Refusal> {
     let question: Question =
         serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
     match question {
-        Question::Status => {
-            asker
-                .ask(ANSWER_MAX, |reply| Request::Status { reply })
-                .await
-        }
+        Question::Status => Ok(asker
+            .ask(ANSWER_MAX, |reply| Request::Status { reply })
+            .await?),
         Question::Conns { limit } => {
             let limit = limit.min(CONNECTIONS_MAX);
             let request = |reply| Request::Connections { limit, reply };
             let live = asker.ask(ANSWER_MAX, request).await?;
-            serde_json::to_value(live).map_err(|error| error.to_string())
+            Ok(serde_json::to_value(live).map_err(|error| error.to_string())?)
         }
         Question::Kill { id } => {
             match asker
@@ -288,7 +288,7 @@ async fn answer(
                 .await?
             {
                 true => Ok(format!("{id} is ended").into()),
-                false => Err(format!("no connection or session has the id {id}")),
+                false => Err(format!("no connection or session has the id {id}").into()),
             }
         }
         Question::Backend { pool, name, order } => {

@@ -2,16 +2,46 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crate::link::{self, Command, ListenSocket, Migrant, Shared, SpawnWorker};
+use crossbeam_channel::bounded;
+
+use crate::link::{self, Command, ListenSocket, Local, Migrant, Recipients, Shared, SpawnWorker};
 use crate::sys::socket::identity;
+
+/// How long workers may take to hand over or close sockets.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 struct Member {
     handle: link::Worker,
     thread: JoinHandle<()>,
+}
+
+/// Workers that have been started and are not active yet. Dropping this ends them.
+pub struct Hired(Vec<Member>);
+
+impl Drop for Hired {
+    fn drop(&mut self) {
+        for member in self.0.drain(..) {
+            member.handle.send(Command::Stop);
+            let _ = member.thread.join();
+        }
+    }
+}
+
+/// Waits until these have done what they were told. A socket that is still on its way between two workers would miss an
+/// order to close it.
+fn settled<'a>(members: impl IntoIterator<Item = &'a Member>) {
+    let (done, all_done) = bounded(1);
+    for member in members {
+        member.handle.send(Command::Sync(done.clone()));
+    }
+    drop(done);
+    let _: Result<(), _> = all_done.recv_timeout(SETTLE_MAX);
 }
 
 /// All running workers. Numbers are never reused.
@@ -49,24 +79,54 @@ impl Crew {
             .map(|member| &member.handle)
     }
 
-    /// Starts or retires workers until `count` are active. A retired worker's listening sockets go to a remaining one, so
-    /// that none is closed with connections in its queue.
-    pub fn resize(&mut self, count: usize) -> io::Result<()> {
-        while self.active.len() < count {
+    /// Starts the workers that are missing for `count`. Nobody knows of them yet.
+    pub fn hire(&mut self, count: usize) -> io::Result<Hired> {
+        let mut hired = Hired(Vec::new());
+        while self.active.len() + hired.0.len() < count {
             let id = self.next_id;
             let (handle, thread) = (self.spawn)(id, self.shared.clone())?;
             self.next_id += 1;
-            self.active.push(Member { handle, thread });
+            hired.0.push(Member { handle, thread });
         }
-        let leaving = self.active.split_off(count.max(1));
+        Ok(hired)
+    }
+
+    /// Makes workers active.
+    pub fn admit(&mut self, mut hired: Hired) {
+        self.active.append(&mut hired.0);
         self.announce();
-        for member in leaving {
-            member.handle.send(Command::Retire {
-                to: self.active[0].handle.clone(),
-            });
-            self.retired.push(member);
+    }
+
+    /// Retires workers until `count` are active. A retired worker's listening sockets go to a remaining one, so that none
+    /// is closed with connections in its queue; they are there when this returns.
+    pub fn retire(&mut self, count: usize) {
+        let leaving = self.active.split_off(count.clamp(1, self.active.len()));
+        if leaving.is_empty() {
+            return;
         }
-        Ok(())
+        self.announce();
+        for (ix, member) in leaving.iter().enumerate() {
+            let to = self.active[ix % self.active.len()].handle.clone();
+            member.handle.send(Command::Retire { to });
+        }
+        settled(&leaving);
+        self.retired.extend(leaving);
+    }
+
+    /// Gives sockets of an address to the active workers at these positions, from those before them who have more than
+    /// one; they are there when this returns.
+    pub fn spread(&self, listener: u32, local: &Local, lacking: Range<usize>) {
+        let (rich, poor) = (&self.active[..lacking.start], &self.active[lacking]);
+        let poor = poor.iter().map(|member| member.handle.clone());
+        let to = Arc::new(Recipients::new(poor.collect()));
+        for member in rich {
+            member.handle.send(Command::Spread {
+                listener,
+                local: local.clone(),
+                to: to.clone(),
+            });
+        }
+        settled(rich);
     }
 
     fn announce(&self) {
@@ -103,6 +163,17 @@ impl Crew {
                 };
                 self.active[ix].handle.send(command);
             }
+        }
+    }
+
+    /// Has every worker serve what is queued at these addresses (listener, address), and close them; that is done when this
+    /// returns.
+    pub fn unlisten(&self, closed: &[(u32, Local)]) {
+        for (listener, local) in closed {
+            self.all(|| Command::Unlisten(*listener, local.clone()));
+        }
+        if !closed.is_empty() {
+            settled(self.active.iter().chain(&self.retired));
         }
     }
 

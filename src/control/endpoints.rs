@@ -1,6 +1,7 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound, Dealt};
@@ -35,12 +36,37 @@ struct Place {
     is_alone: bool,
 }
 
-/// Sockets bound for a configuration that is not in force yet; dropping it closes them.
+/// Sockets bound for a configuration that is not in force yet. Dropping it closes them, and removes the files of unix sockets.
 #[derive(Debug)]
 pub struct Plan {
     bound: Vec<(usize, Local, Bound)>,
     ids: Vec<u32>,
     next_id: u32,
+}
+
+/// What workers have to be told of a plan.
+#[derive(Debug)]
+pub struct Changes {
+    /// Sockets to be served.
+    pub dealt: Dealt,
+    /// Addresses (with their listeners) to be closed, TCP and unix.
+    pub closed_streams: Vec<(u32, Local)>,
+    /// The same of UDP.
+    pub closed_datagrams: Vec<(u32, Local)>,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        let own = self.bound.iter().filter(|(.., bound)| !bound.is_inherited);
+        own.for_each(|(.., bound)| remove_file(&bound.local));
+    }
+}
+
+/// Removes the file of a unix socket.
+pub fn remove_file(local: &Local) {
+    if let Local::Unix(path) = local {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 impl Endpoints {
@@ -62,32 +88,35 @@ impl Endpoints {
             ids: Vec::new(),
             next_id: self.next_id,
         };
+        // More sockets for addresses that are served already.
+        let mut more = Vec::new();
         for (ix, listener) in listeners.iter().enumerate() {
             let entry = self.entry(&listener.name, listener.protocol);
             let id = entry.map_or(plan.next_id, |entry| entry.listener.id);
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
             for wanted in sockets::wanted(listener) {
-                let known = entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted));
-                let (local, missing) = match known {
-                    None => (&wanted, workers),
-                    Some(place) if place.is_alone || place.sockets >= workers => continue,
-                    Some(place) => (&place.local, workers - place.sockets),
-                };
-                let bound = sockets::bind(listener, id, local, missing, heirlooms)?;
-                plan.bound.push((ix, wanted, bound));
+                match entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted)) {
+                    None => {
+                        let bound = sockets::bind(listener, id, &wanted, workers, heirlooms)?;
+                        plan.bound.push((ix, wanted, bound));
+                    }
+                    Some(place) if place.is_alone || place.sockets >= workers => {}
+                    Some(place) => more.push((ix, id, wanted, place)),
+                }
             }
+        }
+        // These last: from then on the kernel puts clients into their queues, who would be lost if the plan failed.
+        for (ix, id, wanted, place) in more {
+            let missing = workers - place.sockets;
+            let bound = sockets::bind(&listeners[ix], id, &place.local, missing, heirlooms)?;
+            plan.bound.push((ix, wanted, bound));
         }
         Ok(plan)
     }
 
-    /// Puts a plan into force. Returns the sockets to be served and the addresses to be closed.
-    pub fn commit(
-        &mut self,
-        plan: Plan,
-        config: &Config,
-        workers: usize,
-    ) -> (Dealt, Vec<(u32, Local)>) {
+    /// Puts a plan into force.
+    pub fn commit(&mut self, mut plan: Plan, config: &Config, workers: usize) -> Changes {
         let mut entries: Vec<Entry> = Vec::new();
         for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
@@ -116,7 +145,7 @@ impl Endpoints {
             });
         }
         let mut dealt = Vec::new();
-        for (ix, wanted, bound) in plan.bound {
+        for (ix, wanted, bound) in std::mem::take(&mut plan.bound) {
             let sockets = bound.sockets.len();
             let places = &mut entries[ix].bound;
             match places.iter_mut().find(|place| place.wanted == wanted) {
@@ -132,17 +161,37 @@ impl Endpoints {
         }
         let old = std::mem::replace(&mut self.entries, entries);
         self.next_id = plan.next_id;
-        let closed = old
-            .iter()
-            .flat_map(|entry| {
-                entry
-                    .bound
-                    .iter()
-                    .map(|place| (entry.listener.id, place.local.clone()))
-            })
-            .filter(|(id, local)| !self.has(*id, local))
-            .collect();
-        (sockets::deal(dealt, workers), closed)
+        let mut changes = Changes {
+            dealt: sockets::deal(dealt, workers),
+            closed_streams: Vec::new(),
+            closed_datagrams: Vec::new(),
+        };
+        for Entry { listener, bound } in old {
+            let closed = match listener.config.protocol {
+                Protocol::Tcp => &mut changes.closed_streams,
+                Protocol::Udp => &mut changes.closed_datagrams,
+            };
+            let gone = bound.into_iter().map(|place| (listener.id, place.local));
+            closed.extend(gone.filter(|(id, local)| !self.has(*id, local)));
+        }
+        let files = changes.closed_streams.iter();
+        files.for_each(|(_, local)| remove_file(local));
+        changes
+    }
+
+    /// Which of the active workers have no socket of an address, when there are `workers` of them and were `before`, although
+    /// there are enough: others have more than one, from workers that have retired.
+    pub fn lacking(&self, before: usize, workers: usize) -> Vec<(u32, Local, Range<usize>)> {
+        let of_entry = |entry: &Entry| {
+            let id = entry.listener.id;
+            let shared = entry.bound.iter().filter(|place| !place.is_alone);
+            let lacking =
+                shared.map(move |p| (id, p.local.clone(), before..p.sockets.min(workers)));
+            lacking
+                .filter(|(.., range)| before > 0 && !range.is_empty())
+                .collect::<Vec<_>>()
+        };
+        self.entries.iter().flat_map(of_entry).collect()
     }
 
     fn has(&self, id: u32, local: &Local) -> bool {
@@ -203,11 +252,7 @@ impl Endpoints {
                     .map(|place| (entry.listener.id, place.local))
             })
             .collect();
-        for (_, local) in &closed {
-            if let Local::Unix(path) = local {
-                let _ = std::fs::remove_file(path);
-            }
-        }
+        closed.iter().for_each(|(_, local)| remove_file(local));
         closed
     }
 }

@@ -172,6 +172,7 @@ impl Control {
             peak.observe(now, Duration::from_nanos(worker.stats.turn_ns_max.take()));
             longest.insert(worker.id, peak.value(now));
         }
+        self.peaks.retain(|id, _| longest.contains_key(id));
         let count = longest.keys().max().map_or(0, |id| id + 1);
         (0..count)
             .map(|id| longest.get(&id).copied().unwrap_or_default())

@@ -33,10 +33,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
-use crate::config::model::AccessTarget;
+use crate::config::model::{self, AccessTarget};
 use crate::config::{self, Budget, Config};
 use crate::keeper::KeeperHandle;
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
@@ -44,8 +43,9 @@ use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::limits;
 
-use crew::Crew;
-use endpoints::Endpoints;
+use access_log::Opened;
+use crew::{Crew, Hired};
+use endpoints::{Changes, Endpoints, Plan};
 use metrics::Peak;
 use notifier::Notifier;
 use pools::Pools;
@@ -53,15 +53,13 @@ use probe::Prober;
 use succession::Succession;
 use upgrade::Inheritance;
 
-pub use request::{BackendOrder, Input, Request, VipOrder};
+pub use request::{BackendOrder, Input, Refusal, RefusalCause, Request, VipOrder};
 use vips::Vips;
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
-/// How long the old observer goes on after a reload that moves it.
-const OBSERVER_DELAY: Duration = Duration::from_millis(200);
 /// Longest sleep.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
@@ -117,8 +115,6 @@ pub struct Control {
     /// Kept for a successor.
     http: Option<TcpListener>,
     observer: Option<observer::Handle>,
-    /// A new metrics address, to be served as soon as whoever asked for the reload has been answered.
-    new_http: Option<(Instant, Option<TcpListener>)>,
     inputs_sender: Sender<Input>,
     peaks: HashMap<usize, Peak>,
     reload_error: Option<String>,
@@ -174,7 +170,6 @@ impl Control {
             access_log,
             observer: None,
             http: None,
-            new_http: None,
             inputs_sender: sender.clone(),
             peaks: HashMap::new(),
             reload_error: None,
@@ -184,9 +179,12 @@ impl Control {
             notifier: Notifier::new(succession.is_waiting(), Instant::now()),
             succession,
         };
-        if let Err(error) = control.apply(config) {
-            control.remove_admin();
-            return Err(error);
+        match control.prepare(&config) {
+            Ok(prepared) => control.put_in_force(config, prepared),
+            Err(refusal) => {
+                control.remove_admin();
+                return Err(refusal.into());
+            }
         }
         control.pools.learn(knowledge, Instant::now());
         control.http = http;
@@ -202,33 +200,60 @@ impl Control {
 
     /// Serves the admin socket, and HTTP if it is wanted.
     fn observe(&mut self) -> std::io::Result<()> {
-        self.observer = None;
         let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
         let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
         self.observer = Some(handle);
         Ok(())
     }
 
-    /// Makes `config` the one in force. What cannot be had is found out before anything is changed.
-    fn apply(&mut self, config: Config) -> anyhow::Result<()> {
+    /// Gets hold of what `config` asks for and what is not there yet. Nothing is changed by it; dropping the outcome gives
+    /// everything back.
+    fn prepare(&mut self, config: &Config) -> Result<Prepared, Refusal> {
         let workers = config.workers.unwrap_or_else(limits::cpus);
-        let budget = Budget::new(&config, limits::open_files(), workers);
-        if let Some(refusal) = budget.refusal(&config) {
-            anyhow::bail!("limits: {refusal}");
+        let budget = Budget::new(config, limits::open_files(), workers);
+        if let Some(refusal) = budget.refusal(config) {
+            return Err(Refusal::configuration(format!("limits: {refusal}")));
         }
+        let hired = self.crew.hire(workers);
+        let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         let heirlooms = &mut self.succession.heirlooms;
-        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms)?;
-        self.crew.resize(workers)?;
+        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms);
+        let plan = plan.map_err(|error| error.to_string())?;
+        Ok(Prepared {
+            workers,
+            plan,
+            hired,
+        })
+    }
+
+    /// Makes `config` the one in force. Cannot fail.
+    fn put_in_force(&mut self, config: Config, prepared: Prepared) {
+        let Prepared {
+            workers,
+            plan,
+            hired,
+        } = prepared;
+        let lacking = self.endpoints.lacking(self.crew.size(), workers);
+        self.crew.admit(hired);
         self.pools.configure(&config.pools, workers, Instant::now());
-        let (dealt, closed) = self.endpoints.commit(plan, &config, workers);
+        let Changes {
+            dealt,
+            closed_streams,
+            closed_datagrams,
+        } = self.endpoints.commit(plan, &config, workers);
+        // Whoever waits in a queue is served by the listener that he came to: before workers learn that it is gone.
+        self.crew.unlisten(&closed_streams);
         self.generation += 1;
         self.config = config;
         self.publish();
         self.crew.listen(self.succession.hold(dealt));
-        for (listener, local) in closed {
-            self.crew.all(|| Command::Unlisten(listener, local.clone()));
+        // A socket that takes the place of another one at the same address must be there before that one goes.
+        self.crew.unlisten(&closed_datagrams);
+        // After that: what is closed moves no more.
+        for (listener, local, positions) in lacking {
+            self.crew.spread(listener, &local, positions);
         }
-        Ok(())
+        self.crew.retire(workers);
     }
 
     fn publish(&mut self) {
@@ -279,10 +304,6 @@ impl Control {
             self.pools.tell();
             self.crew.reap();
             self.show_life(now);
-            if let Some((_, http)) = self.new_http.take_if(|(at, _)| *at <= now) {
-                self.http = http;
-                self.observe()?;
-            }
             if self
                 .stopping
                 .is_some_and(|deadline| self.is_idle() || now >= deadline)
@@ -422,10 +443,10 @@ impl Control {
         }
     }
 
-    fn reload(&mut self) -> Result<String, String> {
+    fn reload(&mut self) -> Result<String, Refusal> {
         if let Err(reason) = self.succession.busy() {
             log::warn!("reload refused: {reason}");
-            return Err(reason);
+            return Err(reason.into());
         }
         self.notifier.reloading();
         let outcome = self.read_again();
@@ -434,56 +455,78 @@ impl Control {
         outcome
     }
 
-    fn read_again(&mut self) -> Result<String, String> {
+    fn read_again(&mut self) -> Result<String, Refusal> {
         let outcome = self
             .source
             .load()
-            .map_err(|errors| errors.to_string())
-            .and_then(|config| self.replace(config).map_err(|error| format!("{error:#}")));
+            .map_err(Refusal::configuration)
+            .and_then(|config| self.replace(config));
         match outcome {
             Ok(()) => {
                 self.reload_error = None;
                 log::info!("reloaded: generation {}", self.generation);
                 Ok(format!("generation {}", self.generation))
             }
-            Err(error) => {
-                log::error!("reload refused, the old configuration stays in force: {error}");
+            Err(refusal) => {
+                log::error!("reload refused, the old configuration stays in force: {refusal}");
                 self.reload_failures += 1;
-                self.reload_error = Some(error.clone());
-                Err(error)
+                self.reload_error = Some(refusal.reason.clone());
+                Err(refusal)
             }
         }
     }
 
-    /// Replaces the running configuration. Everything that can fail comes first.
-    fn replace(&mut self, config: Config) -> anyhow::Result<()> {
+    /// Replaces the running configuration. Everything that can fail comes first, and the election, which is asked and
+    /// follows in one step, is the last of it.
+    fn replace(&mut self, config: Config) -> Result<(), Refusal> {
         if config.admin != self.config.admin {
-            anyhow::bail!("admin: moving the admin socket needs a restart");
+            return Err(Refusal::configuration(
+                "admin: moving the admin socket needs a restart",
+            ));
         }
         let http = match config.metrics == self.config.metrics {
             true => None,
             false => Some(config.metrics.map(bind_http).transpose()?),
         };
+        // Also when it is the same file: it may have been rotated.
         let log = config.log.clone();
+        let records = Opened::new(&log.access, log.format).map_err(|error| error.to_string())?;
+        let prepared = self.prepare(&config)?;
         self.vips
             .follow(config.failover.as_ref(), None)
-            .context("failover")?;
-        self.apply(config)?;
-        if let Some(http) = http {
-            self.new_http = Some((Instant::now() + OBSERVER_DELAY, http));
+            .map_err(|error| format!("failover: {error}"))?;
+        self.put_in_force(config, prepared);
+        if let Some(http) = http
+            && let Err(error) = self.move_http(http)
+        {
+            log::error!("metrics: {error}");
         }
         log::set_max_level(log.level);
-        self.follow_log(&log);
+        if let Err(error) = self.follow_log(&log, records) {
+            log::error!("access log: {error}; it goes on as before");
+        }
         Ok(())
     }
 
-    /// Brings the access log in line with the configuration, and opens its file again (rotation).
-    fn follow_log(&mut self, log: &crate::config::model::Log) {
+    /// Serves HTTP elsewhere, or nowhere. Whoever asked over the old socket hears the answer.
+    fn move_http(&mut self, http: Option<TcpListener>) -> std::io::Result<()> {
+        let served = http.as_ref().map(TcpListener::try_clone).transpose()?;
+        self.http = http;
+        match &self.observer {
+            Some(observer) => observer.set_http(served),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the access log in line with the configuration.
+    fn follow_log(&mut self, log: &model::Log, opened: Opened) -> std::io::Result<()> {
         let wanted = log.access != AccessTarget::Off;
         let outcome = match &self.access_log {
-            Some((_, handle)) if wanted => handle.retarget(&log.access, log.format),
-            Some(_) => Ok(()),
-            None => access_log::start(log).map(|started| self.access_log = started),
+            Some((_, handle)) if wanted => handle.retarget(opened),
+            None if wanted => opened
+                .start()
+                .map(|started| self.access_log = Some(started)),
+            _ => Ok(()),
         };
         let records = self
             .access_log
@@ -491,9 +534,7 @@ impl Control {
             .filter(|_| wanted)
             .map(|(records, _)| records.clone());
         self.shared.set_records(records);
-        if let Err(error) = outcome {
-            log::error!("access log: {error}; it goes on as before");
-        }
+        outcome
     }
 
     fn shed(&mut self, shed: pools::Shed) {
@@ -515,6 +556,13 @@ impl Control {
     }
 }
 
+/// What a configuration asks for, at hand and not in use yet.
+struct Prepared {
+    workers: usize,
+    plan: Plan,
+    hired: Hired,
+}
+
 /// What the admin socket is called in an upgrade.
 fn admin_name(config: &Config) -> String {
     format!("admin {}", config.admin.display())
@@ -528,9 +576,9 @@ fn http_name(config: &Config) -> String {
     }
 }
 
-fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
+fn bind_http(address: SocketAddr) -> Result<TcpListener, Refusal> {
     TcpListener::bind(address)
-        .map_err(|error| anyhow::anyhow!("metrics: cannot bind {address}: {error}"))
+        .map_err(|error| format!("metrics: cannot bind {address}: {error}").into())
 }
 
 pub mod election;

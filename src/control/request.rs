@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crossbeam_channel::Sender;
+use serde::{Deserialize, Serialize};
 
 use super::probe::Verdict;
 use crate::link::LiveConnection;
@@ -64,8 +65,8 @@ pub enum Request {
     },
     /// Read the configuration again.
     Reload {
-        /// What was done; the error holds every line that `weir check` would print.
-        reply: Sender<Result<String, String>>,
+        /// What was done.
+        reply: Sender<Result<String, Refusal>>,
     },
     /// The metrics page.
     Metrics {
@@ -77,6 +78,46 @@ pub enum Request {
         /// Answer.
         reply: Sender<Result<(), String>>,
     },
+}
+
+/// Why nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// What would have to change.
+    pub cause: RefusalCause,
+    /// A sentence for the operator; of a configuration every line that `weir check` would print.
+    pub reason: String,
+}
+
+/// Where the reason of a [`Refusal`] lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCause {
+    /// In the configuration: it would be refused again.
+    Configuration,
+    /// In the state of things: an address in use, an upgrade under way. The same may succeed later.
+    Runtime,
+}
+
+impl Refusal {
+    /// Because of the configuration.
+    pub fn configuration(reason: impl ToString) -> Refusal {
+        Refusal {
+            cause: RefusalCause::Configuration,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    /// Because of the state of things.
+    fn from(reason: String) -> Refusal {
+        Refusal {
+            cause: RefusalCause::Runtime,
+            reason,
+        }
+    }
 }
 
 /// `weir backend POOL/NAME ...`.

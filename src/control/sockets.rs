@@ -30,6 +30,8 @@ pub struct Bound {
     /// No other socket can be bound to the same address: a unix socket, or one that somebody else has bound without
     /// SO_REUSEPORT.
     pub is_alone: bool,
+    /// Another process has bound it.
+    pub is_inherited: bool,
 }
 
 /// Listening sockets by position among the workers.
@@ -69,7 +71,8 @@ pub fn bind(
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
     let mut inherited = heirlooms.claim(listener, wanted);
-    if inherited.is_empty() {
+    let is_inherited = !inherited.is_empty();
+    if !is_inherited {
         let fd = open(wanted).map_err(refused)?;
         let local = match wanted {
             Local::Ip(_) => Local::Ip(socket::local_address(&fd).map_err(refused)?),
@@ -95,6 +98,7 @@ pub fn bind(
         sockets: sockets.into_iter().map(socket).collect(),
         local,
         is_alone,
+        is_inherited,
     })
 }
 

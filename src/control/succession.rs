@@ -8,7 +8,7 @@ use super::sockets::Dealt;
 use super::upgrade::{
     Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor,
 };
-use super::{Control, admin, admin_name, http_name};
+use super::{Control, admin, admin_name, endpoints, http_name};
 use crate::link::Command;
 
 /// Where this process stands between one that came before it and one that comes after it.
@@ -168,6 +168,7 @@ impl Control {
                 self.observer = None;
                 self.notifier.hand_over(done.pid);
                 for (listener, local) in &done.unused {
+                    endpoints::remove_file(local);
                     self.crew
                         .all(|| Command::Unlisten(*listener, local.clone()));
                 }

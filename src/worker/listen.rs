@@ -85,6 +85,13 @@ enum Shortage {
     Descriptors,
 }
 
+/// Whether a connection may go to a less busy worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Yes,
+    No,
+}
+
 /// An exponentially decaying count of recent arrivals.
 #[derive(Default)]
 struct Arrivals {
@@ -170,7 +177,8 @@ impl Listeners {
         for key in self.sockets.keys() {
             let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
             if self.sockets.get(key).is_some_and(matches) {
-                while self.accept_from(poll, context, tcp, key, u32::MAX) {}
+                // Here: another worker might know already that the listener is gone.
+                while self.accept_from(poll, context, tcp, key, u32::MAX, Share::No) {}
                 self.close(poll, key);
             }
         }
@@ -207,10 +215,31 @@ impl Listeners {
     /// Gives every socket to another worker, queue and all.
     pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
         for key in self.sockets.keys() {
-            if let Some(listening) = self.sockets.remove(key) {
-                let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
-                to.send(Command::Listen(listening.socket));
-            }
+            self.give(poll, key, to);
+        }
+    }
+
+    /// Gives all sockets of `listener` at `local` but one away.
+    pub(super) fn spread(
+        &mut self,
+        poll: &Poll,
+        listener: u32,
+        local: &Local,
+        to: &link::Recipients,
+    ) {
+        let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
+        let mut keys = self.sockets.keys();
+        keys.retain(|key| self.sockets.get(*key).is_some_and(matches));
+        for key in keys.into_iter().skip(1) {
+            let Some(worker) = to.next() else { return };
+            self.give(poll, key, worker);
+        }
+    }
+
+    fn give(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
+        if let Some(listening) = self.sockets.remove(key) {
+            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
+            to.send(Command::Listen(listening.socket));
         }
     }
 
@@ -225,7 +254,7 @@ impl Listeners {
                 listening.burst = (listening.burst * 2).min(BURST_MAX);
             }
             let burst = listening.burst;
-            let full = self.accept_from(poll, context, tcp, key, burst);
+            let full = self.accept_from(poll, context, tcp, key, burst, Share::Yes);
             if let Some(listening) = self.sockets.get_mut(key) {
                 if full {
                     listening.full_at = turn;
@@ -244,6 +273,7 @@ impl Listeners {
         tcp: &mut Tcp,
         key: Key,
         burst: u32,
+        share: Share,
     ) -> bool {
         for _ in 0..burst {
             if self.paused_until.is_some() {
@@ -253,7 +283,7 @@ impl Listeners {
                 Ok(accepted) => {
                     let recent = self.arrivals.note(context.now_ms());
                     context.crowded = recent >= CROWD;
-                    if let Err(accepted) = place(context, tcp, accepted, recent) {
+                    if let Err(accepted) = place(context, tcp, accepted, recent, share) {
                         context
                             .shared
                             .exhausted(&"as many are open as the limit on open files carries");
@@ -361,7 +391,7 @@ impl Listeners {
             };
             if room {
                 let recent = self.arrivals.note(now_ms);
-                if let Err(accepted) = place(context, tcp, waiting.accepted, recent) {
+                if let Err(accepted) = place(context, tcp, waiting.accepted, recent, Share::Yes) {
                     self.waiting = Some(Waiting {
                         accepted,
                         ..waiting
@@ -415,12 +445,13 @@ fn has_place(context: &Context) -> bool {
     context.shared.process.connections.get() < context.snapshot.connections_max
 }
 
-/// Serves a new connection here or at the least busy worker. Gives it back if it has to wait for a place.
+/// Serves a new connection here or, if it may go there, at the least busy worker. Gives it back if it has to wait for a place.
 fn place(
     context: &mut Context,
     tcp: &mut Tcp,
     accepted: Accepted,
     recent: u64,
+    share: Share,
 ) -> Result<(), Accepted> {
     let connections = &context.shared.process.connections;
     if !connections.try_raise(Some(context.snapshot.connections_max)) {
@@ -436,7 +467,7 @@ fn place(
         .iter()
         .filter(|worker| worker.id != context.id)
         .min_by_key(|worker| worker.stats.connections.get());
-    if let Some(other) = idlest
+    if let (Some(other), Share::Yes) = (idlest, share)
         && mine > u64::from(other.stats.connections.get()) + recent / 8
     {
         other.stats.connections.raise();

@@ -16,6 +16,7 @@
 //! number that has changed hands; generations in the tokens guard the rest.
 
 mod attempt;
+mod connection;
 mod io;
 mod listen;
 mod tcp;
@@ -276,6 +277,14 @@ impl Worker {
                     listeners.hand_over(poll, &to);
                     udp.hand_over(poll, context, &to);
                     *retiring = true;
+                }
+                Command::Spread {
+                    listener,
+                    local,
+                    to,
+                } => {
+                    listeners.spread(poll, listener, &local, &to);
+                    udp.spread(poll, context, listener, &local, &to);
                 }
                 Command::Sync(done) => drop(done),
                 Command::Stop => go_on = false,

@@ -7,6 +7,7 @@ mod activation;
 mod instances;
 mod notify;
 mod packaging;
+mod reload;
 mod systemd;
 mod upgrade;
 
@@ -45,16 +46,22 @@ impl Service {
     /// Waits for a message with this assignment, and returns the message.
     #[track_caller]
     fn told(&self, wanted: &str) -> String {
+        self.told_until(wanted).pop().unwrap()
+    }
+
+    /// Waits for a message with this assignment, and returns all messages up to it.
+    #[track_caller]
+    fn told_until(&self, wanted: &str) -> Vec<String> {
         let mut buffer = [0; 16 << 10];
         let mut heard = Vec::new();
         loop {
             let read = self.manager.recv(&mut buffer);
             let length = read.unwrap_or_else(|e| panic!("{wanted}: {e}; heard {heard:#?}"));
-            let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
-            if text.lines().any(|line| line.starts_with(wanted)) {
-                return text;
+            heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+            let mut lines = heard.last().unwrap().lines();
+            if lines.any(|line| line.starts_with(wanted)) {
+                return heard;
             }
-            heard.push(text);
         }
     }
 

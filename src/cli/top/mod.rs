@@ -146,7 +146,7 @@ fn live(args: &Args, model: &mut Model) -> Result<(), Error> {
     let mut terminal = ratatui::init();
     let result = turn(&mut terminal, model, &samples, &args.options);
     ratatui::restore();
-    result.map_err(|error| Error::Refused(format!("terminal: {error}")))
+    result.map_err(|error| Error::Refused(format!("terminal: {error}").into()))
 }
 
 /// Ends when nobody listens any more.

@@ -81,7 +81,27 @@ enum Order {
 pub fn start(log: &Log) -> io::Result<Option<(Sender<Record>, Handle)>> {
     match log.access {
         AccessTarget::Off => Ok(None),
-        _ => start_on(Target::open(&log.access)?, log.format).map(Some),
+        _ => Opened::new(&log.access, log.format)?.start().map(Some),
+    }
+}
+
+/// A place for records that is open, and not in use yet.
+#[derive(Debug)]
+pub struct Opened {
+    target: Target,
+    format: LogFormat,
+}
+
+impl Opened {
+    /// Opens it. An error says which file and why.
+    pub fn new(target: &AccessTarget, format: LogFormat) -> io::Result<Opened> {
+        let target = Target::open(target)?;
+        Ok(Opened { target, format })
+    }
+
+    /// As [`start`].
+    pub fn start(self) -> io::Result<(Sender<Record>, Handle)> {
+        start_on(self.target, self.format)
     }
 }
 
@@ -121,10 +141,9 @@ impl Handle {
     }
 
     /// Writes to another place or in another form from now on. On error nothing changes. Returns at once.
-    pub fn retarget(&self, target: &AccessTarget, format: LogFormat) -> io::Result<()> {
-        let order = Order::Retarget(Target::open(target)?, format);
+    pub fn retarget(&self, opened: Opened) -> io::Result<()> {
         self.orders
-            .try_send(order)
+            .try_send(Order::Retarget(opened.target, opened.format))
             .map_err(|_| io::Error::new(ErrorKind::TimedOut, "the access log is stuck"))
     }
 
@@ -499,9 +518,8 @@ mod tests {
         (0..50).for_each(|id| records.send(numbered(id)).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        handle
-            .retarget(&AccessTarget::File(path.clone()), LogFormat::Json)
-            .unwrap();
+        let file = Opened::new(&AccessTarget::File(path.clone()), LogFormat::Json);
+        handle.retarget(file.unwrap()).unwrap();
         // An order ends the batch that was gathered before it.
         handle.reopen().recv().unwrap();
         let stats = handle.stats.clone();

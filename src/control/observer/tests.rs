@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::control::view::Status;
-use crate::control::{BackendOrder, VipOrder};
+use crate::control::{BackendOrder, Refusal, VipOrder};
 use crate::link::LiveConnection;
 
 /// A served pair of sockets.
@@ -94,7 +94,9 @@ fn answer(request: Request, control: Control, n: u64) {
             VipOrder::Demote => Ok(format!("{address} moves")),
             VipOrder::Allow => Err(format!("{address} is not ours")),
         })),
-        Request::Reload { reply } => drop(reply.send(Err("f.yaml:1:1: no".into()))),
+        Request::Reload { reply } => {
+            drop(reply.send(Err(Refusal::configuration("f.yaml:1:1: no"))))
+        }
         Request::Metrics { reply } => drop(reply.send(format!("weir_asked_total {n}\n"))),
         Request::Health { reply } => drop(reply.send(match control {
             Control::Well => Ok(()),

@@ -199,7 +199,11 @@ fn listen(line: &Line, inputs: &Sender<Input>) {
         match heard {
             Ok(Some((Note::Sessions(passports), fds))) => {
                 let sessions = passports.into_iter().zip(fds);
-                migrants.extend(sessions.map(|(passport, fd)| Migrant { passport, fd }));
+                migrants.extend(sessions.map(|(passport, fd)| Migrant {
+                    passport,
+                    fd,
+                    held: None,
+                }));
             }
             Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut migrants)))),
             Ok(Some((Note::Vips(state), fds))) => {

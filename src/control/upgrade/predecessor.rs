@@ -261,3 +261,43 @@ fn gather(estate: &Estate) -> anyhow::Result<Vec<ListenSocket>> {
         std::thread::sleep(GATHER_PAUSE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meet(successor: impl FnOnce(Channel) -> Option<Channel>) -> anyhow::Error {
+        let (near, far) = Channel::pair().unwrap();
+        near.set_timeout(Duration::from_millis(50)).unwrap();
+        let estate = Estate {
+            workers: Vec::new(),
+            listeners: HashMap::new(),
+            knowledge: Vec::new(),
+            own: Vec::new(),
+        };
+        let _far = successor(far);
+        let line = Line(Arc::new(near));
+        introduce(&estate, &line, Vec::new(), &mut Back::default()).unwrap_err()
+    }
+
+    /// The short version of `a_successor_that_hangs_is_given_up` in `tests/service/upgrade.rs`: whoever hangs has to be
+    /// killed, whoever has ended has not.
+    ///
+    /// Break tried: calling both the same.
+    #[test]
+    fn silence_is_told_from_an_end() {
+        let silent = meet(Some);
+        assert!(is_timeout(&silent), "{silent:#}");
+        assert!(silent.to_string().contains("did not get ready in time"));
+        let ended = meet(|far| {
+            drop(far);
+            None
+        });
+        assert!(!is_timeout(&ended), "{ended:#}");
+        assert!(
+            ended
+                .to_string()
+                .contains("ended before it could get ready")
+        );
+    }
+}

@@ -12,7 +12,7 @@ use mio::Poll;
 
 use super::life::{leave_seat, take_seat};
 use super::session::{Mark, Session};
-use super::{Context, GROUP_MAX, Udp, token};
+use super::{Context, GROUP_MAX, Listening, Udp, token};
 use crate::base::{Key, Kind};
 use crate::flow::{Dropped, Endpoints, ListenerIx, Tally};
 use crate::link::{self, Command, ListenSocket, Local, Migrant, Passport};
@@ -69,25 +69,46 @@ impl Udp {
         to: &link::Worker,
     ) {
         for key in self.sockets.keys() {
-            let Some(listening) = self.sockets.get(key) else {
-                continue;
-            };
             // What is muted closes here, in a moment.
-            if listening.mute {
-                continue;
+            if self.sockets.get(key).is_some_and(|l| !l.mute) {
+                self.give(poll, context, key, to);
             }
-            let fd = listening.socket.fd.as_raw_fd();
-            let _ = epoll::remove(poll, fd);
-            let mut migrants = Vec::new();
-            self.leave(poll, context, key, socket::identity(fd), &mut migrants);
-            if let Some(listening) = self.sockets.remove(key) {
-                let socket = ListenSocket {
-                    listener: listening.id,
-                    local: (*listening.local).clone(),
-                    fd: listening.socket.fd,
-                };
-                to.send(Command::Settle { socket, migrants });
-            }
+        }
+    }
+
+    /// Gives all listening sockets of `listener` at `local` but one away, with their sessions.
+    pub(in crate::worker) fn spread(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        listener: u32,
+        local: &Local,
+        to: &link::Recipients,
+    ) {
+        let is_it = |l: &Listening| !l.mute && l.id == listener && *l.local == *local;
+        let mut keys = self.sockets.keys();
+        keys.retain(|key| self.sockets.get(*key).is_some_and(is_it));
+        for key in keys.into_iter().skip(1) {
+            let Some(worker) = to.next() else { return };
+            self.give(poll, context, key, worker);
+        }
+    }
+
+    fn give(&mut self, poll: &Poll, context: &Context, key: Key, to: &link::Worker) {
+        let Some(listening) = self.sockets.get(key) else {
+            return;
+        };
+        let fd = listening.socket.fd.as_raw_fd();
+        let _ = epoll::remove(poll, fd);
+        let mut migrants = Vec::new();
+        self.leave(poll, context, key, socket::identity(fd), &mut migrants);
+        if let Some(listening) = self.sockets.remove(key) {
+            let socket = ListenSocket {
+                listener: listening.id,
+                local: (*listening.local).clone(),
+                fd: listening.socket.fd,
+            };
+            to.send(Command::Settle { socket, migrants });
         }
     }
 
@@ -153,10 +174,15 @@ impl Udp {
             }
             leave_seat(context);
             // Parked sessions have ended; those without a place are astray, and get a backend as new ones would.
-            if !session.ended && session.place.is_some() {
+            if !session.ended
+                && let (Some(pass), Some(place)) = (session.pass, session.place)
+            {
                 let _ = epoll::remove(poll, session.fd.as_raw_fd());
-                let fd = session.fd;
-                migrants.push(Migrant { passport, fd });
+                migrants.push(Migrant {
+                    passport,
+                    fd: session.fd,
+                    held: Some((pass, place)),
+                });
             }
         }
     }
@@ -184,30 +210,28 @@ impl Udp {
         }
     }
 
-    /// Goes on with one session. One whose backend is not configured any more, or that no limit leaves room for, ends
-    /// here: its client's next datagram opens another.
+    /// Goes on with one session. One from another process whose backend is not configured any more, or that no limit leaves
+    /// room for, ends here: its client's next datagram opens another.
     fn arrive(&mut self, poll: &Poll, context: &mut Context, socket: Key, migrant: Migrant) {
-        let Migrant { passport, fd } = migrant;
+        let Migrant { passport, fd, held } = migrant;
         let Some(listening) = self.sockets.get(socket) else {
             return;
         };
         let (Some(listener), local) = (listening.listener.clone(), listening.local.clone()) else {
             return;
         };
-        let backend = context.pool_of(listener.id).and_then(|(pool, _)| {
-            let known = pool.backends.iter();
-            known
-                .into_iter()
-                .find(|b| b.identity == passport.backend)
-                .cloned()
-        });
-        let Some(place) = backend.as_ref().and_then(Place::take) else {
-            return;
-        };
         if !take_seat(context) {
             return;
         }
-        let Ok(pass) = listener.gate.admit(Some(passport.client.ip()), context.now) else {
+        let is_new_here = held.is_none();
+        let admitted = held.or_else(|| {
+            let (pool, _) = context.pool_of(listener.id)?;
+            let mut known = pool.backends.iter();
+            let place = Place::take(known.find(|b| b.identity == passport.backend)?)?;
+            let gate = listener.gate.admit(Some(passport.client.ip()), context.now);
+            Some((gate.ok()?, place))
+        });
+        let Some((pass, place)) = admitted else {
             return leave_seat(context);
         };
         self.next_id += 1;
@@ -250,7 +274,9 @@ impl Udp {
         // What was counted before counts: a session of one request must not get a second one.
         let had = [passport.requests, passport.replies];
         let key = self.table.resume(context.now, ends, counted, had, session);
-        listener.stats.shards.of(context.id).accepted.add(1);
+        if is_new_here {
+            listener.stats.shards.of(context.id).accepted.add(1);
+        }
         if let Err(error) = epoll::add_level(poll, raw, token(Kind::Session, key)) {
             context.shared.exhausted(&error);
             if self.table.remove(key).is_some() {
