@@ -10,6 +10,7 @@ use super::common::{self, Launch, Server, client};
 const READERS: &[(&str, &str)] = &[
     ("app.rs", "time of a log line"),
     ("worker/tcp.rs", "time of an access record"),
+    ("worker/connection.rs", "time of an access record"),
     ("worker/udp", "time of an access record"),
     ("link.rs", "type of that field"),
     ("control/access_log", "writing it"),
