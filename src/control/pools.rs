@@ -29,6 +29,10 @@ use crate::sys::socket::Target;
 /// Longest time without a look at states and drains: a worker that had not heard of a drain may have added a connection.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
+/// Shortest time between two starts of probes: those that fall due in between start together. With hundreds of backends, waking
+/// two threads for each probe costs more than the probes.
+const PROBES_PAUSE: Duration = Duration::from_millis(20);
+
 /// Connections of a backend that are to be closed now.
 #[derive(Debug, Clone, Copy)]
 pub struct Shed {
@@ -102,6 +106,8 @@ pub struct Pools {
     rng: Rng,
     /// Where each backend is, pool and place in it, by identity.
     places: HashMap<u64, (usize, usize)>,
+    /// No probe starts before.
+    probes_from: Option<Instant>,
     /// When states and drains were last looked at.
     looked: Option<Instant>,
     /// They have nothing to do before this moment; `None` = perhaps they have. Most wake-ups are about one probe, and with
@@ -124,6 +130,7 @@ impl Pools {
             sheds: Vec::new(),
             rng: Rng::new(seed),
             places: HashMap::new(),
+            probes_from: None,
             looked: None,
             quiet_until: None,
             changed: false,
@@ -246,7 +253,10 @@ impl Pools {
     /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should
     /// be told of something that happened since the last call.
     pub fn tick(&mut self, now: Instant) -> bool {
-        while let Some(key) = self.schedule.start(now) {
+        let mut started = false;
+        let rests = self.probes_from.is_some_and(|from| now < from);
+        while let Some(key) = (!rests).then(|| self.schedule.start(now)).flatten() {
+            started = true;
             match self.find(key) {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
@@ -255,6 +265,9 @@ impl Pools {
                 }
                 None => self.schedule.remove(key),
             }
+        }
+        if started {
+            self.probes_from = Some(now + PROBES_PAUSE);
         }
         if self.quiet_until.is_none_or(|until| until <= now) {
             self.look(now);
@@ -311,11 +324,11 @@ impl Pools {
                 .map_or(now + LOOK_MAX, |at| at.min(now + LOOK_MAX)),
         };
         self.quiet_until = Some(quiet_until);
-        self.schedule
+        let probes = self
+            .schedule
             .deadline()
-            .into_iter()
-            .chain([quiet_until])
-            .min()
+            .map(|due| self.probes_from.map_or(due, |from| due.max(from)));
+        probes.into_iter().chain([quiet_until]).min()
     }
 
     /// When a state or a drain has something to do.
