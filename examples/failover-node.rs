@@ -20,8 +20,8 @@ use socket2::{Domain, Socket, Type};
 
 use weir::config::model::{Failover, Vip};
 use weir::control::election::{Election, Order};
-use weir::failover::table::Local;
 use weir::failover::timers::Timers;
+use weir::failover::words::Local;
 use weir::sys::sched::monotonic;
 
 #[derive(Deserialize)]

@@ -375,6 +375,7 @@ pub struct Shared {
     pub epoch: Instant,
     exhausted: LogLimit,
     trouble: LogLimit,
+    unread: LogLimit,
     control_at_ms: AtomicU64,
 }
 
@@ -395,6 +396,7 @@ impl Shared {
             epoch,
             exhausted: LogLimit::default(),
             trouble: LogLimit::default(),
+            unread: LogLimit::default(),
             control_at_ms: AtomicU64::new(u64::MAX),
         })
     }
@@ -473,6 +475,13 @@ impl Shared {
                 config.name,
                 error.as_str()
             );
+        }
+    }
+
+    /// Says that a listening UDP socket cannot be read, which is tried again at once: one line a second at most.
+    pub fn unread(&self, listener: &str, error: &std::io::Error) {
+        if let Some(left_out) = self.unread.admit(self.epoch.elapsed()) {
+            log::warn!("listener {listener}: cannot receive: {error}{left_out}");
         }
     }
 

@@ -173,6 +173,39 @@ fn unsafe_code_stays_under_sys() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Above the statement that an `unsafe` block or implementation is in stands why it holds, above an `unsafe fn` what it asks.
+///
+/// Seen to fail with one `// SAFETY:` in `src/sys/pipe.rs` made `// Safe:`, and with the `# Safety` in `src/sys/socket.rs`
+/// taken out.
+#[test]
+fn every_unsafe_says_why_it_holds() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for source in sources() {
+        let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+        for (number, code) in source.code() {
+            let Some((_, after)) = code.split_once("unsafe ") else {
+                continue;
+            };
+            seen += 1;
+            let words: &[&str] = match after.starts_with("fn ") || after.starts_with("extern ") {
+                true => &["/// # Safety"],
+                false => &["// SAFETY:"],
+            };
+            // Upwards through the statement, then through the comments above it.
+            let above = lines[..number - 1].iter().rev();
+            let statement = above.take_while(|line| {
+                line.starts_with("//") || !(line.is_empty() || line.ends_with([';', '}']))
+            });
+            let mut comments = statement.skip_while(|line| !line.starts_with("//"));
+            if !comments.any(|line| words.iter().any(|word| line.starts_with(word))) {
+                wrong.push(format!("src/{}:{number}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(seen > 30, "only {seen} found");
+}
+
 /// serde_yaml is no longer developed: one file to replace it in.
 #[test]
 fn one_file_knows_the_yaml_library() {

@@ -14,10 +14,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use weir::failover::lease::{self, Leases, Op, Output, Report};
-use weir::failover::table::{
-    Action, Claim, Effect, Input, Local, Order, Phase, Rule, Setup, State, Table,
-};
+use weir::failover::table::Table;
 use weir::failover::timers::{Timers, quorum};
+use weir::failover::words::{
+    Action, Claim, Effect, Input, Local, Order, Phase, Rule, Setup, State,
+};
 
 const MS: u64 = 1_000;
 const S: u64 = 1_000_000;

@@ -15,8 +15,8 @@ use super::election::{Detached, Election, ElectionHandle, NodeStatus, Order, Vip
 use super::request::VipOrder;
 use super::view;
 use crate::config::model::Failover;
-use crate::failover::table::Local;
 use crate::failover::timers::Timers;
+use crate::failover::words::Local;
 use crate::keeper::{self, KeeperHandle};
 use crate::link::Shared;
 

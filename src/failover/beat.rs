@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::table::{Claim, Fit, Phase};
+use super::words::{Claim, Fit, Phase};
 
 /// Longest frame after its length field.
 pub const FRAME_MAX: usize = 48 * 1024;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`timers`] | every period and patience, derived from `beat` and `dead_after`, and the inequalities between them |
 //! | [`table`] | who holds which address: one machine a VIP, fed with beats, fitness and the keeper's answers |
+//! | [`words`] | nothing: what the table is told, what it says, and the states between |
 //! | [`lease`] | what the keeper does to the kernel: install, renew, remove, announce, notice others' changes |
 //! | [`beat`] | bytes between nodes: handshake, signature, sequence numbers |
 //!
@@ -14,6 +15,7 @@ pub mod beat;
 pub mod lease;
 pub mod table;
 pub mod timers;
+pub mod words;
 
 /// Index of a node in the configuration's `nodes`.
 pub type NodeIx = usize;

@@ -46,9 +46,45 @@ reasons! {
     NoPort = "no_port",
 }
 
+/// A running count that a socket keeps, turned into what is new. The same socket may be seen by several readers one after
+/// the other, and a datagram carries the count as of its arrival, which may lie before the reader began: that is not new.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally(u32);
+
+impl Tally {
+    /// For a socket whose count is `now`: that much has been counted elsewhere.
+    pub fn starting_at(now: u32) -> Tally {
+        Tally(now)
+    }
+
+    /// How much the count, modulo 2^32, has risen beyond all that was said before.
+    pub fn rise(&mut self, said: u32) -> u32 {
+        let rise = said.wrapping_sub(self.0);
+        if rise.cast_signed() <= 0 {
+            return 0;
+        }
+        self.0 = said;
+        rise
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Break tried: every difference taken for a rise (4 billion datagrams are lost at once).
+    #[test]
+    fn a_tally_counts_each_loss_once() {
+        for (start, said, rises) in [
+            (0, [0, 3, 3, 7], [0, 3, 0, 4]),
+            // Taken over: what lies in the queue was counted before.
+            (10, [4, 9, 10, 11], [0, 0, 0, 1]),
+            (u32::MAX - 1, [u32::MAX, 0, 5, 5], [1, 1, 5, 0]),
+        ] {
+            let mut tally = Tally::starting_at(start);
+            assert_eq!(said.map(|said| tally.rise(said)), rises, "from {start}");
+        }
+    }
 
     #[test]
     fn all_is_indexed_by_the_discriminant_and_words_are_unique() {

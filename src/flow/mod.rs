@@ -81,7 +81,7 @@ mod list;
 mod sources;
 mod table;
 
-pub use dropped::Dropped;
+pub use dropped::{Dropped, Tally};
 pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
     After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Policy, Proof, RECENT, State, Step,

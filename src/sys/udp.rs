@@ -99,6 +99,26 @@ pub fn enable_gro(fd: RawFd) -> bool {
     set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
 }
 
+/// Datagrams that the kernel has dropped at a socket for lack of buffer, since the socket exists (SO_MEMINFO); what SO_RXQ_OVFL
+/// says with each datagram, but as of now. 0 where the kernel does not tell.
+pub fn dropped(fd: RawFd) -> u32 {
+    // SK_MEMINFO_DROPS of linux/sock_diag.h is the last of these words.
+    const DROPS: usize = 8;
+    let mut words = [0u32; DROPS + 1];
+    let mut len = std::mem::size_of_val(&words) as libc::socklen_t;
+    // SAFETY: `words` is writable for `len` bytes and both outlive the call.
+    let done = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            words.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done < 0 { 0 } else { words[DROPS] }
+}
+
 /// Whether this kernel can split one send into many datagrams (UDP_SEGMENT, Linux 4.18).
 pub fn kernel_has_segmentation() -> bool {
     Socket::new(Domain::IPV4, Type::DGRAM, None)

@@ -15,8 +15,11 @@
 //! rather than left to hang. The head of the queue, the one that has waited longest, is therefore taken out ([`Waiting`]):
 //! for that a descriptor is kept in reserve. It is served first when there is room again. A limit that the configuration
 //! states is no shortage: who exceeds it is turned away at once.
+//!
+//! The same pause ends with another try if a listening socket could not be registered with epoll.
 
-use std::os::fd::AsRawFd;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use mio::Poll;
@@ -152,9 +155,10 @@ impl Listeners {
         let key = self.sockets.insert(listening);
         if let Err(error) = epoll::add_level(poll, fd, token(key)) {
             log::error!(
-                "worker {}: cannot watch a listening socket: {error}",
+                "worker {}: cannot watch a listening socket, trying again: {error}",
                 context.id
             );
+            self.pause(poll, context);
         }
         if self.paused_until.is_some() {
             let _ = epoll::set_level(poll, fd, token(key), false);
@@ -412,8 +416,12 @@ impl Listeners {
             let _ = self.reserve.refill();
         }
         self.paused_until = None;
+        let mut deaf = false;
         for (key, listening) in self.sockets.iter() {
-            let _ = epoll::set_level(poll, listening.socket.fd.as_raw_fd(), token(key), true);
+            deaf |= watch(poll, listening.socket.fd.as_raw_fd(), token(key)).is_err();
+        }
+        if deaf {
+            self.pause(poll, context);
         }
     }
 
@@ -422,6 +430,14 @@ impl Listeners {
         if let Some(waiting) = self.waiting.take() {
             tcp.refuse(context, waiting.accepted, Cause::Shutdown);
         }
+    }
+}
+
+/// Events of a listening socket come from now on, whether they did before, were paused, or could not be registered.
+fn watch(poll: &Poll, fd: RawFd, token: u64) -> std::io::Result<()> {
+    match epoll::set_level(poll, fd, token, true) {
+        Err(error) if error.kind() == ErrorKind::NotFound => epoll::add_level(poll, fd, token),
+        done => done,
     }
 }
 

@@ -16,6 +16,7 @@
 //! number that has changed hands; generations in the tokens guard the rest.
 
 mod attempt;
+mod connection;
 mod io;
 mod listen;
 mod tcp;
@@ -226,7 +227,7 @@ impl Worker {
         udp.pump(poll, context);
         listeners.accept(poll, context, tcp);
         tcp.expire(context);
-        udp.expire(context);
+        udp.expire(poll, context);
         listeners.resume(poll, context, tcp);
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {

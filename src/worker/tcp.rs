@@ -14,10 +14,9 @@
 //!
 //! All ends go through [`Tcp::retire`]: it is the only place that closes sockets, gives back places and writes records.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use mio::event::Event;
 use mio::unix::SourceFd;
@@ -25,15 +24,13 @@ use mio::{Interest, Token as MioToken};
 
 use super::Context;
 use super::attempt::{Attempt, Started};
+use super::connection::{Connection, Due, Phase, charge, moved, throttles, us};
 use super::io::{Held, Nagle, Pipes, SCRATCH_BYTES, SocketIo};
-use crate::balance::limits::{Refill, Throttle};
 use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
-use crate::config::model::{BackendAddress, Protocol, SendProxy};
-use crate::gate::Pass;
+use crate::config::model::BackendAddress;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
 use crate::relay::proxy_header::{self, Parsed};
 use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
-use crate::snapshot::{Backend, Listener, Place};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
@@ -59,79 +56,6 @@ pub(super) struct Tcp {
     scratch: Box<[u8]>,
     pipes: Pipes,
     next_id: u64,
-}
-
-struct Connection {
-    id: u64,
-    listener: Arc<Listener>,
-    local: Arc<Local>,
-    client_address: Option<SocketAddr>,
-    client: OwnedFd,
-    backend: Option<OwnedFd>,
-    place: Option<Place>,
-    pair: Pair,
-    held: [Held; 2],
-    phase: Phase,
-    /// Its place among the listener's connections, once it was let in.
-    pass: Option<Pass>,
-    /// What a PROXY header said that the client connected to.
-    destination: Option<SocketAddr>,
-    /// Bandwidth limits of the lanes, if any.
-    throttles: Option<Box<[Option<Throttled>; 2]>>,
-    /// The lanes rest until then, milliseconds since the epoch.
-    resume_ms: Option<u64>,
-    /// When the next interim record is due.
-    interim_ms: Option<u64>,
-    opened: Instant,
-    /// Last byte in either direction, milliseconds since the epoch.
-    active_ms: u64,
-    connect_us: Option<u32>,
-    first_byte_us: Option<u32>,
-    /// When the current attempt began: response times count from there.
-    connected: Instant,
-    spliced: u64,
-    max_age_ms: Option<u64>,
-    attempts: u16,
-    nagle: Nagle,
-    queued: bool,
-    client_broken: bool,
-    /// The kernel had no memory: no event will tell when to go on.
-    starved: bool,
-}
-
-enum Phase {
-    /// A PROXY header is awaited.
-    Header {
-        until_ms: u64,
-    },
-    Connecting(Box<Attempt>),
-    Open,
-    Resetting {
-        cause: Cause,
-        by: By,
-        until_ms: u64,
-    },
-}
-
-/// Why a connection's timer is due.
-enum Due {
-    End(Cause),
-    NextAttempt,
-    Reset,
-    Resume,
-    Interim,
-}
-
-/// A bandwidth limit and where it stands.
-struct Throttled {
-    throttle: Throttle,
-    refill: Refill,
-}
-
-fn us(from: Instant, to: Instant) -> u32 {
-    to.saturating_duration_since(from)
-        .as_micros()
-        .min(u128::from(u32::MAX)) as u32
 }
 
 impl Tcp {
@@ -308,7 +232,7 @@ impl Tcp {
                 context.shared.exhausted(&"no memory for sockets");
                 connection.starved = true;
                 connection.resume_ms = Some(context.now_ms() + STARVED_REST_MS);
-                self.set_timer(context, key);
+                self.set_timer(key);
             }
             Pumped::Idle => {
                 if connection.pair.half_closed() {
@@ -316,14 +240,14 @@ impl Tcp {
                         // The end of a direction is activity: a connection that was idle before it has all its time.
                         connection.active_ms = context.now_ms();
                     }
-                    self.set_timer(context, key);
+                    self.set_timer(key);
                 }
             }
             Pumped::More => match connection.rest(context.now) {
                 None => run.push(key, &mut connection.queued),
                 Some(rest) => {
                     connection.resume_ms = Some(context.now_ms() + rest.as_millis().max(1) as u64);
-                    self.set_timer(context, key);
+                    self.set_timer(key);
                 }
             },
             Pumped::Ended(Outcome::Finished { first }) => {
@@ -443,7 +367,7 @@ impl Tcp {
         });
         if header {
             if self.watch_client(context, key) {
-                self.set_timer(context, key);
+                self.set_timer(key);
             }
         } else if self.admit(context, key) {
             if context.crowded {
@@ -570,7 +494,7 @@ impl Tcp {
                     connection.place = Some(place);
                     connection.backend = Some(fd);
                     match registered {
-                        Ok(()) => return self.set_timer(context, key),
+                        Ok(()) => return self.set_timer(key),
                         Err(error) => {
                             context.shared.exhausted(&error);
                             break Cause::LimitProcess;
@@ -636,48 +560,12 @@ impl Tcp {
         } else if !header.is_empty() {
             connection.nagle = Nagle::On;
         }
-        self.set_timer(context, key);
+        self.set_timer(key);
         true
     }
 
-    /// When the connection must be looked at again, and why.
-    fn due(connection: &Connection) -> Option<(u64, Due)> {
-        let timeouts = &connection.listener.config.timeouts;
-        // Times are whole milliseconds, cut off: one more, so that nothing ends too soon.
-        let quiet = |limit: Option<Duration>, cause| {
-            limit.map(|limit| {
-                (
-                    connection.active_ms + limit.as_millis() as u64 + 1,
-                    Due::End(cause),
-                )
-            })
-        };
-        match &connection.phase {
-            Phase::Header { until_ms } => Some((*until_ms, Due::End(Cause::BadProxyHeader))),
-            Phase::Connecting(attempt) => Some((attempt.until_ms, Due::NextAttempt)),
-            Phase::Resetting { .. } => Some((0, Due::Reset)),
-            Phase::Open => {
-                let half = timeouts
-                    .half_close
-                    .filter(|_| connection.pair.half_closed());
-                [
-                    quiet(half, Cause::HalfCloseTimeout),
-                    quiet(timeouts.idle, Cause::IdleTimeout),
-                    connection
-                        .max_age_ms
-                        .map(|at| (at, Due::End(Cause::MaxAge))),
-                    connection.resume_ms.map(|at| (at, Due::Resume)),
-                    connection.interim_ms.map(|at| (at, Due::Interim)),
-                ]
-                .into_iter()
-                .flatten()
-                .min_by_key(|&(at, _)| at)
-            }
-        }
-    }
-
-    fn set_timer(&mut self, _context: &Context, key: Key) {
-        match self.connections.get(key).and_then(Self::due) {
+    fn set_timer(&mut self, key: Key) {
+        match self.connections.get(key).and_then(Connection::due) {
             Some((at, _)) => self.timers.set(key.index, at),
             None => self.timers.cancel(key.index),
         }
@@ -695,7 +583,7 @@ impl Tcp {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            match Self::due(connection) {
+            match connection.due() {
                 Some((at, why)) if at <= now_ms => match why {
                     Due::End(cause) => self.retire(context, key, cause, By::Weir),
                     Due::NextAttempt => self.attempt_failed(context, key, ConnectError::TimedOut),
@@ -709,7 +597,7 @@ impl Tcp {
                             }
                         }
                         self.run.push(key, &mut connection.queued);
-                        self.set_timer(context, key);
+                        self.set_timer(key);
                     }
                     Due::Interim => {
                         let interval = context.snapshot.interim;
@@ -717,10 +605,10 @@ impl Tcp {
                         let mut record = connection.record(context.now, Cause::Finished, By::Weir);
                         record.interim = true;
                         context.shared.record(record);
-                        self.set_timer(context, key);
+                        self.set_timer(key);
                     }
                 },
-                _ => self.set_timer(context, key),
+                _ => self.set_timer(key),
             }
         }
         self.due = due;
@@ -837,124 +725,6 @@ impl Tcp {
             self.retire(context, key, cause, By::Weir);
         }
     }
-}
-
-/// The bandwidth limits of a listener's connections; `upload` is what clients send.
-fn throttles(listener: &Listener) -> Option<Box<[Option<Throttled>; 2]>> {
-    let limits = &listener.config.limits;
-    let throttled = |limit: Option<u64>| {
-        limit.map(|bytes| Throttled {
-            throttle: Throttle::new(bytes),
-            refill: None,
-        })
-    };
-    (limits.upload.is_some() || limits.download.is_some())
-        .then(|| Box::new([throttled(limits.upload), throttled(limits.download)]))
-}
-
-/// Accounts for the bytes that each lane moved.
-fn charge(throttles: &mut Option<Box<[Option<Throttled>; 2]>>, now: Instant, moved: [u64; 2]) {
-    for (lane, bytes) in throttles
-        .iter_mut()
-        .flat_map(|lanes| lanes.iter_mut())
-        .zip(moved)
-    {
-        if let Some(Throttled { throttle, refill }) = lane {
-            throttle.charge(refill, now, bytes);
-        }
-    }
-}
-
-impl Connection {
-    /// How long to rest before the next pump: not at all unless every lane that could go on is out of bandwidth.
-    fn rest(&self, now: Instant) -> Option<Duration> {
-        let lanes = self.throttles.as_deref()?;
-        let waits = Side::BOTH
-            .into_iter()
-            .filter(|&side| self.pair.next(side) != relay::Op::Wait)
-            .map(|side| {
-                let throttled = lanes[side as usize].as_ref();
-                throttled.map_or(Duration::ZERO, |lane| lane.throttle.wait(lane.refill, now))
-            });
-        waits.min().filter(|wait| !wait.is_zero())
-    }
-
-    /// The PROXY header that the pool wants its backends to see.
-    fn header_for_backend(&self, backend: &Backend) -> Vec<u8> {
-        if backend.send_proxy == SendProxy::Off {
-            return Vec::new();
-        }
-        let used = self.destination.or(match &*self.local {
-            Local::Ip(address) => Some(*address),
-            Local::Unix(_) => None,
-        });
-        proxy_header::build(
-            backend.send_proxy,
-            Protocol::Tcp,
-            self.client_address.zip(used),
-        )
-    }
-
-    fn attempts(&self) -> u32 {
-        match &self.phase {
-            Phase::Connecting(attempt) => attempt.tried.len() as u32,
-            _ => u32::from(self.attempts),
-        }
-    }
-
-    fn record(&self, now: Instant, cause: Cause, closed_by: By) -> Record {
-        Record {
-            time: SystemTime::now(),
-            id: self.id,
-            listener: self.listener.clone(),
-            client: self.client_address,
-            local: self.local.clone(),
-            backend: self.place.as_ref().map(|place| place.backend().clone()),
-            attempts: self.attempts(),
-            bytes_up: self.pair.moved_from(Side::Client),
-            bytes_down: self.pair.moved_from(Side::Backend),
-            connect_us: self.connect_us.map(u64::from),
-            first_byte_us: self.first_byte_us.map(u64::from),
-            duration_us: now.saturating_duration_since(self.opened).as_micros() as u64,
-            spliced: self.spliced,
-            closed_by,
-            cause,
-            interim: false,
-        }
-    }
-
-    fn describe(&self, context: &Context, now_ms: u64) -> LiveConnection {
-        let backend = self.place.as_ref().map(Place::backend);
-        LiveConnection {
-            id: self.id,
-            protocol: "tcp",
-            listener: self.listener.config.name.clone(),
-            client: self
-                .client_address
-                .map_or_else(|| "unix".into(), |address| address.to_string()),
-            pool: backend.map_or_else(String::new, |backend| backend.pool.to_string()),
-            backend: backend.map_or_else(String::new, |backend| backend.config.name.clone()),
-            worker: context.id,
-            state: match &self.phase {
-                Phase::Header { .. } => "proxy_header",
-                Phase::Connecting(_) => "connecting",
-                Phase::Open if self.pair.half_closed() => "half_closed",
-                Phase::Open => "open",
-                Phase::Resetting { .. } => "closing",
-            },
-            age_ms: context
-                .now
-                .saturating_duration_since(self.opened)
-                .as_millis() as u64,
-            idle_ms: now_ms.saturating_sub(self.active_ms),
-            bytes_up: self.pair.moved_from(Side::Client),
-            bytes_down: self.pair.moved_from(Side::Backend),
-        }
-    }
-}
-
-fn moved(pair: &Pair) -> [u64; 2] {
-    Side::BOTH.map(|side| pair.moved_from(side))
 }
 
 /// Watches a socket, read and write, edge-triggered, once and for all.

@@ -3,12 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::common::server::Blackhole;
-use super::common::{Server, Weir, client, wait_until};
+use super::common::{Port, Server, Weir, client, wait_until};
 use super::{Heard, listen_in, one_backend, prompt, settles_at, wait_for_sockets};
 
 /// How far a connection has come when somebody dies.
@@ -146,32 +148,90 @@ fn whoever_dies_nothing_is_left() {
     }
 }
 
+/// In whatever phase: every client and every backend is told by the kernel, nothing waits for anything, and the next process
+/// has the address at once.
+///
+/// Break tried: the process stopped instead of killed (nobody hears of it).
 #[test]
 fn when_the_balancer_is_killed_both_sides_learn_at_once() {
-    let backend = Server::each(|mut stream| {
-        let mut buffer = [0; 64];
-        // Answers how its client went, on a connection of its own.
-        while let Ok(1..) = stream.read(&mut buffer) {}
-    });
-    let mut weir = Weir::start(&one_backend(backend.address, ""));
-    let mut clients: Vec<TcpStream> = (0..50)
-        .map(|_| {
-            let mut stream = client::connect(&weir.address("web"));
-            stream.write_all(b"hello").unwrap();
-            stream.set_nonblocking(true).unwrap();
-            stream
-        })
-        .collect();
-    let baseline = weir.sockets();
-    wait_for_sockets(&weir, "all are open", |n| n >= baseline.max(100));
-    weir.signal(Signal::SIGKILL);
-    prompt("learning of it", Duration::from_secs(5), || {
-        wait_until("every client hears of it", || {
-            clients.retain_mut(|stream| listen_in(stream) == Heard::Nothing);
-            clients.is_empty()
+    use Phase::*;
+    for phase in [Header, Connecting, Idle, Pouring, HalfClosed] {
+        let blackhole = (phase == Connecting).then(Blackhole::new);
+        let serving = Arc::new(AtomicUsize::new(0));
+        let guard = serving.clone();
+        let server = Server::each(move |mut stream| {
+            guard.fetch_add(1, Ordering::SeqCst);
+            match phase {
+                Pouring => while stream.write_all(&[7; 16 << 10]).is_ok() {},
+                // Reads on after the client's end, so that only the balancer's death ends it.
+                HalfClosed => {
+                    while stream.write_all(b".").is_ok() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                }
+                _ => while let Ok(1..) = stream.read(&mut [0; 64]) {},
+            }
+            guard.fetch_sub(1, Ordering::SeqCst);
         });
-    });
-    wait_until("it is gone", || !weir.is_running());
+        let address = blackhole
+            .as_ref()
+            .map_or(server.address, |hole| hole.address);
+        let header = if phase == Header {
+            ", accept_proxy: {from: [127.0.0.0/8]}"
+        } else {
+            ""
+        };
+        let port = Port::reserve();
+        let yaml = one_backend(address, header).replace("127.0.0.1:0", &port.address().to_string());
+        let mut weir = Weir::start(&yaml);
+        let baseline = weir.sockets();
+        let mut clients: Vec<TcpStream> = (0..30)
+            .map(|_| {
+                let mut stream = client::connect(&weir.address("web"));
+                match phase {
+                    Header => stream.write_all(b"PROXY TCP").unwrap(),
+                    HalfClosed => stream.shutdown(Shutdown::Write).unwrap(),
+                    Pouring => stream.read_exact(&mut [0; 100]).unwrap(),
+                    Connecting | Idle => stream.write_all(b"hello").unwrap(),
+                }
+                stream.set_nonblocking(true).unwrap();
+                stream
+            })
+            .collect();
+        let expected = if phase == Header { 30 } else { 60 };
+        wait_for_sockets(&weir, "all are open", |n| n == baseline + expected);
+        let both = if matches!(phase, Header | Connecting) {
+            0
+        } else {
+            30
+        };
+        wait_until("backends serve", || serving.load(Ordering::SeqCst) == both);
+        weir.signal(Signal::SIGKILL);
+        prompt("learning of it", Duration::from_secs(5), || {
+            wait_until("every client hears of it", || {
+                clients.retain_mut(|stream| {
+                    // What was on its way is read first.
+                    let mut heard = listen_in(stream);
+                    while heard == Heard::Answer {
+                        heard = listen_in(stream);
+                    }
+                    heard == Heard::Nothing
+                });
+                clients.is_empty()
+            });
+            wait_until("every backend hears of it", || {
+                serving.load(Ordering::SeqCst) == 0
+            });
+        });
+        wait_until("it is gone", || !weir.is_running());
+        let next = Weir::start(&yaml);
+        assert_eq!(next.sockets(), baseline, "{phase:?}");
+        if phase == Idle {
+            let mut stream = client::connect(&next.address("web"));
+            stream.write_all(b"served").unwrap();
+            wait_until("it serves", || serving.load(Ordering::SeqCst) == 1);
+        }
+    }
 }
 
 /// A frozen process wakes up and goes on: no timer fires for time that nobody could have used.

@@ -12,6 +12,7 @@ mod clock;
 mod crowd;
 mod flood;
 mod injected;
+mod limits;
 mod logs;
 mod neighbours;
 mod ports;

@@ -8,9 +8,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::common::netns::{Netns, link};
 use super::common::{
-    Launch, PATIENCE, command, may_make_namespaces, raise_descriptor_limit, run, wait_until,
+    Launch, PATIENCE, Port, Weir, command, may_make_namespaces, raise_descriptor_limit, run,
+    wait_until,
 };
-use super::peers::{Client, Server, status};
+use super::peers::{Client, Server, metric, status};
 
 /// Bytes of the headers of a raw packet.
 const HEADERS: usize = 28;
@@ -206,4 +207,70 @@ pools: {{main: {{backends: ['{}']}}}}
         (1..=seconds + 2).contains(&lines),
         "{lines} lines in {seconds} s"
     );
+}
+
+/// What the kernel has dropped at a socket is counted once, also when another worker goes on with the socket.
+///
+/// Break tried: the count of a socket that arrives taken from 0 (all its losses are counted again).
+#[test]
+fn losses_of_a_socket_that_moves_are_counted_once() {
+    let server = Server::silent("127.0.0.1:0");
+    let http = Port::reserve();
+    let yaml = format!(
+        "workers: 3\nmetrics: '{}'\n\
+         listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}\n\
+         pools: {{main: {{backends: ['{}'], health: none}}}}\n",
+        http.address(),
+        server.address
+    );
+    let weir = Weir::start(&yaml);
+    let address = weir.address("main");
+    let lost = || {
+        let series = "weir_udp_dropped_total{reason=\"kernel_buffer\"}";
+        metric(&http.address().to_string(), series)
+    };
+    // Every worker has to have a client.
+    let mut clients: Vec<Client> = Vec::new();
+    wait_until("every worker has a session", || {
+        let client = Client::at("127.0.0.1");
+        client.send(&address, b"hello");
+        clients.push(client);
+        let workers = status(&weir)["workers"].clone();
+        let busy = |worker: &serde_json::Value| worker["udp_sessions"].as_u64() > Some(0);
+        workers.as_array().unwrap().iter().all(busy)
+    });
+    assert_eq!(lost(), 0);
+
+    // More than fits while nobody reads. The kernel counts it, and says so with the datagrams that come afterwards.
+    weir.signal(nix::sys::signal::Signal::SIGSTOP);
+    for _ in 0..(2_000 / clients.len()).max(600) {
+        for client in &clients {
+            client.send(&address, &[0; 50_000]);
+        }
+    }
+    weir.signal(nix::sys::signal::Signal::SIGCONT);
+    let mut seen = 0;
+    wait_until("losses are counted, and no more come", || {
+        clients
+            .iter()
+            .for_each(|client| client.send(&address, b"more"));
+        std::thread::sleep(Duration::from_millis(200));
+        let now = lost();
+        now > 0 && std::mem::replace(&mut seen, now) == now
+    });
+
+    weir.rewrite(&yaml.replace("workers: 3", "workers: 1"));
+    let mut reload = command(env!("CARGO_BIN_EXE_weir"));
+    run(reload.args(["reload", "--socket"]).arg(weir.admin()));
+    wait_until("one worker has all", || {
+        status(&weir)["workers"][0]["udp_sessions"] == clients.len()
+    });
+    let before = server.count();
+    clients
+        .iter()
+        .for_each(|client| client.send(&address, b"after"));
+    wait_until("all were passed on", || {
+        server.count() >= before + clients.len()
+    });
+    assert_eq!(lost(), seen);
 }

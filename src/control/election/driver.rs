@@ -16,7 +16,8 @@ use super::record::Recorder;
 use super::witness::Witnesses;
 use super::{Detached, Event, NodeStatus, Order, Plan, Remembered, Status, VipStatus};
 use crate::failover::beat::{Rejected, from_wire, to_wire};
-use crate::failover::table::{Action, Effect, Fit, Input, Local, Order as TableOrder, Table};
+use crate::failover::table::Table;
+use crate::failover::words::{Action, Effect, Fit, Input, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
 use crate::keeper::{FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::sys::sched;
@@ -519,7 +520,7 @@ impl Driver {
             .iter()
             .position(|a| *a == ip)
             .ok_or_else(|| format!("{ip} is not a virtual address of this configuration"))?;
-        let held = self.table.claims()[vip].phase != crate::failover::table::Phase::Free;
+        let held = self.table.claims()[vip].phase != Phase::Free;
         let heir = (0..self.plan.identity.nodes.len()).any(|n| {
             self.table
                 .peer_claim(n, vip)

@@ -36,8 +36,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::model::Failover;
 use crate::failover::beat::Rejected;
-use crate::failover::table::{Local, Rule, Setup, State, Table};
+use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
+use crate::failover::words::{Local, Rule, Setup, State};
 use crate::keeper::{KeeperHandle, Target};
 use crate::sys::secret;
 

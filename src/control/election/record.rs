@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::failover::table::{Action, Input, Table};
+use crate::failover::table::Table;
+use crate::failover::words::{Action, Input};
 
 /// Inputs after which the older half of the recording is dropped.
 const HALF: usize = 512;
@@ -91,8 +92,8 @@ impl Recording {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failover::table::{Local, Rule, Setup};
     use crate::failover::timers::Timers;
+    use crate::failover::words::{Local, Rule, Setup};
 
     /// What is written down and read back does the same again.
     #[test]

@@ -12,7 +12,7 @@ use super::session::{Mark, Session};
 use super::{Context, GROUP_MAX, REPORTS_MAX, Udp, reason, token};
 use crate::base::{Key, Kind};
 use crate::config::model::{BackendAddress, SendProxy};
-use crate::flow::{Dropped, Endpoints, Full, OnError};
+use crate::flow::{Dropped, Endpoints, Full, OnError, Tally};
 use crate::gate::Pass;
 use crate::link::ReportKind;
 use crate::relay::{By, Cause};
@@ -121,7 +121,7 @@ impl Udp {
             first_byte_us: None,
             attempts: found.attempts,
             burst: 1,
-            drops: 0,
+            drops: Tally::default(),
             heard: false,
             gro: false,
             grown: false,

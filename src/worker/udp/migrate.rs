@@ -14,10 +14,10 @@ use super::life::{leave_seat, take_seat};
 use super::session::{Mark, Session};
 use super::{Context, GROUP_MAX, Listening, Udp, token};
 use crate::base::{Key, Kind};
-use crate::flow::{Endpoints, ListenerIx};
+use crate::flow::{Dropped, Endpoints, ListenerIx, Tally};
 use crate::link::{self, Command, ListenSocket, Local, Migrant, Passport};
-use crate::snapshot::Place;
-use crate::sys::{epoll, socket};
+use crate::snapshot::{Listener, Place};
+use crate::sys::{epoll, socket, udp};
 
 impl Udp {
     /// Duplicates of the listening sockets that are read here.
@@ -112,7 +112,8 @@ impl Udp {
         }
     }
 
-    /// Takes the sessions of a listening socket out of the table. Nothing is accounted for: they go on elsewhere.
+    /// Takes the sessions of a listening socket out of the table. Nothing is accounted for, because they go on elsewhere, but
+    /// what the kernel has dropped so far.
     fn leave(
         &mut self,
         poll: &Poll,
@@ -121,6 +122,20 @@ impl Udp {
         identity: u64,
         migrants: &mut Vec<Migrant>,
     ) {
+        let lost = |listener: &Listener, drops: &mut Tally, fd| {
+            let lost = drops.rise(udp::dropped(fd));
+            let shard = listener.stats.shards.of(context.id);
+            shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
+        };
+        if let Some(listening) = self.sockets.get_mut(socket)
+            && let Some(listener) = &listening.listener
+        {
+            lost(
+                listener,
+                &mut listening.drops,
+                listening.socket.fd.as_raw_fd(),
+            );
+        }
         let here = self
             .table
             .iter()
@@ -147,9 +162,16 @@ impl Udp {
             })
             .collect();
         for (key, passport) in sessions {
-            let Some(session) = self.table.remove(key) else {
+            let Some(mut session) = self.table.remove(key) else {
                 continue;
             };
+            if session.gro {
+                lost(
+                    &session.listener,
+                    &mut session.drops,
+                    session.fd.as_raw_fd(),
+                );
+            }
             leave_seat(context);
             // Parked sessions have ended; those without a place are astray, and get a backend as new ones would.
             if !session.ended
@@ -231,7 +253,12 @@ impl Udp {
             first_byte_us: None,
             attempts: passport.attempts,
             burst: 1,
-            drops: 0,
+            // Of others nothing has been counted yet.
+            drops: if passport.merges {
+                Tally::starting_at(udp::dropped(raw))
+            } else {
+                Tally::default()
+            },
             heard: passport.replies > 0,
             gro: passport.merges,
             grown: passport.grown,

@@ -37,6 +37,7 @@ mod requests;
 mod session;
 mod stash;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use mio::event::Event;
 use super::Context;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Protocol;
-use crate::flow::{Dropped, ListenerIx, Policy, State, Table, View};
+use crate::flow::{Dropped, ListenerIx, Policy, State, Table, Tally, View};
 use crate::link::{ListenSocket, LiveConnection, Local};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Snapshot};
@@ -71,6 +72,8 @@ const GROUP_MAX: u16 = u16::MAX;
 const LINGER: Duration = Duration::from_millis(500);
 /// Error-queue entries read from one session in one turn.
 const REPORTS_MAX: usize = 16;
+/// After how long a socket that could not be registered with epoll is tried again.
+const DEAF: Duration = Duration::from_millis(50);
 
 struct Listening {
     socket: udp::Listening,
@@ -79,8 +82,8 @@ struct Listening {
     address: SocketAddr,
     /// `None` while the snapshot that knows the listener has not arrived.
     listener: Option<Arc<Listener>>,
-    /// What the kernel says to have dropped so far.
-    drops: u32,
+    /// What the kernel has dropped.
+    drops: Tally,
     /// Reads at once: follows the load, because preparing a read costs something for each.
     burst: usize,
     /// Not read from any more, kept for replies for a moment.
@@ -117,6 +120,8 @@ pub(super) struct Udp {
     next_id: u64,
     /// When the next muted socket is closed.
     closing: Option<Instant>,
+    /// When sockets that could not be registered with epoll are tried again.
+    deaf: Option<Instant>,
     /// When interim records are next looked for.
     interim_at: Option<Instant>,
 }
@@ -148,6 +153,7 @@ impl Udp {
             // Apart from the ids of connections, which count from the same place.
             next_id: (worker as u64) << 40 | 1 << 39,
             closing: None,
+            deaf: None,
             interim_at: None,
         }
     }
@@ -158,7 +164,12 @@ impl Udp {
 
     /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
     pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
-        let timers = [self.table.deadline(), self.closing, self.interim_at];
+        let timers = [
+            self.table.deadline(),
+            self.closing,
+            self.deaf,
+            self.interim_at,
+        ];
         let next = timers.into_iter().flatten().min()?;
         let at = next.saturating_duration_since(context.shared.epoch);
         Some(at.as_micros().div_ceil(1000) as u64)
@@ -240,13 +251,18 @@ impl Udp {
             local,
             address,
             listener,
-            drops: 0,
+            // Another process or worker may have counted up to here.
+            drops: Tally::starting_at(udp::dropped(fd)),
             burst: BURST_MIN,
             mute: false,
             closes: None,
         });
         if let Err(error) = epoll::add_level(poll, fd, token(Kind::Datagram, key)) {
-            log::error!("worker {}: cannot watch {address}/udp: {error}", context.id);
+            log::error!(
+                "worker {}: cannot watch {address}/udp, trying again: {error}",
+                context.id
+            );
+            self.deaf = Some(context.now + DEAF);
         }
     }
 
@@ -322,12 +338,15 @@ impl Udp {
     }
 
     /// Does what is due: ends silent sessions, closes muted sockets, writes interim records.
-    pub(super) fn expire(&mut self, context: &mut Context) {
+    pub(super) fn expire(&mut self, poll: &Poll, context: &mut Context) {
         while let Some(key) = self.table.expire(context.now) {
             self.retire(context, key, Cause::IdleTimeout, By::Weir);
         }
         if self.closing.is_some_and(|at| at <= context.now) {
             self.close_muted(context);
+        }
+        if self.deaf.is_some_and(|at| at <= context.now) {
+            self.watch_all(poll, context);
         }
         let Some(period) = context.snapshot.interim else {
             self.interim_at = None;
@@ -338,6 +357,19 @@ impl Udp {
             self.interim_at = Some(context.now + period / 8);
             self.interim(context, period);
         }
+    }
+
+    /// Registers listening sockets for which that failed.
+    fn watch_all(&mut self, poll: &Poll, context: &Context) {
+        let read = self.sockets.iter().filter(|(_, l)| !l.mute);
+        let deaf = read.filter(|(key, listening)| {
+            let fd = listening.socket.fd.as_raw_fd();
+            match epoll::add_level(poll, fd, token(Kind::Datagram, *key)) {
+                Ok(()) => false,
+                Err(error) => error.kind() != ErrorKind::AlreadyExists,
+            }
+        });
+        self.deaf = (deaf.count() > 0).then(|| context.now + DEAF);
     }
 
     /// Describes live sessions.

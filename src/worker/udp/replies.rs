@@ -51,7 +51,7 @@ impl Udp {
         session.adapt(slots.len(), received.drained);
         for slot in slots.clone() {
             if let Some(drops) = self.inbox.meta(slot).drops {
-                let lost = drops.wrapping_sub(std::mem::replace(&mut session.drops, drops));
+                let lost = session.drops.rise(drops);
                 let shard = session.listener.stats.shards.of(context.id);
                 shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
             }

@@ -86,7 +86,7 @@ impl Udp {
             listening.burst,
         ) {
             // A listening socket is not connected: no ICMP error comes here, and what does ends with being read.
-            log::warn!("listener {}: {address}/udp: {error}", listener.config.name);
+            context.shared.unread(&listener.config.name, &error);
             return;
         }
         listening.adapt(self.inbox.len());
@@ -96,7 +96,7 @@ impl Udp {
             datagrams += meta.datagrams() as u64;
             bytes += meta.len as u64;
             if let Some(drops) = meta.drops {
-                let lost = drops.wrapping_sub(std::mem::replace(&mut listening.drops, drops));
+                let lost = listening.drops.rise(drops);
                 let shard = listener.stats.shards.of(context.id);
                 shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
             }

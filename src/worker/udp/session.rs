@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::base::Key;
-use crate::flow::{Endpoints, Proof};
+use crate::flow::{Endpoints, Proof, Tally};
 use crate::gate::Pass;
 use crate::link::{Local, Record};
 use crate::relay::{By, Cause};
@@ -82,8 +82,8 @@ pub(super) struct Session {
     pub attempts: u16,
     /// Reads at once; doubles while they are not enough.
     pub burst: u8,
-    /// What the kernel says to have dropped on `fd` so far; said of bulk sessions only.
-    pub drops: u32,
+    /// What the kernel has dropped on `fd`; said of bulk sessions only.
+    pub drops: Tally,
     /// This backend has answered.
     pub heard: bool,
     /// The kernel merges datagrams on `fd`.
@@ -148,7 +148,7 @@ impl Session {
     pub(super) fn take_socket(&mut self, fd: OwnedFd) {
         self.fd = fd;
         self.burst = 1;
-        self.drops = 0;
+        self.drops = Tally::default();
         self.gro = false;
         self.grown = false;
         self.group_up = u16::MAX;
