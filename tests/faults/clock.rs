@@ -10,6 +10,7 @@ use super::common::{self, Launch, Server, client};
 const READERS: &[(&str, &str)] = &[
     ("app.rs", "time of a log line"),
     ("worker/tcp.rs", "time of an access record"),
+    ("worker/connection.rs", "time of an access record"),
     ("worker/udp", "time of an access record"),
     ("link.rs", "type of that field"),
     ("control/access_log", "writing it"),
@@ -60,7 +61,7 @@ fn liar() -> Option<PathBuf> {
 /// The wall clock jumps by years, forwards and back, under a process that serves: no timeout is early or late, no backend
 /// is judged by it, no rate or age is renewed, and only what is written for people shows the new time.
 ///
-/// Break tried: the epoch of all timers taken from the wall clock (the idle connection ends with the first jump).
+/// Break tried: the epoch of all timers taken from the wall clock (connections end with the first jump).
 #[test]
 fn the_clock_jumps_under_a_serving_process() {
     let Some(library) = liar() else { return };

@@ -86,6 +86,26 @@ fn settles_at(weir: &Weir, expected: usize) {
     }
 }
 
+/// Waits until nothing is counted as live any more: no connection at a listener, none at a backend.
+#[track_caller]
+fn counts_settle(weir: &Weir) {
+    let deadline = Instant::now() + common::PATIENCE;
+    loop {
+        let mut status = common::command(env!("CARGO_BIN_EXE_weir"));
+        status.args(["status", "--json", "--socket"]);
+        let text = common::run(status.arg(weir.admin()));
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let pools = status["pools"].as_array().unwrap().iter();
+        let backends = pools.flat_map(|pool| pool["backends"].as_array().unwrap());
+        let all = backends.chain(status["listeners"].as_array().unwrap());
+        let live: Vec<&serde_json::Value> = all.filter(|part| part["active"] != 0).collect();
+        if live.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still counted: {live:?}");
+    }
+}
+
 /// The system under load or a shortage still does this promptly.
 #[track_caller]
 fn prompt(what: &str, most: Duration, action: impl FnOnce()) {

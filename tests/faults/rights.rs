@@ -135,3 +135,83 @@ fn a_reload_cannot_reach_beyond_the_sandbox() {
     assert!(!outside.path().join("access.log").exists());
     let _ = common::PATIENCE;
 }
+
+/// The mode of the admin socket's file says who may give orders; the network may only look.
+///
+/// Break tried: the socket bound with mode 0666.
+#[test]
+fn who_may_give_orders() {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    if !nix::unistd::Uid::effective().is_root() {
+        common::skip("another user's view needs root");
+        return;
+    }
+    let (backend, page) = (Server::echo(), common::Port::reserve());
+    let yaml = format!(
+        "metrics: '{}'\n{}",
+        page.address(),
+        one_backend(backend.address, "")
+    );
+    let weir = Weir::start(&yaml);
+    let set = |path: &std::path::Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
+    };
+    // So that it is the socket that decides.
+    set(weir.dir(), 0o755);
+    let mode = fs::metadata(weir.admin()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let order_of_nobody = || {
+        let mut nobody = common::command("socat");
+        nobody.args([
+            "-t",
+            "5",
+            "-",
+            &format!("UNIX-CONNECT:{}", weir.admin().display()),
+        ]);
+        let mut order = std::process::Command::new("setpriv");
+        order.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--",
+        ]);
+        order.arg(nobody.get_program()).args(nobody.get_args());
+        order
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null());
+        let mut child = order.spawn().unwrap();
+        // It may have been refused already.
+        let _ = child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"{\"command\": \"health\"}\n");
+        child.wait_with_output().unwrap().stdout
+    };
+    if common::have(&["socat"]) {
+        assert_eq!(order_of_nobody(), b"");
+        set(&weir.admin(), 0o666);
+        assert!(!order_of_nobody().is_empty(), "now nobody may");
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+        let mut stream = client::connect(&page.address().to_string());
+        let order = "{\"command\": \"reload\"}";
+        write!(
+            stream,
+            "{method} /reload HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{order}",
+            order.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && !answer.contains("Access-Control"),
+            "{method}: {answer}"
+        );
+    }
+    assert!(!weir.stderr().join("\n").contains("reloaded"));
+}
