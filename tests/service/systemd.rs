@@ -240,11 +240,11 @@ fn a_package_is_installed_lives_and_leaves() {
     assert_eq!(machine.property("ActiveState"), "failed");
     assert_eq!(machine.property("ExecMainStatus"), "3");
 
-    // Shorter, for the sake of the test.
-    assert_eq!(machine.property("WatchdogUSec"), "10s");
+    // What the unit says, only shorter, for the sake of the test.
     machine.run("mkdir -p /etc/systemd/system/weir.service.d");
     machine.run(
-        "printf '[Service]\\nWatchdogSec=1s\\n' > /etc/systemd/system/weir.service.d/test.conf",
+        "sed -n 's/^WatchdogSec=.*/[Service]\\nWatchdogSec=1s/p' /usr/lib/systemd/system/weir.service \
+         > /etc/systemd/system/weir.service.d/test.conf",
     );
     machine
         .run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
