@@ -160,7 +160,7 @@ fn answer(input: Input) {
         Request::Kill { reply, .. } => drop(reply.send(false)),
         Request::Backend { reply, .. } => drop(reply.send(Err("none".into()))),
         Request::Vip { reply, .. } => drop(reply.send(Err("none".into()))),
-        Request::Reload { reply } => drop(reply.send(Err("no".to_owned().into()))),
+        Request::Reload { reply } => drop(reply.send(Err("no".to_string().into()))),
         Request::Metrics { reply } => drop(reply.send(String::new())),
         Request::Health { reply } => drop(reply.send(Ok(()))),
         #[allow(unreachable_patterns)]

@@ -257,7 +257,7 @@ pub static FIELDS: &[Field] = &[
     value::<bool>("pools.*.source_hash.port", "false", "Whether the source port counts too."),
     value::<f64>("pools.*.source_hash.bounded_load", "off", "No backend carries more than so many times the mean.").or("off").unit("times the mean").range("1.01..100"),
     value::<u64>("pools.*.source_hash.seed", "0", "Nodes that shall agree have the same seed."),
-    items("pools.*.backends", "The servers: sections, or plain addresses.").range("1..100000").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
+    items("pools.*.backends", "The servers: sections, or plain addresses.").range("1..65535").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
     optional::<Label>("pools.*.backends.*.name", "its address", "Name, unique in the pool.").example("a").udp("ns1"),
     required::<BackendAddress>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
     value::<u32>("pools.*.backends.*.weight", "1", "Share of the work; 0 = no new work.").range("0..65535"),

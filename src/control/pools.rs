@@ -26,6 +26,9 @@ use crate::snapshot::{Backend, Pool};
 use crate::stats::{BackendStats, Count, Histogram};
 use crate::sys::socket::Target;
 
+/// Longest time without a look at states and drains: a worker that had not heard of a drain may have added a connection.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
 /// Connections of a backend that are to be closed now.
 #[derive(Debug, Clone, Copy)]
 pub struct Shed {
@@ -95,6 +98,13 @@ pub struct Pools {
     leaving: Vec<Leaving>,
     sheds: Vec<Shed>,
     rng: Rng,
+    /// Where each backend is, pool and place in it, by identity.
+    places: HashMap<u64, (usize, usize)>,
+    /// When states and drains were last looked at.
+    looked: Option<Instant>,
+    /// They have nothing to do before this moment; `None` = perhaps they have. Most wake-ups are about one probe, and with
+    /// thousands of backends it matters not to look at all of them each time.
+    quiet_until: Option<Instant>,
     changed: bool,
     /// Changes to be logged once workers have been told.
     news: Vec<(log::Level, String)>,
@@ -111,6 +121,9 @@ impl Pools {
             leaving: Vec::new(),
             sheds: Vec::new(),
             rng: Rng::new(seed),
+            places: HashMap::new(),
+            looked: None,
+            quiet_until: None,
             changed: false,
             news: Vec::new(),
         }
@@ -218,6 +231,13 @@ impl Pools {
         }
         let still = |left: &Leaving| returning.contains_key(&left.backend.identity);
         self.leaving.extend(leaving.into_iter().filter(still));
+        self.places.clear();
+        for (pool, entry) in self.pools.iter().enumerate() {
+            let identities = entry.entries.iter().map(|entry| entry.backend.identity);
+            self.places
+                .extend(identities.enumerate().map(|(ix, id)| (id, (pool, ix))));
+        }
+        self.quiet_until = None;
         self.changed = true;
     }
 
@@ -229,14 +249,27 @@ impl Pools {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
                     self.prober
-                        .start_probe(probe(&pool.config, &pool.entries[ix].backend));
+                        .start_probe(probe(&pool.config, &pool.entries[ix]));
                 }
                 None => self.schedule.remove(key),
             }
         }
+        if self.quiet_until.is_none_or(|until| until <= now) {
+            self.look(now);
+        }
+        self.leaving
+            .retain(|left| left.backend.stats.active.get() > 0);
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Ends ejections, moves ramps and drains.
+    fn look(&mut self, now: Instant) {
+        self.quiet_until = None;
+        // What was still to come at the last look: asked about now, a ramp only knows of its next step.
+        let last = self.looked.replace(now).unwrap_or(now);
         for pool in &mut self.pools {
             for entry in &mut pool.entries {
-                if entry.state.deadline(now).is_some_and(|at| at <= now) {
+                if entry.state.deadline(last).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
                     self.news.extend(news(&entry.backend, change.as_ref()));
                     self.changed = true;
@@ -261,13 +294,26 @@ impl Pools {
         for left in &mut self.leaving {
             pace(&left.backend, &mut left.drain);
         }
-        self.leaving
-            .retain(|left| left.backend.stats.active.get() > 0);
-        std::mem::take(&mut self.changed)
     }
 
     /// When [`tick`](Self::tick) has something to do.
     pub fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let quiet_until = match self.quiet_until {
+            Some(until) => until,
+            None => self
+                .next_look(now)
+                .map_or(now + LOOK_MAX, |at| at.min(now + LOOK_MAX)),
+        };
+        self.quiet_until = Some(quiet_until);
+        self.schedule
+            .deadline()
+            .into_iter()
+            .chain([quiet_until])
+            .min()
+    }
+
+    /// When a state or a drain has something to do.
+    fn next_look(&self, now: Instant) -> Option<Instant> {
         let drain = |backend: &Backend, drain: &Option<Drain>| {
             let live = backend.stats.active.get() as usize;
             drain
@@ -284,11 +330,7 @@ impl Pools {
             .leaving
             .iter()
             .filter_map(|left| drain(&left.backend, &left.drain));
-        states
-            .chain(drains)
-            .chain(leaving)
-            .chain(self.schedule.deadline())
-            .min()
+        states.chain(drains).chain(leaving).min()
     }
 
     /// Logs what has changed: after publication, so that whoever reads it can rely on it.
@@ -304,13 +346,7 @@ impl Pools {
     }
 
     fn find(&self, identity: u64) -> Option<(usize, usize)> {
-        self.pools.iter().enumerate().find_map(|(pool, entry)| {
-            entry
-                .entries
-                .iter()
-                .position(|entry| entry.backend.identity == identity)
-                .map(|ix| (pool, ix))
-        })
+        self.places.get(&identity).copied()
     }
 
     /// A probe has ended.
@@ -412,6 +448,7 @@ impl Pools {
         };
         let finish = self.pools[p].config.on_drain_finish;
         let entry = &mut self.pools[p].entries[ix];
+        self.quiet_until = None;
         let change = match order {
             BackendOrder::Weight(weight) => {
                 entry.weight = Some(weight);
@@ -451,6 +488,7 @@ impl Pools {
     /// Logs a change of state and does what the pool wants done about it.
     fn after(&mut self, pool: usize, ix: usize, change: Option<Change>) {
         let Some(change) = change else { return };
+        self.quiet_until = None;
         let PoolEntry {
             config, entries, ..
         } = &self.pools[pool];
@@ -590,8 +628,8 @@ fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {
     Picker::new(pool.balance, &pool.source_hash, &members)
 }
 
-fn probe(pool: &model::Pool, backend: &Backend) -> Probe {
-    let health = &pool.health;
+fn probe(pool: &model::Pool, entry: &Entry) -> Probe {
+    let (health, backend) = (&pool.health, &entry.backend);
     let target = match (&backend.config.address, health.port) {
         (BackendAddress::Ip(address), port) => {
             let mut address = *address;
@@ -608,6 +646,7 @@ fn probe(pool: &model::Pool, backend: &Backend) -> Probe {
         kind: health.kind,
         source: pool.source_address,
         timeout: health.timeout,
+        insists: entry.state.probe_insists(),
         send: health.send.as_slice().into(),
         expect: health.expect.as_slice().into(),
     }

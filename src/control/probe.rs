@@ -2,7 +2,7 @@
 //!
 //! When a probe is due and what its outcome means is decided elsewhere ([`crate::health`]); here one probe runs from
 //! connecting to verdict. One lost packet must not fail it, and the kernel repeats a SYN only after a second: while nothing
-//! answers, further sockets try beside the first ([`tries`]). A verdict is final when it is sent; after that a TCP socket lingers until the
+//! answers, further sockets try beside the first ([`tries`]), unless the backend is down anyway. A verdict is final when it is sent; after that a TCP socket lingers until the
 //! backend has answered our FIN with its own (or the time is up), because closing with a greeting unread would send RST,
 //! and servers such as MySQL count that against the client's address.
 
@@ -41,6 +41,8 @@ pub struct Probe {
     pub source: Option<std::net::IpAddr>,
     /// From start to verdict.
     pub timeout: Duration,
+    /// Whether further sockets try while nothing answers.
+    pub insists: bool,
     /// What to send; empty = nothing.
     pub send: Arc<[u8]>,
     /// What the answer must contain; empty = anything (for UDP: any answer).
@@ -172,7 +174,10 @@ impl Running {
 
     fn start(&mut self, probe: Probe) {
         let started = Instant::now();
-        let mut later: Vec<Instant> = tries(probe.timeout).map(|after| started + after).collect();
+        let mut later: Vec<Instant> = tries(probe.timeout)
+            .filter(|_| probe.insists)
+            .map(|after| started + after)
+            .collect();
         later.reverse();
         let key = self.probes.insert(Live {
             sent: probe.kind == ProbeKind::Udp,

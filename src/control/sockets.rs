@@ -1,6 +1,7 @@
 //! Binding listening sockets: everything a configuration asks for, before anything of it is published.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -27,8 +28,8 @@ pub struct Bound {
     pub local: Local,
     /// One for each worker, or one.
     pub sockets: Vec<ListenSocket>,
-    /// No other socket can be bound to the same address: a unix socket, or one that somebody else has bound without
-    /// SO_REUSEPORT.
+    /// No other socket can be bound to the same address: a unix socket, or one that somebody else has bound, without
+    /// SO_REUSEPORT or as another user.
     pub is_alone: bool,
     /// Another process has bound it.
     pub is_inherited: bool,
@@ -81,13 +82,18 @@ pub fn bind(
         inherited.push(Heirloom { local, fd });
     }
     let local = inherited[0].local.clone();
-    let is_alone = match local {
+    let mut is_alone = match local {
         Local::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
         Local::Unix(_) => true,
     };
     let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|heirloom| heirloom.fd).collect();
     while sockets.len() < workers && !is_alone {
-        sockets.push(open(&local).map_err(refused)?);
+        match open(&local) {
+            Ok(fd) => sockets.push(fd),
+            // SO_REUSEPORT is for sockets of one user, and systemd has bound this one as root.
+            Err(error) if is_inherited && error.kind() == ErrorKind::AddrInUse => is_alone = true,
+            Err(error) => return Err(refused(error)),
+        }
     }
     let socket = |fd| ListenSocket {
         listener: id,
@@ -124,13 +130,11 @@ pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
 
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            " (another program has this address; `ss -lnp` shows which)"
-        }
-        std::io::ErrorKind::AddrNotAvailable => {
+        ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
+        ErrorKind::AddrNotAvailable => {
             " (no interface has this address; for a VIP set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
         }
-        std::io::ErrorKind::PermissionDenied => {
+        ErrorKind::PermissionDenied => {
             " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
         }
         _ => "",

@@ -215,7 +215,7 @@ pub enum Action {
         /// Which.
         vip: VipIx,
     },
-    /// Send [`Table::claims`] to every peer.
+    /// Send [`Table::claims`](super::table::Table::claims) to every peer.
     Beat,
     /// Tell people.
     Transition {

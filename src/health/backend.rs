@@ -220,6 +220,11 @@ impl BackendState {
         self.verdict.next_in(self.policy.interval)
     }
 
+    /// Whether the next probe shall try more than once before it fails.
+    pub fn probe_insists(&self) -> bool {
+        self.verdict.insists()
+    }
+
     /// While ejected: when a probe may bring it back. Have it probed then (`Schedule::hurry`).
     pub fn ejected_until(&self) -> Option<Instant> {
         self.outlier.until()

@@ -15,7 +15,7 @@ const ONE: u64 = 1 << 32;
 /// One drain: of a backend, as far as one worker holds its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
-    /// Up to here the pace has been kept; never before the second half.
+    /// Up to here the pace has been kept; never before the second half. Behind the end: when it was last asked.
     paced_to: Instant,
     end: Instant,
     /// Part of a connection that was due already and could not be closed.
@@ -35,6 +35,7 @@ impl Drain {
     /// How many of the `live` connections to close now.
     pub fn due(&mut self, now: Instant, live: usize) -> usize {
         if now >= self.end {
+            self.paced_to = now;
             return live;
         }
         let elapsed = now.saturating_duration_since(self.paced_to);
@@ -49,10 +50,14 @@ impl Drain {
         ((due / u128::from(ONE)) as usize).min(live)
     }
 
-    /// When to ask again, with so many left alive; the end if none is.
+    /// When to ask again, with so many left alive; the end if none is. After the end, too, whoever closes them is left some
+    /// time to do it.
     pub fn deadline(&self, live: usize) -> Instant {
         if live == 0 {
             return self.end;
+        }
+        if self.paced_to >= self.end {
+            return self.paced_to + BATCH_MIN;
         }
         let left = (self.end - self.paced_to).as_nanos();
         let until_one =
@@ -145,5 +150,17 @@ mod tests {
             drain.end(),
             "a single one has all the time"
         );
+    }
+
+    /// Those that are left at the end are asked for again, but not without a pause: closing takes others a moment.
+    /// Broken on purpose: the deadline never behind the end.
+    #[test]
+    fn the_end_is_not_waited_for_in_a_loop() {
+        let now = Instant::now();
+        let mut drain = Drain::new(now, ms(1000));
+        for late in [1000, 1003, 1500] {
+            assert_eq!(drain.due(now + ms(late), 5), 5);
+            assert_eq!(drain.deadline(5), now + ms(late) + BATCH_MIN);
+        }
     }
 }

@@ -56,6 +56,12 @@ impl Verdict {
         self.against > 0
     }
 
+    /// Whether the next probe shall try again and again before it fails: one lost packet must not take a backend down, but one
+    /// that is down and silent is not worth more than a try.
+    pub fn insists(&self) -> bool {
+        self.condition != Condition::Down || self.in_doubt()
+    }
+
     /// Takes a probe result; says whether the condition changed. `rise` and `fall` of 0 count as 1.
     pub fn observe(&mut self, passed: bool, rise: u32, fall: u32) -> bool {
         let (next, needed) = if passed {
@@ -128,6 +134,26 @@ mod tests {
                 })
                 .collect();
             assert_eq!(got, wanted, "{results}");
+        }
+    }
+
+    /// Results, and whether the next probe insists. Broken on purpose: not insisting in doubt.
+    #[test]
+    fn only_a_backend_that_is_down_gets_a_single_try() {
+        for (results, wanted) in [
+            ("", true),
+            ("+", true),
+            ("+-", true),
+            ("-", false),
+            ("--", false),
+            ("-+", true),
+            ("-+-", false),
+        ] {
+            let mut verdict = Verdict::default();
+            for result in results.chars() {
+                verdict.observe(result == '+', 2, 3);
+            }
+            assert_eq!(verdict.insists(), wanted, "{results}");
         }
     }
 

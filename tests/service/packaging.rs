@@ -5,7 +5,7 @@ use std::process::Command;
 use super::common::{command, have, run};
 use super::root;
 
-/// Break tried: removing ProtectSystem= and SystemCallFilter= from the unit.
+/// Breaks tried: removing ProtectSystem= and SystemCallFilter= from the unit in turn.
 #[test]
 fn the_unit_is_sandboxed() {
     if !have(&["systemd-analyze"]) {

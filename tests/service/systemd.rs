@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 
 use super::common::{command, find, have, run, skip, wait_until};
 use super::root;
@@ -175,6 +176,9 @@ fn text(bytes: &[u8]) -> String {
 
 /// A package around the binary under test.
 fn package(into: &Path) -> PathBuf {
+    // Its parts are put together in one place.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock();
     let weir = env!("CARGO_BIN_EXE_weir");
     let generated = root().join("target/package");
     for what in ["man", "completions"] {
@@ -198,8 +202,8 @@ const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79',
     failover: {node: a, beat: 500ms, dead_after: 3s, secret_file: /etc/weir/secret, nodes: {a: '127.0.0.1:7400'},\n  \
     vips: [{address: 10.99.0.1/24, interface: weir0, requires: [web]}]}\n";
 
-/// Break tried: in the unit, leaving out WatchdogSec=, ExecReload=, NotifyAccess= and AmbientCapabilities= in turn; in the
-/// package, restarting instead of handing over.
+/// Breaks tried: in the unit, leaving out WatchdogSec=, ExecReload= and AmbientCapabilities= in turn; in the package,
+/// restarting instead of handing over.
 #[test]
 fn a_package_is_installed_lives_and_leaves() {
     let needed = [
@@ -237,6 +241,7 @@ fn a_package_is_installed_lives_and_leaves() {
     assert_eq!(machine.property("ExecMainStatus"), "3");
 
     // Shorter, for the sake of the test.
+    assert_eq!(machine.property("WatchdogUSec"), "10s");
     machine.run("mkdir -p /etc/systemd/system/weir.service.d");
     machine.run(
         "printf '[Service]\\nWatchdogSec=1s\\n' > /etc/systemd/system/weir.service.d/test.conf",
@@ -264,8 +269,12 @@ fn a_package_is_installed_lives_and_leaves() {
 
     // What the sandbox must not forbid: bulk goes through pipes.
     machine.run("chmod 711 /root; curl --silent http://127.0.0.1:79/big | cmp - /root/big");
-    let records = machine.run("journalctl -u weir --no-pager | grep -o 'spliced=[1-9].*'");
-    assert!(!records.is_empty());
+    wait_until("there is a record of it", || {
+        let journal = machine.run("journalctl -u weir --no-pager");
+        journal
+            .lines()
+            .any(|line| line.contains(" spliced=") && !line.contains(" spliced=0"))
+    });
 
     // Reload, and one that is refused.
     machine.run("systemctl reload weir");
@@ -349,4 +358,124 @@ fn a_package_is_installed_lives_and_leaves() {
     }
     machine.fail("getent passwd weir");
     machine.fail("ls /etc/systemd/system/multi-user.target.wants/weir.service");
+}
+
+/// The commands in the blocks of a document, in order, without remarks.
+fn commands(document: &str) -> Vec<String> {
+    let blocks = document.split("```sh\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let lines = blocks.flat_map(str::lines);
+    lines
+        .map(|line| line.split(" #").next().unwrap().trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+/// docs/operating.md, as its reader would follow it; `scripts/package` alone is replaced, because it builds for minutes.
+///
+/// Break tried: in the document, `weir check` as `weir verify`, `ListenStream` without its address, `--signal=USR1`.
+#[test]
+fn the_guide_works_as_printed() {
+    let needed = ["systemd-nspawn", "cargo-deb", "curl", "adduser", "nginx"];
+    if !have(&needed) || !root().join("target/debug/weir").exists() && !skip("not a debug build") {
+        return;
+    }
+    let guide = std::fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let Some(machine) = Container::boot(|upper| {
+        let clone = upper.join("root/weir");
+        for part in ["target/debian", "target/release"] {
+            std::fs::create_dir_all(clone.join(part)).unwrap();
+        }
+        let deb = package(&clone);
+        std::fs::rename(deb, clone.join("target/debian/weir_0.1.0-1_test.deb")).unwrap();
+        let weir = env!("CARGO_BIN_EXE_weir");
+        std::fs::copy(weir, clone.join("target/release/weir")).unwrap();
+        for part in ["scripts", "conf"] {
+            run(Command::new("cp")
+                .arg("-r")
+                .args([root().join(part), clone.join(part)]));
+        }
+        let nginx = "daemon off; pid /run/backend.pid; events {} http { access_log off; server { listen 127.0.0.1:8081; \
+            location / { return 200 'hello'; } } }";
+        std::fs::write(upper.join("root/nginx.conf"), nginx).unwrap();
+    }) else {
+        return;
+    };
+    let step = |command: &str| machine.run(&format!("cd /root/weir; {command}"));
+    let fetch = |port: u16| {
+        machine.run(&format!(
+            "curl --silent --show-error --max-time 5 http://127.0.0.1:{port}/"
+        ))
+    };
+    machine.run("systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
+
+    // Installing, and the first start.
+    let mut commands = commands(&guide).into_iter();
+    assert_eq!(commands.next().unwrap(), "scripts/package");
+    let upgrade = commands.next_back().unwrap();
+    for command in commands {
+        step(&command);
+    }
+    assert_eq!(machine.property("ActiveState"), "active");
+    assert_eq!(fetch(8080), "hello");
+    let rating = step("systemd-analyze security weir");
+    let rating = rating
+        .lines()
+        .find(|line| line.contains("Overall"))
+        .unwrap_or_default();
+    assert!(
+        guide.contains("rates it 1.9") && rating.contains(" 1.9 "),
+        "{rating}"
+    );
+
+    // Reload, both ways; then the upgrade.
+    for command in ["systemctl reload weir", "weir reload"] {
+        assert!(guide.contains(&format!("`{command}`")), "{command}");
+        step(command);
+    }
+    assert!(machine.property("StatusText").starts_with("generation 3"));
+    let first = machine.property("MainPID");
+    step(&upgrade);
+    machine.wait_for_other(&first);
+    assert_eq!(machine.property("NRestarts"), "0");
+    assert_eq!(fetch(8080), "hello");
+
+    // The sockets of the unit that is printed. What else is installed on this machine may have taken the port.
+    machine.try_run("systemctl stop nginx haproxy apache2");
+    let unit = guide
+        .split("```ini\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    machine.run(&format!(
+        "cat > /etc/systemd/system/weir.socket <<'END'\n{unit}END"
+    ));
+    machine.run("sed -i 's/:8080\"/:80\"/g' /etc/weir/weir.yaml; weir check");
+    machine.run("systemctl daemon-reload; systemctl stop weir; systemctl start weir.socket");
+    assert_eq!(machine.fail("systemctl is-active weir").trim(), "inactive");
+    assert_eq!(fetch(80), "hello");
+    machine.run(
+        "systemctl stop weir.socket weir; echo ReusePort=yes >> /etc/systemd/system/weir.socket",
+    );
+    machine.run("systemctl daemon-reload; systemctl start weir.socket");
+    assert_eq!(fetch(80), "hello");
+    let log = machine.run("journalctl -u weir --no-pager");
+    assert!(!log.contains("fits no listener"), "{log}");
+
+    // Without a package.
+    machine.run(
+        "systemctl stop weir.socket weir; dpkg --purge weir; rm /etc/systemd/system/weir.socket",
+    );
+    for command in ["scripts/install", "scripts/install --remove"] {
+        assert!(guide.contains(&format!("`{command}`")), "{command}");
+    }
+    step("scripts/install");
+    step("cp /usr/share/doc/weir/examples/weir.yaml /etc/weir/weir.yaml");
+    step("weir check && systemctl enable --now weir");
+    assert_eq!(fetch(8080), "hello");
+    step("scripts/install --remove");
+    machine.fail("pgrep -x weir");
+    machine.fail("test -e /usr/bin/weir");
 }

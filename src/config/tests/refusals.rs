@@ -455,3 +455,21 @@ beat: 1ms", &[
         "1:17: not valid YAML: did not find expected node content, while parsing a flow node",
     ]),
 ];
+
+/// A pool holds as many backends as the balancing tables have indices for, and one more is refused: not taken and then
+/// fallen over. Broken on purpose: the range of the table of fields at 100,000.
+#[test]
+fn a_pool_with_more_backends_than_tables_have_room_for() {
+    let pool = |backends: usize| {
+        let address = |n: usize| format!("10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255);
+        let list: Vec<String> = (0..backends).map(address).collect();
+        super::said(&super::file(
+            'P',
+            &format!("backends: [{}]", list.join(", ")),
+        ))
+    };
+    let most = crate::balance::MEMBERS_MAX;
+    assert_eq!(pool(most), (false, vec![]));
+    let message = "6:1: pools.web.backends: has 65536 entries: 1 to 65535 are possible";
+    assert_eq!(pool(most + 1), (true, vec![message.to_string()]));
+}

@@ -160,7 +160,7 @@ fn each_question_has_its_answer() {
         ),
         (
             json!({"command": "kill", "id": 2}),
-            json!({"error": "no connection or session has the id 2"}),
+            json!({"error": "no connection or session has the id 2", "cause": "runtime"}),
         ),
         (
             json!({"command": "backend", "pool": "web", "name": "a", "order": "drain"}),
@@ -172,7 +172,7 @@ fn each_question_has_its_answer() {
         ),
         (
             json!({"command": "backend", "pool": "x", "name": "a", "order": "ready"}),
-            json!({"error": "no pool has the name x"}),
+            json!({"error": "no pool has the name x", "cause": "runtime"}),
         ),
         (
             json!({"command": "vip", "address": "10.0.0.100", "order": "demote"}),
@@ -180,11 +180,11 @@ fn each_question_has_its_answer() {
         ),
         (
             json!({"command": "vip", "address": "2001:db8::1", "order": "allow"}),
-            json!({"error": "2001:db8::1 is not ours"}),
+            json!({"error": "2001:db8::1 is not ours", "cause": "runtime"}),
         ),
         (
             json!({"command": "reload"}),
-            json!({"error": "f.yaml:1:1: no"}),
+            json!({"error": "f.yaml:1:1: no", "cause": "configuration"}),
         ),
         (json!({"command": "health"}), json!({"ok": "ok"})),
         (
