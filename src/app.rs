@@ -1,11 +1,10 @@
 //! Composition root: the only file that knows every module. Starts the parts in an order that fails early and leaves
 //! nothing behind, and ends with the exit code.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -13,8 +12,9 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::model::{AccessTarget, Bind, Log, LogFormat, Protocol};
+use crate::config::model::{AccessTarget, Bind, Protocol};
 use crate::config::{Budget, Config};
+use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
 use crate::failover::timers::Timers;
@@ -26,8 +26,6 @@ use crate::worker::{Settings, Worker};
 
 /// Configuration refused.
 pub const EXIT_CONFIG: u8 = 3;
-
-static LOG_JSON: AtomicBool = AtomicBool::new(false);
 
 /// `weir run`: serves until a signal ends it. `sandboxed`: gives up every right that serving does not take.
 pub fn run(source: Source, sandboxed: bool) -> ExitCode {
@@ -90,8 +88,8 @@ pub fn launch(
     inheritance: Inheritance,
     needs: Option<Needs>,
 ) -> anyhow::Result<Running> {
-    start_log();
-    set_log(&config.log);
+    event_log::start();
+    event_log::follow(&config.log);
     abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
@@ -212,40 +210,6 @@ fn spawn_worker(
             }
         })?;
     Ok((handle, thread))
-}
-
-/// Installs the event log: stderr, text or JSON; level and form follow the configuration.
-pub fn start_log() {
-    let format = |out: &mut env_logger::fmt::Formatter, record: &log::Record| {
-        let time = humantime::format_rfc3339_millis(std::time::SystemTime::now());
-        if LOG_JSON.load(Ordering::Relaxed) {
-            let line = serde_json::json!({
-                "time": time.to_string(),
-                "level": record.level().as_str().to_lowercase(),
-                "message": record.args().to_string(),
-            });
-            writeln!(out, "{line}")
-        } else {
-            let message = record.args().to_string();
-            writeln!(
-                out,
-                "{time} {:<5} {}",
-                record.level(),
-                message.replace('\n', "\n    ")
-            )
-        }
-    };
-    // Our own lines only: libraries have nothing to say to an operator.
-    let _ = env_logger::Builder::new()
-        .filter_module("weir", log::LevelFilter::Trace)
-        .format(format)
-        .try_init();
-}
-
-/// Follows `log:` of a configuration.
-pub fn set_log(log: &Log) {
-    log::set_max_level(log.level);
-    LOG_JSON.store(log.format == LogFormat::Json, Ordering::Relaxed);
 }
 
 /// A panic in any thread ends the process, so that a VIP moves and systemd restarts; never leave a core dead.

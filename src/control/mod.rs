@@ -9,7 +9,9 @@
 pub mod access_log;
 pub mod admin;
 mod crew;
+pub mod election;
 mod endpoints;
+pub mod event_log;
 mod facts;
 pub mod history;
 pub mod http;
@@ -498,7 +500,7 @@ impl Control {
         {
             log::error!("metrics: {error}");
         }
-        log::set_max_level(log.level);
+        event_log::follow(&log);
         if let Err(error) = self.follow_log(&log, records) {
             log::error!("access log: {error}; it goes on as before");
         }
@@ -575,5 +577,3 @@ fn bind_http(address: SocketAddr) -> Result<TcpListener, Refusal> {
     TcpListener::bind(address)
         .map_err(|error| format!("metrics: cannot bind {address}: {error}").into())
 }
-
-pub mod election;

@@ -52,7 +52,8 @@
 //! Caps hold over all workers, so places are counted outside: the shell takes them before `open` and gives them back after
 //! `remove` or when a session is parked (a parked one holds a descriptor and nothing else). Where a cap is reached the
 //! table names a [`Table::victim`]: the longest idle session *within that cap*, if it is past half of its idle time. If
-//! there is none, the new one is shed. A source at its cap can only evict its own sessions.
+//! there is none, the new one is shed. A source at its cap can only evict its own sessions. A table knows the sessions of
+//! one worker: what has fallen silent in another makes no room before it ends.
 //!
 //! # ICMP errors
 //!

@@ -8,14 +8,14 @@ use super::common::{self, Launch, Server, client};
 
 /// Files that may read the wall clock, and what for.
 const READERS: &[(&str, &str)] = &[
-    ("app.rs", "time of a log line"),
-    ("worker/tcp.rs", "time of an access record"),
-    ("worker/connection.rs", "time of an access record"),
-    ("worker/udp", "time of an access record"),
-    ("link.rs", "type of that field"),
-    ("control/access_log", "writing it"),
     ("control", "start time, events shown to operators"),
+    ("control/access_log", "writing it"),
+    ("control/event_log.rs", "time of a log line"),
+    ("link.rs", "type of that field"),
     ("sys/sched.rs", "comment"),
+    ("worker/connection.rs", "time of an access record"),
+    ("worker/tcp.rs", "time of an access record"),
+    ("worker/udp", "time of an access record"),
 ];
 
 #[test]

@@ -91,3 +91,15 @@ fn a_rotated_log_is_opened_again_on_hup_and_every_record_is_in_one_of_the_files(
     ids.dedup();
     assert_eq!(ids.len(), count);
 }
+
+/// Break tried: a reload that follows the level only.
+#[test]
+fn a_reload_changes_the_form_of_the_event_log_too() {
+    let server = Server::echo();
+    let weir = Launch::new(&config("{format: text}", &server)).start();
+    weir.rewrite(&config("{format: json}", &server));
+    weir.signal(Signal::SIGHUP);
+    let line = weir.wait_for_line("reloaded: generation 2");
+    let line: serde_json::Value = serde_json::from_str(&line).expect("an object");
+    assert_eq!(line["level"], "info");
+}

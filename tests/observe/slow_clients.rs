@@ -7,20 +7,18 @@ use std::time::{Duration, Instant};
 use super::common::{Port, Server, Weir, client, raise_descriptor_limit};
 use super::get;
 
-/// Round trips within half a second: how many, and the 99th percentile.
-fn load(address: &str) -> (usize, Duration) {
+/// Round trips within a third of a second.
+fn load(address: &str) -> usize {
     let mut stream = client::connect(address);
-    let (started, mut times) = (Instant::now(), Vec::new());
-    while started.elapsed() < Duration::from_millis(500) {
-        let sent = Instant::now();
+    let (started, mut count) = (Instant::now(), 0);
+    while started.elapsed() < Duration::from_millis(333) {
         client::round_trip(&mut stream, &[7; 512]);
-        times.push(sent.elapsed());
+        count += 1;
     }
-    times.sort();
-    (times.len(), times[times.len() * 99 / 100])
+    count
 }
 
-/// Alternates quiet and besieged phases, so that whatever else the machine does meets both alike.
+/// Alternates quiet and besieged phases and compares neighbours, so that whatever else the machine does meets both alike.
 #[test]
 fn five_hundred_slow_clients_change_nothing() {
     raise_descriptor_limit();
@@ -36,9 +34,9 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
         server.address
     ));
     let main = weir.address("main");
-    let (mut quiet, mut besieged) = (0, 0);
-    for _ in 0..4 {
-        quiet += load(&main).0;
+    let mut ratios = Vec::new();
+    for _ in 0..7 {
+        let quiet = load(&main);
         let slow: Vec<TcpStream> = (0..500)
             .map(|n| {
                 let mut stream = TcpStream::connect(&http).unwrap();
@@ -52,7 +50,7 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
                 stream
             })
             .collect();
-        besieged += load(&main).0;
+        ratios.push(load(&main) as f64 / quiet as f64);
         for path in ["/metrics", "/healthz", "/status"] {
             assert!(get(&http, path).0.starts_with("HTTP/1.1 200"), "{path}");
         }
@@ -61,9 +59,7 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
         assert!(descriptors < 300, "{descriptors} descriptors");
         drop(slow);
     }
-    println!("{quiet} round trips without, {besieged} with 500 slow clients");
-    assert!(
-        besieged * 10 > quiet * 6,
-        "{quiet} without, {besieged} with"
-    );
+    ratios.sort_by(f64::total_cmp);
+    println!("round trips beside 500 slow clients, as shares of those without: {ratios:.2?}");
+    assert!(ratios[ratios.len() / 2] > 0.6, "{ratios:.2?}");
 }

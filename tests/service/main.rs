@@ -14,6 +14,8 @@ mod upgrade;
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Launch, PATIENCE, Weir};
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +35,6 @@ impl Service {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
         let launch = Launch::new(yaml).env("NOTIFY_SOCKET", path.to_str().unwrap());
         let weir = adjust(launch).start();
         Service {
@@ -54,7 +55,12 @@ impl Service {
     fn told_until(&self, wanted: &str) -> Vec<String> {
         let mut buffer = [0; 16 << 10];
         let mut heard = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            // Not zero, which would mean for ever.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = left.max(Duration::from_millis(1));
+            self.manager.set_read_timeout(Some(left)).unwrap();
             let read = self.manager.recv(&mut buffer);
             let length = read.unwrap_or_else(|e| panic!("{wanted}: {e}; heard {heard:#?}"));
             heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
@@ -96,6 +102,15 @@ impl Drop for Service {
                 let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
             }
         }
+    }
+}
+
+/// Says that something is over when it is dropped, also by a panic: threads that go on until then must not be waited for in vain.
+struct Finish<'a>(&'a AtomicBool);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

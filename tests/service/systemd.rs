@@ -50,6 +50,8 @@ impl Container {
             "--boot",
             "-D",
         ]);
+        // Its own filter of system calls is older than landlock.
+        start.env("SYSTEMD_SECCOMP", "0");
         start.arg(path("root")).stdin(Stdio::null());
         start.stdout(log.try_clone().unwrap()).stderr(log);
         let nspawn = start.spawn().unwrap();
@@ -240,11 +242,11 @@ fn a_package_is_installed_lives_and_leaves() {
     assert_eq!(machine.property("ActiveState"), "failed");
     assert_eq!(machine.property("ExecMainStatus"), "3");
 
-    // Shorter, for the sake of the test.
-    assert_eq!(machine.property("WatchdogUSec"), "10s");
+    // What the unit says, only shorter, for the sake of the test.
     machine.run("mkdir -p /etc/systemd/system/weir.service.d");
     machine.run(
-        "printf '[Service]\\nWatchdogSec=1s\\n' > /etc/systemd/system/weir.service.d/test.conf",
+        "sed -n 's/^WatchdogSec=.*/[Service]\\nWatchdogSec=1s/p' /usr/lib/systemd/system/weir.service \
+         > /etc/systemd/system/weir.service.d/test.conf",
     );
     machine
         .run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
@@ -266,6 +268,9 @@ fn a_package_is_installed_lives_and_leaves() {
     assert!(machine.property("StatusText").starts_with("generation 1"));
     let user = machine.run(&format!("ps -o user= -p {first}"));
     assert_eq!(user.trim(), "weir");
+    // The unit's sandbox leaves room for the program's own.
+    let journal = machine.run("journalctl -u weir --no-pager");
+    assert!(!journal.contains("sandbox: without"), "{journal}");
 
     // What the sandbox must not forbid: bulk goes through pipes.
     machine.run("chmod 711 /root; curl --silent http://127.0.0.1:79/big | cmp - /root/big");

@@ -13,7 +13,7 @@ use super::common::program::Program;
 use super::common::{
     Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
 };
-use super::{Service, is_weir};
+use super::{Finish, Service, is_weir};
 
 fn yaml(address: &str) -> String {
     format!(
@@ -69,7 +69,7 @@ fn the_new_process_serves_and_the_old_one_finishes() {
     assert_ne!(second, third);
 }
 
-/// Break tried: letting the sockets go before the new process has said that it is ready.
+/// Break tried: letting the sockets go, and not taking them back, before the new process has said that it is ready.
 #[test]
 fn a_successor_that_refuses_or_dies_changes_nothing() {
     let server = Server::echo();
@@ -226,11 +226,12 @@ fn udp_sessions_go_on() {
                 }
             });
         }
+        let finish = Finish(&over);
         let mut pids = vec![service.weir.pid()];
         for _ in 0..5 {
             pids.push(service.upgrade(*pids.last().unwrap()));
         }
-        over.store(true, Ordering::Relaxed);
+        drop(finish);
         pids
     });
     for (client, name) in &clients {
@@ -269,7 +270,17 @@ fn under_load(upgrades: usize, seconds: u32) {
     let mut idle: Vec<TcpStream> = (0..500).map(|_| echoes(&address)).collect();
     let url = format!("http://{}/", service.weir.address("web"));
     let time = format!("-d{seconds}s");
-    let arguments = ["-t1", "-c32", &time, "-H", "Connection: close", &url];
+    // None may fail; how long one takes is the machine's affair.
+    let arguments = [
+        "-t1",
+        "-c32",
+        &time,
+        "--timeout",
+        "20s",
+        "-H",
+        "Connection: close",
+        &url,
+    ];
     let mut wrk = command(find("wrk").unwrap())
         .args(arguments)
         .stdout(Stdio::piped())
@@ -289,6 +300,7 @@ fn under_load(upgrades: usize, seconds: u32) {
             }
             answers
         });
+        let finish = Finish(&over);
         let mut pid = service.weir.pid();
         for round in 1..=upgrades {
             // The load goes on for a while between two upgrades.
@@ -309,7 +321,7 @@ fn under_load(upgrades: usize, seconds: u32) {
                 client::round_trip(stream, b"still there");
             }
         }
-        over.store(true, Ordering::Relaxed);
+        drop(finish);
         println!("{} queries were answered", queries.join().unwrap());
         pid
     });
