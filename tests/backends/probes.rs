@@ -269,15 +269,16 @@ fn five_hundred_dead_backends_cost_little() {
     let rates: Vec<f64> = (0..5).map(|_| rate()).collect();
     let cpu = (weir.cpu_ticks() - ticks) as f64 / begun.elapsed().as_secs_f64();
     println!("{rates:.0?} SYN/s, {cpu:.1} % CPU");
-    // One a probe; neither all at once every two seconds, nor in waves.
+    // One a probe, and a few that the kernel repeats just before their second is over; neither all at once every two seconds,
+    // nor in waves.
     assert!(
         rates.iter().all(|rate| (125.0..375.0).contains(rate)),
         "{rates:?}"
     );
     let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-    assert!((235.0..265.0).contains(&mean), "{rates:?}");
-    // Without optimisation, and beside other work, it takes some more.
-    let most = if cfg!(debug_assertions) { 8.0 } else { 2.0 };
+    assert!((235.0..290.0).contains(&mean), "{rates:?}");
+    // Optimised and undisturbed it takes about 2 %; a worker or a thread that spins takes all of a CPU.
+    let most = if cfg!(debug_assertions) { 8.0 } else { 4.0 };
     assert!(cpu < most, "{cpu} % CPU");
 }
 
