@@ -61,8 +61,8 @@ enum Command {
     },
     /// Counts what arrives (with GRO) until stdin ends; a line of stdin prints the counts so far.
     UdpSink { listen: SocketAddr },
-    /// Relays as little as a proxy can do: one thread, read, write, nothing else; no time-out, no account, no fairness. A
-    /// full socket is waited for on the spot, so it is no measure for bulk.
+    /// Relays as little as a proxy can do: one thread, connect, read, write, nothing else; no time-out, no account, no
+    /// fairness. A backend and a full socket are waited for on the spot, so it is no measure for bulk.
     CopyLoop {
         listen: SocketAddr,
         target: SocketAddr,
@@ -548,7 +548,9 @@ fn copy_loop(listen: SocketAddr, target: SocketAddr) -> io::Result<Value> {
                 while let Ok((client, _)) = listener.accept() {
                     client.set_nodelay(true)?;
                     client.set_nonblocking(true)?;
-                    let backend = connect(target)?;
+                    let backend = TcpStream::connect(target)?;
+                    backend.set_nodelay(true)?;
+                    backend.set_nonblocking(true)?;
                     let (a, b) = (client.as_raw_fd(), backend.as_raw_fd());
                     for (stream, of, other) in [(client, a, b), (backend, b, a)] {
                         poller.add(of, of as usize)?;
@@ -584,7 +586,7 @@ fn copy_loop(listen: SocketAddr, target: SocketAddr) -> io::Result<Value> {
     }
 }
 
-/// Writes all of it, waiting on the spot: for the end of the handshake, or for room.
+/// Writes all of it, waiting on the spot for room.
 fn write_out(mut to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match to.write(bytes) {
