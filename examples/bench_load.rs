@@ -61,8 +61,8 @@ enum Command {
     },
     /// Counts what arrives (with GRO) until stdin ends; a line of stdin prints the counts so far.
     UdpSink { listen: SocketAddr },
-    /// Relays as little as a proxy can do: one thread, connect, read, write, nothing else; no time-out, no account, no
-    /// fairness. A backend and a full socket are waited for on the spot, so it is no measure for bulk.
+    /// Relays as little as a proxy can do: one thread, read, write, nothing else; no time-out, no account, no fairness. A
+    /// backend and a full socket are waited for on the spot, so it is a measure for requests on kept connections only.
     CopyLoop {
         listen: SocketAddr,
         target: SocketAddr,
