@@ -126,6 +126,8 @@ pub struct ListenerStats {
 pub struct ListenerShard {
     /// Connections accepted, sessions opened.
     pub accepted: Count,
+    /// Connections in a row whose client was the first to speak; a worker goes by it, nobody is shown it.
+    pub clients_first: Count,
     /// Bytes from clients.
     pub bytes_in: Count,
     /// Bytes to clients.

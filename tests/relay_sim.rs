@@ -239,13 +239,6 @@ fn run(seed: u64) -> (u64, u64) {
     };
     let sent: Vec<usize> = fake.sockets.iter().map(|s| s.to_send).collect();
     let mut pair = Pair::new(true);
-    if rng.below(2) == 0 {
-        // What the client sent before its first event was read ahead of everything else.
-        act(&mut fake.sockets[0], Side::Client, &mut rng, false);
-        if let Done::Moved { bytes, .. } = fake.fill(Side::Client, Conduit::Buffer, COPY_BUFFER) {
-            pair.preload(Side::Client, bytes);
-        }
-    }
     let mut outcome = None;
     let (mut quiet, mut more) = (0, false);
     for _ in 0..400_000 {

@@ -103,12 +103,6 @@ impl Lane {
         self.sink_ready = true;
     }
 
-    /// `bytes` are in the buffer before anything is known of the two sockets.
-    pub(super) fn preload(&mut self, bytes: usize) {
-        debug_assert!(!self.source_ready && !self.sink_ready && self.piped == 0);
-        self.piped = bytes as u32;
-    }
-
     pub(super) fn forget_source(&mut self) {
         self.source_ready = false;
         self.fin_announced = false;

@@ -72,11 +72,6 @@ impl Pair {
         self.lanes[Side::Client as usize].forget_sink();
     }
 
-    /// `bytes` of `side` were read before its first event and wait for a sink.
-    pub fn preload(&mut self, side: Side, bytes: usize) {
-        self.lanes[side as usize].preload(bytes);
-    }
-
     /// The lane whose source is `side`.
     pub fn lane(&self, side: Side) -> &Lane {
         &self.lanes[side as usize]

@@ -22,8 +22,8 @@ pub(super) struct Attempt {
     pub(super) writable: bool,
     pub(super) broken: bool,
     pub(super) last_error: Option<ConnectError>,
-    /// Something to be sent waits already.
-    pub(super) will_write: bool,
+    /// The ACK that completes the handshake waits for the client's first bytes.
+    pub(super) held_ack: bool,
 }
 
 /// What came of starting an attempt.
@@ -38,7 +38,7 @@ pub(super) enum Started {
 
 impl Attempt {
     /// Nothing was tried yet.
-    pub(super) fn before_first(deadline_ms: u64) -> Attempt {
+    pub(super) fn before_first(deadline_ms: u64, held_ack: bool) -> Attempt {
         Attempt {
             tried: Vec::new(),
             until_ms: deadline_ms,
@@ -46,7 +46,7 @@ impl Attempt {
             writable: false,
             broken: false,
             last_error: None,
-            will_write: false,
+            held_ack,
         }
     }
 
@@ -91,7 +91,7 @@ impl Attempt {
         self.until_ms = now_ms + share.max(1);
         self.writable = false;
         self.broken = false;
-        let connect = if self.will_write || backend.send_proxy != SendProxy::Off {
+        let connect = if self.held_ack || backend.send_proxy != SendProxy::Off {
             socket::connect_to_write
         } else {
             socket::connect

@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) throttles: Option<Box<[Option<Throttled>; 2]>>,
     /// The lanes rest until then, milliseconds since the epoch.
     pub(super) resume_ms: Option<u64>,
+    /// When the ACK of the backend's handshake is sent without the client's first bytes, milliseconds since the epoch.
+    pub(super) ack_ms: Option<u64>,
     /// When the next interim record is due.
     pub(super) interim_ms: Option<u64>,
     pub(super) opened: Instant,
@@ -70,12 +72,16 @@ pub(super) enum Phase {
     },
 }
 
+/// So many connections of a listener in a row, on one worker, whose client spoke first: the next one will, too.
+const CLIENTS_FIRST: u64 = 64;
+
 /// Why a connection's timer is due.
 pub(super) enum Due {
     End(Cause),
     NextAttempt,
     Reset,
     Resume,
+    Ack,
     Interim,
 }
 
@@ -109,12 +115,28 @@ impl Connection {
                     quiet(timeouts.idle, Cause::IdleTimeout),
                     self.max_age_ms.map(|at| (at, Due::End(Cause::MaxAge))),
                     self.resume_ms.map(|at| (at, Due::Resume)),
+                    self.ack_ms.map(|at| (at, Due::Ack)),
                     self.interim_ms.map(|at| (at, Due::Interim)),
                 ]
                 .into_iter()
                 .flatten()
                 .min_by_key(|&(at, _)| at)
             }
+        }
+    }
+
+    /// Whether clients of its listener have been the first to speak lately.
+    pub(super) fn client_speaks_first(&self, worker: usize) -> bool {
+        let shard = self.listener.stats.shards.of(worker);
+        shard.clients_first.get() >= CLIENTS_FIRST
+    }
+
+    /// Notes who spoke first, when the backend has spoken.
+    pub(super) fn note_first_speaker(&self, worker: usize) {
+        let shard = self.listener.stats.shards.of(worker);
+        match self.pair.moved_from(Side::Client) {
+            0 => shard.clients_first.set(0),
+            _ => shard.clients_first.add(1),
         }
     }
 

@@ -9,6 +9,10 @@
 //! | open | both | idle, half-close, age | the pair's outcome, a timer, an order |
 //! | resetting | the surviving side | [`RESET_CHECK_MS`] | everything acknowledged, [`RESET_WAIT_MS`] |
 //!
+//! *Held ACK*: in a crowd, where clients of this listener have been the first to speak lately, the ACK that completes the
+//! handshake with the backend waits for the request and travels with it: a packet and a wake-up of the backend less. Should
+//! the client stay silent, it is sent after [`HELD_ACK_MS`]. A lone connection is served with one system call less instead.
+//!
 //! *Resetting*: a RST drops what the kernel has not delivered yet (SO_LINGER), but whatever a peer sent before its reset
 //! belongs to the other side. So the reset is passed on once the other side has acknowledged everything.
 //!
@@ -25,7 +29,7 @@ use mio::{Interest, Token as MioToken};
 use super::Context;
 use super::attempt::{Attempt, Started};
 use super::connection::{Connection, Due, Phase, charge, moved, throttles, us};
-use super::io::{Held, Nagle, Pipes, SCRATCH_BYTES, SocketIo};
+use super::io::{Nagle, Pipes, SCRATCH_BYTES, SocketIo};
 use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
 use crate::config::model::BackendAddress;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
@@ -36,8 +40,8 @@ use crate::sys::socket::{self, ConnectError, Transfer};
 /// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
 /// waits for one such pump of each of them; docs/performance.md has what other sizes do.
 const PUMP_BYTES: usize = 128 << 10;
-/// Bytes that are read before a backend is reached: a request, not a body.
-const EARLY_BYTES: usize = 4 << 10;
+/// How long the ACK that completes the handshake with a backend waits for the client's first bytes, milliseconds.
+const HELD_ACK_MS: u64 = 5;
 /// How often a socket that waits to be reset is looked at, milliseconds.
 const RESET_CHECK_MS: u64 = 5;
 /// How long it may wait, milliseconds.
@@ -215,6 +219,7 @@ impl Tcp {
                 shard.bytes_out.add(down);
             }
             if after[1] > 0 && connection.first_byte_us.is_none() {
+                connection.note_first_speaker(context.id);
                 connection.first_byte_us = Some(us(connection.opened, context.now));
                 let waited = context.now.saturating_duration_since(connection.connected);
                 place
@@ -351,6 +356,7 @@ impl Tcp {
             pass: None,
             destination: None,
             resume_ms: None,
+            ack_ms: None,
             interim_ms: interval.map(|interval| now_ms + interval.as_millis() as u64),
             opened: context.now,
             active_ms: now_ms,
@@ -370,34 +376,9 @@ impl Tcp {
                 self.set_timer(key);
             }
         } else if self.admit(context, key) {
-            if context.crowded {
-                self.read_early(key);
-            }
             // Registered last: the fewer calls between accept4 and socket, the surer their descriptors are neighbours.
             self.connect_next(context, key);
             self.watch_client(context, key);
-        }
-    }
-
-    /// Takes what the client sent right behind its handshake. It can then leave with the ACK that completes the handshake
-    /// with the backend; what comes later, the end of the stream too, is told by the event that registering brings. Worth a
-    /// call or two only in a crowd, where connections have waited for a turn and most have something to read; a lone one
-    /// is served with the fewest calls.
-    fn read_early(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let Phase::Connecting(attempt) = &mut connection.phase else {
-            return;
-        };
-        let early = &mut self.scratch[..EARLY_BYTES];
-        if let Transfer::Bytes(bytes) = socket::recv(connection.client.as_raw_fd(), early) {
-            connection.held[Side::Client as usize] = Held::Bytes {
-                bytes: early[..bytes].into(),
-                at: 0,
-            };
-            connection.pair.preload(Side::Client, bytes);
-            attempt.will_write = true;
         }
     }
 
@@ -428,7 +409,9 @@ impl Tcp {
                     .pool_of(listener)
                     .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
                 let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
-                connection.phase = Phase::Connecting(Box::new(Attempt::before_first(deadline_ms)));
+                let held_ack = context.crowded && connection.client_speaks_first(context.id);
+                let attempt = Attempt::before_first(deadline_ms, held_ack);
+                connection.phase = Phase::Connecting(Box::new(attempt));
                 true
             }
             Err(cause) => {
@@ -546,6 +529,7 @@ impl Tcp {
         }
         if let Phase::Connecting(attempt) = &connection.phase {
             connection.attempts = attempt.tried.len() as u16;
+            connection.ack_ms = attempt.held_ack.then(|| context.now_ms() + HELD_ACK_MS);
         }
         connection.phase = Phase::Open;
         connection.active_ms = context.now_ms();
@@ -588,6 +572,14 @@ impl Tcp {
                     Due::End(cause) => self.retire(context, key, cause, By::Weir),
                     Due::NextAttempt => self.attempt_failed(context, key, ConnectError::TimedOut),
                     Due::Reset => self.check_reset(context, key),
+                    Due::Ack => {
+                        connection.ack_ms = None;
+                        let silent = connection.pair.moved_from(Side::Client) == 0;
+                        if let Some(backend) = connection.backend.as_ref().filter(|_| silent) {
+                            socket::acknowledge(backend.as_raw_fd());
+                        }
+                        self.set_timer(key);
+                    }
                     Due::Resume => {
                         connection.resume_ms = None;
                         if std::mem::take(&mut connection.starved) {
