@@ -19,7 +19,7 @@ use weir::base::{Rng, Side};
 use weir::relay::{Conduit, Done, Io, Outcome, Pair, Pumped, pump};
 
 const SEEDS: u64 = 4_000;
-const COPY_BUFFER: usize = 64;
+const COPY_BUFFER: usize = 16;
 
 /// The byte at position `at` of the stream that `side` sends.
 fn byte(side: Side, at: usize) -> u8 {

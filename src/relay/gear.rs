@@ -1,13 +1,14 @@
 //! How a lane moves bytes: copied through a buffer while it is small, spliced through a pipe while it is bulk.
 //!
 //! Splice saves the two copies but costs a system call more and the page handling of a pipe, so it pays only for long
-//! runs. A lane shifts up after it has filled the copy buffer in [`UP_AFTER`] reads in a row, and down after
-//! [`DOWN_AFTER`] runs in a row that would have fitted the buffer. docs/performance.md has the measurements.
+//! runs: objects of up to 1 MiB are cheaper to copy, of 4 MiB it is the same, beyond that splicing wins. A lane shifts up
+//! after it has filled the copy buffer in [`UP_AFTER`] reads in a row, and down after [`DOWN_AFTER`] runs in a row that would
+//! have fitted the buffer. docs/performance.md has the measurements.
 
-/// Full buffers in a row that make a lane bulk.
-pub const UP_AFTER: u8 = 3;
+/// Full buffers in a row that make a lane bulk: 1.25 MiB.
+pub const UP_AFTER: u8 = 40;
 /// Small runs in a row that end it.
-pub const DOWN_AFTER: u8 = 8;
+pub const DOWN_AFTER: u8 = 64;
 
 /// Where bytes are between a source and a sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,19 +67,25 @@ mod tests {
     #[test]
     fn shifts_after_a_run_and_only_after_a_run() {
         use Conduit::*;
-        let rows: &[(&str, Conduit)] = &[
-            ("", Buffer),
-            ("LL", Buffer),
-            ("LLsL", Buffer),
-            ("LLL", Pipe),
-            ("LLLsssssss", Pipe),
-            ("LLLsssssssL", Pipe),
-            ("LLLssssssss", Buffer),
+        const UP: usize = UP_AFTER as usize;
+        const DOWN: usize = DOWN_AFTER as usize;
+        // Runs of large and small fills by turns.
+        let rows: &[(&[usize], Conduit)] = &[
+            (&[], Buffer),
+            (&[UP - 1], Buffer),
+            (&[UP - 1, 1, 1], Buffer),
+            (&[UP], Pipe),
+            (&[UP, DOWN - 1], Pipe),
+            (&[UP, DOWN - 1, 1], Pipe),
+            (&[UP, DOWN - 1, 1, DOWN - 1], Pipe),
+            (&[UP, DOWN], Buffer),
         ];
-        for &(fills, expected) in rows {
+        for &(runs, expected) in rows {
             let mut gear = Gear::default();
-            fills.chars().for_each(|c| gear.observe(c == 'L'));
-            assert_eq!(gear.conduit(), expected, "after {fills:?}");
+            for (turn, &run) in runs.iter().enumerate() {
+                (0..run).for_each(|_| gear.observe(turn % 2 == 0));
+            }
+            assert_eq!(gear.conduit(), expected, "after {runs:?}");
         }
     }
 }

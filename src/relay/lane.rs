@@ -364,7 +364,8 @@ mod tests {
 
     #[test]
     fn a_bulk_lane_asks_for_a_pipe_and_then_trusts_only_eagain() {
-        let mut steps = [(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(3);
+        let runs = usize::from(crate::relay::gear::UP_AFTER);
+        let mut steps = [(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(runs);
         steps.push((Op::Fill, short(500)));
         steps.push((drain(500), short(200)));
         let lane = run(true, "rwf", &steps);
