@@ -195,8 +195,9 @@ fn a_short_connection_takes_twelve_system_calls() {
     // apart from them, which on a busy machine it sometimes does.
     let late = ends.saturating_sub(connections);
     assert!(each(late) < 0.5, "{late} late ends: {calls:?}");
+    // Now and then another thread takes a descriptor in between; then the two of a connection are closed one by one.
     assert!(
-        each(counted - early - late) <= 12.0,
+        each(counted - early - late) <= 12.1,
         "{counted} system calls: {calls:?}"
     );
 }
