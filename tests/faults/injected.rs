@@ -8,12 +8,16 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::common::{self, Server, Weir, client};
 
 /// A tracer that makes calls of a process fail.
-struct Injector(Child);
+struct Injector {
+    tracer: Child,
+    traced: Pid,
+}
 
 impl Injector {
     fn attach(weir: &Weir, call: &str, error: &str) -> Injector {
@@ -37,20 +41,30 @@ impl Injector {
             .unwrap();
         assert!(line.contains("attached"), "{line}");
         std::thread::spawn(move || lines.for_each(drop));
-        Injector(tracer)
+        Injector {
+            tracer,
+            traced: Pid::from_raw(weir.pid() as i32),
+        }
     }
 }
 
 impl Drop for Injector {
     fn drop(&mut self) {
-        // Asked, it lets go of the process first; it does not hear while the process is dying.
-        let signal = if std::thread::panicking() {
-            Signal::SIGKILL
-        } else {
-            Signal::SIGINT
-        };
-        let _ = kill(Pid::from_raw(self.0.id() as i32), signal);
-        let _ = self.0.wait();
+        let tracer = Pid::from_raw(self.tracer.id() as i32);
+        if std::thread::panicking() {
+            // The process may be dying, while the tracer hears nothing else.
+            let _ = kill(tracer, Signal::SIGKILL);
+            let _ = self.tracer.wait();
+            return;
+        }
+        // A call that the tracer has swallowed and not yet given its error would end with ENOSYS, were the thread let go
+        // now. Once the whole process is stopped, no thread is inside a call.
+        let _ = kill(self.traced, Signal::SIGSTOP);
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        let _ = waitid(Id::Pid(self.traced), flags);
+        let _ = kill(tracer, Signal::SIGINT);
+        let _ = self.tracer.wait();
+        let _ = kill(self.traced, Signal::SIGCONT);
     }
 }
 
