@@ -55,7 +55,7 @@ impl ListenSocket {
     }
 }
 
-/// A UDP session that goes to another process, together with the listening socket that its client sends to.
+/// A UDP session that goes to another process or worker, together with the listening socket that its client sends to.
 #[derive(Debug)]
 pub struct Migrant {
     /// What is known of it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use crate::link::{self, Command, ListenSocket, Local, Migrant, Recipients, Shared, SpawnWorker};
 use crate::sys::socket::identity;
@@ -33,15 +33,18 @@ impl Drop for Hired {
     }
 }
 
-/// Waits until these have done what they were told. A socket that is still on its way between two workers would miss an
-/// order to close it.
-fn settled<'a>(members: impl IntoIterator<Item = &'a Member>) {
+/// Closes when these have done what they were told so far.
+fn barrier<'a>(members: impl IntoIterator<Item = &'a Member>) -> Receiver<()> {
     let (done, all_done) = bounded(1);
     for member in members {
         member.handle.send(Command::Sync(done.clone()));
     }
-    drop(done);
-    let _: Result<(), _> = all_done.recv_timeout(SETTLE_MAX);
+    all_done
+}
+
+/// Waits for that. A socket that is still on its way between two workers would miss an order to close it.
+fn settled<'a>(members: impl IntoIterator<Item = &'a Member>) {
+    let _: Result<(), _> = barrier(members).recv_timeout(SETTLE_MAX);
 }
 
 /// All running workers. Numbers are never reused.
@@ -73,10 +76,11 @@ impl Crew {
 
     /// Handles on all workers that still run, retired ones included.
     pub fn handles(&self) -> impl Iterator<Item = &link::Worker> {
-        self.active
-            .iter()
-            .chain(&self.retired)
-            .map(|member| &member.handle)
+        self.members().map(|member| &member.handle)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.active.iter().chain(&self.retired)
     }
 
     /// Starts the workers that are missing for `count`. Nobody knows of them yet.
@@ -138,16 +142,8 @@ impl Crew {
         );
     }
 
-    /// Gives listening sockets to the active workers; keys are positions among them.
-    pub fn listen(&self, dealt: BTreeMap<usize, Vec<ListenSocket>>) {
-        for (ix, sockets) in dealt {
-            for socket in sockets {
-                self.active[ix].handle.send(Command::Listen(socket));
-            }
-        }
-    }
-
-    /// The same with UDP sessions, each of which goes with its socket. A session whose socket is not among them ends.
+    /// Gives listening sockets to the active workers; keys are positions among them. UDP sessions go with their sockets; one
+    /// whose socket is not among them ends.
     pub fn settle(&self, dealt: BTreeMap<usize, Vec<ListenSocket>>, migrants: Vec<Migrant>) {
         let mut by_socket: HashMap<u64, Vec<Migrant>> = HashMap::new();
         for migrant in migrants {
@@ -166,15 +162,24 @@ impl Crew {
         }
     }
 
-    /// Has every worker serve what is queued at these addresses (listener, address), and close them; that is done when this
-    /// returns.
+    /// Has every worker serve what is queued at these addresses (listener, address), and close them.
     pub fn unlisten(&self, closed: &[(u32, Local)]) {
         for (listener, local) in closed {
             self.all(|| Command::Unlisten(*listener, local.clone()));
         }
+    }
+
+    /// The same; it is done when this returns.
+    pub fn unlisten_and_wait(&self, closed: &[(u32, Local)]) {
+        self.unlisten(closed);
         if !closed.is_empty() {
-            settled(self.active.iter().chain(&self.retired));
+            settled(self.members());
         }
+    }
+
+    /// Closes when all workers have done what they were told so far.
+    pub fn barrier(&self) -> Receiver<()> {
+        barrier(self.members())
     }
 
     /// Sends a command to every worker.

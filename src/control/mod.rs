@@ -241,13 +241,13 @@ impl Control {
             closed_datagrams,
         } = self.endpoints.commit(plan, &config, workers);
         // Whoever waits in a queue is served by the listener that he came to: before workers learn that it is gone.
-        self.crew.unlisten(&closed_streams);
+        self.crew.unlisten_and_wait(&closed_streams);
         self.generation += 1;
         self.config = config;
         self.publish();
-        self.crew.listen(self.succession.hold(dealt));
+        self.crew.settle(self.succession.hold(dealt), Vec::new());
         // A socket that takes the place of another one at the same address must be there before that one goes.
-        self.crew.unlisten(&closed_datagrams);
+        self.crew.unlisten_and_wait(&closed_datagrams);
         // After that: what is closed moves no more.
         for (listener, local, positions) in lacking {
             self.crew.spread(listener, &local, positions);
@@ -360,13 +360,6 @@ impl Control {
         self.shared.process.connections.get() == 0 && self.shared.process.udp_sessions.get() == 0
     }
 
-    /// Begins to wait until workers have done what they were told so far.
-    fn await_workers(&mut self) {
-        let (done, all_done) = bounded(1);
-        self.crew.all(|| Command::Sync(done.clone()));
-        self.unlistened = Some(all_done);
-    }
-
     /// False ends the process.
     fn handle(&mut self, input: Input) -> bool {
         match input {
@@ -400,10 +393,8 @@ impl Control {
         self.succession.abandon();
         self.notifier
             .stopping(format!("stopping: {open} connections may finish"));
-        for (listener, local) in self.endpoints.close_all() {
-            self.crew.all(|| Command::Unlisten(listener, local.clone()));
-        }
-        self.await_workers();
+        self.crew.unlisten(&self.endpoints.close_all());
+        self.unlistened = Some(self.crew.barrier());
     }
 
     /// One line for the service manager.

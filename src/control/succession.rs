@@ -9,7 +9,6 @@ use super::upgrade::{
     Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor,
 };
 use super::{Control, admin, admin_name, endpoints, http_name};
-use crate::link::Command;
 
 /// Where this process stands between one that came before it and one that comes after it.
 #[derive(Debug)]
@@ -167,11 +166,10 @@ impl Control {
                 self.succession.handed_over = true;
                 self.observer = None;
                 self.notifier.hand_over(done.pid);
-                for (listener, local) in &done.unused {
+                for (_, local) in &done.unused {
                     endpoints::remove_file(local);
-                    self.crew
-                        .all(|| Command::Unlisten(*listener, local.clone()));
                 }
+                self.crew.unlisten(&done.unused);
                 if done.unused_own.contains(&admin_name(&self.config)) {
                     admin::remove(&self.admin);
                 }
@@ -180,7 +178,7 @@ impl Control {
                 }
                 done.tell();
                 self.endpoints.forget();
-                self.await_workers();
+                self.unlistened = Some(self.crew.barrier());
                 self.stopping = Some(Instant::now() + grace);
             }
             Event::Go(migrants) => {
