@@ -18,11 +18,10 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
-use std::process::Output;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Weir, client, command};
+use common::operator::{said, status};
+use common::{PATIENCE, Weir, client, in_parallel};
 
 /// Nothing but real traffic tells whether a backend works, and nothing is concluded from that.
 const UNWATCHED: &str = "health: {type: none}, passive: off";
@@ -51,23 +50,6 @@ fn backend(name: &str, address: impl Display, more: &str) -> String {
     format!("{{name: {name}, address: '{address}', {more}}}")
 }
 
-/// Makes `count` connections from `threads` threads; `one` gets the number of each. Results in no particular order.
-fn in_parallel<T: Send>(threads: usize, count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let results = Mutex::new(Vec::with_capacity(count));
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let (one, results) = (&one, &results);
-            scope.spawn(move || {
-                for number in (thread..count).step_by(threads) {
-                    let result = one(number);
-                    results.lock().unwrap().push(result);
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap()
-}
-
 /// The `n`th of 64,000 client addresses.
 fn source(n: usize) -> IpAddr {
     IpAddr::from([127, 1, (n / 250) as u8, (n % 250) as u8 + 1])
@@ -88,28 +70,6 @@ fn count(names: impl IntoIterator<Item = char>) -> BTreeMap<char, usize> {
         *counts.entry(name).or_default() += 1;
     }
     counts
-}
-
-/// Runs `weir WORDS... --socket ADMIN` against a running weir.
-fn ask(weir: &Weir, words: &[&str]) -> Output {
-    let mut ask = command(env!("CARGO_BIN_EXE_weir"));
-    ask.args(words).arg("--socket").arg(weir.admin());
-    ask.output().unwrap()
-}
-
-/// The same; it must succeed. What it printed.
-#[track_caller]
-fn said(weir: &Weir, words: &[&str]) -> String {
-    let output = ask(weir, words);
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "weir {words:?}: {out}{err}");
-    out
-}
-
-#[track_caller]
-fn status(weir: &Weir) -> serde_json::Value {
-    serde_json::from_str(&said(weir, &["status", "--json"])).unwrap()
 }
 
 /// A backend's entry in the status.

@@ -2,6 +2,7 @@
 //!
 //! - [`Weir`] runs the binary on a configuration, knows the addresses it bound and the access records it wrote.
 //! - [`server`] has backends inside the test process; [`client`] the other end.
+//! - [`operator`] gives a running weir the commands that an operator has.
 //! - [`program`] runs real servers and clients (nginx, redis, PostgreSQL, iperf3, socat ...) in directories of their own.
 //! - [`netns`] makes network namespaces and links between them.
 //!
@@ -15,6 +16,7 @@
 
 pub mod client;
 pub mod netns;
+pub mod operator;
 pub mod program;
 pub mod record;
 pub mod server;
@@ -24,6 +26,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub use record::Record;
@@ -132,4 +136,28 @@ pub fn seed(default: u64) -> u64 {
     let seed = given.map_or(default, |text| text.parse().expect("WEIR_SEED is a number"));
     println!("WEIR_SEED={seed}");
     seed
+}
+
+/// Runs `one` for each number below `count`, on `threads` threads. Results in no particular order.
+pub fn in_parallel<T: Send>(
+    threads: usize,
+    count: usize,
+    one: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let (results, next) = (Mutex::new(Vec::with_capacity(count)), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    let result = one(number);
+                    results.lock().unwrap().push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap()
 }

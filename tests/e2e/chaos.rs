@@ -7,13 +7,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use super::common::server::{bind, reset};
 use super::common::{
-    PATIENCE, Port, Server, Weir, client, raise_descriptor_limit, seed, wait_until,
+    PATIENCE, Port, Server, Weir, client, in_parallel, raise_descriptor_limit, seed, wait_until,
 };
 use super::{UNWATCHED, balanced};
 use weir::base::Rng;
@@ -146,31 +145,23 @@ fn connections(count: u64) {
     let weir = Weir::start(&balanced("", &pool, &backends));
     let sockets = weir.sockets();
     let address: SocketAddr = weir.address("main").parse().unwrap();
-    let next = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count || failures.lock().unwrap().len() > 5 {
-                        return;
-                    }
-                    let number = (seed << 32) + number;
-                    let script = Script::new(number);
-                    let mut stream = client::connect(&address.to_string());
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                    stream.write_all(&number.to_le_bytes()).unwrap();
-                    let judged = if script.client_breaks {
-                        break_off(stream, script)
-                    } else {
-                        endure(&stream, script)
-                    };
-                    if let Err(error) = judged {
-                        let text = format!("client, {number}: {error}: {script:?}");
-                        failures.lock().unwrap().push(text);
-                    }
-                }
-            });
+    in_parallel(AT_A_TIME, count as usize, |number| {
+        if failures.lock().unwrap().len() > 5 {
+            return;
+        }
+        let number = (seed << 32) + number as u64;
+        let script = Script::new(number);
+        let mut stream = client::connect(&address.to_string());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&number.to_le_bytes()).unwrap();
+        let judged = if script.client_breaks {
+            break_off(stream, script)
+        } else {
+            endure(&stream, script)
+        };
+        if let Err(error) = judged {
+            let text = format!("client, {number}: {error}: {script:?}");
+            failures.lock().unwrap().push(text);
         }
     });
     let failures = failures.lock().unwrap();

@@ -3,27 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Mutex;
 
-use super::common::{Port, Record, Server, Weir, client, raise_descriptor_limit};
+use super::common::{Port, Record, Server, Weir, client, in_parallel, raise_descriptor_limit};
 use super::{UNWATCHED, balanced, configuration};
-
-/// Makes `count` connections from `threads` threads; `one` gets the number of each.
-fn in_parallel<T: Send>(threads: usize, count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let results = Mutex::new(Vec::with_capacity(count));
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let (one, results) = (&one, &results);
-            scope.spawn(move || {
-                for number in (thread..count).step_by(threads) {
-                    let result = one(number);
-                    results.lock().unwrap().push(result);
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap()
-}
 
 fn count(names: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();

@@ -6,13 +6,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::common::{PATIENCE, Weir, seed, server};
+use super::common::{PATIENCE, Weir, in_parallel, seed, server};
 use super::{UNWATCHED, balanced};
 use weir::base::Rng;
 
@@ -201,24 +200,16 @@ fn transfers(count: u64) {
         .map(|listener| super::common::Server::each_on(listener, noting(&failures)));
     let weir = Weir::start(&balanced("", UNWATCHED, &backends));
     let address: SocketAddr = weir.address("main").parse().unwrap();
-    let next = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count || failures.lock().unwrap().len() > 10 {
-                        return;
-                    }
-                    let number = (seed << 32) + number;
-                    if let Err(error) = transfer(address, number) {
-                        failures
-                            .lock()
-                            .unwrap()
-                            .push(format!("client: transfer {number}: {error}"));
-                    }
-                }
-            });
+    in_parallel(AT_A_TIME, count as usize, |number| {
+        if failures.lock().unwrap().len() > 10 {
+            return;
+        }
+        let number = (seed << 32) + number as u64;
+        if let Err(error) = transfer(address, number) {
+            failures
+                .lock()
+                .unwrap()
+                .push(format!("client: transfer {number}: {error}"));
         }
     });
     let failures = failures.lock().unwrap();

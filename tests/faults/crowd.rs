@@ -64,7 +64,7 @@ fn four_thousand_idle_clients_of_one_prefix() {
 }
 
 #[test]
-#[ignore = "10,000 clients"]
+#[ignore = "long: 10,000 clients, beyond the usual limit on open files"]
 fn ten_thousand_idle_clients_of_one_prefix() {
     idle_clients_of_one_prefix(10_000);
 }

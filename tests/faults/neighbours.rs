@@ -40,7 +40,7 @@ fn p99(address: &str, flows: usize, time: Duration) -> Duration {
 
 /// On a quiet machine only: what is compared is a matter of microseconds, and the sender competes for the same CPUs.
 #[test]
-#[ignore = "a quiet machine"]
+#[ignore = "long: compares latencies, which takes a quiet machine"]
 fn iperf3_beside_ping_pong() {
     if !common::have(&["iperf3"]) {
         return;

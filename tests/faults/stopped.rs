@@ -96,7 +96,7 @@ fn stopped_readers_cost_a_bounded_amount() {
 }
 
 #[test]
-#[ignore = "1,000 connections and 12 GB"]
+#[ignore = "long: 1,000 connections and 12 GB, two minutes"]
 fn a_thousand_stopped_readers() {
     fast_senders(1000, 12 << 20, 80 << 10);
 }

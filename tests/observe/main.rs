@@ -14,29 +14,9 @@ mod slow_clients;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Output;
 
-use common::{PATIENCE, Weir, command, wait_until};
-
-/// Runs `weir WORDS... --socket ADMIN` against a running weir.
-fn ask(weir: &Weir, words: &[&str]) -> Output {
-    let mut ask = command(env!("CARGO_BIN_EXE_weir"));
-    ask.args(words).arg("--socket").arg(weir.admin());
-    ask.output().unwrap()
-}
-
-/// The same; it must succeed. What it printed.
-#[track_caller]
-fn said(weir: &Weir, words: &[&str]) -> String {
-    let output = ask(weir, words);
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(
-        output.status.success(),
-        "weir {words:?}: {}\n{out}{err}",
-        output.status
-    );
-    out
-}
+use common::operator::{ask, json, said};
+use common::{PATIENCE, Weir, wait_until};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -52,14 +32,6 @@ fn all_up(weir: &Weir) {
             .flat_map(|pool| pool["backends"].as_array().unwrap());
         backends.all(|backend| backend["state"] == "up")
     });
-}
-
-/// The same as JSON.
-#[track_caller]
-fn json(weir: &Weir, words: &[&str]) -> serde_json::Value {
-    let mut words = words.to_vec();
-    words.push("--json");
-    serde_json::from_str(&said(weir, &words)).unwrap()
 }
 
 /// One HTTP request: head and body.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -20,8 +20,8 @@ use super::Finish;
 use super::common::netns::Netns;
 use super::common::program::Program;
 use super::common::{
-    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces, skip,
-    wait_until,
+    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces,
+    operator, skip, wait_until,
 };
 use super::upgrade::{ask, echoes, named_udp};
 
@@ -53,13 +53,6 @@ fn reload(weir: &Weir, yaml: &str) {
 fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     let entries = list.as_array().unwrap();
     entries.iter().find(|entry| entry["name"] == name).unwrap()
-}
-
-/// `weir reload` as an operator runs it.
-fn weir_reload(weir: &Weir) -> Output {
-    let mut reload = command(env!("CARGO_BIN_EXE_weir"));
-    reload.args(["reload", "--socket"]).arg(weir.admin());
-    reload.output().unwrap()
 }
 
 /// The samples of the metrics page, by name and labels.
@@ -535,7 +528,7 @@ fn whatever_is_refused_changes_nothing_and_is_told() {
             None => {}
         }
         let expected = |way: usize| (2 * ix + way) as f64;
-        let output = weir_reload(&weir);
+        let output = operator::ask(&weir, &["reload"]);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{what}: {error}");
         assert!(error.contains(reason), "{what}: {error}");
@@ -559,7 +552,7 @@ fn whatever_is_refused_changes_nothing_and_is_told() {
         let _ = fs::remove_dir(&file);
     }
     weir.rewrite(&good);
-    assert!(weir_reload(&weir).status.success());
+    assert!(operator::ask(&weir, &["reload"]).status.success());
     let status = status(&weir);
     assert_eq!(
         (&status["generation"], &status["reload_error"]),
@@ -595,7 +588,7 @@ fn a_bind_that_fails_leaves_everything_as_it_was() {
     );
     weir.rewrite(&bad);
     for _ in 0..3 {
-        assert_eq!(weir_reload(&weir).status.code(), Some(1));
+        assert_eq!(operator::ask(&weir, &["reload"]).status.code(), Some(1));
     }
     assert!(client::try_connect(&free.address().to_string(), None).is_err());
     assert!(
@@ -662,7 +655,7 @@ fn a_bind_that_fails_leaves_the_election_as_it_was() {
     });
     // Nobody has this address, and so nothing can be bound to it.
     weir.rewrite(&yaml("10.99.0.2/24", "192.0.2.1:80"));
-    let output = weir_reload(&weir);
+    let output = operator::ask(&weir, &["reload"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let vips = status(&weir)["vips"].take();
     assert_eq!(vips[0]["address"], "10.99.0.1/24", "{vips}");

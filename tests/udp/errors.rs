@@ -6,8 +6,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::common::netns::{Netns, link};
+use super::common::operator::status;
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
-use super::peers::{Client, Server, status};
+use super::peers::{Client, Server};
 
 fn config(pool: &str, backends: &[String]) -> String {
     format!(

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::common::netns::{Netns, link};
+use super::common::operator::status;
 use super::common::{
     Launch, PATIENCE, Port, Weir, command, may_make_namespaces, raise_descriptor_limit, run,
     wait_until,
 };
-use super::peers::{Client, Server, metric, status};
+use super::peers::{Client, Server, metric};
 
 /// Bytes of the headers of a raw packet.
 const HEADERS: usize = 28;

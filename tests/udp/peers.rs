@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::common::{PATIENCE, Weir, command, run};
+use super::common::PATIENCE;
 
 /// Bytes of the largest datagram.
 pub const LARGEST: usize = 65_507;
@@ -199,16 +199,6 @@ impl Drop for Server {
             let _ = thread.join();
         }
     }
-}
-
-/// The status document.
-#[track_caller]
-pub fn status(weir: &Weir) -> serde_json::Value {
-    let mut status = command(env!("CARGO_BIN_EXE_weir"));
-    status
-        .args(["status", "--json", "--socket"])
-        .arg(weir.admin());
-    serde_json::from_str(&run(&mut status)).expect("a document")
 }
 
 /// A number of the metrics page: the value of the line that starts with `series`.

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::common::operator::status;
 use super::common::server::Port;
 use super::common::{Weir, wait_until};
-use super::peers::{Client, Server, metric, status};
+use super::peers::{Client, Server, metric};
 
 fn config(listener: &str, backends: &[&Server]) -> String {
     let list: Vec<String> = backends
