@@ -253,10 +253,21 @@ impl Pools {
     /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should
     /// be told of something that happened since the last call.
     pub fn tick(&mut self, now: Instant) -> bool {
-        let mut started = false;
-        let rests = self.probes_from.is_some_and(|from| now < from);
-        while let Some(key) = (!rests).then(|| self.schedule.start(now)).flatten() {
-            started = true;
+        if self.probes_from.is_none_or(|from| from <= now) {
+            self.start_probes(now);
+        }
+        if self.quiet_until.is_none_or(|until| until <= now) {
+            self.look(now);
+        }
+        self.leaving
+            .retain(|left| left.backend.stats.active.get() > 0);
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Starts the probes that are due.
+    fn start_probes(&mut self, now: Instant) {
+        while let Some(key) = self.schedule.start(now) {
+            self.probes_from = Some(now + PROBES_PAUSE);
             match self.find(key) {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
@@ -266,15 +277,6 @@ impl Pools {
                 None => self.schedule.remove(key),
             }
         }
-        if started {
-            self.probes_from = Some(now + PROBES_PAUSE);
-        }
-        if self.quiet_until.is_none_or(|until| until <= now) {
-            self.look(now);
-        }
-        self.leaving
-            .retain(|left| left.backend.stats.active.get() > 0);
-        std::mem::take(&mut self.changed)
     }
 
     /// Ends ejections, moves ramps and drains.
