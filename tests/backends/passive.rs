@@ -218,8 +218,9 @@ fn our_own_shortages_eject_nobody() {
     limit("1000");
     weir.wait_for(starved);
     let now = status(&weir);
+    // Half of the twenty, and one less where each of the two workers had an odd number of them.
     assert!(
-        backend_of(&now, "unrouted", "far")["failed"].as_u64() >= Some(10),
+        backend_of(&now, "unrouted", "far")["failed"].as_u64() >= Some(9),
         "{now:#}"
     );
     assert!(

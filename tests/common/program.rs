@@ -172,9 +172,12 @@ impl Program {
         Program::socat_to(&format!("EXEC:{serve}"))
     }
 
-    /// Sends the file `out` and ends its stream, while what it gets goes to the file `into`.
+    /// Sends the file `out` and ends its stream, while what it gets is appended to the file `into`: another connection, of
+    /// a probe, leaves that as it is.
     pub fn socat_files(out: &str, into: &str) -> Program {
-        Program::socat_to(&format!("OPEN:{out},rdonly!!CREATE:{into}"))
+        Program::socat_to(&format!(
+            "OPEN:{out},rdonly!!OPEN:{into},wronly,creat,append"
+        ))
     }
 
     fn socat_to(other: &str) -> Program {
