@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use weir::balance::limits::{SourceLimits, SourceTable};
 use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, identity, source_key};
-use weir::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
+use weir::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use weir::config::model::{Balance, SourceHash};
 use weir::relay::{Conduit, Done, Io, Pair, pump};
 
@@ -157,8 +157,8 @@ fn slab() -> Path {
     let mut run = RunQueue::default();
     Box::new(move || {
         let key = slab.insert([7; 48]);
-        run.push(key, &mut false);
-        let key = run.pop().expect("just pushed");
+        run.push(key, Weight::Light, &mut false);
+        let key = run.pop(Weight::Light).expect("just pushed");
         black_box(slab.get_mut(key));
         black_box(slab.remove(key));
     })

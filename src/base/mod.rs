@@ -13,7 +13,7 @@ pub use gauge::Gauge;
 pub use latest::Latest;
 pub use log_limit::LogLimit;
 pub use rng::Rng;
-pub use run_queue::RunQueue;
+pub use run_queue::{RunQueue, Weight};
 pub use slab::{Key, Slab};
 pub use timers::Timers;
 pub use token::{Kind, Side, Token};

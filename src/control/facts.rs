@@ -52,7 +52,11 @@ impl Control {
                 order,
                 reply,
             } => {
-                let _ = reply.send(self.pools.order(&pool, &name, order, Instant::now()));
+                let now = Instant::now();
+                let outcome = self.pools.order(&pool, &name, order, now);
+                // In force when it is answered.
+                self.follow_pools(now);
+                let _ = reply.send(outcome);
             }
             Request::Vip {
                 address,

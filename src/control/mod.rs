@@ -293,14 +293,7 @@ impl Control {
         loop {
             let now = Instant::now();
             self.shared.note_control();
-            let changed = self.pools.tick(now);
-            for shed in self.pools.take_shed() {
-                self.shed(shed);
-            }
-            if changed {
-                self.publish();
-            }
-            self.pools.tell();
+            self.follow_pools(now);
             self.crew.reap();
             self.show_life(now);
             if self
@@ -340,6 +333,18 @@ impl Control {
             log.finish();
         }
         Ok(())
+    }
+
+    /// Lets time do its work on pools, and workers know what came of that and of orders.
+    fn follow_pools(&mut self, now: Instant) {
+        let changed = self.pools.tick(now);
+        for shed in self.pools.take_shed() {
+            self.shed(shed);
+        }
+        if changed {
+            self.publish();
+        }
+        self.pools.tell();
     }
 
     /// Removes the admin socket's file, unless another process serves there.

@@ -11,7 +11,7 @@ use super::Context;
 use super::attempt::Attempt;
 use super::io::{Held, Nagle};
 use crate::balance::limits::{Refill, Throttle};
-use crate::base::Side;
+use crate::base::{Side, Weight};
 use crate::config::model::{Protocol, SendProxy};
 use crate::gate::Pass;
 use crate::link::{LiveConnection, Local, Record};
@@ -53,6 +53,8 @@ pub(super) struct Connection {
     pub(super) attempts: u16,
     pub(super) nagle: Nagle,
     pub(super) queued: bool,
+    /// By its latest pump.
+    pub(super) weight: Weight,
     pub(super) client_broken: bool,
     /// The kernel had no memory: no event will tell when to go on.
     pub(super) starved: bool,

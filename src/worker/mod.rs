@@ -5,8 +5,8 @@
 //! Events only mark; work happens after, at our own pace:
 //!
 //! 1. *mark*: unpack each event's token, check the generation, set readiness bits, queue the key. No I/O, no close.
-//! 2. *pump*: run queued connections, each under a budget; what is left over goes to the back of the queue, and then the
-//!    next poll does not wait.
+//! 2. *pump*: run queued connections, each under a budget: all light ones and then, in proportion, some that move much; what
+//!    is left over goes to the back of the queue, and then the next poll does not wait.
 //! 3. *adopt*: the newest snapshot, so that whoever connects after a publication is served by it.
 //! 4. *accept*: up to a budget, after pumping, so that new work never starves old.
 //! 5. *expire*: timers due at this turn's one reading of the clock.

@@ -30,7 +30,7 @@ use super::Context;
 use super::attempt::{Attempt, Started};
 use super::connection::{Connection, Due, Phase, charge, moved, throttles, us};
 use super::io::{Nagle, Pipes, SCRATCH_BYTES, SocketIo};
-use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token};
+use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use crate::config::model::BackendAddress;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
 use crate::relay::proxy_header::{self, Parsed};
@@ -38,8 +38,10 @@ use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
-/// waits for one such pump of each of them; docs/performance.md has what other sizes do.
+/// waits for one such pump; docs/performance.md has what other sizes do.
 const PUMP_BYTES: usize = 128 << 10;
+/// A connection is heavy while each of its pumps moves as much: more than any request or answer that fits the buffer.
+const HEAVY_BYTES: u64 = SCRATCH_BYTES as u64;
 /// How long the ACK that completes the handshake with a backend waits for the client's first bytes, milliseconds.
 const HELD_ACK_MS: u64 = 5;
 /// How often a socket that waits to be reset is looked at, milliseconds.
@@ -119,16 +121,21 @@ impl Tcp {
             (_, Side::Client) => connection.client_broken |= broken,
             _ => {}
         }
-        self.run.push(key, &mut connection.queued);
+        self.run
+            .push(key, connection.weight, &mut connection.queued);
     }
 
-    /// Runs every connection that was queued when the phase began.
+    /// Runs the connections whose turn it is, of those that were queued when the phase began.
     pub(super) fn pump(&mut self, context: &mut Context) {
-        for _ in 0..self.run.len() {
-            let Some(key) = self.run.pop() else { return };
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.queued = false;
-                self.pump_one(context, key);
+        for (weight, count) in self.run.turn() {
+            for _ in 0..count {
+                let Some(key) = self.run.pop(weight) else {
+                    break;
+                };
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.queued = false;
+                    self.pump_one(context, key);
+                }
             }
         }
     }
@@ -204,8 +211,12 @@ impl Tcp {
         let pumped = relay::pump(&mut connection.pair, &mut io, budget);
         let (spliced, starved) = (io.spliced, io.starved);
         let after = moved(&connection.pair);
+        let (up, down) = (after[0] - before[0], after[1] - before[1]);
+        connection.weight = match up + down {
+            HEAVY_BYTES.. => Weight::Heavy,
+            _ => Weight::Light,
+        };
         if after != before {
-            let (up, down) = (after[0] - before[0], after[1] - before[1]);
             charge(&mut connection.throttles, context.now, [up, down]);
             connection.active_ms = context.now_ms();
             let listener = connection.listener.stats.shards.of(context.id);
@@ -249,7 +260,7 @@ impl Tcp {
                 }
             }
             Pumped::More => match connection.rest(context.now) {
-                None => run.push(key, &mut connection.queued),
+                None => run.push(key, connection.weight, &mut connection.queued),
                 Some(rest) => {
                     connection.resume_ms = Some(context.now_ms() + rest.as_millis().max(1) as u64);
                     self.set_timer(key);
@@ -368,6 +379,7 @@ impl Tcp {
             attempts: 0,
             nagle: Nagle::Untouched,
             queued: false,
+            weight: Weight::Light,
             client_broken: false,
             starved: false,
         });
@@ -588,7 +600,8 @@ impl Tcp {
                                 connection.pair.mark_writable(side);
                             }
                         }
-                        self.run.push(key, &mut connection.queued);
+                        self.run
+                            .push(key, connection.weight, &mut connection.queued);
                         self.set_timer(key);
                     }
                     Due::Interim => {

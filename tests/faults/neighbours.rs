@@ -1,10 +1,14 @@
 //! Bulk beside small talk: who sends much does not make others wait.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::common::program::Program;
 use super::common::{self, Server, Weir, client};
@@ -118,4 +122,97 @@ fn a_pouring_connection_leaves_turns_to_others() {
         rounds >= 40 && bytes > 1 << 20,
         "{rounds} round trips beside {bytes} bytes"
     );
+}
+
+/// The thread of its only worker.
+fn worker_of(weir: &Weir) -> i32 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
+    let worker = tasks.flatten().find(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("worker"))
+    });
+    worker
+        .unwrap()
+        .file_name()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// How long a request waits is decided by what weir moves between two questions to the kernel: the data of one bulk stream,
+/// not of each.
+///
+/// Break tried: every heavy connection in every turn.
+#[test]
+fn of_many_bulk_streams_one_moves_at_a_time() {
+    if !common::have(&["strace"]) {
+        return;
+    }
+    let pour = Server::each(|mut stream| {
+        let chunk = vec![7; 256 << 10];
+        while stream.write_all(&chunk).is_ok() {}
+    });
+    let weir = Weir::start(&format!("workers: 1\n{}", one_backend(pour.address, "")));
+    let stop = Arc::new(AtomicBool::new(false));
+    let drinkers: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut stream, stop) = (client::connect(&weir.address("web")), stop.clone());
+            // It is known as bulk by then.
+            stream.read_exact(&mut vec![0; 4 << 20]).unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 256 << 10];
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(stream.read(&mut buffer).unwrap() > 0);
+                }
+            })
+        })
+        .collect();
+    // All of them have data to move and room for it when it goes on.
+    weir.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(200));
+    let report = weir.dir().join("calls");
+    let worker = worker_of(&weir);
+    let mut tracer = common::command("strace")
+        .args(["-qq", "-e", "trace=epoll_wait,recvfrom,splice", "-p"])
+        .args([&worker.to_string(), "-e", "signal=none", "-o"])
+        .arg(&report)
+        .spawn()
+        .unwrap();
+    let traced = || {
+        let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+        !status.contains("TracerPid:\t0")
+    };
+    common::wait_until("strace has attached", traced);
+    weir.signal(Signal::SIGCONT);
+    let calls = || std::fs::read_to_string(&report).unwrap_or_default();
+    common::wait_until("there are 300 calls", || calls().lines().count() > 300);
+    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGINT).unwrap();
+    tracer.wait().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    for drinker in drinkers {
+        drinker.join().unwrap();
+    }
+    // Descriptors of a turn that were read from: one of a stream that is copied, two of one that is spliced (socket, pipe).
+    let mut turns = vec![(BTreeSet::new(), BTreeSet::new())];
+    for line in calls().lines().take(300) {
+        let (call, arguments) = line.split_once('(').unwrap();
+        let (copied, spliced) = turns.last_mut().unwrap();
+        let from = arguments.split(',').next().unwrap().to_owned();
+        match call {
+            "recvfrom" => drop(copied.insert(from)),
+            "splice" => drop(spliced.insert(from)),
+            _ => turns.push(Default::default()),
+        }
+    }
+    // In the first turn some may still be taken for light ones.
+    let streams: Vec<usize> = turns
+        .iter()
+        .map(|(copied, spliced)| copied.len() + spliced.len() / 2)
+        .filter(|streams| *streams > 0)
+        .skip(1)
+        .collect();
+    let each = streams.iter().sum::<usize>() as f64 / streams.len() as f64;
+    println!("{each:.2} streams in each of {} turns", streams.len());
+    assert!(each < 2.0, "streams turn by turn: {streams:?}");
 }
