@@ -82,7 +82,7 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
         ("down", "", &watched, echo.address.to_string()),
         (
             "idle",
-            "timeouts: {idle: 300ms}",
+            "timeouts: {idle: 3s}",
             plain,
             echo.address.to_string(),
         ),
@@ -271,7 +271,9 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
             client::read_to_reset(&mut stream);
         }
     }
-    drop(idle);
+    for mut stream in idle {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
 
     let mut left = Vec::new();
     wait_until("nothing is in flight", || {

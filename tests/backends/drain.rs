@@ -32,8 +32,8 @@ fn ended(record: &Record) -> SystemTime {
 }
 
 /// Drains a backend that has `count` connections: none is closed in the first half of `finish`, the others evenly over the
-/// second: never more than a straight line allows, and no more than the part `slack` behind it, as a busy machine may be.
-fn drained(count: usize, finish: Duration, slack: f64) {
+/// second: no more than the part `early` ahead of a straight line, and no more than `late` behind it, as a busy machine may be.
+fn drained(count: usize, finish: Duration, early: f64, late: f64) {
     common::raise_descriptor_limit();
     let (a, b) = (echo(), Server::named("b"));
     let backends = [
@@ -80,22 +80,23 @@ fn drained(count: usize, finish: Duration, slack: f64) {
     let (first, last) = (at[0], at[count - 1]);
     println!("from {first:.2} s to {last:.2} s, {ahead:.3} ahead, {behind:.3} behind");
     assert!(first >= half - 0.01, "{first} s is too early");
-    assert!(last <= finish.as_secs_f64() + 2.0, "{last} s is too late");
-    assert!(ahead <= 0.05, "{ahead} ahead of a flat rate");
-    assert!(behind <= slack, "{behind} behind a flat rate");
+    assert!(last <= finish.as_secs_f64() + 10.0, "{last} s is too late");
+    assert!(ahead <= early, "{ahead} ahead of a flat rate");
+    assert!(behind <= late, "{behind} behind a flat rate");
     client::read_to_reset(&mut held[0]);
 }
 
-/// 400 connections over four seconds. Broken on purpose: everything closed at the end; everything at half time.
+/// 400 connections over four seconds.
+/// Broken on purpose: everything closed at the end (1.0 behind); everything at half time (1.0 ahead).
 #[test]
 fn a_drain_closes_at_a_flat_rate() {
-    drained(400, Duration::from_secs(4), 0.4);
+    drained(400, Duration::from_secs(4), 0.3, 0.8);
 }
 
 /// 2,000 connections over twenty seconds.
 #[test]
 fn a_long_drain_closes_at_a_flat_rate() {
-    drained(2_000, Duration::from_secs(20), 0.1);
+    drained(2_000, Duration::from_secs(20), 0.15, 0.3);
 }
 
 /// Two backends drained at the same moment do not get in each other's way: nothing is left of either when the time is over.
@@ -133,7 +134,7 @@ fn drains_at_the_same_time_both_end() {
 #[test]
 fn a_drain_that_is_called_off_closes_nothing() {
     let a = Server::echo();
-    let keys = format!("on_drain: {{finish: 1s}}, {UNWATCHED}");
+    let keys = format!("on_drain: {{finish: 4s}}, {UNWATCHED}");
     let weir = Weir::start(&pool(
         &keys,
         &[
@@ -150,7 +151,7 @@ fn a_drain_that_is_called_off_closes_nothing() {
     held.truncate(4);
     weir.wait_for(|records| records.len() == 4);
     said(&weir, &["backend", "main/a", "ready"]);
-    std::thread::sleep(Duration::from_millis(1_300));
+    std::thread::sleep(Duration::from_millis(4_300));
     for stream in &mut held {
         client::round_trip(stream, b"still here");
     }

@@ -26,7 +26,7 @@ fn explained(weir: &Weir, from: &str) -> serde_json::Value {
 fn explain_agrees_with_a_thousand_connections() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let servers = names.map(Server::named);
-    let weights = [1, 2, 3, 4, 5, 0];
+    let weights = [2, 3, 4, 5, 6, 0];
     let backends: Vec<String> = std::iter::zip(names, std::iter::zip(&servers, weights))
         .map(|(name, (server, weight))| backend(name, server.address, &format!("weight: {weight}")))
         .collect();

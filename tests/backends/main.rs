@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::operator::{said, status};
 use common::{PATIENCE, Weir, client, in_parallel};
@@ -90,6 +90,11 @@ fn backend_of<'a>(
 fn lines_with(weir: &Weir, words: &[&str]) -> Vec<String> {
     let fits = |line: &String| words.iter().all(|word| line.contains(word));
     weir.stderr().into_iter().filter(fits).collect()
+}
+
+/// When a line of the event log was written.
+fn logged(line: &str) -> SystemTime {
+    humantime::parse_rfc3339(line.split(' ').next().unwrap()).unwrap()
 }
 
 /// The samples of a page of metrics that begin like this (name, or name and labels as written), added up.

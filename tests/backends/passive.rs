@@ -4,24 +4,25 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use super::common::netns::{Netns, link};
 use super::common::{self, Blackhole, Launch, Port, Server, Weir, client, run, wait_until};
-use super::{backend, backend_of, in_parallel, lines_with, pool, pools, status};
+use super::{backend, backend_of, in_parallel, lines_with, logged, pool, pools, status};
 
 /// One connection, whatever becomes of it.
 fn knock(address: &str) {
     let _ = client::fetch(address);
 }
 
-/// When a line of the event log was written.
-fn logged(line: &str) -> SystemTime {
-    humantime::parse_rfc3339(line.split(' ').next().unwrap()).unwrap()
+/// From one line of the event log to another.
+fn between(line: &str, other: &str) -> Duration {
+    let time = logged(other).duration_since(logged(line));
+    time.unwrap_or_default()
 }
 
-/// Each kind of failure ejects, for 500 ms, 1 s, 2 s: the backend is left alone meanwhile, and comes back by itself
-/// as nothing probes it. The good one stays.
+/// Each kind of failure ejects, for 500 ms, 1 s, 2 s if it fails again soon after its return: the backend is left alone
+/// meanwhile, and comes back by itself as nothing probes it. The good one stays.
 /// Broken on purpose: no back-off (500 ms each time); resets before the first byte not reported.
 #[test]
 fn failures_eject_with_back_off() {
@@ -31,6 +32,7 @@ fn failures_eject_with_back_off() {
         |bad: std::net::SocketAddr| [backend("good", good.address, ""), backend("bad", bad, "")];
     let keys = "balance: round_robin, connect: {timeout: 100ms}, health: {type: none}, \
                 passive: {failures: 3, window: 10s, eject: 500ms}";
+    let eject = Duration::from_millis(500);
     let weir = Weir::start(&pools(&[
         ("refused", keys, &with(refusing.address())),
         ("timed_out", keys, &with(hole.address)),
@@ -43,38 +45,57 @@ fn failures_eject_with_back_off() {
             let (weir, said) = (&weir, &said);
             scope.spawn(move || {
                 let address = weir.address(kind);
-                for (nth, length) in ["500ms", "1s", "2s"].iter().enumerate() {
+                let (mut steps, mut served, mut back) = (0, 0, String::new());
+                for nth in 0..3 {
                     // Quickly, before time spent well takes a step of the back-off back.
                     wait_until("it is ejected", || {
                         in_parallel(6, 6, |_| knock(&address));
                         said(kind, "is ejected").len() > nth
                     });
                     let ejected = said(kind, "is ejected")[nth].clone();
-                    let words =
-                        format!("3 failures within 10s, last: {kind}; ejected for {length}");
-                    assert!(ejected.contains(&words), "{ejected}");
+                    // A slow machine may not have been quick enough. What was decided may be logged a little later.
+                    let well = match nth {
+                        0 => Duration::ZERO,
+                        _ => between(&back, &ejected),
+                    };
+                    let late = Duration::from_millis(100);
+                    let possible = [well.saturating_sub(late), well, well + late].map(|well| {
+                        let forgiven = (well.as_millis() / eject.as_millis()) as u32;
+                        let steps = u32::saturating_sub(steps, forgiven);
+                        (steps, eject * (1 << steps))
+                    });
+                    let says = |length: Duration| {
+                        let length = humantime::format_duration(length);
+                        let words =
+                            format!("3 failures within 10s, last: {kind}; ejected for {length}");
+                        ejected.ends_with(&words)
+                    };
+                    let Some((taken, length)) = possible.into_iter().find(|(_, l)| says(*l)) else {
+                        panic!("{ejected}, after {well:?}: {possible:?}")
+                    };
+                    steps = taken + 1;
                     let failed = || {
                         let now = status(weir);
                         backend_of(&now, kind, "bad")["failed"].as_u64().unwrap()
                     };
-                    let (before, mut served) = (failed(), 0);
-                    let back = loop {
+                    let before = failed();
+                    back = loop {
                         if let Some(line) = said(kind, "is up (was ejected)").get(nth) {
                             break line.clone();
                         }
                         let answer = client::fetch(&address);
                         served += usize::from(answer.is_ok_and(|text| text == "good"));
                     };
-                    // A turn of a worker that was under way may not have known of it, nor this test of the return; else
-                    // every other connection would have met it.
+                    // A turn of a worker that was under way may not have known of it, nor this test of the return, not
+                    // even until it is ejected once more.
                     let tried = failed() - before;
-                    assert!(
-                        served >= 20 && tried <= 4,
-                        "{kind}: {served} served, {tried} failed while it was ejected"
-                    );
-                    let away = logged(&back).duration_since(logged(&ejected)).unwrap();
-                    assert!(away > Duration::from_millis(250) * (1 << nth), "{away:?}");
+                    assert!(tried <= 8, "{kind}: {tried} failed while it was ejected");
+                    let away = between(&ejected, &back);
+                    assert!(away > length / 2, "{away:?}, not {length:?}");
                 }
+                // Else every other connection would have met it.
+                println!("{kind}: {served} served while it was ejected");
+                assert!(served >= 60, "{kind}: only {served} served");
             });
         }
     });
@@ -155,11 +176,13 @@ fn a_probe_brings_an_ejected_backend_back() {
         ask();
         !lines_with(&weir, &["main/bad ", "is ejected"]).is_empty()
     });
-    let ejected = Instant::now();
     broken.store(false, Relaxed);
-    weir.wait_for_line_with(&["main/bad ", "(was ejected)", "connect ok"]);
-    let after = ejected.elapsed();
-    let bounds = Duration::from_millis(400)..Duration::from_secs(10);
+    let back = weir.wait_for_line_with(&["main/bad ", "(was ejected)", "connect ok"]);
+    let after = between(
+        &weir.wait_for_line_with(&["main/bad ", "is ejected"]),
+        &back,
+    );
+    let bounds = Duration::from_millis(490)..Duration::from_secs(10);
     assert!(bounds.contains(&after), "{after:?}");
     wait_until("it serves again", || ask() == "bad");
 }
@@ -206,17 +229,19 @@ fn our_own_shortages_eject_nobody() {
             .iter()
             .any(|r| r.listener == "starved" && r.cause == "limit_process")
     };
-    for room in 0..8 {
-        limit(&(open + room).to_string());
-        for _ in 0..3 {
-            // Those that wait for a descriptor get one later.
-            let stream = host.enter(|| client::try_connect(&weir.address("starved"), None));
-            std::thread::sleep(Duration::from_millis(20));
-            drop(stream);
+    wait_until("a connection lacks a descriptor", || {
+        for room in 0..8 {
+            limit(&(open + room).to_string());
+            for _ in 0..3 {
+                // Those that wait for a descriptor get one later.
+                let stream = host.enter(|| client::try_connect(&weir.address("starved"), None));
+                std::thread::sleep(Duration::from_millis(20));
+                drop(stream);
+            }
         }
-    }
-    limit("1000");
-    weir.wait_for(starved);
+        limit("1000");
+        starved(&weir.access_log())
+    });
     let now = status(&weir);
     // Half of the twenty, and one less where each of the two workers had an odd number of them.
     assert!(

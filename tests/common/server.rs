@@ -222,7 +222,7 @@ pub fn bind(address: impl Into<SocketAddr>) -> TcpListener {
 pub struct Blackhole {
     pub address: SocketAddr,
     _listener: Socket,
-    _queued: Socket,
+    _queued: Vec<Socket>,
 }
 
 impl Blackhole {
@@ -233,11 +233,22 @@ impl Blackhole {
             .unwrap();
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let queued = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        queued.connect(&address.into()).unwrap();
-        let probe = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let answer = probe.connect_timeout(&address.into(), Duration::from_millis(50));
-        assert!(answer.is_err(), "a full listening queue answered");
+        // One has its place in the queue only when the kernel has worked off the end of its handshake, which may be a
+        // little later than here: others are let in until then.
+        let mut queued = Vec::new();
+        loop {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let answer = socket.connect_timeout(&address.into(), Duration::from_millis(50));
+            if answer.is_err() {
+                break;
+            }
+            queued.push(socket);
+            assert!(queued.len() < 100, "a full listening queue answers");
+        }
+        assert!(
+            !queued.is_empty(),
+            "an empty listening queue did not answer"
+        );
         Blackhole {
             address,
             _listener: listener,

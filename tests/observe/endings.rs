@@ -130,7 +130,7 @@ const ROWS: [Row; 23] = [
     },
     Row {
         cause: "idle_timeout",
-        listener: "timeouts: {idle: 1s}",
+        listener: "timeouts: {idle: 3s}",
         script: |_, address| end_of(five(address)),
         ..ROW
     },
@@ -232,7 +232,7 @@ const ROWS: [Row; 23] = [
     },
     Row {
         cause: "max_age",
-        listener: "timeouts: {max_age: 1s}",
+        listener: "timeouts: {max_age: 3s}",
         script: |_, address| end_of(five(address)),
         ..ROW
     },
@@ -278,7 +278,7 @@ const ROWS: [Row; 23] = [
     },
     Row {
         cause: "idle_timeout",
-        listener: "protocol: udp, udp: {idle: 1s}",
+        listener: "protocol: udp, udp: {idle: 3s}",
         back: Back::Udp,
         script: |_, address| drop(five_datagrams(address)),
         ..ROW
@@ -295,7 +295,7 @@ const ROWS: [Row; 23] = [
         cause: "evicted",
         // A worker makes room among its own sessions.
         top: "workers: 1",
-        listener: "protocol: udp, udp: {idle: 4s}, limits: {connections: 1}",
+        listener: "protocol: udp, udp: {idle: 8s}, limits: {connections: 1}",
         back: Back::Udp,
         script: |_, address| {
             let _first = five_datagrams(address);

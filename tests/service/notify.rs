@@ -46,12 +46,12 @@ fn start_reload_refused_reload_and_stop_are_told() {
 #[test]
 fn the_watchdog_is_fed_in_time() {
     let server = Server::echo();
-    let limit = Duration::from_millis(800);
+    let limit = Duration::from_secs(4);
     let service = Service::start(&yaml(&server), |launch| {
         launch.env("WATCHDOG_USEC", &limit.as_micros().to_string())
     });
     service.told("WATCHDOG=1");
-    for _ in 0..5 {
+    for _ in 0..3 {
         let before = Instant::now();
         service.told("WATCHDOG=1");
         assert!(before.elapsed() < limit, "{:?}", before.elapsed());

@@ -154,6 +154,7 @@ fn another_number_of_workers_and_other_listeners_are_taken_over() {
     let server = Server::echo();
     let mut service = start(&server);
     let address = service.weir.address("main");
+    let mut pid = service.weir.pid();
     for workers in [1, 3, 2] {
         let more = format!(
             "workers: {workers}\nlog: {{access: off}}\nlisteners:\n  main: {{bind: '127.0.0.1:0', pool: main}}\n  \
@@ -161,8 +162,7 @@ fn another_number_of_workers_and_other_listeners_are_taken_over() {
             server.address
         );
         service.weir.rewrite(&more);
-        let pid = *service.successors().last().unwrap_or(&service.weir.pid());
-        service.upgrade(pid);
+        pid = service.upgrade(pid);
         // Connections land on every socket of the group: each must have a worker.
         for _ in 0..50 {
             echoes(&address);
