@@ -241,7 +241,9 @@ fn in_a_crowd_a_greeting_is_not_kept_waiting() {
         done.store(true, Ordering::Relaxed);
         waits.sort();
         println!("{waits:.1?}");
-        // On a busy machine most may be slow; with an ACK that is kept waiting, none is quick.
-        assert!(waits[5] < Duration::from_millis(150), "{waits:?}");
+        // On a busy machine some are slow for other reasons, and some find no crowd: of those that an ACK keeps waiting, which
+        // takes 200 ms at least, there are more.
+        let most = waits[waits.len() * 3 / 4];
+        assert!(most < Duration::from_millis(200), "{waits:?}");
     });
 }
