@@ -22,7 +22,7 @@ use weir::config::model::{Failover, Vip};
 use weir::control::election::{Election, Order};
 use weir::failover::timers::Timers;
 use weir::failover::words::Local;
-use weir::sys::sched::monotonic;
+use weir::sys::sched::{monotonic, urgent_thread};
 
 #[derive(Deserialize)]
 struct Config {
@@ -126,6 +126,7 @@ fn run(path: &str) {
         let (name, address) = (config.node.clone(), vip.address.addr());
         std::thread::spawn(move || answer(&name, SocketAddr::new(address, 7777)));
     }
+    urgent_thread();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("standard input");
         let words: Vec<&str> = line.split(' ').collect();
@@ -173,7 +174,11 @@ fn run(path: &str) {
 }
 
 /// Answers every datagram with the node's name; the address need not be here yet.
+///
+/// Urgent like the election itself, as are all threads here that take part in a measurement: on a busy machine the test would
+/// measure who waits for a CPU.
 fn answer(name: &str, to: SocketAddr) {
+    urgent_thread();
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).expect("socket");
     match to.ip() {
         IpAddr::V4(_) => socket.set_freebind_v4(true).expect("freebind"),
@@ -191,6 +196,7 @@ fn answer(name: &str, to: SocketAddr) {
 }
 
 fn probe(to: SocketAddr, ms: u64) {
+    urgent_thread();
     let any: SocketAddr = if to.is_ipv4() {
         "0.0.0.0:0".parse().expect("an address")
     } else {
@@ -205,6 +211,7 @@ fn probe(to: SocketAddr, ms: u64) {
         let socket = socket.clone();
         let until = Instant::now() + Duration::from_millis(ms + 200);
         std::thread::spawn(move || {
+            urgent_thread();
             let mut answers = vec![(0u64, String::new()); ms as usize];
             let mut buffer = [0; 64];
             while Instant::now() < until {

@@ -133,18 +133,15 @@ fn a_short_connection_takes_twelve_system_calls() {
     tracer.stderr(Stdio::piped());
     // Attached once it traces a system call of every thread: all of them sleep in one.
     let mut tracer = tracer.spawn().unwrap();
-    let threads = std::fs::read_dir(format!("/proc/{}/task", weir.pid()))
-        .unwrap()
-        .count();
+    // (Not a number of threads: one may begin or end meanwhile.)
     let traced = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid()))
+        let mut tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid()))
             .unwrap()
             .flatten();
-        let statuses =
-            tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
-        statuses
-            .filter(|status| !status.contains("TracerPid:\t0"))
-            .count()
+        tasks.all(|task| {
+            let status = std::fs::read_to_string(task.path().join("status"));
+            status.is_ok_and(|status| !status.contains("TracerPid:\t0"))
+        })
     };
     wait_until("strace has attached", || {
         if tracer.try_wait().unwrap().is_some() {
@@ -154,7 +151,7 @@ fn a_short_connection_takes_twelve_system_calls() {
                 .collect();
             panic!("{}", lines.join("\n"));
         }
-        traced() == threads
+        traced()
     });
     let connections = 200;
     for _ in 0..connections {
@@ -244,7 +241,9 @@ fn in_a_crowd_a_greeting_is_not_kept_waiting() {
         done.store(true, Ordering::Relaxed);
         waits.sort();
         println!("{waits:.1?}");
-        let median = waits[waits.len() / 2];
-        assert!(median < Duration::from_millis(100), "{waits:?}");
+        // On a busy machine some are slow for other reasons, and some find no crowd: of those that an ACK keeps waiting, which
+        // takes 200 ms at least, there are more.
+        let most = waits[waits.len() * 3 / 4];
+        assert!(most < Duration::from_millis(200), "{waits:?}");
     });
 }

@@ -1,6 +1,7 @@
 //! Backends that go away and come back.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ fn a_down_backend_gets_nothing_new_and_comes_back() {
 
     servers.push(serve(2));
     wait_until("the backend serves again", || ask() == "c");
-    assert_eq!((said("is up"), said("is down")), (2, 1));
+    wait_until("it is told", || (said("is up"), said("is down")) == (2, 1));
 }
 
 /// Live connections stay with a backend whose probes fail (`keep`), or are ended (`close`).
@@ -100,14 +101,17 @@ fn send_and_expect() {
             if stream.read_exact(&mut line).is_ok() && &line == b"PING\r\n" {
                 let _ = stream.write_all(answer.as_bytes());
             }
+            // So that it is known to be the whole answer.
+            let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
         })
     };
     let (good, bad) = (answering("+PONG\r\n"), answering("-LOADING\r\n"));
-    let pool = format!("health: {{{QUICK}, send: \"PING\\r\\n\", expect: \"+PONG\"}}");
+    // Nothing is decided by time.
+    let pool = "health: {interval: 50ms, timeout: 10s, send: \"PING\\r\\n\", expect: \"+PONG\"}";
     let weir = Weir::start(&balanced(
         "",
-        &pool,
+        pool,
         &[("good", good.address), ("bad", bad.address)],
     ));
     weir.wait_for_line_with(&["main/bad ", "is down", "LOADING"]);
@@ -140,6 +144,6 @@ fn probes_are_few_and_polite() {
     assert!(seen.iter().all(|(_, end)| *end == Ok(0)), "{seen:?}");
     let (first, last) = (seen[0].0, seen[20].0);
     let period = (last - first) / 20;
-    // Jitter shortens a period by a fraction at most; four probers would show 25 ms.
-    assert!(period > Duration::from_millis(60), "{period:?}");
+    // Jitter shortens a period by a fraction at most, and the first may be seen late; four probers would show 25 ms.
+    assert!(period > Duration::from_millis(40), "{period:?}");
 }

@@ -7,13 +7,13 @@ use super::common::program::Program;
 use super::common::{Weir, client, command, find, have, run, wait_until};
 
 fn weir_before(server: &Program) -> Weir {
-    weir_with("", server)
+    weir_with(2, "", server)
 }
 
-fn weir_with(pool: &str, server: &Program) -> Weir {
+fn weir_with(workers: u32, pool: &str, server: &Program) -> Weir {
     Weir::start(&format!(
         "
-workers: 2
+workers: {workers}
 listeners: {{main: {{bind: ['127.0.0.1:0'], pool: main}}}}
 pools: {{main: {{backends: [{{name: one, address: '{}'}}], {pool}}}}}
 ",
@@ -39,7 +39,16 @@ fn wrk_to_nginx_has_no_socket_errors() {
     let url = format!("http://{}/", weir.address("main"));
     for connection in ["keep-alive", "close"] {
         let header = format!("Connection: {connection}");
-        let report = run(program("wrk").args(["-t2", "-c64", "-d2s", "-H", &header, &url]));
+        let report = run(program("wrk").args([
+            "-t2",
+            "-c64",
+            "-d2s",
+            "--timeout",
+            "20s",
+            "-H",
+            &header,
+            &url,
+        ]));
         assert!(report.contains("Requests/sec"), "{report}");
         for trouble in ["Socket errors", "Non-2xx"] {
             assert!(!report.contains(trouble), "{connection}: {report}");
@@ -143,11 +152,6 @@ fn iperf3_in_every_direction() {
     if !have(&["iperf3"]) {
         return;
     }
-    let iperf3 = Program::iperf3();
-    // It serves one client at a time, and a probe would be one.
-    let weir = weir_with("health: {type: none}", &iperf3);
-    let address = weir.address("main");
-    let (host, port) = split(&address);
     let per_test: [&[&str]; 5] = [
         &["--parallel", "1"],
         &["--parallel", "1", "--reverse"],
@@ -155,7 +159,19 @@ fn iperf3_in_every_direction() {
         &["--parallel", "8", "--reverse"],
         &["--parallel", "2", "--bidir"],
     ];
-    for options in per_test {
+    let mut records = Vec::new();
+    // One second, in which a busy machine may stand still.
+    let mut flows = |options: &[&str]| {
+        // Each time another server: one that has not yet read the end of the last test is busy.
+        let iperf3 = Program::iperf3();
+        // It tells the connections of one direction from those of the other by the order in which they come, which two workers
+        // may change: then both ends write where nobody reads.
+        let bidir = options.contains(&"--bidir");
+        let workers = if bidir { 1 } else { 2 };
+        // It serves one client at a time, and a probe would be one.
+        let weir = weir_with(workers, "health: {type: none}", &iperf3);
+        let address = weir.address("main");
+        let (host, port) = split(&address);
         let mut client = program("iperf3");
         client
             .args(["-c", host, "-p", port, "--time", "1", "--json"])
@@ -163,15 +179,17 @@ fn iperf3_in_every_direction() {
         let report = run(&mut client);
         let report: serde_json::Value = serde_json::from_str(&report).expect(&report);
         assert!(report.get("error").is_none(), "{options:?}: {report}");
-        let end = &report["end"];
-        let received = end["sum_received"]["bytes"].as_u64().unwrap();
-        assert!(received > 50 << 20, "{options:?}: {received} bytes");
-        if options.contains(&"--bidir") {
-            let back = end["sum_received_bidir_reverse"]["bytes"].as_u64().unwrap();
-            assert!(back > 10 << 20, "{options:?}: {back} bytes back");
-        }
+        records.extend(weir.stop());
+        let bytes = |sum: &str| report["end"][sum]["bytes"].as_u64();
+        let received = bytes("sum_received").unwrap();
+        let back = bytes("sum_received_bidir_reverse");
+        assert_eq!(back.is_some(), bidir);
+        println!("{options:?}: {received} bytes, {back:?} bytes back");
+        received > 50 << 20 && back.is_none_or(|back| back > 10 << 20)
+    };
+    for options in per_test {
+        assert!((0..3).any(|_| flows(options)), "{options:?}");
     }
-    let records = weir.stop();
     let spliced: u64 = records.iter().map(|record| record.spliced).sum();
     let moved: u64 = records
         .iter()

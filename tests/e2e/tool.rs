@@ -107,7 +107,8 @@ fn run_without_a_file() {
     let line = weir.wait_for_line("listening: ");
     weir.wait_for_line("ready");
     let address = line.rsplit(' ').next().unwrap();
-    let mut names: Vec<String> = (0..10).map(|_| client::fetch(address).unwrap()).collect();
+    // Many, because each worker begins its turns somewhere.
+    let mut names: Vec<String> = (0..40).map(|_| client::fetch(address).unwrap()).collect();
     names.sort();
     names.dedup();
     assert_eq!(names, ["a", "b"]);
@@ -117,7 +118,7 @@ fn run_without_a_file() {
 /// connections were spread: by weight.
 #[test]
 fn demo() {
-    let (code, out, err) = weir(&["demo", "--for", "3s"]);
+    let (code, out, err) = weir(&["demo", "--for", "6s"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("curl http://127.0.0.1:"), "{out}");
     let (_, table) = out
@@ -134,9 +135,10 @@ fn demo() {
     let (weights, connections) = rows
         .iter()
         .fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
-    assert!(rows.len() >= 3 && connections > 50, "{out}");
+    assert!(rows.len() >= 3 && connections > 20, "{out}");
     for (weight, have) in rows {
         let share = connections * weight / weights;
-        assert!(have.abs_diff(share) <= connections / 20, "{out}");
+        // Each worker takes its turns by itself, and may be in the middle of a round.
+        assert!(have.abs_diff(share) <= connections / 20 + 4, "{out}");
     }
 }

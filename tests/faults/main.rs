@@ -26,11 +26,12 @@ use std::time::{Duration, Instant};
 
 use common::{Weir, client, wait_until};
 
-/// A pool of one backend without probes behind one listener; `more` is added to the listener.
+/// A pool of one backend without probes behind one listener; `more` is added to the listener. No attempt to connect ends by
+/// itself while a test goes on.
 fn one_backend(backend: std::net::SocketAddr, more: &str) -> String {
     format!(
         "listeners: {{web: {{bind: '127.0.0.1:0', pool: web{more}}}}}\n\
-         pools: {{web: {{backends: '{backend}', health: {{type: none}}, passive: off}}}}\n"
+         pools: {{web: {{backends: '{backend}', health: {{type: none}}, passive: off, connect: {{timeout: 1m}}}}}}\n"
     )
 }
 

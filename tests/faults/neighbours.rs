@@ -112,16 +112,18 @@ fn a_pouring_connection_leaves_turns_to_others() {
     let mut small = client::connect(&weir.address("small"));
     let start = Instant::now();
     let mut rounds = 0;
-    while start.elapsed() < Duration::from_secs(2) {
+    while start.elapsed() < Duration::from_secs(2) || rounds < 40 {
         client::round_trip(&mut small, b"ping");
         rounds += 1;
+        // Slow are a busy machine, or turns that are not given.
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{rounds} round trips"
+        );
     }
     stop.store(true, Ordering::Relaxed);
     let bytes = drinker.join().unwrap();
-    assert!(
-        rounds >= 40 && bytes > 1 << 20,
-        "{rounds} round trips beside {bytes} bytes"
-    );
+    assert!(bytes > 1 << 20, "{rounds} round trips beside {bytes} bytes");
 }
 
 /// The thread of its only worker.

@@ -84,13 +84,17 @@ fn reload_and_rotation_go_on() {
         fs::read_to_string(&log).is_ok_and(|text| text.contains("finished"))
     });
 
-    // A new listener, on a low port if that is allowed, and a unix socket beside the admin socket.
-    let more = yaml
-        .replace(
-            "listeners: {",
-            "listeners: {low: {bind: '127.0.0.1:900', pool: web}, local: {bind: 'unix:SOCKET', pool: web}, ",
-        )
-        .replace("SOCKET", &weir.dir().join("local.sock").display().to_string());
+    // A new listener, on a low port if that is allowed, and a unix socket beside the admin socket. The port is always the same,
+    // the address is not: another suite may run on this machine.
+    let own = common::Port::reserve();
+    let [high, low] = own.number.to_be_bytes();
+    let low = format!("127.9.{high}.{low}:900");
+    let socket = weir.dir().join("local.sock");
+    let listeners = format!(
+        "listeners: {{low: {{bind: '{low}', pool: web}}, local: {{bind: 'unix:{}', pool: web}}, ",
+        socket.display()
+    );
+    let more = yaml.replace("listeners: {", &listeners);
     // The way editors do it.
     weir.rewrite(&more);
     let (file, other) = (weir.dir().join("weir.yaml"), weir.dir().join("new"));
@@ -100,11 +104,11 @@ fn reload_and_rotation_go_on() {
     fs::rename(&log, &rotated).unwrap();
     weir.signal(Signal::SIGHUP);
     weir.wait_for_line("reloaded: generation 2");
-    client::round_trip(&mut client::connect("127.0.0.1:900"), b"two");
-    assert!(std::os::unix::net::UnixStream::connect(weir.dir().join("local.sock")).is_ok());
+    client::round_trip(&mut client::connect(&low), b"two");
+    assert!(std::os::unix::net::UnixStream::connect(socket).is_ok());
     // The file is changed by the thread that writes it, in its own time: no record is lost, some go to the old one.
     wait_until("a record in the new file", || {
-        client::round_trip(&mut client::connect("127.0.0.1:900"), b"more");
+        client::round_trip(&mut client::connect(&low), b"more");
         fs::read_to_string(&log).is_ok_and(|text| text.contains("finished"))
     });
     weir.stop();

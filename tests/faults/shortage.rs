@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::common::operator::status;
 use super::common::{self, Launch, Server, Weir, client, run, wait_until};
 use super::{Heard, askers, cpu_percent, listen_in, one_backend};
 
@@ -92,6 +93,9 @@ fn descriptors_that_vanish_while_serving() {
     let mut established = client::connect(&address);
     client::round_trip(&mut established, b"before");
 
+    // Whatever is published next takes the limit of its time for good: the first probe's result has to be before that.
+    weir.wait_for_line("is up");
+    status(&weir);
     limit_descriptors(&weir, 8);
     let mut waiting = askers(&address, 50);
     weir.wait_for_line("new connections wait");
@@ -128,15 +132,22 @@ fn who_waits_too_long_is_reset() {
     std::thread::sleep(Duration::from_secs(3));
     served.extend(take_served(&mut waiting));
     assert!(!waiting.is_empty() && !served.is_empty());
+    let mut shed = 0;
     wait_until("the others are reset", || {
-        waiting.retain_mut(|stream| match listen_in(stream) {
-            Heard::Nothing => true,
-            Heard::Reset => false,
-            other => panic!("{other:?}"),
-        });
+        let mut left = Vec::new();
+        for mut stream in waiting.drain(..) {
+            match listen_in(&mut stream) {
+                Heard::Nothing => left.push(stream),
+                Heard::Reset => shed += 1,
+                // Late, on a busy machine.
+                Heard::Answer => served.push(stream),
+                Heard::End => panic!("a waiting client got an end"),
+            }
+        }
+        waiting = left;
         waiting.is_empty()
     });
-    let shed = 150 - served.len();
+    assert!(shed > 0);
     let records = weir.wait_for_records(shed);
     assert!(records.iter().all(|r| r.end() == ("limit_process", "weir")));
     // Not those who are served.
@@ -161,7 +172,11 @@ fn a_stated_limit_turns_away_at_once() {
             heard[Heard::Reset as usize] += 1;
             return None;
         };
-        let _ = stream.write_all(b"x");
+        // Or before this, and then it is told once.
+        if stream.write_all(b"x").is_err() {
+            heard[Heard::Reset as usize] += 1;
+            return None;
+        }
         stream.set_nonblocking(true).unwrap();
         Some(stream)
     };
