@@ -39,7 +39,7 @@ pub const FDS_RESERVE: u64 = 64;
 const REMEDY: &str = "raise the limit (LimitNOFILE= in the unit, or ulimit -n)";
 
 /// How the descriptors are spent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
     /// The limit.
     pub limit: u64,

@@ -101,6 +101,8 @@ impl Source {
 pub struct Control {
     source: Source,
     config: Config,
+    /// Of the limit on open files when the configuration came into force: what is lowered after that shows when calls fail.
+    budget: Budget,
     shared: Arc<Shared>,
     inputs: Receiver<Input>,
     reports: Receiver<Report>,
@@ -162,6 +164,7 @@ impl Control {
             endpoints: Endpoints::default(),
             pools: Pools::new(Prober::start(sender.clone())?),
             config: config.clone(),
+            budget: Budget::default(),
             shared,
             version: 0,
             generation: 0,
@@ -220,6 +223,7 @@ impl Control {
         let plan = plan.map_err(|error| error.to_string())?;
         Ok(Prepared {
             workers,
+            budget,
             plan,
             hired,
         })
@@ -229,6 +233,7 @@ impl Control {
     fn put_in_force(&mut self, config: Config, prepared: Prepared) {
         let Prepared {
             workers,
+            budget,
             plan,
             hired,
         } = prepared;
@@ -244,6 +249,7 @@ impl Control {
         self.crew.unlisten_and_wait(&closed_streams);
         self.generation += 1;
         self.config = config;
+        self.budget = budget;
         self.publish();
         self.crew.settle(self.succession.hold(dealt), Vec::new());
         // A socket that takes the place of another one at the same address must be there before that one goes.
@@ -257,16 +263,14 @@ impl Control {
 
     fn publish(&mut self) {
         self.version += 1;
-        let workers = self.crew.size();
-        let budget = Budget::new(&self.config, limits::open_files(), workers);
         self.shared.publish(Arc::new(Snapshot {
             version: self.version,
             generation: self.generation,
             listeners: self.endpoints.listeners(),
             pools: self.pools.publish(Instant::now()),
-            connections_max: budget.connections as u32,
+            connections_max: self.budget.connections as u32,
             connections_stated: self.config.limits.connections.is_some(),
-            sessions_max: budget.sessions as u32,
+            sessions_max: self.budget.sessions as u32,
             interim: self.config.log.interim,
         }));
     }
@@ -552,6 +556,7 @@ impl Control {
 /// What a configuration asks for, at hand and not in use yet.
 struct Prepared {
     workers: usize,
+    budget: Budget,
     plan: Plan,
     hired: Hired,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::common::operator::status;
+use super::common::operator::{said, status};
 use super::common::{self, Launch, Server, Weir, client, run, wait_until};
 use super::{Heard, askers, cpu_percent, listen_in, one_backend};
 
@@ -93,9 +93,6 @@ fn descriptors_that_vanish_while_serving() {
     let mut established = client::connect(&address);
     client::round_trip(&mut established, b"before");
 
-    // Whatever is published next takes the limit of its time for good: the first probe's result has to be before that.
-    weir.wait_for_line("is up");
-    status(&weir);
     limit_descriptors(&weir, 8);
     let mut waiting = askers(&address, 50);
     weir.wait_for_line("new connections wait");
@@ -117,6 +114,30 @@ fn descriptors_that_vanish_while_serving() {
     assert!(
         !text.contains("is down") && !text.contains(" down:"),
         "{text}"
+    );
+}
+
+/// How many connections are carried follows from the limit of the time when the configuration came into force: a shortage that
+/// passes leaves nothing behind, and a reload asks again.
+/// Break tried: asked whenever workers are told something.
+#[test]
+fn another_limit_counts_from_the_next_reload() {
+    let backend = Server::echo();
+    let weir = Weir::start(&format!(
+        "listeners: {{web: {{bind: '127.0.0.1:0', pool: web}}}}\n\
+         pools: {{web: {{backends: [{{name: one, address: '{}'}}], health: {{type: none}}}}}}\n",
+        backend.address
+    ));
+    let carried = || status(&weir)["process"]["connections_max"].as_u64();
+    let before = carried();
+    limit_descriptors(&weir, 500);
+    said(&weir, &["backend", "web/one", "weight", "2"]);
+    assert_eq!(carried(), before);
+    said(&weir, &["reload"]);
+    assert!(
+        carried() < before && carried() < Some(250),
+        "{:?}",
+        carried()
     );
 }
 
