@@ -342,6 +342,24 @@ impl Weir {
         links.map(|link| link.display().to_string()).collect()
     }
 
+    /// Its threads and their names. One that has not run yet bears its parent's.
+    pub fn threads(&self) -> Vec<(Pid, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let named = tasks.flatten().filter_map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            let id = task.file_name().to_str()?.parse().ok()?;
+            Some((Pid::from_raw(id), name.trim().to_owned()))
+        });
+        named.collect()
+    }
+
+    /// Those that carry connections.
+    pub fn worker_threads(&self) -> Vec<Pid> {
+        let workers = self.threads().into_iter();
+        let workers = workers.filter(|(_, name)| name.starts_with("worker-"));
+        workers.map(|(id, _)| id).collect()
+    }
+
     /// How many of its descriptors are sockets.
     pub fn sockets(&self) -> usize {
         self.descriptors()

@@ -163,15 +163,12 @@ fn a_short_connection_takes_twelve_system_calls() {
     tracer.wait().unwrap();
 
     // Other threads have work of their own, once a second or so.
-    let is_worker = |thread: &str| {
-        let name = std::fs::read_to_string(format!("/proc/{}/task/{thread}/comm", weir.pid()));
-        name.is_ok_and(|name| name.starts_with("worker"))
-    };
+    let workers = weir.worker_threads();
     let (mut calls, mut early, mut ends) = (BTreeMap::<String, usize>::new(), 0, 0);
     for line in std::fs::read_to_string(&report).unwrap().lines() {
         // `THREAD name(...) = result`; a resumed one was counted when it began.
         let (thread, call) = line.split_once(char::is_whitespace).unwrap();
-        if !is_worker(thread) {
+        if !workers.contains(&Pid::from_raw(thread.parse().unwrap())) {
             continue;
         }
         early += usize::from(call.contains("recvfrom") && call.contains("EAGAIN"));

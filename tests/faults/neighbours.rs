@@ -126,22 +126,6 @@ fn a_pouring_connection_leaves_turns_to_others() {
     assert!(bytes > 1 << 20, "{rounds} round trips beside {bytes} bytes");
 }
 
-/// The thread of its only worker.
-fn worker_of(weir: &Weir) -> i32 {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
-    let worker = tasks.flatten().find(|task| {
-        let name = std::fs::read_to_string(task.path().join("comm"));
-        name.is_ok_and(|name| name.starts_with("worker"))
-    });
-    worker
-        .unwrap()
-        .file_name()
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
 /// How long a request waits is decided by what weir moves between two questions to the kernel: the data of one bulk stream,
 /// not of each.
 ///
@@ -174,7 +158,7 @@ fn of_many_bulk_streams_one_moves_at_a_time() {
     weir.signal(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_millis(200));
     let report = weir.dir().join("calls");
-    let worker = worker_of(&weir);
+    let worker = weir.worker_threads()[0];
     let mut tracer = common::command("strace")
         .args(["-qq", "-e", "trace=epoll_wait,recvfrom,splice", "-p"])
         .args([&worker.to_string(), "-e", "signal=none", "-o"])

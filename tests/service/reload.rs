@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -13,7 +12,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Finish;
@@ -66,15 +64,11 @@ fn metrics(weir: &Weir) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// Names of its threads, except those that come and go with questions. Waits until each has its own name: a thread that
-/// has not run yet bears its parent's.
+/// Names of its threads, except those that come and go with questions. Waits until each has its own name.
 fn threads(weir: &Weir) -> Vec<String> {
     let mut names = Vec::new();
     wait_until("every thread has its name", || {
-        let tasks = fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
-        let comms =
-            tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
-        names = comms.map(|name| name.trim().to_owned()).collect();
+        names = weir.threads().into_iter().map(|(_, name)| name).collect();
         names.retain(|name| name != "observer-wait");
         names.sort();
         names.windows(2).all(|two| two[0] != two[1])
@@ -311,15 +305,7 @@ fn hold_workers(weir: &Weir) -> impl Drop + Send + use<> {
             thread.join().unwrap();
         }
     }
-    let tasks = fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
-    let tasks = tasks.map(|task| task.unwrap().path());
-    let is_worker = |task: &PathBuf| {
-        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("worker-"))
-    };
-    let workers: Vec<Pid> = tasks
-        .filter(is_worker)
-        .map(|task| Pid::from_raw(task.file_name().unwrap().to_str().unwrap().parse().unwrap()))
-        .collect();
+    let workers = weir.worker_threads();
     let (stop, stopped) = mpsc::channel::<()>();
     let (held, all_held) = mpsc::channel();
     let thread = std::thread::spawn(move || {

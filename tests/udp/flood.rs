@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::common::netns::{Netns, link};
-use super::common::operator::status;
+use super::common::operator::{said, status};
 use super::common::{
     Launch, PATIENCE, Port, Weir, command, may_make_namespaces, raise_descriptor_limit, run,
     wait_until,
@@ -269,8 +269,7 @@ fn losses_of_a_socket_that_moves_are_counted_once() {
     });
 
     weir.rewrite(&yaml.replace("workers: 3", "workers: 1"));
-    let mut reload = command(env!("CARGO_BIN_EXE_weir"));
-    run(reload.args(["reload", "--socket"]).arg(weir.admin()));
+    said(&weir, &["reload"]);
     wait_until("one worker has all", || {
         status(&weir)["workers"][0]["udp_sessions"] == clients.len()
     });

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::common::operator::status;
+use super::common::operator::{said, status};
 use super::common::server::Port;
 use super::common::{PATIENCE, Weir, wait_until};
 use super::peers::{Client, Server, metric};
@@ -307,8 +307,7 @@ fn a_reload_touches_no_session() {
     client.ask(&address, "before");
     for n in 0..3 {
         weir.rewrite(&yaml.replace("30s", &format!("{}s", 20 + n)));
-        let mut reload = super::common::command(env!("CARGO_BIN_EXE_weir"));
-        super::common::run(reload.args(["reload", "--socket"]).arg(weir.admin()));
+        said(&weir, &["reload"]);
         assert_eq!(client.ask(&address, "after"), "after");
     }
     assert_eq!((server.sources(), weir.access_log().len()), (1, 0));
@@ -327,8 +326,7 @@ fn fewer_workers_lose_no_session() {
     let ask = |client: &Client| client.ask(&address, "who?");
     let before: Vec<String> = clients.iter().map(ask).collect();
     weir.rewrite(&yaml);
-    let mut reload = super::common::command(env!("CARGO_BIN_EXE_weir"));
-    super::common::run(reload.args(["reload", "--socket"]).arg(weir.admin()));
+    said(&weir, &["reload"]);
     wait_until("one worker has all", || {
         status(&weir)["workers"][0]["udp_sessions"] == clients.len()
     });
