@@ -79,15 +79,7 @@ fn pick(c: &mut Criterion) {
             for (state, eligible) in masks {
                 let (mut cursor, mut keys, shares) = (Cursor::new(7), Rng::new(9), Shares::full());
                 group.bench_function(BenchmarkId::new(state, n), |b| {
-                    b.iter(|| {
-                        black_box(picker.pick(
-                            &mut cursor,
-                            keys.next_u64(),
-                            &stats,
-                            &shares,
-                            &eligible,
-                        ))
-                    });
+                    b.iter(|| black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible)));
                 });
             }
         }
@@ -112,9 +104,7 @@ fn bounded(c: &mut Criterion) {
         let (mut cursor, mut keys) = (Cursor::new(7), Rng::new(9));
         let (shares, eligible) = (Shares::full(), Mask::full(n));
         group.bench_function(BenchmarkId::from_parameter(n), |b| {
-            b.iter(|| {
-                black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible))
-            });
+            b.iter(|| black_box(picker.pick(&mut cursor, keys.next_u64(), &stats, &shares, &eligible)));
         });
     }
     group.finish();
@@ -129,9 +119,7 @@ fn admission(c: &mut Criterion) {
         b.iter(|| black_box(source_key(&HASH, SocketAddr::new(ip(rng.next_u64()), 4000))));
     });
     for n in [0, 10, 10_000] {
-        let nets: Vec<IpNet> = (0..n)
-            .map(|_| IpNet::new(ip(rng.next_u64()), 24).unwrap())
-            .collect();
+        let nets: Vec<IpNet> = (0..n).map(|_| IpNet::new(ip(rng.next_u64()), 24).unwrap()).collect();
         let acl = Acl::new(&[], &nets);
         group.bench_function(BenchmarkId::new("deny_list", n), |b| {
             b.iter(|| black_box(acl.permits(ip(rng.next_u64()))))
@@ -147,14 +135,11 @@ fn admission(c: &mut Criterion) {
         ..SourceLimits::default()
     };
     for sources in [1_000, 1_000_000u64] {
-        let (mut table, start, mut n) =
-            (SourceTable::new(limits.clone(), 1 << 20), Instant::now(), 0);
+        let (mut table, start, mut n) = (SourceTable::new(limits.clone(), 1 << 20), Instant::now(), 0);
         group.bench_function(BenchmarkId::new("admit_and_release", sources), |b| {
             b.iter(|| {
                 n += 1;
-                if let Ok(admission) =
-                    table.admit(start + Duration::from_micros(n), ip(rng.below(sources)))
-                {
+                if let Ok(admission) = table.admit(start + Duration::from_micros(n), ip(rng.below(sources))) {
                     table.release(admission);
                 }
             });

@@ -63,10 +63,7 @@ enum Command {
     UdpSink { listen: SocketAddr },
     /// Relays as little as a proxy can do: one thread, read, write, nothing else; no time-out, no account, no fairness. A
     /// backend and a full socket are waited for on the spot, so it is a measure for requests on kept connections only.
-    CopyLoop {
-        listen: SocketAddr,
-        target: SocketAddr,
-    },
+    CopyLoop { listen: SocketAddr, target: SocketAddr },
 }
 
 fn main() -> io::Result<()> {
@@ -78,10 +75,7 @@ fn main() -> io::Result<()> {
             seconds,
             close,
         } => http(target, rate, connections, seconds, close)?,
-        Command::Hold {
-            target,
-            connections,
-        } => hold(target, connections)?,
+        Command::Hold { target, connections } => hold(target, connections)?,
         Command::UdpFlows {
             target,
             flows,
@@ -132,9 +126,7 @@ impl Poller {
             u64: token as u64,
         };
         // SAFETY: `event` outlives the call.
-        match unsafe {
-            libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event)
-        } {
+        match unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -157,16 +149,13 @@ impl Poller {
                 0,
             )
         };
-        self.events[..n.max(0) as usize]
-            .iter()
-            .map(|event| event.u64 as usize)
+        self.events[..n.max(0) as usize].iter().map(|event| event.u64 as usize)
     }
 }
 
 fn percentiles(mut us: Vec<u32>) -> Value {
     us.sort_unstable();
-    let at =
-        |share: f64| us.get(((us.len() as f64 * share) as usize).min(us.len().saturating_sub(1)));
+    let at = |share: f64| us.get(((us.len() as f64 * share) as usize).min(us.len().saturating_sub(1)));
     json!({"p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999), "max_us": us.last()})
 }
 
@@ -183,11 +172,7 @@ fn us_since(due: Instant) -> u32 {
 
 /// A stream whose connection is on its way.
 fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(
-        Domain::for_address(target),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&target.into()) {
@@ -210,22 +195,13 @@ fn complete(head: &[u8], got: usize) -> bool {
         return false;
     };
     let text = String::from_utf8_lossy(&head[..end]).to_ascii_lowercase();
-    let length = text.lines().find_map(|line| {
-        line.strip_prefix("content-length:")?
-            .trim()
-            .parse::<usize>()
-            .ok()
-    });
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
     got >= end + 4 + length.unwrap_or(0)
 }
 
-fn http(
-    target: SocketAddr,
-    rate: f64,
-    connections: usize,
-    seconds: f64,
-    close: bool,
-) -> io::Result<Value> {
+fn http(target: SocketAddr, rate: f64, connections: usize, seconds: f64, close: bool) -> io::Result<Value> {
     let ask: &[u8] = if close {
         b"GET / HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
     } else {
@@ -335,7 +311,8 @@ fn http(
     }
     let done = latencies.len();
     let unfinished = total - done as u64 - errors;
-    let counts = json!({"asked": total, "done": done, "errors": errors + unfinished, "seconds": start.elapsed().as_secs_f64()});
+    let counts =
+        json!({"asked": total, "done": done, "errors": errors + unfinished, "seconds": start.elapsed().as_secs_f64()});
     Ok(merge(counts, percentiles(latencies)))
 }
 
@@ -359,24 +336,14 @@ fn until_stdin_ends() {
     let _ = io::stdin().read_to_end(&mut Vec::new());
 }
 
-fn udp_flows(
-    target: SocketAddr,
-    flows: usize,
-    rate: f64,
-    size: usize,
-    seconds: f64,
-) -> io::Result<Value> {
+fn udp_flows(target: SocketAddr, flows: usize, rate: f64, size: usize, seconds: f64) -> io::Result<Value> {
     let mut poller = Poller::new()?;
     let size = size.max(16);
     let sockets = (0..flows)
         .map(|_| {
-            let bind: SocketAddr = if target.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            }
-            .parse()
-            .expect("an address");
+            let bind: SocketAddr = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+                .parse()
+                .expect("an address");
             let socket = UdpSocket::bind(bind)?;
             socket.connect(target)?;
             socket.set_nonblocking(true)?;
@@ -419,11 +386,7 @@ fn udp_flows(
                 paced += 1;
             }
         }
-        let pause = if rate > 0.0 && sending {
-            1.0 / rate
-        } else {
-            0.02
-        };
+        let pause = if rate > 0.0 && sending { 1.0 / rate } else { 0.02 };
         let ready: Vec<usize> = poller.wait(Duration::from_secs_f64(pause)).collect();
         for ix in ready {
             while let Ok(n) = sockets[ix].recv(&mut buffer) {
@@ -431,9 +394,7 @@ fn udp_flows(
                     continue;
                 }
                 let stamp = u64::from_le_bytes(buffer[..8].try_into().expect("eight bytes"));
-                latencies.push(
-                    ((start.elapsed().as_nanos() as u64).saturating_sub(stamp) / 1000) as u32,
-                );
+                latencies.push(((start.elapsed().as_nanos() as u64).saturating_sub(stamp) / 1000) as u32);
                 got += 1;
                 last_heard[ix] = now;
                 if rate == 0.0 && sending {
@@ -467,12 +428,7 @@ fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
 
 fn udp_echo(listen: SocketAddr) -> io::Result<Value> {
     let socket = UdpSocket::bind(listen)?;
-    set_int(
-        socket.as_raw_fd(),
-        libc::SOL_SOCKET,
-        libc::SO_RCVBUFFORCE,
-        16 << 20,
-    )?;
+    set_int(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65536];
         while let Ok((n, from)) = socket.recv_from(&mut buffer) {
@@ -485,13 +441,9 @@ fn udp_echo(listen: SocketAddr) -> io::Result<Value> {
 
 fn udp_blast(target: SocketAddr, size: usize, batch: usize, seconds: f64) -> io::Result<Value> {
     const UDP_SEGMENT: i32 = 103;
-    let bind: SocketAddr = if target.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    }
-    .parse()
-    .expect("an address");
+    let bind: SocketAddr = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+        .parse()
+        .expect("an address");
     let socket = UdpSocket::bind(bind)?;
     socket.connect(target)?;
     set_int(socket.as_raw_fd(), libc::SOL_UDP, UDP_SEGMENT, size as i32)?;
@@ -511,12 +463,7 @@ fn udp_sink(listen: SocketAddr) -> io::Result<Value> {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     const UDP_GRO: i32 = 104;
     let socket = UdpSocket::bind(listen)?;
-    set_int(
-        socket.as_raw_fd(),
-        libc::SOL_SOCKET,
-        libc::SO_RCVBUFFORCE,
-        16 << 20,
-    )?;
+    set_int(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
     set_int(socket.as_raw_fd(), libc::SOL_UDP, UDP_GRO, 1)?;
     let bytes = Arc::new(AtomicU64::new(0));
     let counted = bytes.clone();
@@ -591,11 +538,7 @@ fn write_out(mut to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match to.write(bytes) {
             Ok(written) => bytes = &bytes[written..],
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::NotConnected
-                ) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {}
             Err(error) => return Err(error),
         }
     }

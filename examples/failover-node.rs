@@ -156,8 +156,7 @@ fn run(path: &str) {
             }
             ["upgrade"] => {
                 let detached = handle.detach().expect("detach");
-                handle =
-                    Election::resume(&config, detached, ask(), events.clone()).expect("resume");
+                handle = Election::resume(&config, detached, ask(), events.clone()).expect("resume");
                 "ok".into()
             }
             ["stop"] => {

@@ -11,10 +11,7 @@ fn main() {
         return;
     };
     let times: u64 = times.parse().expect("TIMES is a number");
-    let (_, make) = hot::ALL
-        .iter()
-        .find(|(known, _)| *known == name)
-        .expect("a known path");
+    let (_, make) = hot::ALL.iter().find(|(known, _)| *known == name).expect("a known path");
     let mut path = make();
     (0..times).for_each(|_| path());
 }

@@ -50,10 +50,7 @@ pub fn proxy_header(bytes: &[u8]) {
             for version in [SendProxy::V1, SendProxy::V2] {
                 let again = proxy_header::build(version, Protocol::Tcp, *addresses);
                 match proxy_header::parse(&again) {
-                    Parsed::Header {
-                        len,
-                        addresses: same,
-                    } => {
+                    Parsed::Header { len, addresses: same } => {
                         assert_eq!(len, again.len());
                         assert!(addresses.is_none() || same == *addresses);
                     }
@@ -96,17 +93,12 @@ pub fn beats(bytes: &[u8]) {
         parts.iter().for_each(|part| mac.update(part));
         mac.finalize().into_bytes()
     };
-    let key = mac(
-        SECRET,
-        &[b"weir/1 dialer", &theirs.encode(), &ours.encode()],
-    );
+    let key = mac(SECRET, &[b"weir/1 dialer", &theirs.encode(), &ours.encode()]);
     let body = &bytes[..bytes.len().min(beat::FRAME_MAX - 64)];
     let mut signed = 0u64.to_be_bytes().to_vec();
     signed.extend_from_slice(body);
     let signature = mac(&key, &[&signed]);
-    let mut frame = ((signed.len() + signature.len()) as u16)
-        .to_be_bytes()
-        .to_vec();
+    let mut frame = ((signed.len() + signature.len()) as u16).to_be_bytes().to_vec();
     frame.extend_from_slice(&signed);
     frame.extend_from_slice(&signature);
     for piece in frame.chunks(1000) {
@@ -181,9 +173,7 @@ fn exchange(mut stream: impl Read + Write, bytes: &[u8], end: impl FnOnce()) -> 
 pub fn admin(bytes: &[u8]) {
     let served = served();
     let stream = UnixStream::connect(served.dir.path().join("admin.sock")).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let other = stream.try_clone().unwrap();
     let end = || other.shutdown(std::net::Shutdown::Write).unwrap();
     let text = String::from_utf8(exchange(&stream, bytes, end)).unwrap();
@@ -195,9 +185,7 @@ pub fn admin(bytes: &[u8]) {
 /// An HTTP client: whatever it says, it gets an answer or an end, soon.
 pub fn http(bytes: &[u8]) {
     let stream = TcpStream::connect(served().http).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let other = stream.try_clone().unwrap();
     let end = || drop(other.shutdown(std::net::Shutdown::Write));
     let answer = exchange(&stream, bytes, end);

@@ -160,14 +160,9 @@ fn needs(source: &Source, config: &Config) -> Needs {
         Source::File(path) => Some(path),
         Source::Flags(_) => None,
     };
-    for path in file
-        .into_iter()
-        .chain(config.failover.iter().map(|f| &f.secret_file))
-    {
+    for path in file.into_iter().chain(config.failover.iter().map(|f| &f.secret_file)) {
         needs.read.push(directory(path));
-        needs
-            .read
-            .extend(path.canonicalize().map(|real| directory(&real)));
+        needs.read.extend(path.canonicalize().map(|real| directory(&real)));
     }
     // First: see `launch`.
     needs.write.push(directory(&config.admin));
@@ -190,11 +185,7 @@ fn unlisted() -> Unlisted {
     }
 }
 
-fn spawn_worker(
-    id: usize,
-    shared: Arc<Shared>,
-    pipes_max: usize,
-) -> io::Result<(link::Worker, JoinHandle<()>)> {
+fn spawn_worker(id: usize, shared: Arc<Shared>, pipes_max: usize) -> io::Result<(link::Worker, JoinHandle<()>)> {
     let settings = Settings {
         pipes_max,
         seed: u64::from(std::process::id()) << 32 | id as u64,
@@ -223,14 +214,12 @@ fn abort_on_panic() {
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR2])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if inputs.send(Input::Signal(signal)).is_err() {
-                    return;
-                }
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if inputs.send(Input::Signal(signal)).is_err() {
+                return;
             }
-        })?;
+        }
+    })?;
     Ok(())
 }

@@ -38,11 +38,7 @@ pub struct Gate {
 
 impl Gate {
     /// The gate of a listener; `predecessor` is the one that it replaces.
-    pub fn new(
-        config: &model::Listener,
-        stats: Arc<ListenerStats>,
-        predecessor: Option<&Gate>,
-    ) -> Arc<Gate> {
+    pub fn new(config: &model::Listener, stats: Arc<ListenerStats>, predecessor: Option<&Gate>) -> Arc<Gate> {
         let limits = SourceLimits {
             connections: config.limits.per_source,
             new: config.limits.new_per_source,
@@ -113,9 +109,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.gate.stats.active.lower();
         if let Some((lock, admission)) = self.source {
-            self.gate.sources.0[usize::from(lock)]
-                .lock()
-                .release(admission);
+            self.gate.sources.0[usize::from(lock)].lock().release(admission);
         }
     }
 }

@@ -49,9 +49,7 @@ impl ListenSocket {
 
     /// Whether it is a UDP socket.
     pub fn is_datagram(&self) -> bool {
-        SockRef::from(&self.fd)
-            .r#type()
-            .is_ok_and(|kind| kind == Type::DGRAM)
+        SockRef::from(&self.fd).r#type().is_ok_and(|kind| kind == Type::DGRAM)
     }
 }
 
@@ -381,11 +379,7 @@ pub struct Shared {
 
 impl Shared {
     /// With an empty snapshot and no workers.
-    pub fn new(
-        records: Option<Sender<Record>>,
-        reports: Sender<Report>,
-        epoch: Instant,
-    ) -> Arc<Shared> {
+    pub fn new(records: Option<Sender<Record>>, reports: Sender<Report>, epoch: Instant) -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: ArcSwap::default(),
             latest: Latest::default(),
@@ -412,8 +406,7 @@ impl Shared {
 
     /// The newest snapshot if it is newer than `version`.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
-        self.latest
-            .newer_than(version, || self.snapshot.load_full())
+        self.latest.newer_than(version, || self.snapshot.load_full())
     }
 
     /// The control thread has gone round.
@@ -430,18 +423,11 @@ impl Shared {
             since_ms != u64::MAX && now_ms.saturating_sub(since_ms) > patience.as_millis() as u64
         };
         let workers = self.workers.load();
-        if let Some(stuck) = workers
-            .iter()
-            .find(|w| late(w.stats.busy_since_ms.get(), worker))
-        {
+        if let Some(stuck) = workers.iter().find(|w| late(w.stats.busy_since_ms.get(), worker)) {
             let for_ms = now_ms - stuck.stats.busy_since_ms.get();
-            return Some(format!(
-                "worker {} has been stuck for {for_ms} ms",
-                stuck.id
-            ));
+            return Some(format!("worker {} has been stuck for {for_ms} ms", stuck.id));
         }
-        late(self.control_at_ms.load(Ordering::Relaxed), control)
-            .then(|| "the control thread is stuck".into())
+        late(self.control_at_ms.load(Ordering::Relaxed), control).then(|| "the control thread is stuck".into())
     }
 
     /// The newest snapshot.
@@ -470,11 +456,7 @@ impl Shared {
     pub fn trouble(&self, backend: &Backend, error: ConnectError) {
         if let Some(left_out) = self.trouble.admit(self.epoch.elapsed()) {
             let Backend { pool, config, .. } = backend;
-            log::warn!(
-                "cannot connect to {pool}/{}: {}{left_out}",
-                config.name,
-                error.as_str()
-            );
+            log::warn!("cannot connect to {pool}/{}: {}{left_out}", config.name, error.as_str());
         }
     }
 
@@ -511,8 +493,7 @@ impl Shared {
 }
 
 /// Starts the worker with this number on a thread of its own.
-pub type SpawnWorker =
-    Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
+pub type SpawnWorker = Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
 
 /// The receiving end of a worker's queue.
 pub type Commands = Receiver<Command>;

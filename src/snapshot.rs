@@ -136,13 +136,7 @@ impl Drop for Place {
 
 impl Pool {
     /// Chooses a backend that is not in `tried` (identities) and has room, and takes a place there.
-    pub fn choose(
-        &self,
-        cursor: &mut Cursor,
-        key: u64,
-        tried: &[u64],
-        now: Duration,
-    ) -> Option<Place> {
+    pub fn choose(&self, cursor: &mut Cursor, key: u64, tried: &[u64], now: Duration) -> Option<Place> {
         for tier in &self.tiers {
             let mut mask = Cow::Borrowed(tier);
             for ix in (0..self.backends.len()).filter(|_| !tried.is_empty()) {
@@ -150,10 +144,7 @@ impl Pool {
                     mask.to_mut().clear(ix);
                 }
             }
-            while let Some(ix) =
-                self.picker
-                    .pick(cursor, key, &LoadsAt(self, now), &self.shares, &mask)
-            {
+            while let Some(ix) = self.picker.pick(cursor, key, &LoadsAt(self, now), &self.shares, &mask) {
                 if let Some(place) = Place::take(&self.backends[ix]) {
                     return Some(place);
                 }
@@ -166,9 +157,7 @@ impl Pool {
     /// The hash key of a client for this pool; only source hash looks at it.
     pub fn key_of(&self, client: Option<SocketAddr>) -> u64 {
         match (self.config.balance, client) {
-            (model::Balance::SourceHash, Some(client)) => {
-                source_key(&self.config.source_hash, client)
-            }
+            (model::Balance::SourceHash, Some(client)) => source_key(&self.config.source_hash, client),
             _ => 0,
         }
     }

@@ -269,13 +269,7 @@ mod tests {
 
     #[test]
     fn a_duration_lands_in_the_bucket_that_holds_it() {
-        for (us, bucket) in [
-            (0, 0),
-            (100, 0),
-            (101, 1),
-            (3_600_000_000, 15),
-            (u64::MAX, 16),
-        ] {
+        for (us, bucket) in [(0, 0), (100, 0), (101, 1), (3_600_000_000, 15), (u64::MAX, 16)] {
             let histogram = Histogram::default();
             histogram.observe_us(us);
             let (mut buckets, mut sum) = ([0; 17], 0);

@@ -37,11 +37,7 @@ impl Source {
     /// First component: `worker` for `worker/tcp.rs`, `link` for `link.rs`.
     fn module(&self) -> String {
         let first = self.path.iter().next().unwrap();
-        Path::new(first)
-            .file_stem()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned()
+        Path::new(first).file_stem().unwrap().to_string_lossy().into_owned()
     }
 
     /// Lines without comments, with their numbers.
@@ -71,9 +67,7 @@ fn sources() -> Vec<Source> {
 }
 
 fn layer(module: &str) -> Option<usize> {
-    LAYERS
-        .iter()
-        .position(|(_, modules)| modules.contains(&module))
+    LAYERS.iter().position(|(_, modules)| modules.contains(&module))
 }
 
 /// Modules named after `crate::` in a line, in either form: `crate::base::Key`, `use crate::{link, stats::Count};`.
@@ -118,10 +112,7 @@ fn both_forms_of_imports_are_read() {
             "use crate::{link, stats::{Count, Gauge}, sys};",
             vec!["link", "stats", "sys"],
         ),
-        (
-            "fn f(a: crate::relay::By, b: crate::flow::X)",
-            vec!["relay", "flow"],
-        ),
+        ("fn f(a: crate::relay::By, b: crate::flow::X)", vec!["relay", "flow"]),
         ("use std::io;", vec![]),
     ] {
         assert_eq!(named(line), names, "{line}");
@@ -137,9 +128,7 @@ fn imports_point_downwards() {
         // One import may spread over several lines.
         let code: Vec<&str> = source.code().map(|(_, line)| line.trim()).collect();
         for name in named(&code.join(" ")) {
-            let strange = STRANGERS.contains(&name.as_str())
-                && STRANGERS.contains(&module.as_str())
-                && name != module;
+            let strange = STRANGERS.contains(&name.as_str()) && STRANGERS.contains(&module.as_str()) && name != module;
             if strange || layer(&name).is_some_and(|other| other > own) {
                 wrong.push(format!("src/{} imports {name}", source.path.display()));
             }
@@ -193,9 +182,8 @@ fn every_unsafe_says_why_it_holds() {
             };
             // Upwards through the statement, then through the comments above it.
             let above = lines[..number - 1].iter().rev();
-            let statement = above.take_while(|line| {
-                line.starts_with("//") || !(line.is_empty() || line.ends_with([';', '}']))
-            });
+            let statement =
+                above.take_while(|line| line.starts_with("//") || !(line.is_empty() || line.ends_with([';', '}'])));
             let mut comments = statement.skip_while(|line| !line.starts_with("//"));
             if !comments.any(|line| words.iter().any(|word| line.starts_with(word))) {
                 wrong.push(format!("src/{}:{number}", source.path.display()));
@@ -227,8 +215,7 @@ fn the_tests_behind_each_promise_exist() {
     let text = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let (_, table) = text.split_once("| promise | how | test |").unwrap();
     let table = table.split_once("\n\n").unwrap().0;
-    let has_tests =
-        |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("#[test]"));
+    let has_tests = |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("#[test]"));
     let (mut missing, mut seen) = (Vec::new(), 0);
     for row in table.lines().skip(2) {
         let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
@@ -244,9 +231,7 @@ fn the_tests_behind_each_promise_exist() {
                     fs::exists(root.join("fuzz/targets").join(&path).with_extension("rs")).unwrap()
                         || fs::exists(root.join(&path)).unwrap()
                 }
-                Some(("tests" | "scripts" | "fuzz" | "models", _)) => {
-                    fs::exists(root.join(&path)).unwrap()
-                }
+                Some(("tests" | "scripts" | "fuzz" | "models", _)) => fs::exists(root.join(&path)).unwrap(),
                 Some(("base" | "relay" | "flow", "")) => true,
                 Some(("faults" | "udp" | "e2e" | "observe" | "service", _)) => {
                     has_tests(root.join("tests").join(&path).with_extension("rs"))

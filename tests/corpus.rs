@@ -5,11 +5,7 @@ mod entries;
 
 fn replay(target: &str, entry: fn(&[u8])) {
     let dir = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = std::fs::read_dir(&dir)
-        .unwrap()
-        .flatten()
-        .map(|f| f.path())
-        .collect();
+    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().map(|f| f.path()).collect();
     files.sort();
     assert!(!files.is_empty(), "{dir} is empty");
     for file in files {

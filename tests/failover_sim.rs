@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 use weir::failover::lease::{self, Leases, Op, Output, Report};
 use weir::failover::table::Table;
 use weir::failover::timers::{Timers, quorum};
-use weir::failover::words::{
-    Action, Claim, Effect, Input, Local, Order, Phase, Rule, Setup, State,
-};
+use weir::failover::words::{Action, Claim, Effect, Input, Local, Order, Phase, Rule, Setup, State};
 
 const MS: u64 = 1_000;
 const S: u64 = 1_000_000;
@@ -373,9 +371,9 @@ impl World {
                     }
                 }
             }
-            Action::Transition {
-                from, to, reason, ..
-            } => self.note(|| format!("node {n}: {} -> {}: {reason:?}", from.word(), to.word())),
+            Action::Transition { from, to, reason, .. } => {
+                self.note(|| format!("node {n}: {} -> {}: {reason:?}", from.word(), to.word()))
+            }
         }
     }
 
@@ -441,11 +439,7 @@ impl World {
     }
 
     fn heard(&mut self, n: usize, what: ToMain) {
-        let done = |effect, result| Input::Done {
-            vip: 0,
-            effect,
-            result,
-        };
+        let done = |effect, result| Input::Done { vip: 0, effect, result };
         match what {
             ToMain::Beat {
                 from,
@@ -768,9 +762,7 @@ impl World {
             }
             Event::Lapse { node, lease } => {
                 let n = &mut self.nodes[node];
-                let due = n
-                    .kernel
-                    .is_some_and(|(at, id)| id == lease && at <= self.now);
+                let due = n.kernel.is_some_and(|(at, id)| id == lease && at <= self.now);
                 if due && !n.paused {
                     n.kernel = None;
                 }
@@ -852,9 +844,7 @@ impl World {
         // answers before the peers have met again, so there too.
         let may_both = self.setup[0].quorum <= 1 || self.witnesses > 0;
         let mended = self.broken.filter(|_| may_both);
-        let from = mended.map_or(since, |at| {
-            since.max(at + us(self.timers.beat) + 2 * DELAY_MAX)
-        });
+        let from = mended.map_or(since, |at| since.max(at + us(self.timers.beat) + 2 * DELAY_MAX));
         self.bound = self.bound.max(self.bound_of(since, &who));
         if self.now > from + self.bound {
             self.fail(format!(
@@ -960,11 +950,7 @@ impl World {
             }
             let who = self.holders();
             if who.len() != 1 || (self.setup[0].vips[0].preempt && who != [0]) {
-                let views: Vec<_> = self
-                    .nodes
-                    .iter()
-                    .map(|n| n.table.as_ref().map(|t| t.vip(0)))
-                    .collect();
+                let views: Vec<_> = self.nodes.iter().map(|n| n.table.as_ref().map(|t| t.vip(0))).collect();
                 return self.fail(format!("settled with holders {who:?}: {views:?}"));
             }
             let view = self.nodes[who[0]].table.as_ref().unwrap().vip(0);
@@ -1056,9 +1042,7 @@ fn failures(seeds: u64, timers: Timers) -> (Vec<u64>, String) {
         runs.into_iter().flat_map(|r| r.join().unwrap()).collect()
     });
     failed.sort();
-    let story = failed
-        .first()
-        .map(|seed| run(*seed, timers, true).unwrap_err());
+    let story = failed.first().map(|seed| run(*seed, timers, true).unwrap_err());
     (failed, story.unwrap_or_default())
 }
 
@@ -1096,15 +1080,11 @@ fn every_broken_inequality_is_noticed() {
         ("the keeper outlasts the peers' patience", |t| {
             t.keeper_patience = t.dead_after + Duration::from_millis(200)
         }),
-        ("the lease is far too long", |t| {
-            t.lease = Duration::from_secs(8)
-        }),
+        ("the lease is far too long", |t| t.lease = Duration::from_secs(8)),
         ("the lease is shorter than its renewal", |t| {
             t.lease = Duration::from_millis(0)
         }),
-        ("a node claims before it has listened", |t| {
-            t.listen = Duration::ZERO
-        }),
+        ("a node claims before it has listened", |t| t.listen = Duration::ZERO),
         ("a frozen node and its keeper never doubt", |t| {
             t.doubt = Duration::from_secs(3_600);
             t.keeper_patience = Duration::from_secs(3_600);

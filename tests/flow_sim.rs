@@ -20,8 +20,7 @@ use std::time::{Duration, Instant};
 use weir::balance::limits::source;
 use weir::base::Key;
 use weir::flow::{
-    After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Policy, Proof, RECENT,
-    State, Step, Table,
+    After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Policy, Proof, RECENT, State, Step, Table,
 };
 
 /// splitmix64: enough to choose steps.
@@ -82,9 +81,7 @@ impl Caps {
         }
         if counted {
             let mut by_source = self.by_source.borrow_mut();
-            let of_source = by_source
-                .entry((listener, source(ends.client().ip())))
-                .or_default();
+            let of_source = by_source.entry((listener, source(ends.client().ip()))).or_default();
             if *of_source >= self.source {
                 return Err(Full::Source);
             }
@@ -104,11 +101,7 @@ impl Drop for Seat {
 impl Drop for Pass {
     fn drop(&mut self) {
         let Pass(caps, ends, counted) = self;
-        *caps
-            .by_listener
-            .borrow_mut()
-            .get_mut(&ends.listener())
-            .expect("taken") -= 1;
+        *caps.by_listener.borrow_mut().get_mut(&ends.listener()).expect("taken") -= 1;
         if *counted {
             let source = (ends.listener(), source(ends.client().ip()));
             *caps.by_source.borrow_mut().get_mut(&source).expect("taken") -= 1;
@@ -186,10 +179,7 @@ impl World {
         }
         let caps = Rc::new(Caps {
             process: 1 + rng.below(30) as usize,
-            listener: policies
-                .iter()
-                .map(|_| 1 + rng.below(20) as usize)
-                .collect(),
+            listener: policies.iter().map(|_| 1 + rng.below(20) as usize).collect(),
             source: 1 + rng.below(8) as usize,
             ..Caps::default()
         });
@@ -239,10 +229,7 @@ impl World {
                 format!("[2001:db8:0:{}::{}]:{port}", host / 2, host % 2),
                 format!("[2001:db8:1::{local}]:53"),
             ),
-            false => (
-                format!("192.0.2.{host}:{port}"),
-                format!("198.51.100.{local}:53"),
-            ),
+            false => (format!("192.0.2.{host}:{port}"), format!("198.51.100.{local}:53")),
         };
         let listener = ListenerIx(self.rng.below(self.policies.len() as u64) as u32);
         let parse = |s: String| s.parse::<SocketAddr>().expect("address");
@@ -250,11 +237,7 @@ impl World {
     }
 
     fn remove(&mut self, id: Key) {
-        let at = self
-            .model
-            .iter()
-            .position(|m| m.id == id)
-            .expect("in the model");
+        let at = self.model.iter().position(|m| m.id == id).expect("in the model");
         let m = self.model.swap_remove(at);
         let data = self.table.remove(id).expect("in the table");
         assert_eq!(
@@ -456,16 +439,11 @@ impl World {
             .filter(|m| match full {
                 Full::Process => true,
                 Full::Listener => own(m) && !parked(m),
-                Full::Source => {
-                    own(m) && !parked(m) && m.counted && source_of(&m.ends) == source_of(ends)
-                }
+                Full::Source => own(m) && !parked(m) && m.counted && source_of(&m.ends) == source_of(ends),
             })
             .collect();
         let Some(victim) = victim else {
-            assert!(
-                !scope.iter().any(|m| may_go(m)),
-                "shed although {full:?} had a victim"
-            );
+            assert!(!scope.iter().any(|m| may_go(m)), "shed although {full:?} had a victim");
             return;
         };
         let victim = scope
@@ -474,15 +452,9 @@ impl World {
             .expect("victim outside of the cap");
         assert!(may_go(victim), "evicted too early: {victim:?}");
         if !parked(victim) {
-            for peer in scope
-                .iter()
-                .filter(|m| m.ends.listener() == victim.ends.listener())
-            {
+            for peer in scope.iter().filter(|m| m.ends.listener() == victim.ends.listener()) {
                 assert!(!parked(peer), "a parked session should go first");
-                assert!(
-                    peer.last >= victim.last,
-                    "{peer:?} is idle for longer than {victim:?}"
-                );
+                assert!(peer.last >= victim.last, "{peer:?} is idle for longer than {victim:?}");
             }
         }
     }
@@ -495,10 +467,7 @@ impl World {
         let InHand { id, serial, to } = self.in_hand.remove(at).expect("in range");
         let now = self.now;
         let Some(after) = self.table.on_backend(now, id, 1) else {
-            assert!(
-                self.find(id).is_none(),
-                "a live session's reply was dropped"
-            );
+            assert!(self.find(id).is_none(), "a live session's reply was dropped");
             self.stale += 1;
             return;
         };
@@ -507,10 +476,7 @@ impl World {
             *view.ends, to,
             "MISROUTED: reply to another client or from another address"
         );
-        assert_eq!(
-            view.data.serial, serial,
-            "MISROUTED: reply of another session"
-        );
+        assert_eq!(view.data.serial, serial, "MISROUTED: reply of another session");
         self.delivered += 1;
         let policy = self.policy_of(&to);
         let m = self.find(id).expect("in the model");
@@ -581,11 +547,7 @@ impl World {
         let Some(id) = self.random_session() else {
             return;
         };
-        let at = self
-            .model
-            .iter()
-            .position(|m| m.id == id)
-            .expect("in the model");
+        let at = self.model.iter().position(|m| m.id == id).expect("in the model");
         if self.model[at].state != State::Live {
             return;
         }
@@ -595,14 +557,8 @@ impl World {
         m.id = self.table.resume(self.now, m.ends, m.counted, had, data);
         (m.last, m.sent) = (self.now, self.now);
         (m.suspect, m.resent, m.proven) = (None, false, m.replies > 0);
-        let used_up = self
-            .policy_of(&m.ends)
-            .requests
-            .is_some_and(|n| m.requests >= n);
-        let has_another = self
-            .model
-            .iter()
-            .any(|other| other.indexed && other.ends == m.ends);
+        let used_up = self.policy_of(&m.ends).requests.is_some_and(|n| m.requests >= n);
+        let has_another = self.model.iter().any(|other| other.indexed && other.ends == m.ends);
         m.indexed = !used_up && !has_another;
         self.model.push(m);
     }
@@ -633,41 +589,21 @@ impl World {
     fn reload(&mut self) {
         let ix = self.rng.below(self.policies.len() as u64) as usize;
         self.policies[ix] = policy(&mut self.rng);
-        self.table
-            .set_policy(ListenerIx(ix as u32), self.policies[ix]);
+        self.table.set_policy(ListenerIx(ix as u32), self.policies[ix]);
     }
 
     fn check(&self) {
         let caps = &self.caps;
         assert_eq!(self.table.len(), self.model.len(), "leak");
         assert_eq!(caps.seats.get(), self.model.len(), "seats leak");
-        assert!(
-            caps.seats.get() + caps.elsewhere.get() <= caps.process,
-            "above the cap"
-        );
-        let live: Vec<&Model> = self
-            .model
-            .iter()
-            .filter(|m| m.state != State::Parked)
-            .collect();
+        assert!(caps.seats.get() + caps.elsewhere.get() <= caps.process, "above the cap");
+        let live: Vec<&Model> = self.model.iter().filter(|m| m.state != State::Parked).collect();
         assert_eq!(self.table.parked(), self.model.len() - live.len());
         for (ix, cap) in caps.listener.iter().enumerate() {
             let listener = ListenerIx(ix as u32);
-            let count = live
-                .iter()
-                .filter(|m| m.ends.listener() == listener)
-                .count();
-            let held = caps
-                .by_listener
-                .borrow()
-                .get(&listener)
-                .copied()
-                .unwrap_or(0);
-            assert_eq!(
-                (count, held),
-                (self.table.active(listener), count),
-                "passes leak"
-            );
+            let count = live.iter().filter(|m| m.ends.listener() == listener).count();
+            let held = caps.by_listener.borrow().get(&listener).copied().unwrap_or(0);
+            assert_eq!((count, held), (self.table.active(listener), count), "passes leak");
             assert!(count <= *cap);
         }
         let mut sources = HashMap::<_, usize>::new();
@@ -678,11 +614,7 @@ impl World {
         }
         assert_eq!(self.table.sources(), sources.len(), "source entries leak");
         for (source, held) in &*caps.by_source.borrow() {
-            assert_eq!(
-                *held,
-                sources.get(source).copied().unwrap_or(0),
-                "passes leak"
-            );
+            assert_eq!(*held, sources.get(source).copied().unwrap_or(0), "passes leak");
             assert!(*held <= caps.source);
         }
         if let Some(soonest) = self.model.iter().map(|m| self.ends(m)).min() {
@@ -706,9 +638,7 @@ impl World {
                 84..92 => self.expire(),
                 92..95 => {
                     let room = self.caps.process - self.caps.seats.get();
-                    self.caps
-                        .elsewhere
-                        .set(self.rng.below(room as u64 + 1) as usize);
+                    self.caps.elsewhere.set(self.rng.below(room as u64 + 1) as usize);
                 }
                 95 => self.reload(),
                 _ => {
@@ -728,9 +658,7 @@ impl World {
 }
 
 fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().expect("a number"))
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 #[test]

@@ -27,9 +27,7 @@ fn addr(s: &str) -> SocketAddr {
 
 fn listen(at: &str) -> (udp::Listening, SocketAddr) {
     let listening = udp::listen(addr(at), BUFFER).expect("listen");
-    let local = std_socket(&listening.fd)
-        .local_addr()
-        .expect("local address");
+    let local = std_socket(&listening.fd).local_addr().expect("local address");
     (listening, local)
 }
 
@@ -39,9 +37,7 @@ fn std_socket(fd: &OwnedFd) -> UdpSocket {
 
 fn client(at: &str) -> UdpSocket {
     let socket = UdpSocket::bind(at).expect("bind");
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("timeout");
+    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
     socket
 }
 
@@ -96,9 +92,7 @@ fn in_namespace(test: impl FnOnce() + Send) {
             run("ip link set lo up");
             test();
         });
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -114,11 +108,7 @@ fn run(command: &str) {
 #[test]
 fn a_reply_on_a_wildcard_socket_leaves_from_the_address_that_was_asked() {
     for (wildcard, asked, from) in [
-        (
-            "0.0.0.0:0",
-            &["127.0.0.1", "127.0.0.2", "127.1.2.3"][..],
-            "127.0.0.9:0",
-        ),
+        ("0.0.0.0:0", &["127.0.0.1", "127.0.0.2", "127.1.2.3"][..], "127.0.0.9:0"),
         ("[::]:0", &["::1"][..], "[::1]:0"),
     ] {
         let (listening, local) = listen(wildcard);
@@ -147,9 +137,7 @@ fn a_reply_on_a_wildcard_socket_leaves_from_the_address_that_was_asked() {
 fn a_reply_cannot_leave_from_an_address_that_is_not_here() {
     let (listening, local) = listen("0.0.0.0:0");
     let client = client("127.0.0.1:0");
-    client
-        .send_to(b"x", ("127.0.0.1", local.port()))
-        .expect("send");
+    client.send_to(b"x", ("127.0.0.1", local.port())).expect("send");
     let (mut inbox, mut outbox) = (Inbox::new(1), Outbox::new());
     receive(&mut inbox, &listening.fd, ALL);
     let (parts, mut messages) = echo(&inbox);
@@ -172,9 +160,7 @@ fn one_batch_answers_many_clients_from_many_addresses() {
     let deadline = Instant::now() + Duration::from_secs(5);
     while inbox.len() < clients.len() && Instant::now() < deadline {
         wait(&listening.fd, PollFlags::POLLIN);
-        let got = inbox
-            .receive(listening.fd.as_raw_fd(), ALL, 32)
-            .expect("receive");
+        let got = inbox.receive(listening.fd.as_raw_fd(), ALL, 32).expect("receive");
         assert!(got.drained, "fewer than asked for means empty");
     }
     let (parts, messages) = echo(&inbox);
@@ -251,9 +237,7 @@ fn many_equal_datagrams_are_sent_and_received_as_one() {
     let feeder = client("127.0.0.1:0");
     let (mut inbox, mut outbox) = (Inbox::new(8), Outbox::new());
     for (n, len) in [1200, 1200, 1200, 700].into_iter().enumerate() {
-        feeder
-            .send_to(&vec![n as u8; len], source_local)
-            .expect("send");
+        feeder.send_to(&vec![n as u8; len], source_local).expect("send");
         receive(&mut inbox, &source.fd, ALL);
     }
     // Gathered from four slots into one send.
@@ -284,9 +268,7 @@ fn many_equal_datagrams_are_sent_and_received_as_one() {
         (1, Sent::Gone)
     );
     let mut buffer = [0; 2000];
-    let lens: Vec<usize> = (0..4)
-        .map(|_| plain.recv(&mut buffer).expect("datagram"))
-        .collect();
+    let lens: Vec<usize> = (0..4).map(|_| plain.recv(&mut buffer).expect("datagram")).collect();
     assert_eq!(lens, [1200, 1200, 1200, 700]);
 }
 
@@ -309,16 +291,13 @@ fn segments_beyond_the_mtu_and_too_many_segments_are_refused_and_nothing_is_sent
                 segment,
             }]
         };
-        let mut send =
-            |segment| outbox.send(listening.fd.as_raw_fd(), &inbox, &parts, &message(segment));
+        let mut send = |segment| outbox.send(listening.fd.as_raw_fd(), &inbox, &parts, &message(segment));
         assert_eq!(send(1473), (0, Sent::SegmentTooBig));
         assert_eq!(send(1472), (1, Sent::Gone));
         // One datagram larger than the MTU is fragmented, not refused.
         assert_eq!(send(0), (1, Sent::Gone));
         let mut buffer = [0; 9000];
-        let lens: Vec<usize> = (0..7)
-            .map(|_| sink.recv(&mut buffer).expect("datagram"))
-            .collect();
+        let lens: Vec<usize> = (0..7).map(|_| sink.recv(&mut buffer).expect("datagram")).collect();
         assert_eq!(lens, [1472, 1472, 1472, 1472, 1472, 640, 8000]);
         // SEGMENTS_MAX is within what this kernel takes.
         assert_eq!(send(8000usize.div_ceil(SEGMENTS_MAX)), (1, Sent::Gone));
@@ -327,10 +306,7 @@ fn segments_beyond_the_mtu_and_too_many_segments_are_refused_and_nothing_is_sent
 
 /// A port on which nobody listens; for sure only in a namespace of its own.
 fn closed_port(at: &str) -> SocketAddr {
-    UdpSocket::bind(at)
-        .expect("bind")
-        .local_addr()
-        .expect("local")
+    UdpSocket::bind(at).expect("bind").local_addr().expect("local")
 }
 
 #[test]
@@ -355,14 +331,9 @@ fn a_refusal_quotes_the_datagram_and_is_reported_instead_of_the_next_send() {
             // Emptying the queue first takes the pending error too.
             assert_eq!(udp::send(fd, b"again"), Sent::Gone);
             wait(&socket, PollFlags::empty());
-            assert_eq!(
-                udp::take_report(fd, &mut buffer).map(|report| report.quoted),
-                Some(5)
-            );
+            assert_eq!(udp::take_report(fd, &mut buffer).map(|report| report.quoted), Some(5));
             let there = UdpSocket::bind(to).expect("bind");
-            there
-                .set_read_timeout(Some(Duration::from_secs(5)))
-                .expect("timeout");
+            there.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
             assert_eq!(udp::send(fd, b"sent"), Sent::Gone);
             let len = there.recv(&mut buffer).expect("datagram");
             assert_eq!(&buffer[..len], b"sent");
@@ -399,11 +370,7 @@ fn a_connected_socket_hears_its_peer_alone() {
     receive(&mut inbox, &socket, BARE);
     assert_eq!(inbox.bytes(0), b"true");
     assert_eq!(
-        inbox
-            .receive(socket.as_raw_fd(), BARE, 4)
-            .expect("receive")
-            .slots
-            .len(),
+        inbox.receive(socket.as_raw_fd(), BARE, 4).expect("receive").slots.len(),
         0
     );
 }
@@ -481,9 +448,7 @@ fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
     let mut homes = std::collections::HashMap::<SocketAddr, RawFd>::new();
     for socket in &sockets {
         let mut inbox = Inbox::new(256);
-        inbox
-            .receive(socket.as_raw_fd(), ALL, 256)
-            .expect("receive");
+        inbox.receive(socket.as_raw_fd(), ALL, 256).expect("receive");
         for slot in 0..inbox.len() {
             let from = inbox.meta(slot).from.expect("sender");
             assert_eq!(
@@ -495,11 +460,7 @@ fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
     }
     assert_eq!(homes.len(), 40);
     assert!(
-        homes
-            .values()
-            .collect::<std::collections::HashSet<_>>()
-            .len()
-            > 1,
+        homes.values().collect::<std::collections::HashSet<_>>().len() > 1,
         "all flows on one socket"
     );
 }

@@ -54,8 +54,7 @@ struct Socket {
 
 impl Socket {
     fn urgent_ahead(&self) -> bool {
-        self.urgent_at
-            .is_some_and(|at| at > self.read && at < self.arrived)
+        self.urgent_at.is_some_and(|at| at > self.read && at < self.arrived)
     }
 
     fn recv(&mut self, room: usize) -> Result<usize, Done> {
@@ -65,9 +64,7 @@ impl Socket {
             self.arrived
         };
         match stop - self.read {
-            0 if self.reset && !std::mem::replace(&mut self.error_reported, true) => {
-                Err(Done::Failed)
-            }
+            0 if self.reset && !std::mem::replace(&mut self.error_reported, true) => Err(Done::Failed),
             0 if self.reset || self.fin => Err(Done::Eof),
             0 => Err(Done::Blocked),
             available => Ok(available.min(room)),
@@ -303,11 +300,7 @@ fn run(seed: u64) -> (u64, u64) {
     let [client, backend] = &fake.sockets;
     match outcome {
         Outcome::Finished { .. } => {
-            assert_eq!(
-                (client.received, backend.received),
-                (sent[1], sent[0]),
-                "bytes missing"
-            );
+            assert_eq!((client.received, backend.received), (sent[1], sent[0]), "bytes missing");
             assert!(client.saw_fin || !client.tx_fin || client.tx.is_empty());
         }
         Outcome::Reset { by } => {
@@ -338,14 +331,10 @@ fn every_seed_delivers_everything_and_ends() {
     }
     let (mut copied, mut spliced) = (0, 0);
     for seed in 0..SEEDS {
-        let (c, s) = std::panic::catch_unwind(|| run(seed))
-            .unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
+        let (c, s) = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
         copied += c;
         spliced += s;
     }
     println!("{SEEDS} seeds, {copied} bytes copied, {spliced} bytes spliced");
-    assert!(
-        copied > 1_000_000 && spliced > 1_000_000,
-        "both conduits were used"
-    );
+    assert!(copied > 1_000_000 && spliced > 1_000_000, "both conduits were used");
 }

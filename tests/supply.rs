@@ -28,11 +28,8 @@ fn allowed(expression: &str, licences: &BTreeSet<String>) -> bool {
     if let Some((left, right)) = expression.split_once(") AND ") {
         return allowed(&left[1..], licences) && allowed(right, licences);
     }
-    flat.split(" OR ").any(|choice| {
-        choice
-            .split(" AND ")
-            .all(|one| licences.contains(one.trim()))
-    })
+    flat.split(" OR ")
+        .any(|choice| choice.split(" AND ").all(|one| licences.contains(one.trim())))
 }
 
 fn packages() -> Vec<Value> {
@@ -42,11 +39,7 @@ fn packages() -> Vec<Value> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let used: BTreeSet<&str> = metadata["resolve"]["nodes"]
         .as_array()
@@ -68,15 +61,9 @@ fn licences_versions_and_sources() {
     for package in packages() {
         let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
         let (name, licence, source) = (text("name"), text("license"), text("source"));
-        assert!(
-            allowed(&licence, &licences),
-            "{name} has the licence {licence}"
-        );
+        assert!(allowed(&licence, &licences), "{name} has the licence {licence}");
         let ours = source.is_empty() && name == "weir";
-        assert!(
-            ours || source.starts_with("registry+"),
-            "{name} comes from {source}"
-        );
+        assert!(ours || source.starts_with("registry+"), "{name} comes from {source}");
         versions.entry(name).or_default().insert(text("version"));
     }
     versions.retain(|_, versions| versions.len() > 1);

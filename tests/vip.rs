@@ -84,11 +84,7 @@ impl Net {
         let alone = ALONE.lock().unwrap_or_else(|broken| broken.into_inner());
         // Who measures must not wait for a CPU longer than who is measured.
         urgent_thread();
-        let tag = format!(
-            "w{}x{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let tag = format!("w{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().unwrap();
         let secret = dir.path().join("secret");
         fs::write(&secret, "a secret of the test bench").unwrap();
@@ -207,9 +203,7 @@ impl Net {
     fn lapse(&self, host: &str) -> Watch {
         let ns = self.ns(host);
         let lifetime = "valid_lft 2 preferred_lft 2";
-        sh(&format!(
-            "ip -n {ns} addr add 10.9.9.9/32 dev eth0 {lifetime}"
-        ));
+        sh(&format!("ip -n {ns} addr add 10.9.9.9/32 dev eth0 {lifetime}"));
         watch(&ns, "10.9.9.9")
     }
 
@@ -259,9 +253,7 @@ impl Drop for Net {
             }
         }
         for host in self.hosts.iter().chain(&["br"]) {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &self.ns(host)])
-                .status();
+            let _ = Command::new("ip").args(["netns", "del", &self.ns(host)]).status();
         }
     }
 }
@@ -335,10 +327,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         // What a test has stopped must be able to end.
         let path = format!("/proc/{0}/task/{0}/children", self.child.id());
-        for child in fs::read_to_string(path)
-            .unwrap_or_default()
-            .split_whitespace()
-        {
+        for child in fs::read_to_string(path).unwrap_or_default().split_whitespace() {
             let _ = kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL);
         }
         let _ = self.child.kill();
@@ -371,11 +360,7 @@ fn watch(ns: &str, ip: &str) -> Watch {
             std::thread::sleep(Duration::from_millis(1));
         }
     });
-    Watch {
-        stop,
-        changes,
-        thread,
-    }
+    Watch { stop, changes, thread }
 }
 
 /// When an address came (true) or went, the first entry as it was found.
@@ -399,10 +384,7 @@ impl Watch {
         let mut gone = None;
         until(10_000, "the address is gone", || {
             let changes = self.changes.lock().unwrap();
-            gone = changes
-                .iter()
-                .find(|(at, there)| *at >= since && !there)
-                .copied();
+            gone = changes.iter().find(|(at, there)| *at >= since && !there).copied();
             gone.is_some()
         });
         self.finish();
@@ -524,11 +506,7 @@ fn a_planned_move_loses_at_most_ten_milliseconds() {
         a.ask(&format!("allow {vip}"));
         until(2_000, "moved back", || a.holds(vip) && !b.holds(vip));
         let answers = probe.finish();
-        assert_within(
-            &format!("demote {vip}"),
-            served_by(&answers, since, "b"),
-            50.0,
-        );
+        assert_within(&format!("demote {vip}"), served_by(&answers, since, "b"), 50.0);
         let missing = lost(&answers, since) as f64;
         assert_within(&format!("lost in two moves of {vip}"), missing, 10.0);
         // Back only after preempt_delay.
@@ -558,18 +536,13 @@ fn an_upgrade_and_a_reload_move_nothing() {
     assert_eq!(a.ask(&format!("reload {}", path.display())), "Ok(())");
     until(1_000, "the removed address goes", || !a.holds(VIP6));
     until(2_000, "the added address comes", || a.holds("10.9.0.101"));
-    until(2_000, "the other node takes what we dropped", || {
-        b.holds(VIP6)
-    });
+    until(2_000, "the other node takes what we dropped", || b.holds(VIP6));
     let bad = net.write("bad", &{
         let mut bad = config.clone();
         bad["dead_after_ms"] = json!(60);
         bad
     });
-    assert!(
-        a.ask(&format!("reload {}", bad.display()))
-            .starts_with("Err")
-    );
+    assert!(a.ask(&format!("reload {}", bad.display())).starts_with("Err"));
     let answers = probe.finish();
     assert_eq!(lost(&answers, since), 0);
     assert!(answers.iter().all(|(_, by)| by.as_deref() != Some("b")));
@@ -593,11 +566,7 @@ fn a_killed_process() {
     let gone = [watch, watch6].map(|watch| watch.gone(since) - dying);
     assert_within("killed: address gone", gone[0], 150.0);
     assert_within("killed: IPv6 address gone", gone[1], 150.0);
-    assert_within(
-        "killed: other node serves",
-        served_by(&answers, since, "b"),
-        350.0,
-    );
+    assert_within("killed: other node serves", served_by(&answers, since, "b"), 350.0);
     assert_eq!(net.arping("c", VIP), Some(net.mac("b")));
 }
 
@@ -628,10 +597,7 @@ fn a_stopped_process_and_keeper() {
         assert_eq!(net.arping(host, VIP), Some(net.mac("a")));
     }
     let watch = a.watch(VIP);
-    let (probe, third) = (
-        net.probe("c", &to(VIP), 4_500),
-        net.probe("t", &to(VIP), 4_500),
-    );
+    let (probe, third) = (net.probe("c", &to(VIP), 4_500), net.probe("t", &to(VIP), 4_500));
     let since = now_ms();
     let keeper = a.keeper();
     kill(keeper, Signal::SIGSTOP).unwrap();
@@ -643,11 +609,7 @@ fn a_stopped_process_and_keeper() {
         assert_within(&format!("all stopped: {who} served"), served, 400.0);
         // While the frozen kernel still answers for the address, traffic stays with the new holder.
         let missing = lost(answers, since + served) as f64;
-        assert_within(
-            &format!("all stopped: {who} lost after that"),
-            missing,
-            10.0,
-        );
+        assert_within(&format!("all stopped: {who} lost after that"), missing, 10.0);
     }
     let limit = lease_limit(beside, since);
     assert_within("all stopped: address gone", watch.gone(since), limit);
@@ -782,10 +744,7 @@ fn what_others_do_to_the_address() {
     until(200, "put back once", || a.holds(VIP));
     assert_eq!(a.state(), "active");
     // Made permanent by somebody: it must not outlive us.
-    sh(&format!(
-        "ip -n {} addr replace 10.9.0.100/24 dev eth0",
-        net.ns("a")
-    ));
+    sh(&format!("ip -n {} addr replace 10.9.0.100/24 dev eth0", net.ns("a")));
     until(500, "a lease again", || {
         let shown = sh(&format!("ip -n {} addr show to {VIP}", net.ns("a")));
         shown.contains("valid_lft 2sec")
@@ -797,19 +756,11 @@ fn what_others_do_to_the_address() {
     assert!(reason.contains("somebody else removed"), "{reason}");
     assert!(a.holds(VIP6), "the other address has done nothing");
     // Put on the standby by somebody: it says so, and does not touch it.
-    sh(&format!(
-        "ip -n {} addr add fd09::100/64 dev eth0 nodad",
-        net.ns("b")
-    ));
-    until(500, "seen", || {
-        b.status()["vips"][1]["state"].as_str() == Some("fault")
-    });
+    sh(&format!("ip -n {} addr add fd09::100/64 dev eth0 nodad", net.ns("b")));
+    until(500, "seen", || b.status()["vips"][1]["state"].as_str() == Some("fault"));
     std::thread::sleep(Duration::from_millis(300));
     assert!(b.holds(VIP6));
-    sh(&format!(
-        "ip -n {} addr del fd09::100/64 dev eth0",
-        net.ns("b")
-    ));
+    sh(&format!("ip -n {} addr del fd09::100/64 dev eth0", net.ns("b")));
     until(500, "forgotten", || {
         b.status()["vips"][1]["state"].as_str() == Some("standby")
     });
@@ -829,10 +780,7 @@ fn leftovers_are_swept() {
     again.stop();
     until(500, "nothing is left", || !a.holds(VIP) && !a.holds(VIP6));
     // A permanent address is somebody's.
-    sh(&format!(
-        "ip -n {} addr add 10.9.0.100/24 dev eth0",
-        net.ns("a")
-    ));
+    sh(&format!("ip -n {} addr add 10.9.0.100/24 dev eth0", net.ns("a")));
     let third = net.start("a", &["a"]);
     until(1_000, "refused", || third.state() == "fault");
     let reason = third.status()["vips"][0]["reason"].to_string();
@@ -897,9 +845,7 @@ struct Backend(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Backend {
     fn start(ns: &str) -> Backend {
-        let listener = in_ns(ns, || {
-            std::net::TcpListener::bind("127.0.0.1:8080").unwrap()
-        });
+        let listener = in_ns(ns, || std::net::TcpListener::bind("127.0.0.1:8080").unwrap());
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
@@ -953,14 +899,7 @@ impl Whole {
         fs::write(&path, config.to_string()).unwrap();
         let log = fs::File::create(net.dir.path().join(format!("{node}.log"))).unwrap();
         let child = Command::new("ip")
-            .args([
-                "netns",
-                "exec",
-                &ns,
-                env!("CARGO_BIN_EXE_weir"),
-                "run",
-                "-c",
-            ])
+            .args(["netns", "exec", &ns, env!("CARGO_BIN_EXE_weir"), "run", "-c"])
             .arg(&path)
             .stderr(log)
             .stdout(Stdio::null())
@@ -1005,10 +944,7 @@ impl Drop for Whole {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             let children = format!("/proc/{0}/task/{0}/children", self.child.id());
-            for keeper in fs::read_to_string(children)
-                .unwrap_or_default()
-                .split_whitespace()
-            {
+            for keeper in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
                 let _ = kill(Pid::from_raw(keeper.parse().unwrap()), Signal::SIGKILL);
             }
         }
@@ -1032,11 +968,7 @@ fn the_whole_balancer_moves_when_told() {
     a.signal(Signal::SIGTERM);
     until(1_000, "moved for good", || b.holds(VIP) && !a.holds(VIP));
     let answers = probe.finish();
-    assert_within(
-        "weir: lost in three planned moves",
-        lost(&answers, since) as f64,
-        30.0,
-    );
+    assert_within("weir: lost in three planned moves", lost(&answers, since) as f64, 30.0);
     assert!(a.child.wait().unwrap().success());
 }
 
@@ -1051,11 +983,7 @@ fn the_whole_balancer_moves_when_it_is_killed() {
     let answers = probe.finish();
     let gone = watch.gone(since) - dying;
     assert_within("weir killed: address gone", gone, 150.0);
-    assert_within(
-        "weir killed: served",
-        served_by(&answers, since, "b"),
-        350.0,
-    );
+    assert_within("weir killed: served", served_by(&answers, since, "b"), 350.0);
 }
 
 #[test]
@@ -1068,11 +996,7 @@ fn the_whole_balancer_moves_when_it_is_stopped() {
     a.signal(Signal::SIGSTOP);
     let answers = probe.finish();
     assert_within("weir stopped: address gone", watch.gone(since), 400.0);
-    assert_within(
-        "weir stopped: served",
-        served_by(&answers, since, "b"),
-        400.0,
-    );
+    assert_within("weir stopped: served", served_by(&answers, since, "b"), 400.0);
     a.signal(Signal::SIGCONT);
     until(3_000, "back in order", || a.holds(VIP));
 }
@@ -1146,10 +1070,7 @@ fn hold_a_worker(pid: u32) -> impl Drop {
         let began = Instant::now();
         let asleep = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].map(|n| n.to_string());
         'search: loop {
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "no worker is ever busy"
-            );
+            assert!(began.elapsed() < Duration::from_secs(10), "no worker is ever busy");
             for worker in &workers {
                 ptrace::interrupt(tid(worker)).unwrap();
                 waitpid(tid(worker), Some(WaitPidFlag::__WALL)).unwrap();
@@ -1175,11 +1096,7 @@ fn hold_a_worker(pid: u32) -> impl Drop {
 fn with_a_quorum_the_cut_off_node_lets_go() {
     let net = Net::new(&["a", "b", "d", "c"]);
     let nodes = ["a", "b", "d"];
-    let (a, b, d) = (
-        net.start("a", &nodes),
-        net.start("b", &nodes),
-        net.start("d", &nodes),
-    );
+    let (a, b, d) = (net.start("a", &nodes), net.start("b", &nodes), net.start("d", &nodes));
     a.wait_holds(true);
     // Cut off with its carrier up: only the bridge forgets it.
     let (watch_a, watch_b) = (a.watch(VIP), b.watch(VIP));
@@ -1209,9 +1126,7 @@ fn with_a_quorum_the_cut_off_node_lets_go() {
 #[test]
 fn a_witness_keeps_the_cut_off_node_from_holding() {
     let net = Net::new(&["a", "b", "w"]);
-    let listener = in_ns(&net.ns("w"), || {
-        std::net::TcpListener::bind("0.0.0.0:22").unwrap()
-    });
+    let listener = in_ns(&net.ns("w"), || std::net::TcpListener::bind("0.0.0.0:22").unwrap());
     std::thread::spawn(move || for _ in listener.incoming() {});
     let config = |node: &str| {
         let mut config = net.config(node, &["a", "b"]);
@@ -1243,9 +1158,7 @@ fn the_beat_port_survives_strangers() {
         let port = port.clone();
         move || {
             // Connections that say nothing.
-            let idle: Vec<TcpStream> = (0..1_000)
-                .filter_map(|_| TcpStream::connect(&port).ok())
-                .collect();
+            let idle: Vec<TcpStream> = (0..1_000).filter_map(|_| TcpStream::connect(&port).ok()).collect();
             assert_eq!(idle.len(), 1_000);
             // Connections that say anything.
             let mut seed = 7u64;
@@ -1265,9 +1178,7 @@ fn the_beat_port_survives_strangers() {
                 }
                 let _ = stream.write_all(&bytes);
                 // Until we are thrown out.
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(2)))
-                    .unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 let _ = stream.read_to_end(&mut bytes);
             }
             idle
@@ -1283,9 +1194,7 @@ fn the_beat_port_survives_strangers() {
     until(3_000, "b is heard through the crowd", || {
         a.status()["nodes"][1]["alive"] == json!(true)
     });
-    let fds = fs::read_dir(format!("/proc/{}/fd", a.pid()))
-        .unwrap()
-        .count();
+    let fds = fs::read_dir(format!("/proc/{}/fd", a.pid())).unwrap().count();
     assert!(fds < 150, "{fds} descriptors");
     drop(crowd);
     let answers = probe.finish();
@@ -1315,9 +1224,7 @@ fn another_secret_is_another_world() {
     // And a secret that others can read is not used at all.
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     let mut child = net.start_with("b", &config, &[]);
-    until(2_000, "refuses to start", || {
-        child.child.try_wait().unwrap().is_some()
-    });
+    until(2_000, "refuses to start", || child.child.try_wait().unwrap().is_some());
     assert!(child.log().contains("others may read"), "{}", child.log());
 }
 
@@ -1343,25 +1250,13 @@ fn steady(seconds: u64, work: Option<&str>) {
         stress.wait().unwrap();
     }
     let [a4, a6, b4, b6] = watches.map(Watch::finish);
-    for (who, changes, want) in [
-        ("a", a4, true),
-        ("a", a6, true),
-        ("b", b4, false),
-        ("b", b6, false),
-    ] {
+    for (who, changes, want) in [("a", a4, true), ("a", a6, true), ("b", b4, false), ("b", b6, false)] {
         let states: Vec<bool> = changes.iter().map(|(_, there)| *there).collect();
-        assert_eq!(
-            states,
-            [want],
-            "{who}: {changes:?}\n{}\n{}",
-            a.log(),
-            b.log()
-        );
+        assert_eq!(states, [want], "{who}: {changes:?}\n{}\n{}", a.log(), b.log());
     }
 }
 
-const STRESS: &str =
-    "stress-ng --cpu 8 --hdd 2 --hdd-bytes 64M --vm 2 --vm-bytes 128M --quiet -t 70";
+const STRESS: &str = "stress-ng --cpu 8 --hdd 2 --hdd-bytes 64M --vm 2 --vm-bytes 128M --quiet -t 70";
 
 #[test]
 fn a_short_stress_moves_nothing() {

@@ -48,10 +48,7 @@ impl Io for Script {
         self.gives[lane as usize].pop().unwrap_or(Done::Blocked)
     }
     fn drain(&mut self, _: Side, _: Conduit, bytes: usize, _: bool) -> Done {
-        Done::Moved {
-            bytes,
-            short: false,
-        }
+        Done::Moved { bytes, short: false }
     }
     fn shut(&mut self, _: Side) -> Done {
         Done::Eof
@@ -168,10 +165,7 @@ fn token() -> Path {
     let mut index = 0;
     Box::new(move || {
         index += 1;
-        let key = Key {
-            index,
-            generation: 77,
-        };
+        let key = Key { index, generation: 77 };
         let token = Token {
             kind: Kind::Pair,
             side: Side::Backend,

@@ -102,12 +102,7 @@ fn one_line_a_second_and_no_count_is_lost() {
         for thread in threads {
             thread.join().unwrap();
         }
-        let first: u64 = lines
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|left_out| left_out.0)
-            .sum();
+        let first: u64 = lines.lock().unwrap().iter().map(|left_out| left_out.0).sum();
         assert_eq!(lines.lock().unwrap().len(), 1);
         let next = limit.admit(Duration::from_secs(1)).unwrap().0;
         assert_eq!(first + next, 1, "one line was left out");

@@ -22,12 +22,10 @@ impl NetSet {
         for net in nets {
             match (net.network(), net.broadcast()) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => v4.push((first.to_bits(), last.to_bits())),
-                (IpAddr::V6(first), IpAddr::V6(last)) => {
-                    match (first.to_ipv4_mapped(), last.to_ipv4_mapped()) {
-                        (Some(first), Some(last)) => v4.push((first.to_bits(), last.to_bits())),
-                        _ => v6.push((first.to_bits(), last.to_bits())),
-                    }
-                }
+                (IpAddr::V6(first), IpAddr::V6(last)) => match (first.to_ipv4_mapped(), last.to_ipv4_mapped()) {
+                    (Some(first), Some(last)) => v4.push((first.to_bits(), last.to_bits())),
+                    _ => v6.push((first.to_bits(), last.to_bits())),
+                },
                 _ => unreachable!("both ends of a network are of one family"),
             }
         }
@@ -62,9 +60,7 @@ impl<T: Copy + Ord> Ranges<T> {
         let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
         for (first, last) in ranges {
             match merged.last_mut() {
-                Some((_, end)) if after(*end).is_none_or(|next| first <= next) => {
-                    *end = last.max(*end)
-                }
+                Some((_, end)) if after(*end).is_none_or(|next| first <= next) => *end = last.max(*end),
                 _ => merged.push((first, last)),
             }
         }
@@ -130,18 +126,8 @@ mod tests {
             (&[], &["::/0"], "10.0.0.1", true),
             (&[], &["::/0"], "fd00::1", false),
             (&[], &["0.0.0.0/0"], "255.255.255.255", false),
-            (
-                &["2001:db8::/32"],
-                &["2001:db8:1::/48"],
-                "2001:db8:1::9",
-                false,
-            ),
-            (
-                &["2001:db8::/32"],
-                &["2001:db8:1::/48"],
-                "2001:db8:2::9",
-                true,
-            ),
+            (&["2001:db8::/32"], &["2001:db8:1::/48"], "2001:db8:1::9", false),
+            (&["2001:db8::/32"], &["2001:db8:1::/48"], "2001:db8:2::9", true),
         ];
         for (allow, deny, ip, wanted) in rows {
             let acl = Acl::new(&nets(allow), &nets(deny));

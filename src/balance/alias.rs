@@ -18,12 +18,10 @@ impl Alias {
             members.len() as u128,
             members.iter().map(|m| u128::from(m.weight)).sum::<u128>(),
         );
-        let mut columns: Box<[(u32, u16)]> =
-            (0..members.len()).map(|ix| (u32::MAX, ix as u16)).collect();
+        let mut columns: Box<[(u32, u16)]> = (0..members.len()).map(|ix| (u32::MAX, ix as u16)).collect();
         // Scaled so that a column holds `total`; integers keep the tables equal everywhere.
         let mut left: Vec<u128> = members.iter().map(|m| u128::from(m.weight) * n).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
-            (0..members.len()).partition(|&ix| left[ix] < total);
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..members.len()).partition(|&ix| left[ix] < total);
         while let (Some(&donor), Some(ix)) = (large.last(), small.pop()) {
             columns[ix] = (((left[ix] << 32) / total) as u32, donor as u16);
             left[donor] -= total - left[ix];
@@ -41,29 +39,19 @@ impl Alias {
         let random = rng.next_u64();
         let ix = (((random >> 32) * self.columns.len() as u64) >> 32) as usize;
         let (keep, other) = self.columns[ix];
-        if (random as u32) < keep {
-            ix
-        } else {
-            usize::from(other)
-        }
+        if (random as u32) < keep { ix } else { usize::from(other) }
     }
 
     /// An eligible backend other than `not`, in proportion to effective weights; `None` when there is none.
     ///
     /// Draws are rejected until one fits. When most of the weight is out, a scan over the eligible ones takes over.
     #[inline]
-    pub(super) fn eligible<L: Loads>(
-        &self,
-        view: &View<'_, L>,
-        rng: &mut Rng,
-        not: Option<usize>,
-    ) -> Option<usize> {
+    pub(super) fn eligible<L: Loads>(&self, view: &View<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
         for _ in 0..DRAWS_MAX {
             let ix = self.draw(rng);
             if view.may(ix) && Some(ix) != not {
                 let share = view.shares.get(ix);
-                if share == Shares::WHOLE || rng.below(u64::from(Shares::WHOLE)) < u64::from(share)
-                {
+                if share == Shares::WHOLE || rng.below(u64::from(Shares::WHOLE)) < u64::from(share) {
                     return Some(ix);
                 }
             }
@@ -134,9 +122,6 @@ mod tests {
         for (got, wanted) in counts.iter().zip([5_000.0, 10_000.0, 25_000.0]) {
             assert!((got - wanted).abs() < 600.0, "{counts:?}");
         }
-        assert_eq!(
-            alias.eligible(&view, &mut rng, Some(2)).map(|ix| ix < 2),
-            Some(true)
-        );
+        assert_eq!(alias.eligible(&view, &mut rng, Some(2)).map(|ix| ix < 2), Some(true));
     }
 }

@@ -98,14 +98,7 @@ mod tests {
             (32, 128, false, "10.0.0.1:1", "[::ffff:10.0.0.1]:9", true),
             (24, 128, false, "10.0.0.9:1", "[::ffff:10.0.0.1]:9", true),
             (32, 64, false, "[2001:db8::1]:1", "[2001:db8::2]:1", true),
-            (
-                32,
-                64,
-                false,
-                "[2001:db8::1]:1",
-                "[2001:db8:0:1::1]:1",
-                false,
-            ),
+            (32, 64, false, "[2001:db8::1]:1", "[2001:db8:0:1::1]:1", false),
             (32, 128, false, "[2001:db8::1]:1", "[2001:db8::2]:1", false),
             (32, 0, false, "[2001:db8::1]:1", "[fd00::2]:1", true),
             (0, 0, false, "10.0.0.1:1", "[fd00::2]:1", false),
@@ -127,11 +120,7 @@ mod tests {
                 seed: 1,
                 ..config.clone()
             };
-            assert_ne!(
-                source_key(&reseeded, a.parse().unwrap()),
-                keys[0],
-                "the seed counts"
-            );
+            assert_ne!(source_key(&reseeded, a.parse().unwrap()), keys[0], "the seed counts");
         }
     }
 }

@@ -33,8 +33,7 @@ pub(super) struct Cost {
 impl Cost {
     #[inline]
     fn cmp(&self, other: &Cost) -> Ordering {
-        (u128::from(self.load) * u128::from(other.capacity))
-            .cmp(&(u128::from(other.load) * u128::from(self.capacity)))
+        (u128::from(self.load) * u128::from(other.capacity)).cmp(&(u128::from(other.load) * u128::from(self.capacity)))
     }
 }
 
@@ -65,9 +64,7 @@ pub(super) fn pick<L: Loads, R: Rule<L>, T: Trace>(
     trace: &mut T,
 ) -> Option<(usize, Reason)> {
     match alias {
-        Some(alias) if view.eligible.count() > EXACT_MAX => {
-            sampled(view, cursor, alias, rule, Memory::Keep, trace)
-        }
+        Some(alias) if view.eligible.count() > EXACT_MAX => sampled(view, cursor, alias, rule, Memory::Keep, trace),
         _ => exact(view, cursor, rule, trace),
     }
 }
@@ -100,18 +97,10 @@ fn exact<L: Loads, R: Rule<L>, T: Trace>(
     // Loads may have moved since the first pass: then perhaps nobody ties any more, and the best of then is good enough.
     let equals = view.eligible.iter_ones().filter(|&ix| {
         let cost = cost(view, rule, ix);
-        cost.capacity > 0
-            && ((idle && rule.is_idle(cost.load)) || cost.cmp(&least) == Ordering::Equal)
+        cost.capacity > 0 && ((idle && rule.is_idle(cost.load)) || cost.cmp(&least) == Ordering::Equal)
     });
     let (chosen, many) = rotate(view, &mut cursor.credits, equals).unwrap_or((best, false));
-    Some((
-        chosen,
-        if many {
-            Reason::Rotation
-        } else {
-            Reason::LeastCost
-        },
-    ))
+    Some((chosen, if many { Reason::Rotation } else { Reason::LeastCost }))
 }
 
 /// Smooth weighted round robin among those given (nginx's): all are credited their weight, the richest is taken and pays
@@ -162,11 +151,7 @@ pub(super) fn sampled<L: Loads, R: Rule<L>, T: Trace>(
     }
     let second = alias.eligible(view, &mut cursor.rng, Some(first));
     let kept = cursor.runner_up.filter(|&ix| {
-        memory == Memory::Keep
-            && ix < view.members.len()
-            && view.may(ix)
-            && ix != first
-            && Some(ix) != second
+        memory == Memory::Keep && ix < view.members.len() && view.may(ix) && ix != first && Some(ix) != second
     });
     let mut best = (first, first_cost);
     let mut runner_up: Option<(usize, Cost)> = None;

@@ -40,13 +40,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn pick(
-        picker: &Picker,
-        cursor: &mut Cursor,
-        loads: &Fake,
-        shares: &Shares,
-        eligible: &Mask,
-    ) -> Option<usize> {
+    fn pick(picker: &Picker, cursor: &mut Cursor, loads: &Fake, shares: &Shares, eligible: &Mask) -> Option<usize> {
         picker.pick(cursor, 0, loads, shares, eligible)
     }
 
@@ -67,13 +61,7 @@ mod tests {
         for (row, (weights, active, out, wanted)) in rows.into_iter().enumerate() {
             let (picker, loads) = (picker(Balance::LeastConn, weights), Fake::new(active));
             let eligible = Mask::from_fn(weights.len(), |ix| !out.contains(&ix));
-            let got = pick(
-                &picker,
-                &mut Cursor::new(0),
-                &loads,
-                &Shares::full(),
-                &eligible,
-            );
+            let got = pick(&picker, &mut Cursor::new(0), &loads, &Shares::full(), &eligible);
             assert_eq!(got, Some(wanted), "row {row}");
         }
     }
@@ -83,27 +71,14 @@ mod tests {
         let (picker, mut cursor) = (picker(Balance::LeastConn, &[1; 4]), Cursor::new(0));
         let loads = Fake::new(&[2, 2, 2, 7]);
         let order: Vec<_> = (0..9)
-            .map(|_| {
-                pick(
-                    &picker,
-                    &mut cursor,
-                    &loads,
-                    &Shares::full(),
-                    &Mask::full(4),
-                )
-                .unwrap()
-            })
+            .map(|_| pick(&picker, &mut cursor, &loads, &Shares::full(), &Mask::full(4)).unwrap())
             .collect();
         assert_eq!(order, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
     fn idle_backends_share_by_weight() {
-        let (picker, mut cursor, idle) = (
-            picker(Balance::LeastConn, &[3, 1]),
-            Cursor::new(0),
-            Fake::new(&[0, 0]),
-        );
+        let (picker, mut cursor, idle) = (picker(Balance::LeastConn, &[3, 1]), Cursor::new(0), Fake::new(&[0, 0]));
         let order: Vec<_> = (0..8)
             .map(|_| pick(&picker, &mut cursor, &idle, &Shares::full(), &Mask::full(2)).unwrap())
             .collect();
@@ -163,11 +138,7 @@ mod tests {
             let weights: Vec<u32> = (0..n).map(weight).collect();
             let total: u32 = weights.iter().sum();
             let picker = Picker::new(Balance::LeastConn, &HASH, &members(&weights));
-            let (mut cursor, loads, mut rng) = (
-                Cursor::new(5),
-                Fake::new(&vec![0; n]),
-                crate::base::Rng::new(6),
-            );
+            let (mut cursor, loads, mut rng) = (Cursor::new(5), Fake::new(&vec![0; n]), crate::base::Rng::new(6));
             let eligible = Mask::from_fn(n, |ix| ix % 10 != 0);
             let up: u32 = eligible.iter_ones().map(|ix| weights[ix]).sum();
             let (mut live, held) = (Vec::new(), 20 * total as usize);

@@ -91,17 +91,14 @@ mod tests {
             (&[1, 1], &[0, 0], &[5, 4], 1),
             (&[1, 1], &[1, 3], &[5, 4], 0),
             (&[4, 1], &[0, 0], &[8, 3], 0),
-            (&[1, 1], &[0, 0], &[1, 0], 1), // unknown and idle: tried
+            (&[1, 1], &[0, 0], &[1, 0], 1),   // unknown and idle: tried
             (&[1, 1], &[0, 1], &[900, 0], 0), // its trial is under way: not flooded
             (&[1, 1], &[9, 1], &[900, 0], 1), // but not shunned
-            (&[1, 1], &[4, 3], &[0, 0], 1), // nothing known at all: fewest connections
+            (&[1, 1], &[4, 3], &[0, 0], 1),   // nothing known at all: fewest connections
             (&[1, 0], &[9, 0], &[900, 0], 0),
         ];
         for (row, (weights, active, latency_ms, wanted)) in rows.into_iter().enumerate() {
-            let loads = Fake::timed(
-                active,
-                &latency_ms.iter().map(|ms| ms * MS).collect::<Vec<_>>(),
-            );
+            let loads = Fake::timed(active, &latency_ms.iter().map(|ms| ms * MS).collect::<Vec<_>>());
             let picker = picker(Balance::LeastTime, weights);
             let got = picker.pick(
                 &mut Cursor::new(0),
@@ -158,12 +155,8 @@ mod tests {
             (90, 100, 5, 5),
         ];
         for (prev, since, sample, wanted) in rows {
-            let got =
-                peak_ewma(prev * MS, 0, since * 1000 * MS, sample * MS, tau) as f64 / MS as f64;
-            assert!(
-                (got - f64::from(wanted)).abs() < 0.5,
-                "{prev} {since} {sample}: {got}"
-            );
+            let got = peak_ewma(prev * MS, 0, since * 1000 * MS, sample * MS, tau) as f64 / MS as f64;
+            assert!((got - f64::from(wanted)).abs() < 0.5, "{prev} {since} {sample}: {got}");
         }
         assert_eq!(decayed(0, 0, 5, tau), 0, "unknown stays unknown");
         assert_eq!(
@@ -191,10 +184,7 @@ mod tests {
             running.retain(|&(end, ix)| {
                 if end <= now {
                     loads.close(ix);
-                    ewma[ix] = (
-                        peak_ewma(ewma[ix].0, ewma[ix].1, end, service[ix], tau),
-                        end,
-                    );
+                    ewma[ix] = (peak_ewma(ewma[ix].0, ewma[ix].1, end, service[ix], tau), end);
                 }
                 end > now
             });

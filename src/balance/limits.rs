@@ -149,15 +149,8 @@ impl SourceTable {
         self.sweep(now);
         let key = source(ip);
         let known = self.sources.get(&key).copied();
-        let mut source = known.unwrap_or(Source {
-            live: 0,
-            refill: None,
-        });
-        if self
-            .limits
-            .connections
-            .is_some_and(|max| source.live >= max)
-        {
+        let mut source = known.unwrap_or(Source { live: 0, refill: None });
+        if self.limits.connections.is_some_and(|max| source.live >= max) {
             return Err(Limit::Connections);
         }
         if let Some(rate) = self.rate {
@@ -184,9 +177,7 @@ impl SourceTable {
 
     /// Live connections of a source.
     pub fn live(&self, ip: IpAddr) -> u32 {
-        self.sources
-            .get(&source(ip))
-            .map_or(0, |source| source.live)
+        self.sources.get(&source(ip)).map_or(0, |source| source.live)
     }
 
     /// Sources remembered.
@@ -233,10 +224,7 @@ impl SourceTable {
 /// What is counted as one source: an IPv4 address (v4-mapped ones too) or an IPv6 /64.
 pub fn source(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            Ipv6Addr::from(ip.to_bits() >> (128 - SOURCE_PREFIX_V6) << (128 - SOURCE_PREFIX_V6))
-                .into()
-        }
+        IpAddr::V6(ip) => Ipv6Addr::from(ip.to_bits() >> (128 - SOURCE_PREFIX_V6) << (128 - SOURCE_PREFIX_V6)).into(),
         v4 => v4,
     }
 }
@@ -291,8 +279,7 @@ impl Throttle {
 
     fn owed(&self, refill: Refill, now: Instant) -> u64 {
         let time = refill.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        u64::try_from((time.as_nanos() * u128::from(self.bytes_per_s)).div_ceil(1_000_000_000))
-            .unwrap_or(u64::MAX)
+        u64::try_from((time.as_nanos() * u128::from(self.bytes_per_s)).div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
     }
 
     fn time_of(&self, bytes: u64) -> Duration {
@@ -343,16 +330,13 @@ mod tests {
             assert_eq!(got.is_ok(), wanted, "row {row} at {at} ms");
             if let Err(wait) = got {
                 assert!(
-                    gcra.take(&mut refill.clone(), start + ms(at) + wait)
-                        .is_ok(),
+                    gcra.take(&mut refill.clone(), start + ms(at) + wait).is_ok(),
                     "row {row}: the wait is right"
                 );
             }
         }
         assert!(
-            Gcra::new(rate(0, ms(1)).unwrap())
-                .take(&mut None, start)
-                .is_err(),
+            Gcra::new(rate(0, ms(1)).unwrap()).take(&mut None, start).is_err(),
             "nothing fits into nothing"
         );
     }
@@ -382,18 +366,12 @@ mod tests {
             exempt: NetSet::new(&["10.0.0.9/32".parse().unwrap()]),
         };
         let (mut table, now) = (SourceTable::new(limits, 100), Instant::now());
-        let [a, b] = [
-            table.admit(now, ip(1)).unwrap(),
-            table.admit(now, ip(1)).unwrap(),
-        ];
+        let [a, b] = [table.admit(now, ip(1)).unwrap(), table.admit(now, ip(1)).unwrap()];
         assert_eq!(table.admit(now, ip(1)), Err(Limit::Connections));
         assert_eq!(table.live(ip(1)), 2);
         table.release(a);
         table.release(b);
-        let [c, d] = [
-            table.admit(now, ip(1)).unwrap(),
-            table.admit(now, ip(1)).unwrap(),
-        ];
+        let [c, d] = [table.admit(now, ip(1)).unwrap(), table.admit(now, ip(1)).unwrap()];
         table.release(c);
         assert_eq!(
             table.admit(now, ip(1)),
@@ -486,14 +464,9 @@ mod tests {
             assert!(table.len() <= 1000);
         }
         for n in 0..500 {
-            assert_eq!(
-                table.admit(now, ip(n)),
-                Err(Limit::Connections),
-                "source {n}"
-            );
+            assert_eq!(table.admit(now, ip(n)), Err(Limit::Connections), "source {n}");
         }
-        held.into_iter()
-            .for_each(|admission| table.release(admission));
+        held.into_iter().for_each(|admission| table.release(admission));
     }
 
     #[test]
@@ -502,10 +475,7 @@ mod tests {
         let first = table.admit(now, ip(1)).unwrap();
         let _second = table.admit(now, ip(2)).unwrap();
         assert_eq!(table.admit(now, ip(3)), Err(Limit::Table));
-        assert!(
-            table.admit(now, ip(2)).is_ok(),
-            "a known source needs no room"
-        );
+        assert!(table.admit(now, ip(2)).is_ok(), "a known source needs no room");
         table.release(first);
         assert!(table.admit(now, ip(3)).is_ok());
     }

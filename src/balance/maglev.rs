@@ -85,13 +85,9 @@ impl Maglev {
         trace: &mut T,
     ) -> Option<(usize, Reason)> {
         let mut slot = self.slot(key)?;
-        let bounds = self
-            .bound
-            .map(|factor| Bounds::new(view, factor, self.weight));
+        let bounds = self.bound.map(|factor| Bounds::new(view, factor, self.weight));
         let admits = |ix: usize, trace: &mut T| {
-            view.eligible.get(ix)
-                && ramped(view, ix, key, trace)
-                && under(view, ix, bounds.as_ref(), trace)
+            view.eligible.get(ix) && ramped(view, ix, key, trace) && under(view, ix, bounds.as_ref(), trace)
         };
         let ix = usize::from(self.slots[slot]);
         if admits(ix, trace) {
@@ -144,8 +140,7 @@ fn ramped<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, key: u64, trace: &m
     if share == Shares::WHOLE {
         return true;
     }
-    let admitted =
-        mix2(key, view.members[ix].identity) % u64::from(Shares::WHOLE) < u64::from(share);
+    let admitted = mix2(key, view.members[ix].identity) % u64::from(Shares::WHOLE) < u64::from(share);
     if !admitted {
         trace.note(ix, Note::Ramping(share));
     }
@@ -153,12 +148,7 @@ fn ramped<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, key: u64, trace: &m
 }
 
 #[inline]
-fn under<L: Loads, T: Trace>(
-    view: &View<'_, L>,
-    ix: usize,
-    bounds: Option<&Bounds>,
-    trace: &mut T,
-) -> bool {
+fn under<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, bounds: Option<&Bounds>, trace: &mut T) -> bool {
     let Some(bounds) = bounds else { return true };
     let (active, cap) = (view.loads.active(ix), bounds.cap(view.members[ix].weight));
     let under = u64::from(active) < cap;
@@ -170,11 +160,7 @@ fn under<L: Loads, T: Trace>(
 
 /// The eligible backend with the highest weighted rendezvous score for this key.
 #[cold]
-fn rendezvous<L: Loads>(
-    view: &View<'_, L>,
-    key: u64,
-    mut admits: impl FnMut(usize) -> bool,
-) -> Option<usize> {
+fn rendezvous<L: Loads>(view: &View<'_, L>, key: u64, mut admits: impl FnMut(usize) -> bool) -> Option<usize> {
     let mut best: Option<(f64, usize)> = None;
     for ix in view.eligible.iter_ones() {
         let member = view.members[ix];
@@ -273,11 +259,7 @@ fn level(slots: &mut [u16], racers: &mut [Racer], mut left: usize) {
     let mut short: Vec<&mut Racer> = racers.iter_mut().collect();
     short.retain(|racer| racer.slots < racer.quota);
     let mut rest: Vec<u64> = Vec::new();
-    for (slot, owner) in slots
-        .iter_mut()
-        .enumerate()
-        .filter(|(_, owner)| **owner == FREE)
-    {
+    for (slot, owner) in slots.iter_mut().enumerate().filter(|(_, owner)| **owner == FREE) {
         let score = |identity: u64| mix2(slot as u64, identity);
         let best = (0..short.len()).max_by_key(|&at| score(short[at].identity));
         if let Some(at) = best {
@@ -324,11 +306,7 @@ mod tests {
     fn picks(picker: &Picker, keys: u64, shares: &Shares, eligible: &Mask) -> Vec<usize> {
         let (mut cursor, idle) = (Cursor::new(0), Fake::new(&vec![0; eligible.len()]));
         (0..keys)
-            .map(|n| {
-                picker
-                    .pick(&mut cursor, key(n), &idle, shares, eligible)
-                    .unwrap()
-            })
+            .map(|n| picker.pick(&mut cursor, key(n), &idle, shares, eligible).unwrap())
             .collect()
     }
 
@@ -340,9 +318,7 @@ mod tests {
     #[test]
     fn the_table_is_fixed() {
         let table = fill(&members(&[1, 2, 3, 0, 10]));
-        let digest = table
-            .iter()
-            .fold(0, |digest, &ix| mix2(digest, u64::from(ix)));
+        let digest = table.iter().fold(0, |digest, &ix| mix2(digest, u64::from(ix)));
         assert_eq!(digest, 0x7725_292a_a3f7_f8ae, "{digest:#x}");
     }
 
@@ -373,10 +349,7 @@ mod tests {
             let total: u32 = weights.iter().sum();
             let table = fill(&members(weights));
             for (ix, &weight) in weights.iter().enumerate() {
-                let got = table
-                    .iter()
-                    .filter(|&&owner| usize::from(owner) == ix)
-                    .count() as f64;
+                let got = table.iter().filter(|&&owner| usize::from(owner) == ix).count() as f64;
                 let quota = SLOTS as f64 * f64::from(weight) / f64::from(total);
                 assert!(
                     (got - quota).abs() <= (quota * 0.01).max(6.0),
@@ -386,14 +359,8 @@ mod tests {
         }
         let table = fill(&members(&[1; 1000]));
         for ix in 0..1000 {
-            let got = table
-                .iter()
-                .filter(|&&owner| usize::from(owner) == ix)
-                .count();
-            assert!(
-                (48..=66 + SLACK).contains(&got),
-                "1,000 backends: {ix} has {got} slots"
-            );
+            let got = table.iter().filter(|&&owner| usize::from(owner) == ix).count();
+            assert!((48..=66 + SLACK).contains(&got), "1,000 backends: {ix} has {got} slots");
         }
     }
 
@@ -402,9 +369,7 @@ mod tests {
     /// Broken on purpose: throws repeated until they hit, which is plain Maglev.
     #[test]
     fn one_of_n_leaving_moves_at_most_one_and_a_half_of_n() {
-        for n in [
-            2, 3, 4, 5, 10, 20, 50, 100, 129, 200, 257, 300, 500, 513, 1000,
-        ] {
+        for n in [2, 3, 4, 5, 10, 20, 50, 100, 129, 200, 257, 300, 500, 513, 1000] {
             for weight in [|_: usize| 7, |ix: usize| 1 + (ix as u32 * 7919) % 10] {
                 let weights: Vec<u32> = (0..n).map(weight).collect();
                 let pool = members(&weights);
@@ -413,8 +378,7 @@ mod tests {
                     let mut rest = pool.clone();
                     rest.remove(leaving);
                     let moved = moved(&before, &owners(&rest)) as f64 / SLOTS as f64;
-                    let share =
-                        f64::from(weights[leaving]) / f64::from(weights.iter().sum::<u32>());
+                    let share = f64::from(weights[leaving]) / f64::from(weights.iter().sum::<u32>());
                     let (moved, share) = (moved * n as f64, share * n as f64);
                     assert!(
                         moved <= share + 0.5,
@@ -475,9 +439,7 @@ mod tests {
     fn when_nearly_all_are_down_the_rest_share_evenly() {
         let picker = Picker::new(Balance::SourceHash, &HASH, &members(&[1; 1000]));
         for left in [2usize, 5, 40] {
-            let eligible = Mask::from_fn(1000, |ix| {
-                ix % (1000 / left) == 3 && ix / (1000 / left) < left
-            });
+            let eligible = Mask::from_fn(1000, |ix| ix % (1000 / left) == 3 && ix / (1000 / left) < left);
             assert_eq!(eligible.count(), left);
             let keys = 20_000;
             let mut counts = vec![0f64; 1000];
@@ -518,15 +480,9 @@ mod tests {
                 "share {share}: {admitted} of {own}"
             );
             for (at, &ix) in now.iter().enumerate() {
-                assert!(
-                    home[at] == 2 || ix == home[at],
-                    "share {share}: keys of others stay"
-                );
+                assert!(home[at] == 2 || ix == home[at], "share {share}: keys of others stay");
                 let was = before.as_ref().map(|before| before[at]);
-                assert!(
-                    was != Some(2) || ix == 2,
-                    "share {share}: a key once admitted stays"
-                );
+                assert!(was != Some(2) || ix == 2, "share {share}: a key once admitted stays");
                 assert!(
                     was.is_none_or(|was| was == ix || ix == 2),
                     "share {share}: a waiting key stays where it waits"
@@ -540,11 +496,7 @@ mod tests {
     /// One giant NAT and many others, held connections. Broken on purpose: everybody is under the bound.
     #[test]
     fn bounded_load_keeps_a_giant_source_under_c_times_the_mean() {
-        for (weights, c) in [
-            (&[1, 1, 1, 1][..], 1.25),
-            (&[4, 2, 1, 1], 1.5),
-            (&[1; 20], 1.1),
-        ] {
+        for (weights, c) in [(&[1, 1, 1, 1][..], 1.25), (&[4, 2, 1, 1], 1.5), (&[1; 20], 1.1)] {
             let n = weights.len();
             let hash = SourceHash {
                 bounded_load: Some(c),
@@ -554,19 +506,11 @@ mod tests {
                 Picker::new(Balance::SourceHash, &hash, &members(weights)),
                 Picker::new(Balance::SourceHash, &HASH, &members(weights)),
             );
-            let (mut cursor, loads, weight) = (
-                Cursor::new(0),
-                Fake::new(&vec![0; n]),
-                weights.iter().sum::<u32>(),
-            );
+            let (mut cursor, loads, weight) = (Cursor::new(0), Fake::new(&vec![0; n]), weights.iter().sum::<u32>());
             let (mut stayed, mut others) = (0, 0);
             for n_th in 0..4000u64 {
                 // Half of all connections come from one source.
-                let key = if n_th % 2 == 0 {
-                    key(1_000_000)
-                } else {
-                    key(n_th)
-                };
+                let key = if n_th % 2 == 0 { key(1_000_000) } else { key(n_th) };
                 let ix = bounded
                     .pick(&mut cursor, key, &loads, &Shares::full(), &Mask::full(n))
                     .unwrap();
@@ -574,8 +518,7 @@ mod tests {
                     .pick(&mut cursor, key, &loads, &Shares::full(), &Mask::full(n))
                     .unwrap();
                 loads.open(ix);
-                let cap = (c * (n_th + 1) as f64 * f64::from(weights[ix]) / f64::from(weight))
-                    .ceil() as u32;
+                let cap = (c * (n_th + 1) as f64 * f64::from(weights[ix]) / f64::from(weight)).ceil() as u32;
                 assert!(
                     loads.active(ix) <= cap,
                     "{weights:?}: {ix} has {} of {cap}",

@@ -57,9 +57,7 @@ impl Mask {
     /// Whether this backend is in the set; one out of range is not.
     #[inline]
     pub fn get(&self, ix: usize) -> bool {
-        self.words
-            .get(ix / 64)
-            .is_some_and(|word| word >> (ix % 64) & 1 == 1)
+        self.words.get(ix / 64).is_some_and(|word| word >> (ix % 64) & 1 == 1)
     }
 
     /// Puts a backend in.
@@ -116,12 +114,7 @@ impl Mask {
 
     fn zip(&self, other: &Mask, f: impl Fn(u64, u64) -> u64) -> Mask {
         assert_eq!(self.len, other.len, "masks of different pools");
-        let words: SmallVec<[u64; 2]> = self
-            .words
-            .iter()
-            .zip(&other.words)
-            .map(|(&a, &b)| f(a, b))
-            .collect();
+        let words: SmallVec<[u64; 2]> = self.words.iter().zip(&other.words).map(|(&a, &b)| f(a, b)).collect();
         let ones = words.iter().map(|word| word.count_ones()).sum();
         Mask {
             len: self.len,

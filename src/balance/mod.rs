@@ -73,10 +73,7 @@ pub trait Loads {
 
     /// Live connections of all backends in the mask. Only `bounded_load` asks; override it where the sum is at hand.
     fn total(&self, eligible: &Mask) -> u64 {
-        eligible
-            .iter_ones()
-            .map(|ix| u64::from(self.active(ix)))
-            .sum()
+        eligible.iter_ones().map(|ix| u64::from(self.active(ix))).sum()
     }
 }
 
@@ -107,13 +104,9 @@ impl Shares {
             .map(|&share| clamped(share))
             .max()
             .unwrap_or(Shares::WHOLE);
-        let scaled =
-            |&share: &u32| (clamped(share) * Shares::WHOLE / top).clamp(1, Shares::WHOLE) as u16;
+        let scaled = |&share: &u32| (clamped(share) * Shares::WHOLE / top).clamp(1, Shares::WHOLE) as u16;
         let values: Arc<[u16]> = shares.iter().map(scaled).collect();
-        if values
-            .iter()
-            .all(|&share| u32::from(share) == Shares::WHOLE)
-        {
+        if values.iter().all(|&share| u32::from(share) == Shares::WHOLE) {
             return Shares(None);
         }
         Shares(Some(values))
@@ -124,9 +117,7 @@ impl Shares {
     pub fn get(&self, ix: usize) -> u32 {
         match &self.0 {
             None => Shares::WHOLE,
-            Some(values) => values
-                .get(ix)
-                .map_or(Shares::WHOLE, |&share| u32::from(share)),
+            Some(values) => values.get(ix).map_or(Shares::WHOLE, |&share| u32::from(share)),
         }
     }
 }
@@ -231,9 +222,7 @@ impl Picker {
             Balance::LeastTime => Policy::LeastTime(sampled()),
             Balance::RoundRobin => Policy::RoundRobin(round_robin::Schedule::new(members)),
             Balance::Random => Policy::Random(Alias::new(members)),
-            Balance::SourceHash => {
-                Policy::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load))
-            }
+            Balance::SourceHash => Policy::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load)),
         };
         let fingerprint = members.iter().fold(members.len() as u64, |hash, member| {
             hash::mix2(hash::mix2(hash, member.identity), u64::from(member.weight))
@@ -290,10 +279,7 @@ impl Picker {
         for ix in (0..self.0.members.len()).filter(|&ix| !eligible.get(ix)) {
             notes.note(ix, Note::Ineligible);
         }
-        for ix in eligible
-            .iter_ones()
-            .filter(|&ix| self.0.members[ix].weight == 0)
-        {
+        for ix in eligible.iter_ones().filter(|&ix| self.0.members[ix].weight == 0) {
             notes.note(ix, Note::NoWeight);
         }
         let chosen = self.decide(cursor, key, loads, shares, eligible, &mut notes);
@@ -322,11 +308,7 @@ impl Picker {
         trace: &mut T,
     ) -> Option<(usize, Reason)> {
         let tables = &*self.0;
-        assert_eq!(
-            eligible.len(),
-            tables.members.len(),
-            "the mask belongs to another pool"
-        );
+        assert_eq!(eligible.len(), tables.members.len(), "the mask belongs to another pool");
         if cursor.fingerprint != tables.fingerprint {
             cursor.fingerprint = tables.fingerprint;
             cursor.credits.clear();

@@ -54,11 +54,7 @@ impl Schedule {
                 && start <= slot
             {
                 pending.pop();
-                ready.push(Reverse((
-                    ((turn + 1) * total).div_ceil(turns[ix]),
-                    ix,
-                    turn,
-                )));
+                ready.push(Reverse((((turn + 1) * total).div_ceil(turns[ix]), ix, turn)));
             }
             let Reverse((deadline, ix, turn)) = ready.pop().expect("total demand fills every slot");
             assert!(slot < deadline, "windows are always kept");
@@ -67,9 +63,7 @@ impl Schedule {
                 pending.push(Reverse(((turn + 1) * total / turns[ix], ix, turn + 1)));
             }
         }
-        Schedule {
-            slots: slots.into(),
-        }
+        Schedule { slots: slots.into() }
     }
 }
 
@@ -81,16 +75,9 @@ fn turns(members: &[Member]) -> Vec<u64> {
     if total <= SLOTS_MAX {
         return weights().map(|weight| weight / divisor).collect();
     }
-    let share =
-        |weight: u64| u128::from(weight) * u128::from(SLOTS_MAX) / u128::from(total * divisor);
+    let share = |weight: u64| u128::from(weight) * u128::from(SLOTS_MAX) / u128::from(total * divisor);
     weights()
-        .map(|weight| {
-            if weight == 0 {
-                0
-            } else {
-                (share(weight) as u64).max(1)
-            }
-        })
+        .map(|weight| if weight == 0 { 0 } else { (share(weight) as u64).max(1) })
         .collect()
 }
 
@@ -127,10 +114,7 @@ pub(super) fn pick<L: Loads, T: Trace>(
         }
         trace.note(ix, Note::Ramping(share));
     }
-    let among = view
-        .eligible
-        .iter_ones()
-        .filter(|&ix| view.members[ix].weight > 0);
+    let among = view.eligible.iter_ones().filter(|&ix| view.members[ix].weight > 0);
     rotate(view, &mut cursor.credits, among).map(|(ix, _)| (ix, Reason::Rotation))
 }
 
@@ -149,13 +133,7 @@ mod tests {
             .collect()
     }
 
-    fn run(
-        picker: &Picker,
-        cursor: &mut Cursor,
-        picks: usize,
-        shares: &Shares,
-        eligible: &Mask,
-    ) -> Vec<usize> {
+    fn run(picker: &Picker, cursor: &mut Cursor, picks: usize, shares: &Shares, eligible: &Mask) -> Vec<usize> {
         let idle = Fake::new(&vec![0; eligible.len()]);
         (0..picks)
             .map(|_| picker.pick(cursor, 0, &idle, shares, eligible).unwrap())
@@ -177,10 +155,7 @@ mod tests {
                 .iter_mut()
                 .zip(weights)
                 .for_each(|(current, &weight)| *current += i64::from(weight));
-            let best = (0..weights.len())
-                .rev()
-                .max_by_key(|&ix| current[ix])
-                .unwrap();
+            let best = (0..weights.len()).rev().max_by_key(|&ix| current[ix]).unwrap();
             current[best] -= total;
             best
         };
@@ -222,11 +197,7 @@ mod tests {
                 "{weights:?}: {got:?}"
             );
         }
-        assert_eq!(
-            cycle(&[1, 1, 1]),
-            [0, 1, 2],
-            "equal weights go round in order"
-        );
+        assert_eq!(cycle(&[1, 1, 1]), [0, 1, 2], "equal weights go round in order");
     }
 
     proptest! {
@@ -276,16 +247,8 @@ mod tests {
         let (n, mut cursor) = (1000, Cursor::new(11));
         let picker = picker(Balance::RoundRobin, &vec![1; n]);
         let half = Mask::from_fn(n, |ix| ix % 2 == 0);
-        for (eligible, each) in [
-            (Mask::full(n), 1),
-            (half.clone(), 2),
-            (Mask::full(n), 1),
-            (half, 2),
-        ] {
-            let counts = count(
-                &run(&picker, &mut cursor, 1000, &Shares::full(), &eligible),
-                n,
-            );
+        for (eligible, each) in [(Mask::full(n), 1), (half.clone(), 2), (Mask::full(n), 1), (half, 2)] {
+            let counts = count(&run(&picker, &mut cursor, 1000, &Shares::full(), &eligible), n);
             assert!(counts.iter().all(|&count| count <= each + 1));
         }
     }
@@ -293,15 +256,7 @@ mod tests {
     #[test]
     fn workers_start_in_different_places() {
         let picker = picker(Balance::RoundRobin, &[1; 100]);
-        let first = |seed| {
-            run(
-                &picker,
-                &mut Cursor::new(seed),
-                1,
-                &Shares::full(),
-                &Mask::full(100),
-            )[0]
-        };
+        let first = |seed| run(&picker, &mut Cursor::new(seed), 1, &Shares::full(), &Mask::full(100))[0];
         let starts: std::collections::BTreeSet<usize> = (0..32).map(first).collect();
         assert!(starts.len() > 20, "{starts:?}");
     }
@@ -319,10 +274,7 @@ mod tests {
             );
             let wanted = 100_000.0 * f64::from(share) / (3.0 * 1024.0 + f64::from(share));
             let got = count(&picks, 4)[1] as f64;
-            assert!(
-                (got / wanted - 1.0).abs() < 0.1,
-                "share {share}: {got}, not {wanted}"
-            );
+            assert!((got / wanted - 1.0).abs() < 0.1, "share {share}: {got}, not {wanted}");
         }
     }
 
@@ -333,21 +285,11 @@ mod tests {
             (1..=1000).map(|w| w * 7 + 1).collect::<Vec<u32>>(),
         ] {
             let got = cycle(&weights);
-            assert!(
-                got.len() as u64 <= SLOTS_MAX + weights.len() as u64,
-                "{}",
-                got.len()
-            );
+            assert!(got.len() as u64 <= SLOTS_MAX + weights.len() as u64, "{}", got.len());
             let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
             for (ix, count) in count(&got, weights.len()).into_iter().enumerate() {
-                let (got, wanted) = (
-                    count as f64 / got.len() as f64,
-                    f64::from(weights[ix]) / total,
-                );
-                assert!(
-                    (got - wanted).abs() <= 2.0 / SLOTS_MAX as f64,
-                    "{ix}: {got} {wanted}"
-                );
+                let (got, wanted) = (count as f64 / got.len() as f64, f64::from(weights[ix]) / total);
+                assert!((got - wanted).abs() <= 2.0 / SLOTS_MAX as f64, "{ix}: {got} {wanted}");
             }
         }
     }
@@ -364,9 +306,6 @@ mod tests {
             &Mask::full(3).without(0),
         );
         let counts = count(&picks, 3);
-        assert!(
-            (2990..=3010).contains(&counts[1]) && counts[0] == 0,
-            "{counts:?}"
-        );
+        assert!((2990..=3010).contains(&counts[1]) && counts[0] == 0, "{counts:?}");
     }
 }

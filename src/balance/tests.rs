@@ -171,10 +171,7 @@ fn shares_follow_weights() {
                 &Mask::full(weights.len()),
             );
             for (ix, &count) in counts.iter().enumerate() {
-                let (got, wanted) = (
-                    count as f64 / picks as f64,
-                    f64::from(weights[ix]) / f64::from(total),
-                );
+                let (got, wanted) = (count as f64 / picks as f64, f64::from(weights[ix]) / f64::from(total));
                 assert!(
                     (got - wanted).abs() < 0.01,
                     "{balance:?} {weights:?}: {ix} got {got:.4}, not {wanted:.4}"
@@ -234,11 +231,7 @@ fn new_weights_start_with_a_clean_slate() {
     let (mut cursor, idle, all) = (Cursor::new(0), Fake::new(&[0, 0]), Mask::full(2));
     let mut picks = |weights: &[u32], n: usize| -> Vec<usize> {
         let picker = picker(Balance::LeastConn, weights);
-        let mut pick = || {
-            picker
-                .pick(&mut cursor, 0, &idle, &Shares::full(), &all)
-                .unwrap()
-        };
+        let mut pick = || picker.pick(&mut cursor, 0, &idle, &Shares::full(), &all).unwrap();
         (0..n).map(|_| pick()).collect()
     };
     picks(&[1000, 1], 400);

@@ -23,11 +23,7 @@ impl LogLimit {
     pub fn admit(&self, now: Duration) -> Option<LeftOut> {
         let second = now.as_secs() + 1;
         let last = self.second.load(Relaxed);
-        let mine = last < second
-            && self
-                .second
-                .compare_exchange(last, second, Relaxed, Relaxed)
-                .is_ok();
+        let mine = last < second && self.second.compare_exchange(last, second, Relaxed, Relaxed).is_ok();
         if mine {
             Some(LeftOut(self.left_out.swap(0, Relaxed)))
         } else {

@@ -71,10 +71,7 @@ mod tests {
     use super::*;
 
     fn key(index: u32) -> Key {
-        Key {
-            index,
-            generation: 0,
-        }
+        Key { index, generation: 0 }
     }
 
     fn queue(light: u32, heavy: u32) -> RunQueue {

@@ -74,9 +74,7 @@ impl<T> Slab<T> {
             self.grow();
         }
         let index = self.free;
-        let slot = self
-            .slot_mut(index)
-            .expect("the free list names existing slots");
+        let slot = self.slot_mut(index).expect("the free list names existing slots");
         let key = Key {
             index,
             generation: slot.generation,
@@ -95,8 +93,7 @@ impl<T> Slab<T> {
         if full {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
-        let index =
-            ((self.chunks.len() - 1) * CHUNK + self.chunks[self.chunks.len() - 1].len()) as u32;
+        let index = ((self.chunks.len() - 1) * CHUNK + self.chunks[self.chunks.len() - 1].len()) as u32;
         let last = self.chunks.len() - 1;
         self.chunks[last].push(Slot {
             generation: 0,
@@ -106,9 +103,7 @@ impl<T> Slab<T> {
     }
 
     fn slot(&self, index: u32) -> Option<&Slot<T>> {
-        self.chunks
-            .get(index as usize / CHUNK)?
-            .get(index as usize % CHUNK)
+        self.chunks.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
     }
 
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {

@@ -115,9 +115,7 @@ impl Timers {
             if self.now >= now {
                 return;
             }
-            self.now = self
-                .next()
-                .map_or(now, |tick| tick.clamp(self.now + 1, now));
+            self.now = self.next().map_or(now, |tick| tick.clamp(self.now + 1, now));
             for level in (1..LEVELS).rev() {
                 let shift = BITS * level as u32;
                 if self.now & ((1 << shift) - 1) == 0 {
@@ -161,9 +159,7 @@ impl Timers {
     }
 
     fn unlink(&mut self, index: u32) {
-        let Node {
-            prev, next, list, ..
-        } = std::mem::replace(&mut self.nodes[index as usize], IDLE);
+        let Node { prev, next, list, .. } = std::mem::replace(&mut self.nodes[index as usize], IDLE);
         if next != NONE {
             self.nodes[next as usize].prev = prev;
         }

@@ -91,13 +91,7 @@ mod tests {
 
     #[test]
     fn every_field_survives_packing() {
-        for kind in [
-            Kind::Wake,
-            Kind::Listen,
-            Kind::Pair,
-            Kind::Datagram,
-            Kind::Session,
-        ] {
+        for kind in [Kind::Wake, Kind::Listen, Kind::Pair, Kind::Datagram, Kind::Session] {
             for side in Side::BOTH {
                 for index in [0, 1, u32::MAX] {
                     for generation in [0, 1, Key::GENERATION_MAX] {

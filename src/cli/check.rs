@@ -18,10 +18,7 @@ pub fn run(path: &Path) -> ExitCode {
         }
         Ok(Loaded { config, warnings }) => {
             let file = path.display().to_string();
-            for warning in warnings
-                .iter()
-                .chain(&config::facts_warnings(&file, &config, &facts()))
-            {
+            for warning in warnings.iter().chain(&config::facts_warnings(&file, &config, &facts())) {
                 eprintln!("{}", warning.as_warning());
             }
             for advice in config.failover.iter().flat_map(host_advice) {
@@ -41,17 +38,10 @@ pub fn run(path: &Path) -> ExitCode {
 
 /// What stands in the way of the VIPs on this machine; it may not be the one that the file is for, so nothing is refused.
 fn host_advice(failover: &Failover) -> Vec<String> {
-    let mut advice: Vec<String> = secret::read(&failover.secret_file)
-        .err()
-        .into_iter()
-        .collect();
+    let mut advice: Vec<String> = secret::read(&failover.secret_file).err().into_iter().collect();
     for vip in &failover.vips {
         let address = vip.address.addr();
-        advice.extend(neigh::advice(
-            Path::new("/proc/sys/net"),
-            &vip.interface,
-            address,
-        ));
+        advice.extend(neigh::advice(Path::new("/proc/sys/net"), &vip.interface, address));
     }
     advice.dedup();
     advice
@@ -109,15 +99,8 @@ mod tests {
         for (text, expected) in rows {
             let path = dir.path().join("weir.yaml");
             std::fs::write(&path, text).unwrap();
-            assert_eq!(
-                format!("{:?}", run(&path)),
-                format!("{expected:?}"),
-                "{text}"
-            );
+            assert_eq!(format!("{:?}", run(&path)), format!("{expected:?}"), "{text}");
         }
-        assert_eq!(
-            format!("{:?}", run(dir.path())),
-            format!("{:?}", ExitCode::from(3))
-        );
+        assert_eq!(format!("{:?}", run(dir.path())), format!("{:?}", ExitCode::from(3)));
     }
 }

@@ -72,9 +72,7 @@ impl Client {
                 stream: BufReader::new(stream),
             }),
             Err(error) => Err(match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                    Error::NotRunning(path.into())
-                }
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => Error::NotRunning(path.into()),
                 ErrorKind::PermissionDenied => Error::Denied(path.into()),
                 _ => Error::Broken(path.into(), error.to_string()),
             }),
@@ -87,15 +85,12 @@ impl Client {
             Question::Reload => RELOAD_MAX,
             _ => ANSWER_MAX,
         };
-        let line = self
-            .exchange(question, patience)
-            .map_err(|error| match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::Silent(self.path.clone()),
-                _ => Error::Broken(self.path.clone(), error.to_string()),
-            })?;
+        let line = self.exchange(question, patience).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::Silent(self.path.clone()),
+            _ => Error::Broken(self.path.clone(), error.to_string()),
+        })?;
         let broken = |why: &str| Error::Broken(self.path.clone(), why.into());
-        let answer: Value =
-            serde_json::from_str(&line).map_err(|_| broken("closed without an answer"))?;
+        let answer: Value = serde_json::from_str(&line).map_err(|_| broken("closed without an answer"))?;
         match answer {
             Value::Object(mut answer) => match (answer.remove("ok"), answer.remove("error")) {
                 (Some(value), _) => Ok(value),
@@ -125,8 +120,7 @@ impl Client {
     /// Asks for a document.
     pub fn read<T: DeserializeOwned>(&mut self, question: &Question) -> Result<T, Error> {
         let value = self.ask(question)?;
-        serde_json::from_value(value)
-            .map_err(|error| Error::Broken(self.path.clone(), error.to_string()))
+        serde_json::from_value(value).map_err(|error| Error::Broken(self.path.clone(), error.to_string()))
     }
 }
 
@@ -143,10 +137,7 @@ pub fn order(options: &Options, question: &Question) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(value) => {
-            table::print(&format!(
-                "{}\n",
-                table::clean(value.as_str().unwrap_or("done"))
-            ));
+            table::print(&format!("{}\n", table::clean(value.as_str().unwrap_or("done"))));
             ExitCode::SUCCESS
         }
         Err(error) => fail(options, &error),

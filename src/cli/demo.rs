@@ -51,8 +51,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let mut backends = String::new();
     for (name, weight) in BACKENDS {
         let address = serve_http(name)?;
-        backends +=
-            &format!("      - {{name: {name}, address: \"{address}\", weight: {weight}}}\n");
+        backends += &format!("      - {{name: {name}, address: \"{address}\", weight: {weight}}}\n");
     }
     let mut echoes = String::new();
     for name in ECHOES {
@@ -98,11 +97,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     );
     println!();
     println!("  try it:   curl http://{web}/");
-    println!(
-        "            echo hello | nc -u -w1 {} {}",
-        echo.ip(),
-        echo.port()
-    );
+    println!("            echo hello | nc -u -w1 {} {}", echo.ip(), echo.port());
     match time {
         Some(time) => println!("  stops:    after {}", humantime::format_duration(time)),
         None => println!("  stops:    on Ctrl-C"),
@@ -154,10 +149,7 @@ fn answer(stream: &TcpStream, name: &str) -> std::io::Result<()> {
     while requests.read_line(&mut line)? > 0 {
         if line == "\r\n" || line == "\n" {
             let body = format!("hello from {name}\n");
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             (&*stream).write_all(head.as_bytes())?;
         }
         line.clear();
@@ -204,9 +196,7 @@ fn ask(web: SocketAddr, echo: SocketAddr, over: &AtomicBool) -> (u64, u64) {
             Ok(true) => answers += 1,
             // The listener closes first when the demo ends.
             _ if over.load(Ordering::Relaxed) => break,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                thread::sleep(CLIENT_PAUSE)
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => thread::sleep(CLIENT_PAUSE),
             _ => failures += 1,
         }
         thread::sleep(CLIENT_PAUSE);
@@ -224,11 +214,7 @@ fn print_spread(shared: &Shared, elapsed: Duration) {
             .collect();
         let (all, weights) = (
             totals.iter().sum::<u64>().max(1) as f64,
-            pool.backends
-                .iter()
-                .map(|b| b.config.weight)
-                .sum::<u32>()
-                .max(1),
+            pool.backends.iter().map(|b| b.config.weight).sum::<u32>().max(1),
         );
         println!(
             "pool {2}: {0} connections or sessions in {1:.1} s",

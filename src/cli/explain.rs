@@ -43,10 +43,7 @@ impl FromStr for Source {
         text.parse()
             .or_else(|_| bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)))
             .map(Source)
-            .map_err(|_| {
-                "expected an address such as 192.0.2.7, 192.0.2.7:4711 or [2001:db8::7]:4711"
-                    .to_string()
-            })
+            .map_err(|_| "expected an address such as 192.0.2.7, 192.0.2.7:4711 or [2001:db8::7]:4711".to_string())
     }
 }
 
@@ -59,16 +56,8 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    let Some(listener) = config
-        .listeners
-        .iter()
-        .find(|listener| listener.name == args.listener)
-    else {
-        let names: Vec<&str> = config
-            .listeners
-            .iter()
-            .map(|listener| listener.name.as_str())
-            .collect();
+    let Some(listener) = config.listeners.iter().find(|listener| listener.name == args.listener) else {
+        let names: Vec<&str> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
         eprintln!(
             "weir explain: there is no listener {:?}; there are: {}",
             args.listener,
@@ -151,24 +140,20 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
         .reason
         .map_or("no backend is eligible".into(), |reason| reason.to_string());
     if pool.balance == Balance::SourceHash {
-        let slot = explanation
-            .slot
-            .map_or(String::new(), |slot| format!(", slot {slot}"));
+        let slot = explanation.slot.map_or(String::new(), |slot| format!(", slot {slot}"));
         answer.notes.push(format!("hash key {key:#018x}{slot}"));
     } else {
-        answer.notes.push(
-            "this algorithm goes by the load of the moment: here every backend is idle".into(),
-        );
-    }
-    if from.port() == 0 && pool.source_hash.port && pool.balance == Balance::SourceHash {
-        answer.notes.push(
-            "the source port counts (source_hash.port): give one with --from ADDR:PORT".into(),
-        );
-    }
-    for (ix, note) in explanation.notes {
         answer
             .notes
-            .push(format!("{}: {note}", pool.backends[ix].name));
+            .push("this algorithm goes by the load of the moment: here every backend is idle".into());
+    }
+    if from.port() == 0 && pool.source_hash.port && pool.balance == Balance::SourceHash {
+        answer
+            .notes
+            .push("the source port counts (source_hash.port): give one with --from ADDR:PORT".into());
+    }
+    for (ix, note) in explanation.notes {
+        answer.notes.push(format!("{}: {note}", pool.backends[ix].name));
     }
     answer
 }
@@ -176,10 +161,7 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
 impl Answer<'_> {
     fn print(&self) {
         let Answer {
-            listener,
-            pool,
-            from,
-            ..
+            listener, pool, from, ..
         } = self;
         let client = if from.port() == 0 {
             from.ip().to_string()
@@ -191,10 +173,7 @@ impl Answer<'_> {
                 "{client} -> listener {} -> pool {} -> backend {} ({}): {}",
                 listener.name, pool.name, backend.name, backend.address, self.reason
             ),
-            None => println!(
-                "{client} -> listener {} -> nobody: {}",
-                listener.name, self.reason
-            ),
+            None => println!("{client} -> listener {} -> nobody: {}", listener.name, self.reason),
         }
         for note in &self.notes {
             println!("  {note}");

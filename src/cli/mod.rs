@@ -91,10 +91,7 @@ pub fn main() -> ExitCode {
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Top(args) => top::run(args),
-        Command::Keeper {
-            sweep: true,
-            config,
-        } => crate::keeper::sweep(&config),
+        Command::Keeper { sweep: true, config } => crate::keeper::sweep(&config),
         Command::Keeper { sweep: false, .. } => crate::keeper::main(),
         Command::ConfigReference => reference::run(),
         Command::Generate(args) => generate::run(&args),

@@ -35,12 +35,7 @@ pub fn run(args: Args) -> ExitCode {
     if args.listen.is_empty() {
         return app::run(Source::File(args.config), !args.no_sandbox);
     }
-    match Config::from_flags(
-        &args.listen,
-        &args.backend,
-        args.udp,
-        args.balance.as_deref(),
-    ) {
+    match Config::from_flags(&args.listen, &args.backend, args.udp, args.balance.as_deref()) {
         Ok(config) => app::run(Source::Flags(Box::new(config)), !args.no_sandbox),
         Err(errors) => {
             eprintln!("{errors}");

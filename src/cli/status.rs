@@ -112,8 +112,8 @@ fn listeners(status: &Status) -> String {
 
 fn one_pool(pool: &Pool) -> String {
     let mut rows = Rows::new(&[
-        "BACKEND", "ADDRESS", "STATE", ">SINCE", ">WEIGHT", ">ACTIVE", ">TOTAL", ">FAILED", ">IN",
-        ">OUT", ">CONNECT", "REASON",
+        "BACKEND", "ADDRESS", "STATE", ">SINCE", ">WEIGHT", ">ACTIVE", ">TOTAL", ">FAILED", ">IN", ">OUT", ">CONNECT",
+        "REASON",
     ]);
     for backend in &pool.backends {
         rows.row([
@@ -195,13 +195,7 @@ fn failover(status: &Status) -> String {
 }
 
 fn workers(status: &Status) -> String {
-    let mut rows = Rows::new(&[
-        ">WORKER",
-        ">CONNECTIONS",
-        ">UDP SESSIONS",
-        ">TURNS",
-        ">LONGEST TURN",
-    ]);
+    let mut rows = Rows::new(&[">WORKER", ">CONNECTIONS", ">UDP SESSIONS", ">TURNS", ">LONGEST TURN"]);
     for worker in &status.workers {
         rows.row([
             worker.id.into(),

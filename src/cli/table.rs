@@ -28,13 +28,7 @@ pub fn no_color() -> bool {
 /// Without what would move the cursor; line feeds stay.
 pub fn clean(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -70,10 +64,7 @@ impl<T: ToString> From<T> for Value {
 
 /// A count that matters only when it is not zero.
 pub fn trouble(count: u64) -> Value {
-    Value(
-        count.to_string(),
-        if count == 0 { Tone::Dim } else { Tone::Note },
-    )
+    Value(count.to_string(), if count == 0 { Tone::Dim } else { Tone::Note })
 }
 
 /// The tone of a backend's or VIP's state.
@@ -105,9 +96,10 @@ impl Rows {
             }
         }
         let right: Vec<bool> = columns.iter().map(|name| name.starts_with('>')).collect();
-        let heads = columns.iter().zip(&right).map(|(name, &right)| {
-            align(Cell::new(name.trim_start_matches('>')), right).fg(Color::DarkGrey)
-        });
+        let heads = columns
+            .iter()
+            .zip(&right)
+            .map(|(name, &right)| align(Cell::new(name.trim_start_matches('>')), right).fg(Color::DarkGrey));
         table.set_header(heads.collect::<Vec<_>>());
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
@@ -117,19 +109,16 @@ impl Rows {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, values: [Value; N]) {
-        let cells = values
-            .into_iter()
-            .zip(&self.right)
-            .map(|(Value(text, tone), &right)| {
-                let cell = align(Cell::new(clean(&text)), right);
-                match tone {
-                    Tone::Plain => cell,
-                    Tone::Good => cell.fg(Color::Green),
-                    Tone::Note => cell.fg(Color::Yellow),
-                    Tone::Bad => cell.fg(Color::Red),
-                    Tone::Dim => cell.fg(Color::DarkGrey),
-                }
-            });
+        let cells = values.into_iter().zip(&self.right).map(|(Value(text, tone), &right)| {
+            let cell = align(Cell::new(clean(&text)), right);
+            match tone {
+                Tone::Plain => cell,
+                Tone::Good => cell.fg(Color::Green),
+                Tone::Note => cell.fg(Color::Yellow),
+                Tone::Bad => cell.fg(Color::Red),
+                Tone::Dim => cell.fg(Color::DarkGrey),
+            }
+        });
         self.table.add_row(cells.collect::<Vec<_>>());
     }
 
@@ -162,9 +151,7 @@ pub fn rate(per_second: f64) -> String {
 
 /// `1.5k`.
 pub fn count(n: f64) -> String {
-    scaled(n, 1000.0, &["", "k", "M", "G", "T"])
-        .trim_end()
-        .to_string()
+    scaled(n, 1000.0, &["", "k", "M", "G", "T"]).trim_end().to_string()
 }
 
 fn scaled(value: f64, step: f64, units: &[&str]) -> String {
@@ -243,10 +230,7 @@ mod tests {
 
     #[test]
     fn what_others_wrote_cannot_move_the_cursor() {
-        assert_eq!(
-            clean("a\x1b[2Jb\u{9b}c\rd\ne"),
-            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d\ne"
-        );
+        assert_eq!(clean("a\x1b[2Jb\u{9b}c\rd\ne"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d\ne");
     }
 
     #[test]
@@ -257,10 +241,7 @@ mod tests {
         let text = rows.finish("  ");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(
-            lines[1].ends_with("x   7") && lines[2].ends_with(" 12"),
-            "{text}"
-        );
+        assert!(lines[1].ends_with("x   7") && lines[2].ends_with(" 12"), "{text}");
         assert!(!text.contains('\x1b'), "no colour without a terminal");
     }
 }

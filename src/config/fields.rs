@@ -117,10 +117,7 @@ impl Field {
         Field { example, ..self }
     }
     const fn udp(self, example_udp: &'static str) -> Field {
-        Field {
-            example_udp,
-            ..self
-        }
+        Field { example_udp, ..self }
     }
 
     /// The last word of the path.
@@ -138,38 +135,18 @@ impl Field {
         match self.word {
             None => false,
             Some("auto") => text == "auto",
-            Some(word) => {
-                text == word || matches!(text, "off" | "none" | "no" | "false" | "unlimited")
-            }
+            Some(word) => text == word || matches!(text, "off" | "none" | "no" | "false" | "unlimited"),
         }
     }
 }
 
-const fn value<T: FromText>(
-    path: &'static str,
-    default: &'static str,
-    meaning: &'static str,
-) -> Field {
-    Field::new(
-        path,
-        Shape::Value,
-        T::KIND,
-        Missing::Default(default),
-        meaning,
-    )
+const fn value<T: FromText>(path: &'static str, default: &'static str, meaning: &'static str) -> Field {
+    Field::new(path, Shape::Value, T::KIND, Missing::Default(default), meaning)
 }
-const fn optional<T: FromText>(
-    path: &'static str,
-    means: &'static str,
-    meaning: &'static str,
-) -> Field {
+const fn optional<T: FromText>(path: &'static str, means: &'static str, meaning: &'static str) -> Field {
     Field::new(path, Shape::Value, T::KIND, Missing::Means(means), meaning)
 }
-const fn required<T: FromText>(
-    path: &'static str,
-    example: &'static str,
-    meaning: &'static str,
-) -> Field {
+const fn required<T: FromText>(path: &'static str, example: &'static str, meaning: &'static str) -> Field {
     Field::new(path, Shape::Value, T::KIND, Missing::Refused, meaning).example(example)
 }
 const fn list<T: FromText>(
@@ -193,13 +170,7 @@ const fn named(path: &'static str, missing: Missing, meaning: &'static str) -> F
     Field::new(path, Shape::Named, "names", missing, meaning)
 }
 const fn items(path: &'static str, meaning: &'static str) -> Field {
-    Field::new(
-        path,
-        Shape::Items,
-        "list of sections",
-        Missing::Refused,
-        meaning,
-    )
+    Field::new(path, Shape::Items, "list of sections", Missing::Refused, meaning)
 }
 
 use Missing::{Means, Refused};
@@ -308,8 +279,7 @@ pub static FIELDS: &[Field] = &[
 
 /// The row of a path.
 pub fn field(path: &str) -> Option<&'static Field> {
-    static BY_PATH: LazyLock<HashMap<&str, &Field>> =
-        LazyLock::new(|| FIELDS.iter().map(|f| (f.path, f)).collect());
+    static BY_PATH: LazyLock<HashMap<&str, &Field>> = LazyLock::new(|| FIELDS.iter().map(|f| (f.path, f)).collect());
     BY_PATH.get(path).copied()
 }
 
@@ -317,9 +287,7 @@ pub fn field(path: &str) -> Option<&'static Field> {
 pub fn below(path: &str) -> &'static [&'static Field] {
     static BY_PARENT: LazyLock<HashMap<&str, Vec<&Field>>> = LazyLock::new(|| {
         let mut map: HashMap<&str, Vec<&Field>> = HashMap::new();
-        FIELDS
-            .iter()
-            .for_each(|f| map.entry(f.parent()).or_default().push(f));
+        FIELDS.iter().for_each(|f| map.entry(f.parent()).or_default().push(f));
         map
     });
     BY_PARENT.get(path).map_or(&[], Vec::as_slice)

@@ -25,10 +25,7 @@ impl Config {
         let mut flags = Flags::default();
         let at_listen = flags.place("--listen".into());
         let at_backend = flags.place("--backend".into());
-        let bind = listen
-            .iter()
-            .map(|text| flags.scalar("--listen", text))
-            .collect();
+        let bind = listen.iter().map(|text| flags.scalar("--listen", text)).collect();
         let backends = backend.iter().map(|text| flags.backend(text)).collect();
         let mut listener = vec![
             entry("bind", at_listen, Value::List(bind)),
@@ -102,10 +99,7 @@ impl Flags {
         };
         let mut entries = vec![entry("address", at, Value::Scalar(address.into()))];
         for mut new in parts.map(pair) {
-            new.first = entries
-                .iter()
-                .find(|old| old.key == new.key)
-                .map(|old| old.at);
+            new.first = entries.iter().find(|old| old.key == new.key).map(|old| old.at);
             entries.push(new);
         }
         Node {

@@ -13,10 +13,8 @@ pub fn load(path: &Path) -> Result<Loaded, Errors> {
     match String::from_utf8(bytes) {
         Ok(text) => parse(&name, &text),
         Err(error) => {
-            let Place { line, column } =
-                place_of(error.as_bytes(), error.utf8_error().valid_up_to());
-            let mut errors =
-                Errors::whole(&name, "not UTF-8 text from here on: save the file as UTF-8");
+            let Place { line, column } = place_of(error.as_bytes(), error.utf8_error().valid_up_to());
+            let mut errors = Errors::whole(&name, "not UTF-8 text from here on: save the file as UTF-8");
             errors.0[0].line = line;
             errors.0[0].column = column;
             Err(errors)
@@ -39,19 +37,14 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         .read_to_end(&mut bytes)
         .map_err(cannot)?;
     match bytes.len() > FILE_BYTES_MAX {
-        true => Err(format!(
-            "is larger than {FILE_BYTES_MAX} bytes: more is not read"
-        )),
+        true => Err(format!("is larger than {FILE_BYTES_MAX} bytes: more is not read")),
         false => Ok(bytes),
     }
 }
 
 fn place_of(bytes: &[u8], offset: usize) -> Place {
     let before = String::from_utf8_lossy(&bytes[..offset]);
-    let column = before
-        .rsplit('\n')
-        .next()
-        .map_or(0, |line| line.chars().count());
+    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count());
     Place {
         line: before.matches('\n').count() as u32 + 1,
         column: column as u32 + 1,

@@ -65,11 +65,7 @@ impl<'a> Section<'a> {
                 section.broken = true;
                 notes.error(
                     &section.spot,
-                    format!(
-                        "expected keys ({}), found {}",
-                        section.known(),
-                        other.describe()
-                    ),
+                    format!("expected keys ({}), found {}", section.known(), other.describe()),
                 );
             }
         }
@@ -93,9 +89,7 @@ impl<'a> Section<'a> {
         };
         match self.field(&entry.key) {
             None => {
-                let remedy = match deeper(&self.rule, &entry.key)
-                    .or_else(|| suggestion(&entry.key, self.keys()))
-                {
+                let remedy = match deeper(&self.rule, &entry.key).or_else(|| suggestion(&entry.key, self.keys())) {
                     Some(key) => format!("did you mean `{key}`?"),
                     None => format!("known here: {}", self.known()),
                 };
@@ -167,16 +161,8 @@ impl<'a> Section<'a> {
     pub fn only_for(&self, protocol: Protocol, here: &str) {
         let other = |row: &Field| row.only.is_some_and(|only| only != protocol);
         let refuse = |at, path| {
-            let spot = Spot {
-                at,
-                path,
-                value: (),
-            };
-            let there = if protocol == Protocol::Tcp {
-                "udp"
-            } else {
-                "tcp"
-            };
+            let spot = Spot { at, path, value: () };
+            let there = if protocol == Protocol::Tcp { "udp" } else { "tcp" };
             self.notes.error(
                 &spot,
                 format!("has a meaning for {there} only, and {here}: leave it out"),
@@ -270,9 +256,7 @@ impl<'a> Section<'a> {
         let text = match &spot.value.value {
             Value::Scalar(text) => text.as_str(),
             other => {
-                let word = row
-                    .word
-                    .map_or(String::new(), |word| format!(" or `{word}`"));
+                let word = row.word.map_or(String::new(), |word| format!(" or `{word}`"));
                 self.notes.error(
                     &spot,
                     format!("expected {}{word}, found {}", row.kind, other.describe()),
@@ -288,25 +272,14 @@ impl<'a> Section<'a> {
         } else {
             None
         };
-        let word = row
-            .word
-            .map_or(String::new(), |word| format!(", or `{word}`"));
-        let out_of_range = || {
-            format!(
-                "`{text}` is out of range: {}{word}",
-                row.range.replace("..", " to ")
-            )
-        };
+        let word = row.word.map_or(String::new(), |word| format!(", or `{word}`"));
+        let out_of_range = || format!("`{text}` is out of range: {}{word}", row.range.replace("..", " to "));
         let parsed = match (T::from_text(text), range) {
             (Ok(value), Some((low, high))) if !value.within(&low, &high) => Err(out_of_range()),
-            (Err(_), Some(_)) if text.parse::<i128>().is_ok() && row.kind == u64::KIND => {
-                Err(out_of_range())
-            }
+            (Err(_), Some(_)) if text.parse::<i128>().is_ok() && row.kind == u64::KIND => Err(out_of_range()),
             (parsed, _) => parsed,
         };
-        parsed
-            .map_err(|message| self.notes.error(&spot, message))
-            .ok()
+        parsed.map_err(|message| self.notes.error(&spot, message)).ok()
     }
 
     /// Scalars with their places; those that are wrong are left out.
@@ -387,11 +360,10 @@ impl<'a> Section<'a> {
         let row = self.row(key, Shape::Section);
         match self.find(key) {
             Some(Given {
-                node:
-                    Node {
-                        value: Value::Scalar(text),
-                        ..
-                    },
+                node: Node {
+                    value: Value::Scalar(text),
+                    ..
+                },
                 ..
             }) if row.is_word(text) => None,
             Some(entry) => {
@@ -400,12 +372,7 @@ impl<'a> Section<'a> {
                     path: self.path_of(key),
                     value: entry.node,
                 };
-                Some(Section::open(
-                    self.notes,
-                    row.path.to_string(),
-                    key.to_string(),
-                    spot,
-                ))
+                Some(Section::open(self.notes, row.path.to_string(), key.to_string(), spot))
             }
             None if row.missing == Missing::Means("off") => None,
             None => Some(self.absent(key)),
@@ -429,8 +396,7 @@ impl<'a> Section<'a> {
 
     /// A section that is always there.
     pub fn section(&self, key: &str) -> Section<'a> {
-        self.switchable(key)
-            .expect("a section without a word is never off")
+        self.switchable(key).expect("a section without a word is never off")
     }
 
     /// Names and what they stand for, names checked. Nothing if the key is missing, which has been said.
@@ -481,13 +447,8 @@ impl<'a> Section<'a> {
     pub fn named(&self, key: &str) -> Vec<Section<'a>> {
         let (row, names) = self.names(key);
         let rule = join(row.path, "*");
-        self.notes
-            .note_read(field(&rule).expect("a row for what is named"));
-        let open = |Spot {
-                        at,
-                        path,
-                        value: entry,
-                    }: Spot<&'a Entry>| {
+        self.notes.note_read(field(&rule).expect("a row for what is named"));
+        let open = |Spot { at, path, value: entry }: Spot<&'a Entry>| {
             Section::open(
                 self.notes,
                 rule.clone(),
@@ -542,10 +503,7 @@ impl<'a> Section<'a> {
             Value::Null => &[],
             Value::Scalar(_) => std::slice::from_ref(entry.node),
             Value::Map(_) => {
-                self.error(
-                    key,
-                    "expected a list, found a mapping: begin each entry with `- `",
-                );
+                self.error(key, "expected a list, found a mapping: begin each entry with `- `");
                 return Vec::new();
             }
         };

@@ -39,8 +39,7 @@ fn names(row: &Field) -> &'static [(&'static str, Protocol)] {
 
 impl Page {
     fn rows(&mut self, parent: &str, indent: usize) {
-        let of_items =
-            field(parent.trim_end_matches(".*")).is_some_and(|row| row.shape == Shape::Items);
+        let of_items = field(parent.trim_end_matches(".*")).is_some_and(|row| row.shape == Shape::Items);
         let mut dash = of_items;
         for row in below(parent)
             .iter()
@@ -146,11 +145,7 @@ fn terms(row: &Field) -> Option<String> {
         let _ = write!(text, " ({})", row.unit);
     }
     let _ = match row.missing {
-        Missing::Means(_)
-            if row.shape == Shape::Section && row.missing != Missing::Means("off") =>
-        {
-            Ok(())
-        }
+        Missing::Means(_) if row.shape == Shape::Section && row.missing != Missing::Means("off") => Ok(()),
         Missing::Default(default) => write!(text, "; default: {default}"),
         Missing::Means(means) => write!(text, "; left out: {means}"),
         Missing::Refused => write!(text, "; required"),
@@ -164,11 +159,7 @@ fn terms(row: &Field) -> Option<String> {
         let _ = write!(text, "; {}{counted}", row.range.replace("..", " to "));
     }
     if let Some(only) = row.only {
-        let _ = write!(
-            text,
-            "; {} only",
-            if only == Protocol::Tcp { "tcp" } else { "udp" }
-        );
+        let _ = write!(text, "; {} only", if only == Protocol::Tcp { "tcp" } else { "udp" });
     }
     Some(text)
 }

@@ -60,9 +60,7 @@ impl FromText for Duration {
     const KIND: &'static str = "duration";
     fn from_text(text: &str) -> Result<Self, String> {
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(format!(
-                "`{text}` has no unit: write `{text}s` or `{text}ms`"
-            ));
+            return Err(format!("`{text}` has no unit: write `{text}s` or `{text}ms`"));
         }
         humantime::parse_duration(text).map_err(|_| {
             format!(
@@ -83,12 +81,10 @@ impl FromText for Rate {
                 shorten(text)
             )
         };
-        let (events, period) = text
-            .split_once('/')
-            .ok_or_else(|| match text.parse::<u32>() {
-                Ok(n) => format!("`{n}` has no period: write `{n}/s` or `{n}/m`"),
-                Err(_) => wrong(),
-            })?;
+        let (events, period) = text.split_once('/').ok_or_else(|| match text.parse::<u32>() {
+            Ok(n) => format!("`{n}` has no period: write `{n}/s` or `{n}/m`"),
+            Err(_) => wrong(),
+        })?;
         let seconds = match period.trim() {
             "s" | "sec" | "second" => 1,
             "m" | "min" | "minute" => 60,
@@ -113,19 +109,12 @@ pub struct Size(pub u64);
 impl FromText for Size {
     const KIND: &'static str = "size";
     fn from_text(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "`{}` is not a size: write one such as `64KiB` or `10MB`",
-                shorten(text)
-            )
-        };
+        let wrong = || format!("`{}` is not a size: write one such as `64KiB` or `10MB`", shorten(text));
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
         let unit = match text[digits..].trim() {
             "" => {
-                return Err(format!(
-                    "`{text}` has no unit: write `{text}B` or `{text}KiB`"
-                ));
+                return Err(format!("`{text}` has no unit: write `{text}B` or `{text}KiB`"));
             }
             "B" => 1,
             "KB" | "kB" => 1000,
@@ -134,8 +123,7 @@ impl FromText for Size {
             "KiB" => 1 << 10,
             "MiB" => 1 << 20,
             "GiB" => 1 << 30,
-            "b" | "Kb" | "kb" | "Mb" | "Gb" | "kbit" | "Kbit" | "mbit" | "Mbit" | "Gbit"
-            | "gbit" => {
+            "b" | "Kb" | "kb" | "Mb" | "Gb" | "kbit" | "Kbit" | "mbit" | "Mbit" | "Gbit" | "gbit" => {
                 return Err(format!(
                     "`{text}` counts bits: write bytes, for example `125KB` for a megabit"
                 ));
@@ -247,9 +235,7 @@ impl FromText for Name {
     fn from_text(text: &str) -> Result<Self, String> {
         let fits = text.len() <= 64
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
         match fits {
             true => Ok(Name(text.to_string())),
             false => Err(format!(
@@ -269,9 +255,7 @@ impl FromText for Label {
     fn from_text(text: &str) -> Result<Self, String> {
         let fits = !text.is_empty()
             && text.len() <= 128
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !b"\"'\\=".contains(&b));
+            && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\=".contains(&b));
         match fits {
             true => Ok(Label(text.to_string())),
             false => Err(format!(
@@ -291,9 +275,7 @@ impl FromText for Interface {
     fn from_text(text: &str) -> Result<Self, String> {
         let fits = !matches!(text, "" | "." | "..")
             && text.len() <= 15
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !b"/:".contains(&b));
+            && text.bytes().all(|b| b.is_ascii_graphic() && !b"/:".contains(&b));
         match fits {
             true => Ok(Interface(text.to_string())),
             false => Err(format!(
@@ -379,12 +361,7 @@ fn hex(digits: &str) -> Option<Vec<u8>> {
         .map(|c| c.to_digit(16).map(|d| d as u8))
         .collect();
     let digits = digits.filter(|d| d.len() % 2 == 0)?;
-    Some(
-        digits
-            .chunks(2)
-            .map(|pair| pair[0] << 4 | pair[1])
-            .collect(),
-    )
+    Some(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 // ---- addresses ----
@@ -412,10 +389,7 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
             shorten(rest)
         ));
     }
-    let port = text
-        .strip_prefix("*:")
-        .or(text.strip_prefix(':'))
-        .unwrap_or(text);
+    let port = text.strip_prefix("*:").or(text.strip_prefix(':')).unwrap_or(text);
     if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
         return Err(format!(
             "`{shown}` has no address: write `0.0.0.0:{port}` or `[::]:{port}`"
@@ -427,12 +401,8 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
         Some(None) => return Err(format!("`{shown}` is not an address: the `]` is missing")),
         None if text.matches(':').count() > 1 => {
             return Err(match text.parse::<Ipv6Addr>() {
-                Ok(_) => format!(
-                    "`{shown}`: an IPv6 address stands in brackets, such as `[2001:db8::1]:80`"
-                ),
-                Err(_) => format!(
-                    "`{shown}` is not an address: write one such as `10.0.0.1:80` or `[2001:db8::1]:80`"
-                ),
+                Ok(_) => format!("`{shown}`: an IPv6 address stands in brackets, such as `[2001:db8::1]:80`"),
+                Err(_) => format!("`{shown}` is not an address: write one such as `10.0.0.1:80` or `[2001:db8::1]:80`"),
             });
         }
         None => text
@@ -440,15 +410,11 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
             .map_or((text, None), |(host, port)| (host, Some(port))),
     };
     if text.starts_with('[') && port.is_none() && !text.ends_with(']') {
-        return Err(format!(
-            "`{shown}` is not an address: after `]` comes `:` and the port"
-        ));
+        return Err(format!("`{shown}` is not an address: after `]` comes `:` and the port"));
     }
     let ip = ip_address(host).map_err(|reason| format!("`{shown}` {reason}"))?;
     if ip.is_ipv6() != text.starts_with('[') {
-        return Err(format!(
-            "`{shown}` is not an address: brackets are for IPv6 only"
-        ));
+        return Err(format!("`{shown}` is not an address: brackets are for IPv6 only"));
     }
     Ok(Written::Ip(ip, port))
 }
@@ -527,9 +493,7 @@ impl FromText for BackendAddress {
                 &text[..text.len() - range.len() - 1]
             )),
             Some(to) => match port(to)? {
-                0 => Err(format!(
-                    "`{text}`: port 0 cannot be connected to: 1 to 65535"
-                )),
+                0 => Err(format!("`{text}`: port 0 cannot be connected to: 1 to 65535")),
                 to => Ok(BackendAddress::Ip(SocketAddr::new(ip, to))),
             },
         }
@@ -557,10 +521,7 @@ impl FromText for SocketAddr {
 impl FromText for IpAddr {
     const KIND: &'static str = "IP address";
     fn from_text(text: &str) -> Result<Self, String> {
-        let bare = text
-            .strip_prefix('[')
-            .and_then(|t| t.strip_suffix(']'))
-            .unwrap_or(text);
+        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
         if text.parse::<SocketAddr>().is_ok() {
             return Err(format!("`{text}` has a port: write the address alone"));
         }
@@ -601,9 +562,7 @@ impl FromText for VipAddress {
         let whole = net.prefix_len() + 1 >= net.max_prefix_len();
         let broadcast = matches!(net, IpNet::V4(v4) if v4.addr() == v4.broadcast());
         if net.prefix_len() == 0 || !whole && (net.addr() == net.network() || broadcast) {
-            return Err(format!(
-                "`{text}` is a network, not the address of a host in it"
-            ));
+            return Err(format!("`{text}` is a network, not the address of a host in it"));
         }
         let ip = net.addr();
         match ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {

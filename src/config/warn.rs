@@ -62,26 +62,14 @@ impl Budget {
             Bind::Ip { ports, .. } => ports.len() as u64,
             Bind::Unix(_) => 1,
         };
-        let listening: u64 = config
-            .listeners
-            .iter()
-            .flat_map(|l| &l.bind)
-            .map(ports)
-            .sum();
-        let probed = config
-            .pools
-            .iter()
-            .filter(|p| p.health.kind != ProbeKind::None);
-        let probes = probed
-            .map(|p| p.backends.len() as u64)
-            .sum::<u64>()
-            .min(PROBES_MAX);
+        let listening: u64 = config.listeners.iter().flat_map(|l| &l.bind).map(ports).sum();
+        let probed = config.pools.iter().filter(|p| p.health.kind != ProbeKind::None);
+        let probes = probed.map(|p| p.backends.len() as u64).sum::<u64>().min(PROBES_MAX);
         let peers = config
             .failover
             .as_ref()
             .map_or(0, |f| 2 * (f.nodes.len() + f.witnesses.len()) as u64);
-        let base =
-            workers * (listening + FDS_PER_WORKER) + probes + peers + FDS_RESERVE.min(limit / 8);
+        let base = workers * (listening + FDS_PER_WORKER) + probes + peers + FDS_RESERVE.min(limit / 8);
         let serves = |protocol| config.listeners.iter().any(|l| l.protocol == protocol);
         let stated = |protocol, limit: Option<u32>, each| match (serves(protocol), limit) {
             (false, _) => Some(0),
@@ -114,9 +102,7 @@ impl Budget {
     /// Why `config` cannot be served within this budget, if so: what is stated is more than may be opened, or nothing is
     /// left for a single connection or session.
     pub fn refusal(&self, config: &Config) -> Option<String> {
-        let lacks = |protocol, carried: u64| {
-            carried == 0 && config.listeners.iter().any(|l| l.protocol == protocol)
-        };
+        let lacks = |protocol, carried: u64| carried == 0 && config.listeners.iter().any(|l| l.protocol == protocol);
         let empty = lacks(Protocol::Tcp, self.connections) || lacks(Protocol::Udp, self.sessions);
         (self.needed() > self.limit || empty).then(|| {
             format!(
@@ -173,10 +159,7 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
         BackendAddress::SamePort(ip) => !ip.is_loopback(),
         BackendAddress::Unix(_) => false,
     };
-    let tcp = config
-        .listeners
-        .iter()
-        .filter(|l| l.protocol == Protocol::Tcp);
+    let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
     let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
     if !facts.ports_reused && pools.any(|pool| pool.backends.iter().any(distant)) {
         warn(
@@ -193,10 +176,7 @@ pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Di
     {
         warn(
             "workers",
-            format!(
-                "{workers} event loops share {} CPUs: `auto` is faster",
-                facts.cpus
-            ),
+            format!("{workers} event loops share {} CPUs: `auto` is faster", facts.cpus),
         );
     }
     warnings

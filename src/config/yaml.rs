@@ -121,10 +121,7 @@ pub fn read(text: &str) -> Result<Node, Problem> {
     if text.len() > FILE_BYTES_MAX {
         return Err((
             START,
-            format!(
-                "the file has {} bytes; at most {FILE_BYTES_MAX} are read",
-                text.len()
-            ),
+            format!("the file has {} bytes; at most {FILE_BYTES_MAX} are read", text.len()),
         ));
     }
     let lines = Lines::new(text);
@@ -237,9 +234,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_, '_> {
         let value = match scalar {
             Scalar::Null => Value::Null,
             Scalar::Text(text) => Value::Scalar(text),
-            Scalar::Typed(text) => {
-                Value::Scalar(self.reader.borrow().lines.plain_scalar(at).unwrap_or(text))
-            }
+            Scalar::Typed(text) => Value::Scalar(self.reader.borrow().lines.plain_scalar(at).unwrap_or(text)),
         };
         Ok(Node { at, value })
     }
@@ -330,9 +325,7 @@ impl<'de> Visitor<'de> for NodeVisitor<'_, '_, '_> {
                 Value::Scalar(text) => text,
                 Value::Null => "null".into(),
                 _ => {
-                    return Err(A::Error::custom(
-                        "a key must be a plain word, not a list or a mapping",
-                    ));
+                    return Err(A::Error::custom("a key must be a plain word, not a list or a mapping"));
                 }
             };
             let node = items.next_value_seed(Seed {
@@ -345,12 +338,7 @@ impl<'de> Visitor<'de> for NodeVisitor<'_, '_, '_> {
             }
             let first = seen.get(&key).copied();
             seen.entry(key.clone()).or_insert(at);
-            map.push(Entry {
-                key,
-                at,
-                first,
-                node,
-            });
+            map.push(Entry { key, at, first, node });
         }
         for entry in merged {
             if !seen.contains_key(&entry.key) {
@@ -374,9 +362,7 @@ impl<'de> Visitor<'de> for NodeVisitor<'_, '_, '_> {
 /// Collects what a merge key brings in: a mapping, or a list of mappings of which earlier ones win.
 fn merge(node: Node, into: &mut Vec<Entry>) -> Result<(), &'static str> {
     match node.value {
-        Value::Map(entries) => {
-            into.extend(entries.into_iter().filter(|entry| entry.first.is_none()))
-        }
+        Value::Map(entries) => into.extend(entries.into_iter().filter(|entry| entry.first.is_none())),
         Value::List(nodes) if nodes.iter().all(|n| matches!(n.value, Value::Map(_))) => {
             nodes.into_iter().try_for_each(|node| merge(node, into))?;
         }
@@ -417,8 +403,7 @@ impl<'t> Lines<'t> {
     }
 
     fn place(&self, text: &str, offset: usize) -> Place {
-        let before =
-            |line: &&(&str, bool)| line.0.as_ptr() as usize - text.as_ptr() as usize <= offset;
+        let before = |line: &&(&str, bool)| line.0.as_ptr() as usize - text.as_ptr() as usize <= offset;
         let line = self.0.iter().take_while(before).count().max(1);
         let start = self.0[line - 1].0.as_ptr() as usize - text.as_ptr() as usize;
         Place {

@@ -138,12 +138,7 @@ impl From<VipWord> for VipOrder {
 /// Binds the admin socket with mode 0660. Its directory is made if it is missing; a socket file that nobody listens on any
 /// more is replaced. An error is a sentence with the path in it; if another process listens there it names that one.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    bind_inner(path).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("admin socket {}: {error}", path.display()),
-        )
-    })
+    bind_inner(path).map_err(|error| io::Error::new(error.kind(), format!("admin socket {}: {error}", path.display())))
 }
 
 fn bind_inner(path: &Path) -> io::Result<UnixListener> {
@@ -158,10 +153,7 @@ fn bind_inner(path: &Path) -> io::Result<UnixListener> {
     let _alone = lock(&directory)?;
     if let Ok(found) = std::fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(io::Error::new(
-                ErrorKind::AlreadyExists,
-                "exists and is not a socket",
-            ));
+            return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is not a socket"));
         }
         match UnixStream::connect(path) {
             Ok(stream) => {
@@ -220,11 +212,7 @@ pub fn remove(listener: &UnixListener) {
 }
 
 /// Serves clients for ever.
-pub(super) async fn serve(
-    listener: tokio::net::UnixListener,
-    asker: Asker,
-    history: Rc<RefCell<History>>,
-) {
+pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, history: Rc<RefCell<History>>) {
     let seats = Rc::new(RefCell::new(Seats::default()));
     let accept = async || Ok(listener.accept().await?.0);
     observer::accept(accept, |stream| {
@@ -265,32 +253,20 @@ pub(super) async fn serve(
     .await;
 }
 
-async fn answer(
-    line: &[u8],
-    asker: &Asker,
-    history: &Rc<RefCell<History>>,
-) -> Result<Value, Refusal> {
-    let question: Question =
-        serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
+async fn answer(line: &[u8], asker: &Asker, history: &Rc<RefCell<History>>) -> Result<Value, Refusal> {
+    let question: Question = serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
     match question {
-        Question::Status => Ok(asker
-            .ask(ANSWER_MAX, |reply| Request::Status { reply })
-            .await?),
+        Question::Status => Ok(asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await?),
         Question::Conns { limit } => {
             let limit = limit.min(CONNECTIONS_MAX);
             let request = |reply| Request::Connections { limit, reply };
             let live = asker.ask(ANSWER_MAX, request).await?;
             Ok(serde_json::to_value(live).map_err(|error| error.to_string())?)
         }
-        Question::Kill { id } => {
-            match asker
-                .ask(ANSWER_MAX, |reply| Request::Kill { id, reply })
-                .await?
-            {
-                true => Ok(format!("{id} is ended").into()),
-                false => Err(format!("no connection or session has the id {id}").into()),
-            }
-        }
+        Question::Kill { id } => match asker.ask(ANSWER_MAX, |reply| Request::Kill { id, reply }).await? {
+            true => Ok(format!("{id} is ended").into()),
+            false => Err(format!("no connection or session has the id {id}").into()),
+        },
         Question::Backend { pool, name, order } => {
             let order = order.into();
             let request = |reply| Request::Backend {
@@ -303,25 +279,13 @@ async fn answer(
         }
         Question::Vip { address, order } => {
             let order = order.into();
-            let request = |reply| Request::Vip {
-                address,
-                order,
-                reply,
-            };
+            let request = |reply| Request::Vip { address, order, reply };
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }
-        Question::Reload => Ok(asker
-            .ask(RELOAD_MAX, |reply| Request::Reload { reply })
-            .await??
-            .into()),
-        Question::Metrics => Ok(asker
-            .ask(ANSWER_MAX, |reply| Request::Metrics { reply })
-            .await?
-            .into()),
+        Question::Reload => Ok(asker.ask(RELOAD_MAX, |reply| Request::Reload { reply }).await??.into()),
+        Question::Metrics => Ok(asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?.into()),
         Question::Health => {
-            asker
-                .ask(ANSWER_MAX, |reply| Request::Health { reply })
-                .await??;
+            asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await??;
             Ok("ok".into())
         }
         Question::History { since } => Ok(history.borrow().since(since)),

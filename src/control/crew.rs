@@ -134,12 +134,8 @@ impl Crew {
     }
 
     fn announce(&self) {
-        self.shared.set_workers(
-            self.active
-                .iter()
-                .map(|member| member.handle.clone())
-                .collect(),
-        );
+        self.shared
+            .set_workers(self.active.iter().map(|member| member.handle.clone()).collect());
     }
 
     /// Gives listening sockets to the active workers; keys are positions among them. UDP sessions go with their sockets; one

@@ -71,9 +71,9 @@ pub fn remove_file(local: &Local) {
 
 impl Endpoints {
     fn entry(&self, name: &str, protocol: Protocol) -> Option<&Entry> {
-        self.entries.iter().find(|entry| {
-            entry.listener.config.name == name && entry.listener.config.protocol == protocol
-        })
+        self.entries
+            .iter()
+            .find(|entry| entry.listener.config.name == name && entry.listener.config.protocol == protocol)
     }
 
     /// Binds what `listeners` ask for and is neither bound yet nor inherited.
@@ -120,8 +120,7 @@ impl Endpoints {
         let mut entries: Vec<Entry> = Vec::new();
         for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
             let old = self.entry(&listener.name, listener.protocol);
-            let stats =
-                old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
+            let stats = old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
             let wanted = sockets::wanted(listener);
             let kept = old.map_or_else(Vec::new, |e| {
                 e.bound
@@ -139,10 +138,7 @@ impl Endpoints {
                 stats,
                 gate,
             });
-            entries.push(Entry {
-                listener,
-                bound: kept,
-            });
+            entries.push(Entry { listener, bound: kept });
         }
         let mut dealt = Vec::new();
         for (ix, wanted, bound) in std::mem::take(&mut plan.bound) {
@@ -185,8 +181,7 @@ impl Endpoints {
         let of_entry = |entry: &Entry| {
             let id = entry.listener.id;
             let shared = entry.bound.iter().filter(|place| !place.is_alone);
-            let lacking =
-                shared.map(move |p| (id, p.local.clone(), before..p.sockets.min(workers)));
+            let lacking = shared.map(move |p| (id, p.local.clone(), before..p.sockets.min(workers)));
             lacking
                 .filter(|(.., range)| before > 0 && !range.is_empty())
                 .collect::<Vec<_>>()
@@ -195,17 +190,14 @@ impl Endpoints {
     }
 
     fn has(&self, id: u32, local: &Local) -> bool {
-        self.entries.iter().any(|entry| {
-            entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local)
-        })
+        self.entries
+            .iter()
+            .any(|entry| entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local))
     }
 
     /// Listeners for the snapshot.
     pub fn listeners(&self) -> Vec<Arc<Listener>> {
-        self.entries
-            .iter()
-            .map(|entry| entry.listener.clone())
-            .collect()
+        self.entries.iter().map(|entry| entry.listener.clone()).collect()
     }
 
     /// Names and addresses of all bound sockets.
@@ -245,12 +237,7 @@ impl Endpoints {
         let closed: Vec<(u32, Local)> = self
             .entries
             .iter_mut()
-            .flat_map(|entry| {
-                entry
-                    .bound
-                    .drain(..)
-                    .map(|place| (entry.listener.id, place.local))
-            })
+            .flat_map(|entry| entry.bound.drain(..).map(|place| (entry.listener.id, place.local)))
             .collect();
         closed.iter().for_each(|(_, local)| remove_file(local));
         closed

@@ -25,12 +25,7 @@ impl Control {
             Request::Status { reply } => {
                 let facts = self.facts();
                 let workers = self.shared.workers();
-                let status = Status::new(
-                    &self.shared.snapshot(),
-                    &self.shared.process,
-                    &workers,
-                    &facts,
-                );
+                let status = Status::new(&self.shared.snapshot(), &self.shared.process, &workers, &facts);
                 let _ = reply.send(serde_json::to_value(status).unwrap_or_default());
             }
             Request::Metrics { reply } => {
@@ -58,11 +53,7 @@ impl Control {
                 self.follow_pools(now);
                 let _ = reply.send(outcome);
             }
-            Request::Vip {
-                address,
-                order,
-                reply,
-            } => drop(reply.send(self.vips.order(address, order))),
+            Request::Vip { address, order, reply } => drop(reply.send(self.vips.order(address, order))),
             Request::Reload { reply } => drop(reply.send(self.reload())),
         }
     }
@@ -139,10 +130,7 @@ impl Control {
             turn_max: self.turn_max(now),
             udp_dropped: self.udp_dropped(),
             records_dropped: self.shared.process.records_dropped.get()
-                + self
-                    .access_log
-                    .as_ref()
-                    .map_or(0, |(_, log)| log.stats.lost()),
+                + self.access_log.as_ref().map_or(0, |(_, log)| log.stats.lost()),
             process: ProcessFacts::read(),
         }
     }
@@ -151,28 +139,20 @@ impl Control {
     fn udp_dropped(&self) -> Vec<(&'static str, u64)> {
         let snapshot = self.shared.snapshot();
         let total = |reason: Dropped| {
-            let shards = snapshot
-                .listeners
-                .iter()
-                .map(|listener| &listener.stats.shards);
+            let shards = snapshot.listeners.iter().map(|listener| &listener.stats.shards);
             shards
                 .map(|shards| shards.sum(|shard| &shard.dropped[reason as usize]))
                 .sum()
         };
         let reasons = Dropped::ALL.iter();
-        reasons
-            .map(|&reason| (reason.as_str(), total(reason)))
-            .collect()
+        reasons.map(|&reason| (reason.as_str(), total(reason))).collect()
     }
 
     /// The longest turn of each worker lately; indices are worker numbers.
     fn turn_max(&mut self, now: Instant) -> Vec<Duration> {
         let mut longest: HashMap<usize, Duration> = HashMap::new();
         for worker in self.shared.workers().iter() {
-            let peak = self
-                .peaks
-                .entry(worker.id)
-                .or_insert_with(|| Peak::new(now));
+            let peak = self.peaks.entry(worker.id).or_insert_with(|| Peak::new(now));
             peak.observe(now, Duration::from_nanos(worker.stats.turn_ns_max.take()));
             longest.insert(worker.id, peak.value(now));
         }

@@ -55,25 +55,18 @@ impl History {
 
     /// Adds one sample.
     pub fn push(&mut self, now: Instant, time: SystemTime, status: &Status) {
-        let passed = self
-            .last
-            .map(|last| now.saturating_duration_since(last).as_secs_f64());
+        let passed = self.last.map(|last| now.saturating_duration_since(last).as_secs_f64());
         self.last = Some(now);
         self.seq += 1;
         self.answers.clear();
-        let since_epoch = time
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.times_ms.push_back(since_epoch.as_millis() as u64);
         if self.times_ms.len() > Self::SAMPLES_MAX {
             self.times_ms.pop_front();
         }
         for (name, sample) in samples(status) {
             if self.series.len() < SERIES_MAX || self.series.contains_key(&name) {
-                let series = self
-                    .series
-                    .entry(name)
-                    .or_insert_with(|| Series::new(sample.1));
+                let series = self.series.entry(name).or_insert_with(|| Series::new(sample.1));
                 series.push(sample, passed);
             }
         }
@@ -110,8 +103,7 @@ impl History {
             .map(|(name, series)| {
                 let rows = NAMES.iter().zip(&series.values);
                 let rows = rows.map(|(&name, row)| {
-                    let row: Vec<Value> =
-                        row.iter().skip(skip).map(|&value| number(value)).collect();
+                    let row: Vec<Value> = row.iter().skip(skip).map(|&value| number(value)).collect();
                     (name.to_string(), row.into())
                 });
                 (name.clone(), Value::Object(rows.collect()))
@@ -185,19 +177,11 @@ fn samples(status: &Status) -> Vec<(String, Sample)> {
             listener.bytes_out,
             listener.refused,
         ];
-        (
-            format!("listener/{}", listener.name),
-            (listener.active, counters),
-        )
+        (format!("listener/{}", listener.name), (listener.active, counters))
     });
     let backends = status.pools.iter().flat_map(|pool| {
         pool.backends.iter().map(|backend| {
-            let counters = [
-                backend.total,
-                backend.bytes_in,
-                backend.bytes_out,
-                backend.failed,
-            ];
+            let counters = [backend.total, backend.bytes_in, backend.bytes_out, backend.failed];
             (
                 format!("backend/{}/{}", pool.name, backend.name),
                 (backend.active, counters),
@@ -259,12 +243,7 @@ mod tests {
         let (mut history, start) = (History::default(), Instant::now());
         push(&mut history, start, 0, &status(100, 0, &[("a", 50)]));
         push(&mut history, start, 1000, &status(110, 2000, &[("a", 60)]));
-        push(
-            &mut history,
-            start,
-            3000,
-            &status(111, 2000, &[("a", 50), ("b", 7)]),
-        );
+        push(&mut history, start, 3000, &status(111, 2000, &[("a", 50), ("b", 7)]));
         push(&mut history, start, 4000, &status(111, 2000, &[("b", 9)]));
         assert_eq!(
             history.since(0),

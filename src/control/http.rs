@@ -58,15 +58,9 @@ const FIELDS: [(HeaderName, HeaderValue); 6] = [
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         ),
     ),
-    (
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    ),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (
-        header::REFERRER_POLICY,
-        HeaderValue::from_static("no-referrer"),
-    ),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (
         HeaderName::from_static("cross-origin-resource-policy"),
@@ -89,28 +83,20 @@ impl Site {
             status: Flight::new(move || {
                 let asker = of_status.clone();
                 async move {
-                    let status = asker
-                        .ask(ANSWER_MAX, |reply| Request::Status { reply })
-                        .await?;
+                    let status = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await?;
                     Ok(status.to_string().into())
                 }
             }),
             metrics: Flight::new(move || {
                 let asker = of_metrics.clone();
                 async move {
-                    let text = asker
-                        .ask(ANSWER_MAX, |reply| Request::Metrics { reply })
-                        .await?;
+                    let text = asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?;
                     Ok(text.into())
                 }
             }),
             health: Flight::new(move || {
                 let asker = of_health.clone();
-                async move {
-                    asker
-                        .ask(ANSWER_MAX, |reply| Request::Health { reply })
-                        .await?
-                }
+                async move { asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await? }
             }),
             history,
         }
@@ -118,11 +104,7 @@ impl Site {
 
     async fn answer(&self, request: &HttpRequest<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = respond(
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "only GET and HEAD\n".into(),
-            );
+            let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
             response
                 .headers_mut()
                 .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -140,11 +122,7 @@ impl Site {
         };
         match found {
             Ok((kind, body)) => respond(StatusCode::OK, kind, body),
-            Err(reason) => respond(
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                format!("{reason}\n").into(),
-            ),
+            Err(reason) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n").into()),
         }
     }
 

@@ -7,9 +7,7 @@
 use std::time::{Duration, Instant};
 
 use prometheus::TextEncoder;
-use prometheus::proto::{
-    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
-};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::view::{self, BACKEND_STATES, BackendFacts, Facts, Times, VIP_STATES};
 use crate::link;
@@ -44,9 +42,7 @@ impl Metrics<'_> {
         self.process(&mut page);
         page.0.retain(|family| !family.get_metric().is_empty());
         // It fails only for families without name or sample.
-        TextEncoder::new()
-            .encode_to_string(&page.0)
-            .unwrap_or_default()
+        TextEncoder::new().encode_to_string(&page.0).unwrap_or_default()
     }
 
     fn listeners(&self, page: &mut Page) {
@@ -63,21 +59,12 @@ impl Metrics<'_> {
                 "weir_connections_closed_total",
                 "Connections and sessions ended, by cause.",
             ),
-            (
-                "weir_bytes_total",
-                "Payload bytes from (in) and to (out) clients.",
-            ),
-            (
-                "weir_udp_datagrams_total",
-                "Datagrams from (in) and to (out) clients.",
-            ),
+            ("weir_bytes_total", "Payload bytes from (in) and to (out) clients."),
+            ("weir_udp_datagrams_total", "Datagrams from (in) and to (out) clients."),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
         let [mut active, mut sessions] = [
-            (
-                "weir_connections_active",
-                "Live connections and UDP sessions.",
-            ),
+            ("weir_connections_active", "Live connections and UDP sessions."),
             ("weir_udp_sessions_active", "Live UDP sessions."),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
@@ -108,11 +95,7 @@ impl Metrics<'_> {
             }
             let directions: [(&str, Field<ListenerShard>, Field<ListenerShard>); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
-                (
-                    "out",
-                    |shard| &shard.bytes_out,
-                    |shard| &shard.datagrams_out,
-                ),
+                ("out", |shard| &shard.bytes_out, |shard| &shard.datagrams_out),
             ];
             for (direction, of_bytes, of_datagrams) in directions {
                 let labels = [name, ("direction", direction)];
@@ -121,14 +104,10 @@ impl Metrics<'_> {
                     datagrams.count(&labels, sum(of_datagrams));
                 }
             }
-            seconds.times(
-                &[name],
-                &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)),
-            );
+            seconds.times(&[name], &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)));
         }
-        page.0.extend([
-            total, active, refused, closed, bytes, seconds, sessions, datagrams,
-        ]);
+        page.0
+            .extend([total, active, refused, closed, bytes, seconds, sessions, datagrams]);
         page.counter(
             "weir_udp_dropped_total",
             "Datagrams dropped, by reason.",
@@ -141,32 +120,17 @@ impl Metrics<'_> {
 
     fn backends(&self, page: &mut Page) {
         let [mut up, mut state, mut active, mut weight, mut eligible] = [
-            (
-                "weir_backend_up",
-                "1 if the backend is healthy (state up or starting).",
-            ),
+            ("weir_backend_up", "1 if the backend is healthy (state up or starting)."),
             (
                 "weir_backend_state",
                 "1 for the state that the backend is in, 0 for the others.",
             ),
-            (
-                "weir_backend_active",
-                "Live connections and sessions of the backend.",
-            ),
+            ("weir_backend_active", "Live connections and sessions of the backend."),
             ("weir_backend_weight", "Weight in force."),
-            (
-                "weir_pool_eligible",
-                "Backends of the pool that take new work now.",
-            ),
+            ("weir_pool_eligible", "Backends of the pool that take new work now."),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
-        let [
-            mut total,
-            mut bytes,
-            mut retries,
-            mut failures,
-            mut probe_failures,
-        ] = [
+        let [mut total, mut bytes, mut retries, mut failures, mut probe_failures] = [
             (
                 "weir_backend_connections_total",
                 "Connections established and sessions opened.",
@@ -179,10 +143,7 @@ impl Metrics<'_> {
                 "weir_retries_total",
                 "Attempts to connect here after one elsewhere had failed.",
             ),
-            (
-                "weir_backend_failures_total",
-                "Failures of real traffic, by reason.",
-            ),
+            ("weir_backend_failures_total", "Failures of real traffic, by reason."),
             ("weir_probe_failures_total", "Health probes that failed."),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
@@ -206,10 +167,7 @@ impl Metrics<'_> {
             for backend in &pool.backends {
                 let (stats, known) = (
                     &backend.stats,
-                    self.facts
-                        .backends
-                        .get(&backend.identity)
-                        .unwrap_or(&unknown),
+                    self.facts.backends.get(&backend.identity).unwrap_or(&unknown),
                 );
                 let sum = |field: fn(&BackendShard) -> &_| stats.shards.sum(field);
                 let name = ("backend", backend.config.name.as_str());
@@ -221,14 +179,8 @@ impl Metrics<'_> {
                 active.gauge(&labels, stats.active.get());
                 weight.gauge(&labels, known.weight.unwrap_or(backend.config.weight));
                 total.count(&labels, sum(|shard| &shard.total));
-                bytes.count(
-                    &[pool_label, name, ("direction", "in")],
-                    sum(|shard| &shard.bytes_in),
-                );
-                bytes.count(
-                    &[pool_label, name, ("direction", "out")],
-                    sum(|shard| &shard.bytes_out),
-                );
+                bytes.count(&[pool_label, name, ("direction", "in")], sum(|shard| &shard.bytes_in));
+                bytes.count(&[pool_label, name, ("direction", "out")], sum(|shard| &shard.bytes_out));
                 retries.count(&labels, sum(|shard| &shard.retries));
                 let reasons: [(&str, Field<BackendShard>); 4] = [
                     ("refused", |shard| &shard.refused),
@@ -245,9 +197,8 @@ impl Metrics<'_> {
                 probe_failures.count(&labels, known.probe_failures);
             }
         }
-        page.0.extend([
-            up, state, active, weight, eligible, total, bytes, connect, retries,
-        ]);
+        page.0
+            .extend([up, state, active, weight, eligible, total, bytes, connect, retries]);
         page.0.extend([failures, probes, probe_failures]);
     }
 
@@ -261,10 +212,8 @@ impl Metrics<'_> {
         page.gauge(
             "weir_vip_state",
             "1 for the state that the address is in on this node, 0 for the others.",
-            vips().flat_map(|vip| {
-                VIP_STATES
-                    .map(|word| ([("vip", &*vip.address), ("state", word)], vip.state == word))
-            }),
+            vips()
+                .flat_map(|vip| VIP_STATES.map(|word| ([("vip", &*vip.address), ("state", word)], vip.state == word))),
         );
         page.counter(
             "weir_vip_transitions_total",
@@ -290,16 +239,8 @@ impl Metrics<'_> {
     }
 
     fn workers(&self, page: &mut Page) {
-        let ids: Vec<String> = self
-            .workers
-            .iter()
-            .map(|worker| worker.id.to_string())
-            .collect();
-        let workers = || {
-            ids.iter()
-                .map(|id| [("worker", id.as_str())])
-                .zip(self.workers)
-        };
+        let ids: Vec<String> = self.workers.iter().map(|worker| worker.id.to_string()).collect();
+        let workers = || ids.iter().map(|id| [("worker", id.as_str())]).zip(self.workers);
         page.counter(
             "weir_worker_turns_total",
             "Turns of the worker's event loop.",
@@ -309,12 +250,7 @@ impl Metrics<'_> {
             "weir_worker_turn_seconds_max",
             "Longest turn of the worker's event loop in about the last minute.",
             workers().map(|(labels, worker)| {
-                let longest = self
-                    .facts
-                    .turn_max
-                    .get(worker.id)
-                    .copied()
-                    .unwrap_or_default();
+                let longest = self.facts.turn_max.get(worker.id).copied().unwrap_or_default();
                 (labels, longest.as_secs_f64())
             }),
         );
@@ -348,11 +284,7 @@ impl Metrics<'_> {
                 "Live UDP sessions of the process at most.",
                 self.snapshot.sessions_max.into(),
             ),
-            (
-                "weir_open_fds",
-                "Open file descriptors.",
-                process.open_fds as f64,
-            ),
+            ("weir_open_fds", "Open file descriptors.", process.open_fds as f64),
             (
                 "weir_limit_fds",
                 "Open file descriptors at most.",
@@ -401,9 +333,7 @@ impl Metrics<'_> {
             "process_cpu_seconds_total",
             "Total user and system CPU time spent in seconds.",
         );
-        cpu.push(&[], |metric| {
-            metric.set_counter(counter(process.cpu.as_secs_f64()))
-        });
+        cpu.push(&[], |metric| metric.set_counter(counter(process.cpu.as_secs_f64())));
         page.0.push(cpu);
     }
 }
@@ -471,16 +401,13 @@ trait Samples {
     }
     fn times(&mut self, labels: Labels, times: &Times) {
         let mut below = 0;
-        let buckets = BUCKETS_US
-            .iter()
-            .zip(&times.buckets)
-            .map(|(&bound_us, &n)| {
-                below += n;
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(bound_us as f64 / 1e6);
-                bucket.set_cumulative_count(below);
-                bucket
-            });
+        let buckets = BUCKETS_US.iter().zip(&times.buckets).map(|(&bound_us, &n)| {
+            below += n;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound_us as f64 / 1e6);
+            bucket.set_cumulative_count(below);
+            bucket
+        });
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(times.count());
@@ -577,10 +504,7 @@ mod tests {
             last_beat_ms: None,
         };
         let page = render(&Facts {
-            vips: vec![
-                vip("10.0.0.100/24", "active"),
-                vip("2001:db8::1/64", "standby"),
-            ],
+            vips: vec![vip("10.0.0.100/24", "active"), vip("2001:db8::1/64", "standby")],
             nodes: vec![node("b", true), node("c", false)],
             ..Facts::default()
         });
@@ -614,10 +538,7 @@ mod tests {
             nodes: vec![node],
             ..Facts::default()
         });
-        assert!(
-            page.contains(r#"weir_node_alive{node="a\"b\\c\nd"} 0"#),
-            "{page}"
-        );
+        assert!(page.contains(r#"weir_node_alive{node="a\"b\\c\nd"} 0"#), "{page}");
     }
 
     /// Fails when buckets are not added up.
@@ -629,9 +550,7 @@ mod tests {
         }
         let mut seconds = family(MetricType::HISTOGRAM, "t_seconds", "Help.");
         seconds.times(&[], &times);
-        let page = TextEncoder::new()
-            .encode_to_string(&[seconds])
-            .unwrap_or_default();
+        let page = TextEncoder::new().encode_to_string(&[seconds]).unwrap_or_default();
         for line in [
             "t_seconds_bucket{le=\"0.0001\"} 1",
             "t_seconds_bucket{le=\"0.00025\"} 2",

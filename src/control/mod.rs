@@ -193,9 +193,7 @@ impl Control {
         if !control.succession.is_waiting() {
             control.observe()?;
             control.shared.note_control();
-            control
-                .vips
-                .follow(control.config.failover.as_ref(), keeper)?;
+            control.vips.follow(control.config.failover.as_ref(), keeper)?;
         }
         Ok((control, sender))
     }
@@ -300,10 +298,7 @@ impl Control {
             self.follow_pools(now);
             self.crew.reap();
             self.show_life(now);
-            if self
-                .stopping
-                .is_some_and(|deadline| self.is_idle() || now >= deadline)
-            {
+            if self.stopping.is_some_and(|deadline| self.is_idle() || now >= deadline) {
                 break;
             }
             let wait = match self.stopping {
@@ -479,9 +474,7 @@ impl Control {
     /// follows in one step, is the last of it.
     fn replace(&mut self, config: Config) -> Result<(), Refusal> {
         if config.admin != self.config.admin {
-            return Err(Refusal::configuration(
-                "admin: moving the admin socket needs a restart",
-            ));
+            return Err(Refusal::configuration("admin: moving the admin socket needs a restart"));
         }
         let http = match config.metrics == self.config.metrics {
             true => None,
@@ -522,9 +515,7 @@ impl Control {
         let wanted = log.access != AccessTarget::Off;
         let outcome = match &self.access_log {
             Some((_, handle)) if wanted => handle.retarget(opened),
-            None if wanted => opened
-                .start()
-                .map(|started| self.access_log = Some(started)),
+            None if wanted => opened.start().map(|started| self.access_log = Some(started)),
             _ => Ok(()),
         };
         let records = self
@@ -575,6 +566,5 @@ fn http_name(config: &Config) -> String {
 }
 
 fn bind_http(address: SocketAddr) -> Result<TcpListener, Refusal> {
-    TcpListener::bind(address)
-        .map_err(|error| format!("metrics: cannot bind {address}: {error}").into())
+    TcpListener::bind(address).map_err(|error| format!("metrics: cannot bind {address}: {error}").into())
 }

@@ -146,10 +146,7 @@ impl Notifier {
 
 /// The worker that is longest in one turn, if that is half of the limit or more: the other half is left for the service
 /// manager to notice.
-fn stuck(
-    busy: impl Iterator<Item = (usize, Duration)>,
-    limit: Duration,
-) -> Option<(usize, Duration)> {
+fn stuck(busy: impl Iterator<Item = (usize, Duration)>, limit: Duration) -> Option<(usize, Duration)> {
     busy.filter(|(_, time)| *time >= limit / 2)
         .max_by_key(|(_, time)| *time)
 }

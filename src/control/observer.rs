@@ -50,11 +50,7 @@ pub struct Handle {
 }
 
 /// Serves on `admin` (see [`admin::bind`]) and `http` until the handle is stopped. Questions go to `inputs`.
-pub fn start(
-    admin: UnixListener,
-    http: Option<TcpListener>,
-    inputs: Sender<Input>,
-) -> io::Result<Handle> {
+pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Input>) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -95,9 +91,7 @@ pub fn start(
         drop(local);
         runtime.shutdown_background();
     };
-    let thread = std::thread::Builder::new()
-        .name("observer".into())
-        .spawn(serve)?;
+    let thread = std::thread::Builder::new().name("observer".into()).spawn(serve)?;
     Ok(Handle {
         orders: Some(orders),
         thread: Some(thread),
@@ -151,9 +145,7 @@ impl Asker {
         // A place in the pool of waiting threads, not the observer's own time.
         match tokio::task::spawn_blocking(move || answer.recv_timeout(patience)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(RecvTimeoutError::Timeout)) => Err(format!(
-                "the control thread has not answered for {patience:?}"
-            )),
+            Ok(Err(RecvTimeoutError::Timeout)) => Err(format!("the control thread has not answered for {patience:?}")),
             Ok(Err(RecvTimeoutError::Disconnected)) | Err(_) => {
                 Err("the control thread did not take the request".into())
             }
@@ -193,9 +185,7 @@ impl<T: Clone + 'static> Flight<T> {
         let (seat, arrival) = oneshot::channel();
         let busy = "too many clients wait for this".to_string();
         self.waiting.try_send(seat).map_err(|_| busy)?;
-        arrival
-            .await
-            .unwrap_or_else(|_| Err("weir is ending".into()))
+        arrival.await.unwrap_or_else(|_| Err("weir is ending".into()))
     }
 }
 
@@ -205,10 +195,7 @@ async fn sample(asker: Asker, history: Rc<RefCell<History>>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let Ok(status) = asker
-            .ask(ANSWER_MAX, |reply| Request::Status { reply })
-            .await
-        else {
+        let Ok(status) = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await else {
             continue;
         };
         if let Ok(status) = serde_json::from_value(status) {
@@ -290,12 +277,7 @@ impl Seats {
             seats: seats.clone(),
         });
         let task = tokio::task::spawn_local(client(ticket));
-        if let Some(seat) = seats
-            .borrow_mut()
-            .taken
-            .iter_mut()
-            .find(|seat| seat.id == id)
-        {
+        if let Some(seat) = seats.borrow_mut().taken.iter_mut().find(|seat| seat.id == id) {
             seat.task = Some(task.abort_handle());
         }
         task
@@ -309,13 +291,7 @@ impl Seats {
 impl Ticket {
     /// Says whether a request is being answered.
     pub(super) fn set_busy(&self, busy: bool) {
-        if let Some(seat) = self
-            .seats
-            .borrow_mut()
-            .taken
-            .iter_mut()
-            .find(|seat| seat.id == self.id)
-        {
+        if let Some(seat) = self.seats.borrow_mut().taken.iter_mut().find(|seat| seat.id == self.id) {
             (seat.busy, seat.since) = (busy, Instant::now());
         }
     }
@@ -323,10 +299,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.seats
-            .borrow_mut()
-            .taken
-            .retain(|seat| seat.id != self.id);
+        self.seats.borrow_mut().taken.retain(|seat| seat.id != self.id);
     }
 }
 

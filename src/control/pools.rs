@@ -150,15 +150,8 @@ impl Pools {
         let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
         for pool in self.pools.drain(..) {
             supply.insert(pool.config.name.clone(), (pool.eligible, pool.desperate));
-            rules.insert(
-                pool.config.name.as_str().into(),
-                pool.config.on_drain_finish,
-            );
-            known.extend(
-                pool.entries
-                    .into_iter()
-                    .map(|entry| (entry.backend.identity, entry)),
-            );
+            rules.insert(pool.config.name.as_str().into(), pool.config.on_drain_finish);
+            known.extend(pool.entries.into_iter().map(|entry| (entry.backend.identity, entry)));
         }
         let leaving = std::mem::take(&mut self.leaving);
         let mut returning: HashMap<u64, Arc<BackendStats>> = leaving
@@ -175,9 +168,7 @@ impl Pools {
                     let old = known.remove(&identity);
                     let stats = match &old {
                         Some(entry) => entry.backend.stats.clone(),
-                        None => returning
-                            .remove(&identity)
-                            .unwrap_or_else(|| BackendStats::new(shards)),
+                        None => returning.remove(&identity).unwrap_or_else(|| BackendStats::new(shards)),
                     };
                     let backend = Arc::new(Backend {
                         identity,
@@ -259,8 +250,7 @@ impl Pools {
         if self.quiet_until.is_none_or(|until| until <= now) {
             self.look(now);
         }
-        self.leaving
-            .retain(|left| left.backend.stats.active.get() > 0);
+        self.leaving.retain(|left| left.backend.stats.active.get() > 0);
         std::mem::take(&mut self.changed)
     }
 
@@ -271,8 +261,7 @@ impl Pools {
             match self.find(key) {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
-                    self.prober
-                        .start_probe(probe(&pool.config, &pool.entries[ix]));
+                    self.prober.start_probe(probe(&pool.config, &pool.entries[ix]));
                 }
                 None => self.schedule.remove(key),
             }
@@ -321,9 +310,7 @@ impl Pools {
     pub fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let quiet_until = match self.quiet_until {
             Some(until) => until,
-            None => self
-                .next_look(now)
-                .map_or(now + LOOK_MAX, |at| at.min(now + LOOK_MAX)),
+            None => self.next_look(now).map_or(now + LOOK_MAX, |at| at.min(now + LOOK_MAX)),
         };
         self.quiet_until = Some(quiet_until);
         let probes = self
@@ -337,20 +324,12 @@ impl Pools {
     fn next_look(&self, now: Instant) -> Option<Instant> {
         let drain = |backend: &Backend, drain: &Option<Drain>| {
             let live = backend.stats.active.get() as usize;
-            drain
-                .as_ref()
-                .filter(|_| live > 0)
-                .map(|drain| drain.deadline(live))
+            drain.as_ref().filter(|_| live > 0).map(|drain| drain.deadline(live))
         };
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
-        let states = entries
-            .clone()
-            .filter_map(|entry| entry.state.deadline(now));
+        let states = entries.clone().filter_map(|entry| entry.state.deadline(now));
         let drains = entries.filter_map(|entry| drain(&entry.backend, &entry.drain));
-        let leaving = self
-            .leaving
-            .iter()
-            .filter_map(|left| drain(&left.backend, &left.drain));
+        let leaving = self.leaving.iter().filter_map(|left| drain(&left.backend, &left.drain));
         states.chain(drains).chain(leaving).min()
     }
 
@@ -381,19 +360,13 @@ impl Pools {
         };
         let entry = &mut self.pools[pool].entries[ix];
         if verdict.untried {
-            log::debug!(
-                "probe of {} could not be made: {reason}",
-                name(&entry.backend)
-            );
+            log::debug!("probe of {} could not be made: {reason}", name(&entry.backend));
             let next_in = entry.state.next_probe_in();
             self.schedule
                 .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
             return;
         }
-        entry
-            .probes
-            .seconds
-            .observe_us(verdict.took.as_micros() as u64);
+        entry.probes.seconds.observe_us(verdict.took.as_micros() as u64);
         if !passed {
             entry.probes.failures.add(1);
             log::debug!("probe of {} failed: {reason}", name(&entry.backend));
@@ -429,43 +402,19 @@ impl Pools {
     }
 
     /// The operator has spoken.
-    pub fn order(
-        &mut self,
-        pool: &str,
-        name: &str,
-        order: BackendOrder,
-        now: Instant,
-    ) -> Result<String, String> {
+    pub fn order(&mut self, pool: &str, name: &str, order: BackendOrder, now: Instant) -> Result<String, String> {
         let names = |list: Vec<&str>| list.join(", ");
-        let Some(p) = self
-            .pools
-            .iter()
-            .position(|entry| entry.config.name == pool)
-        else {
-            let known = self
-                .pools
-                .iter()
-                .map(|entry| entry.config.name.as_str())
-                .collect();
-            return Err(format!(
-                "there is no pool {pool:?}; there are: {}",
-                names(known)
-            ));
+        let Some(p) = self.pools.iter().position(|entry| entry.config.name == pool) else {
+            let known = self.pools.iter().map(|entry| entry.config.name.as_str()).collect();
+            return Err(format!("there is no pool {pool:?}; there are: {}", names(known)));
         };
-        let Some(ix) = self.pools[p]
-            .entries
-            .iter()
-            .position(|e| e.backend.config.name == name)
-        else {
+        let Some(ix) = self.pools[p].entries.iter().position(|e| e.backend.config.name == name) else {
             let known = self.pools[p]
                 .entries
                 .iter()
                 .map(|e| e.backend.config.name.as_str())
                 .collect();
-            return Err(format!(
-                "pool {pool} has no backend {name:?}; it has: {}",
-                names(known)
-            ));
+            return Err(format!("pool {pool} has no backend {name:?}; it has: {}", names(known)));
         };
         let finish = self.pools[p].config.on_drain_finish;
         let entry = &mut self.pools[p].entries[ix];
@@ -477,9 +426,7 @@ impl Pools {
                 self.pools[p].picker = picker(&self.pools[p].config, entries);
                 self.changed = true;
                 log::info!("backend {pool}/{name}: weight {weight} by order");
-                return Ok(format!(
-                    "{pool}/{name}: weight {weight} until the next reload"
-                ));
+                return Ok(format!("{pool}/{name}: weight {weight} until the next reload"));
             }
             BackendOrder::Ready => {
                 entry.drain = None;
@@ -510,9 +457,7 @@ impl Pools {
     fn after(&mut self, pool: usize, ix: usize, change: Option<Change>) {
         let Some(change) = change else { return };
         self.quiet_until = None;
-        let PoolEntry {
-            config, entries, ..
-        } = &self.pools[pool];
+        let PoolEntry { config, entries, .. } = &self.pools[pool];
         let backend = &entries[ix].backend;
         self.news.extend(news(backend, Some(&change)));
         let lost = matches!(change.to, State::Down | State::Disabled);
@@ -530,24 +475,17 @@ impl Pools {
 
     /// The pools of the next snapshot.
     pub fn publish(&mut self, now: Instant) -> Vec<Arc<Pool>> {
-        self.pools
-            .iter_mut()
-            .map(|pool| pool.publish(now))
-            .collect()
+        self.pools.iter_mut().map(|pool| pool.publish(now)).collect()
     }
 }
 
 impl PoolEntry {
     fn publish(&mut self, now: Instant) -> Arc<Pool> {
-        let PoolEntry {
-            config, entries, ..
-        } = &*self;
+        let PoolEntry { config, entries, .. } = &*self;
         let of = |wanted: &[Standing], backup: bool| {
             Mask::from_fn(entries.len(), |ix| {
                 let entry = &entries[ix];
-                entry.backend.config.backup == backup
-                    && entry.weight() > 0
-                    && wanted.contains(&entry.state.standing())
+                entry.backend.config.backup == backup && entry.weight() > 0 && wanted.contains(&entry.state.standing())
             })
         };
         // An untested backend takes work as if it were up: a failed connect goes elsewhere, while a start that waits for
@@ -556,21 +494,14 @@ impl PoolEntry {
         let mut tiers = [tier(false), tier(true)];
         let nobody = tiers.iter().all(Mask::is_empty);
         let unhealthy = [false, true].map(|backup| of(&[Standing::Unhealthy], backup));
-        let desperate =
-            nobody && config.all_down == AllDown::TryAll && !unhealthy.iter().all(Mask::is_empty);
+        let desperate = nobody && config.all_down == AllDown::TryAll && !unhealthy.iter().all(Mask::is_empty);
         if desperate {
             tiers = unhealthy;
         }
         // Whoever is left when a tier is spent (refused, full) may still be a backup: the first tier goes first.
-        let eligible = tiers
-            .iter()
-            .find(|tier| !tier.is_empty())
-            .map_or(0, Mask::count);
+        let eligible = tiers.iter().find(|tier| !tier.is_empty()).map_or(0, Mask::count);
         let shares: Vec<u32> = entries.iter().map(|entry| entry.state.share(now)).collect();
-        let serving = tiers
-            .iter()
-            .find(|tier| !tier.is_empty())
-            .unwrap_or(&tiers[0]);
+        let serving = tiers.iter().find(|tier| !tier.is_empty()).unwrap_or(&tiers[0]);
         let pool = Pool {
             config: config.clone(),
             backends: entries.iter().map(|entry| entry.backend.clone()).collect(),
@@ -592,9 +523,7 @@ impl PoolEntry {
         let name = &self.config.name;
         match (self.eligible, eligible) {
             _ if desperate && !self.desperate => {
-                log::error!(
-                    "pool {name}: every backend is down; trying all of them (all_down: try_all)"
-                );
+                log::error!("pool {name}: every backend is down; trying all of them (all_down: try_all)");
             }
             (1.., 0) => {
                 log::error!("pool {name}: no backend is left; new connections are refused");

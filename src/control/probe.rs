@@ -148,8 +148,7 @@ impl Running {
                     self.look(key, (bits >> 32) as RawFd, event.is_error());
                 }
             }
-            self.timers
-                .expire(self.epoch.elapsed().as_millis() as u64, &mut due);
+            self.timers.expire(self.epoch.elapsed().as_millis() as u64, &mut due);
             for index in due.drain(..) {
                 if let Some(key) = self.probes.key_at(index) {
                     self.time_out(key);
@@ -205,14 +204,9 @@ impl Running {
             live.sockets.push(fd);
             let token = mio::Token(((raw as u64) << 32 | u64::from(key.index)) as usize);
             let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll
-                .registry()
-                .register(&mut SourceFd(&raw), token, interest)
+            self.poll.registry().register(&mut SourceFd(&raw), token, interest)
         });
-        let next = live
-            .tries
-            .pop()
-            .unwrap_or(live.started + live.probe.timeout);
+        let next = live.tries.pop().unwrap_or(live.started + live.probe.timeout);
         match registered {
             // The first socket is on its way: that there is none for another try takes nothing from it.
             _ if live.sockets.len() > 1 => self.set_timer(key, next),
@@ -252,9 +246,7 @@ impl Running {
 
     fn time_out(&mut self, key: Key) {
         match self.probes.get(key) {
-            Some(live) if !live.decided && live.started.elapsed() < live.probe.timeout => {
-                self.attempt(key)
-            }
+            Some(live) if !live.decided && live.started.elapsed() < live.probe.timeout => self.attempt(key),
             Some(live) if !live.decided => {
                 let waited = humantime::format_duration(live.probe.timeout);
                 let reason = if live.answer.is_empty() {
@@ -281,12 +273,7 @@ impl Running {
             took: live.started.elapsed(),
         };
         let _ = self.inputs.send(Input::Verdict(verdict));
-        match live
-            .sockets
-            .first()
-            .map(AsRawFd::as_raw_fd)
-            .filter(|_| lingers)
-        {
+        match live.sockets.first().map(AsRawFd::as_raw_fd).filter(|_| lingers) {
             Some(fd) => {
                 socket::shut_write(fd);
                 if matches!(live.look(fd, false), Seen::Over) {
@@ -339,30 +326,21 @@ impl Live {
                     let room = ANSWER_MAX - self.answer.len();
                     self.answer.extend_from_slice(&buffer[..n.min(room)]);
                     let expect = &*self.probe.expect;
-                    if expect.is_empty()
-                        || self.answer.windows(expect.len()).any(|part| part == expect)
-                    {
+                    if expect.is_empty() || self.answer.windows(expect.len()).any(|part| part == expect) {
                         return Seen::Verdict(Ok("answer ok".into()));
                     }
                     if self.answer.len() == ANSWER_MAX {
-                        return Seen::Verdict(Err(format!(
-                            "unexpected answer {}",
-                            excerpt(&self.answer)
-                        )));
+                        return Seen::Verdict(Err(format!("unexpected answer {}", excerpt(&self.answer))));
                     }
                 }
                 Transfer::Blocked | Transfer::Starved => return Seen::Wait,
                 Transfer::Eof | Transfer::Failed if self.decided => return Seen::Over,
-                Transfer::Eof
-                    if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() =>
-                {
+                Transfer::Eof if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() => {
                     return Seen::Verdict(Ok("answer ok".into()));
                 }
                 Transfer::Eof => {
                     let got = excerpt(&self.answer);
-                    return Seen::Verdict(Err(format!(
-                        "closed before the expected answer, got {got}"
-                    )));
+                    return Seen::Verdict(Err(format!("closed before the expected answer, got {got}")));
                 }
                 Transfer::Failed => {
                     return Seen::Verdict(Err(words(socket::connect_error(fd))));

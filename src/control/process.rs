@@ -50,9 +50,8 @@ fn resident_bytes() -> io::Result<u64> {
 }
 
 fn cpu() -> Duration {
-    let time = |time: nix::sys::time::TimeVal| {
-        Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64)
-    };
+    let time =
+        |time: nix::sys::time::TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
     getrusage(UsageWho::RUSAGE_SELF)
         .map(|usage| time(usage.user_time()) + time(usage.system_time()))
         .unwrap_or_default()
@@ -65,9 +64,7 @@ mod tests {
     #[test]
     fn facts_follow_the_process() {
         let before = ProcessFacts::read();
-        let files: Vec<_> = (0..50)
-            .map(|_| std::fs::File::open("/dev/null").unwrap())
-            .collect();
+        let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         let after = ProcessFacts::read();
         // Other tests open and close files meanwhile.
         assert!(

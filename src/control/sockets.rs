@@ -66,9 +66,7 @@ pub fn bind(
     };
     let open = |local: &Local| match (local, listener.protocol) {
         (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
-        (Local::Ip(address), Protocol::Udp) => {
-            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
-        }
+        (Local::Ip(address), Protocol::Udp) => udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd),
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
     let mut inherited = heirlooms.claim(listener, wanted);
@@ -119,10 +117,7 @@ pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
             true => rotation,
         };
         for (ix, socket) in sockets.into_iter().enumerate() {
-            dealt
-                .entry((first + ix) % workers)
-                .or_default()
-                .push(socket);
+            dealt.entry((first + ix) % workers).or_default().push(socket);
         }
     }
     dealt
@@ -134,9 +129,7 @@ fn hint(error: &std::io::Error) -> &'static str {
         ErrorKind::AddrNotAvailable => {
             " (no interface has this address; for a VIP set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
         }
-        ErrorKind::PermissionDenied => {
-            " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
-        }
+        ErrorKind::PermissionDenied => " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)",
         _ => "",
     }
 }

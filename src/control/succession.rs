@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use super::pools::Knowledge;
 use super::sockets::Dealt;
-use super::upgrade::{
-    Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor,
-};
+use super::upgrade::{Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
 use super::{Control, admin, admin_name, endpoints, http_name};
 
 /// Where this process stands between one that came before it and one that comes after it.
@@ -80,9 +78,7 @@ impl Succession {
 impl Control {
     /// Tells a predecessor that this process could serve.
     pub(super) fn announce(&mut self) -> anyhow::Result<()> {
-        let Succession {
-            heirlooms, waiting, ..
-        } = &mut self.succession;
+        let Succession { heirlooms, waiting, .. } = &mut self.succession;
         match waiting {
             Some((successor, _)) => successor.announce(heirlooms, self.inputs_sender.clone())?,
             None => {

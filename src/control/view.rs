@@ -333,16 +333,8 @@ impl Times {
 
 impl Status {
     /// The document at this moment.
-    pub fn new(
-        snapshot: &Snapshot,
-        process: &ProcessStats,
-        workers: &[link::Worker],
-        facts: &Facts,
-    ) -> Status {
-        let spliced = workers
-            .iter()
-            .map(|worker| worker.stats.spliced.get())
-            .sum();
+    pub fn new(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Worker], facts: &Facts) -> Status {
+        let spliced = workers.iter().map(|worker| worker.stats.spliced.get()).sum();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -389,12 +381,7 @@ fn listener(listener: &snapshot::Listener) -> Listener {
     Listener {
         name: listener.config.name.clone(),
         protocol: protocol(listener.config.protocol).into(),
-        bind: listener
-            .config
-            .bind
-            .iter()
-            .map(|bind| bind.to_string())
-            .collect(),
+        bind: listener.config.bind.iter().map(|bind| bind.to_string()).collect(),
         pool: listener.pool.to_string(),
         active: stats.active.get(),
         accepted: stats.shards.sum(|shard| &shard.accepted),
@@ -424,11 +411,7 @@ fn pool(pool: &snapshot::Pool, facts: &Facts) -> Pool {
 }
 
 fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
-    let known = facts
-        .backends
-        .get(&backend.identity)
-        .cloned()
-        .unwrap_or_default();
+    let known = facts.backends.get(&backend.identity).cloned().unwrap_or_default();
     let stats = &backend.stats;
     let latency_ns = stats.latency_ns(facts.uptime);
     Backend {

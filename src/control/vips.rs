@@ -32,19 +32,12 @@ pub struct Vips {
 impl Vips {
     /// Nothing runs yet.
     pub fn new(shared: Arc<Shared>) -> Vips {
-        Vips {
-            shared,
-            running: None,
-        }
+        Vips { shared, running: None }
     }
 
     /// Brings the election in line with the configuration. `keeper` is one that was started early, before privileges
     /// were given up; without it one is started now.
-    pub fn follow(
-        &mut self,
-        config: Option<&Failover>,
-        keeper: Option<KeeperHandle>,
-    ) -> io::Result<()> {
+    pub fn follow(&mut self, config: Option<&Failover>, keeper: Option<KeeperHandle>) -> io::Result<()> {
         match (config, &self.running) {
             (None, None) => Ok(()),
             (None, Some(_)) => {
@@ -147,12 +140,7 @@ fn node(node: &NodeStatus) -> view::Node {
 fn local(shared: Arc<Shared>, patience: Duration) -> impl FnMut() -> Local + Send {
     move || {
         let detail = shared.stuck(patience, CONTROL_MAX);
-        let pools = shared
-            .snapshot()
-            .pools
-            .iter()
-            .map(|pool| pool.healthy > 0)
-            .collect();
+        let pools = shared.snapshot().pools.iter().map(|pool| pool.healthy > 0).collect();
         Local {
             serving: detail.is_none(),
             detail: detail.unwrap_or_default(),

@@ -261,10 +261,7 @@ pub fn session(secret: &[u8], side: Side, ours: &Hello, theirs: &Hello) -> (Sign
         Side::Acceptor => (from_acceptor, from_dialer),
     };
     (
-        Signer {
-            key: send,
-            sequence: 0,
-        },
+        Signer { key: send, sequence: 0 },
         Verifier {
             key: receive,
             next: 0,
@@ -324,9 +321,7 @@ impl Verifier {
         let (signed, mac) = self.buffer[2..2 + len].split_at(len - MAC_LEN);
         let mut expected = self.key.clone();
         expected.update(signed);
-        expected
-            .verify_slice(mac)
-            .map_err(|_| Rejected::Signature)?;
+        expected.verify_slice(mac).map_err(|_| Rejected::Signature)?;
         let mut body = Reader(signed);
         let sequence = u64::from_be_bytes(body.array().ok_or(Rejected::Malformed)?);
         if sequence < self.next {
@@ -510,17 +505,13 @@ mod tests {
         // A frame of another connection with the same secret and names.
         let elsewhere = |_: &mut Signer| {
             let (a, b) = (hello("a", 1), hello("b", 3));
-            session(b"s", Side::Dialer, &a, &b)
-                .0
-                .frame(&beat("10.0.0.1"))
+            session(b"s", Side::Dialer, &a, &b).0.frame(&beat("10.0.0.1"))
         };
         assert_eq!(reject(&elsewhere, b"s"), Some(Rejected::Signature));
         // Our own words sent back to us.
         let mirrored = |_: &mut Signer| {
             let (a, b) = (hello("a", 1), hello("b", 2));
-            session(b"s", Side::Acceptor, &b, &a)
-                .0
-                .frame(&beat("10.0.0.1"))
+            session(b"s", Side::Acceptor, &b, &a).0.frame(&beat("10.0.0.1"))
         };
         assert_eq!(reject(&mirrored, b"s"), Some(Rejected::Signature));
         assert_eq!(reject(&|_| vec![0xff; 64], b"s"), Some(Rejected::TooLong));
@@ -551,11 +542,7 @@ mod tests {
         let got = from_wire(&wire, &other_vips, &there);
         assert_eq!(got[1].phase, Phase::Yielding(0));
         assert_eq!(got[1].backs, Some(1));
-        assert_eq!(
-            got[0].phase,
-            Phase::Held,
-            "an unknown successor is no successor"
-        );
+        assert_eq!(got[0].phase, Phase::Held, "an unknown successor is no successor");
         assert_eq!(got[0].backs, None);
         assert_eq!(got[2], Claim::NONE);
     }

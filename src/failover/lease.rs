@@ -26,11 +26,7 @@ use super::timers::{KERNEL_LATENESS, Timers};
 pub const READD_WINDOW: Duration = Duration::from_secs(60);
 
 /// When an announcement is repeated: at once, and again for those who missed it.
-const REPEATS: [Duration; 3] = [
-    Duration::ZERO,
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-];
+const REPEATS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
 
 /// Period of repeats while a frozen predecessor may still answer for the address.
 const INSIST_EVERY: Duration = Duration::from_millis(250);
@@ -162,12 +158,8 @@ impl Leases {
     /// When the next step is due, if anything is held.
     pub fn deadline(&self) -> Option<Instant> {
         let held = self.entries.iter().filter(|e| e.held);
-        let renewals = held
-            .clone()
-            .filter_map(|e| e.renewed.map(|at| at + self.timers.renew));
-        let announcements = held
-            .clone()
-            .filter_map(|e| e.announcements.front().copied());
+        let renewals = held.clone().filter_map(|e| e.renewed.map(|at| at + self.timers.renew));
+        let announcements = held.clone().filter_map(|e| e.announcements.front().copied());
         let patience = held
             .clone()
             .next()
@@ -221,9 +213,9 @@ impl Leases {
 
     /// Whether the kernel must have removed it already.
     fn lapsed(&self, now: Instant, vip: VipIx) -> bool {
-        self.entries[vip].renewed.is_some_and(|at| {
-            now.saturating_duration_since(at) > self.timers.lease + KERNEL_LATENESS
-        })
+        self.entries[vip]
+            .renewed
+            .is_some_and(|at| now.saturating_duration_since(at) > self.timers.lease + KERNEL_LATENESS)
     }
 
     fn let_go(&mut self, now: Instant, vip: VipIx, out: &mut Vec<Output>) {
@@ -391,10 +383,7 @@ mod tests {
             let mut rig = Rig::new();
             rig.proof(t);
             let out = rig.at(t, Input::Hold { vip: 0 });
-            assert_eq!(
-                out,
-                [Output::Do(Op::Install(0)), Output::Say(Report::Held(0))]
-            );
+            assert_eq!(out, [Output::Do(Op::Install(0)), Output::Say(Report::Held(0))]);
             rig
         }
     }
@@ -467,9 +456,7 @@ mod tests {
         assert_eq!(times(false), [0, 1000, 5000]);
         assert_eq!(
             times(true),
-            [
-                0, 250, 500, 750, 1000, 1250, 1500, 1750, 2000, 2250, 2500, 5000
-            ]
+            [0, 250, 500, 750, 1000, 1250, 1500, 1750, 2000, 2250, 2500, 5000]
         );
     }
 
@@ -497,9 +484,6 @@ mod tests {
             rig.at(1, Input::Release { vip: 0 }),
             [Output::Do(Op::Remove(0)), Output::Say(Report::Released(0))]
         );
-        assert_eq!(
-            rig.at(2, Input::Release { vip: 0 }),
-            [Output::Say(Report::Released(0))]
-        );
+        assert_eq!(rig.at(2, Input::Release { vip: 0 }), [Output::Say(Report::Released(0))]);
     }
 }

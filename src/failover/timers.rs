@@ -81,15 +81,9 @@ impl Timers {
                 self.keeper_patience + self.beat <= self.dead_after,
                 Broken::KeeperTooPatient,
             ),
-            (
-                self.keeper_patience >= 3 * self.beat,
-                Broken::KeeperImpatient,
-            ),
+            (self.keeper_patience >= 3 * self.beat, Broken::KeeperImpatient),
             (self.doubt <= self.keeper_patience, Broken::NoDoubt),
-            (
-                self.listen >= self.dead_after + self.beat,
-                Broken::ListensTooShort,
-            ),
+            (self.listen >= self.dead_after + self.beat, Broken::ListensTooShort),
             (self.vote_hold >= self.beat, Broken::VoteMovesTooSoon),
             (
                 self.lease > self.keeper_patience + self.renew
@@ -107,11 +101,7 @@ impl Timers {
 
     /// Longest time from a holder's last sign of life until the next one claims, when it simply went silent.
     pub fn detection(&self, with_quorum: bool) -> Duration {
-        let hold = if with_quorum {
-            self.vote_hold
-        } else {
-            Duration::ZERO
-        };
+        let hold = if with_quorum { self.vote_hold } else { Duration::ZERO };
         self.dead_after + hold + self.tick
     }
 
@@ -190,11 +180,7 @@ pub fn quorum(configured: Option<u32>, nodes: usize, witnesses: usize) -> u32 {
 }
 
 /// What `weir check` says about the number of voters: errors first (the configuration is refused), then advice.
-pub fn quorum_findings(
-    configured: Option<u32>,
-    nodes: usize,
-    witnesses: usize,
-) -> (Vec<String>, Vec<String>) {
+pub fn quorum_findings(configured: Option<u32>, nodes: usize, witnesses: usize) -> (Vec<String>, Vec<String>) {
     let voters = (nodes + witnesses) as u32;
     let needed = quorum(configured, nodes, witnesses);
     let (mut errors, mut advice) = (Vec::new(), Vec::new());
@@ -264,11 +250,7 @@ mod tests {
             (1000, 4000, vec![]),
         ];
         for (beat, dead, want) in rows {
-            assert_eq!(
-                Timers::derive(ms(beat), ms(dead)).broken(),
-                want,
-                "{beat} {dead}"
-            );
+            assert_eq!(Timers::derive(ms(beat), ms(dead)).broken(), want, "{beat} {dead}");
         }
     }
 

@@ -90,11 +90,7 @@ mod tests {
     fn all_is_indexed_by_the_discriminant_and_words_are_unique() {
         for (ix, &reason) in Dropped::ALL.iter().enumerate() {
             assert_eq!(reason as usize, ix);
-            assert!(
-                Dropped::ALL[..ix]
-                    .iter()
-                    .all(|other| other.as_str() != reason.as_str())
-            );
+            assert!(Dropped::ALL[..ix].iter().all(|other| other.as_str() != reason.as_str()));
         }
     }
 }

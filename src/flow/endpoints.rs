@@ -92,13 +92,7 @@ impl Hash for Endpoints {
 
 impl std::fmt::Debug for Endpoints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} -> {} on listener {}",
-            self.client(),
-            self.local(),
-            self.listener
-        )
+        write!(f, "{} -> {} on listener {}", self.client(), self.local(), self.listener)
     }
 }
 
@@ -115,15 +109,9 @@ mod tests {
             ("0.0.0.0:0", "255.255.255.255:1"),
         ];
         for (client, local) in rows {
-            let (client, local) = (
-                client.parse::<SocketAddr>().unwrap(),
-                local.parse().unwrap(),
-            );
+            let (client, local) = (client.parse::<SocketAddr>().unwrap(), local.parse().unwrap());
             let key = Endpoints::new(ListenerIx(7), client, local);
-            assert_eq!(
-                (key.client(), key.local(), key.listener().0),
-                (client, local, 7)
-            );
+            assert_eq!((key.client(), key.local(), key.listener().0), (client, local, 7));
         }
     }
 

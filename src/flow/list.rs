@@ -11,10 +11,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub const OUT: Link = Link {
-        prev: NONE,
-        next: NONE,
-    };
+    pub const OUT: Link = Link { prev: NONE, next: NONE };
 }
 
 /// Entries that can stand in several lists at once, one for each `which`.

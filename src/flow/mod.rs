@@ -85,6 +85,5 @@ mod table;
 pub use dropped::{Dropped, Tally};
 pub use endpoints::{Endpoints, ListenerIx};
 pub use table::{
-    After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Policy, Proof, RECENT, State, Step,
-    Table, View,
+    After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Policy, Proof, RECENT, State, Step, Table, View,
 };

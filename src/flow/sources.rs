@@ -62,11 +62,10 @@ impl Sources {
             }
         };
         let entries = &self.entries;
-        self.index
-            .insert_unique(hasher.hash_one((listener, ip)), ix, |&ix| {
-                let entry = &entries[ix as usize];
-                hasher.hash_one((entry.listener, entry.ip))
-            });
+        self.index.insert_unique(hasher.hash_one((listener, ip)), ix, |&ix| {
+            let entry = &entries[ix as usize];
+            hasher.hash_one((entry.listener, entry.ip))
+        });
         ix
     }
 

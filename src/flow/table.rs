@@ -319,14 +319,7 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// Goes on with a session that has begun elsewhere and had so many `[requests, replies]` there. If they are used up, or
     /// its client has another session already, it lives on for its replies alone.
-    pub fn resume(
-        &mut self,
-        now: Instant,
-        ends: Endpoints,
-        counted: bool,
-        had: [u32; 2],
-        data: T,
-    ) -> Key {
+    pub fn resume(&mut self, now: Instant, ends: Endpoints, counted: bool, had: [u32; 2], data: T) -> Key {
         let now = self.at(now);
         let [requests, replies] = had;
         let limit = line_mut(&mut self.lines, &ends).requests;
@@ -350,10 +343,9 @@ impl<T, S: BuildHasher> Table<T, S> {
         });
         if indexed {
             let (sessions, hasher) = (&self.sessions, &self.hasher);
-            self.index
-                .insert_unique(hasher.hash_one(ends), id.index, |&ix| {
-                    hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
-                });
+            self.index.insert_unique(hasher.hash_one(ends), id.index, |&ix| {
+                hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
+            });
         }
         self.activate(&ends, now, id.index);
         id
@@ -397,24 +389,16 @@ impl<T, S: BuildHasher> Table<T, S> {
         let complete = line
             .replies
             .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
-        line.active
-            .move_to_back(&mut self.sessions, BY_AGE, id.index);
+        line.active.move_to_back(&mut self.sessions, BY_AGE, id.index);
         self.touch_source(source, id.index);
-        Some(if complete {
-            After::Finished
-        } else {
-            After::Continue
-        })
+        Some(if complete { After::Finished } else { After::Continue })
     }
 
     /// An ICMP error arrived on the session's socket. `None`: there is no such session.
     pub fn on_error(&mut self, now: Instant, id: Key, proof: Proof) -> Option<OnError> {
         let now = self.at(now);
         let session = self.sessions.get_mut(id)?;
-        if session.state != State::Live
-            || session.requests == 0
-            || now - session.sent > nanos(RECENT)
-        {
+        if session.state != State::Live || session.requests == 0 || now - session.sent > nanos(RECENT) {
             return Some(OnError::Ignored);
         }
         if session.proven {
@@ -484,10 +468,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         while self.sweep < self.lines.len() {
             if let Some(line) = &self.lines[self.sweep] {
-                for (head, time) in [
-                    (line.parked.head, line.parked_time()),
-                    (line.active.head, line.idle),
-                ] {
+                for (head, time) in [(line.parked.head, line.parked_time()), (line.active.head, line.idle)] {
                     if head != NONE && self.last(head).saturating_add(time) <= now {
                         return Some(self.id(head));
                     }
@@ -519,9 +500,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             .flatten()
             .map(|line| line.parked.head)
             .filter(|&head| head != NONE);
-        heads
-            .min_by_key(|&head| self.last(head))
-            .map(|head| self.id(head))
+        heads.min_by_key(|&head| self.last(head)).map(|head| self.id(head))
     }
 
     /// What the shell keeps with a session.
@@ -536,9 +515,7 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// All sessions in slot order, parked ones too.
     pub fn iter(&self) -> impl Iterator<Item = (Key, View<'_, T>)> {
-        self.sessions
-            .iter()
-            .map(|(id, session)| (id, session.view()))
+        self.sessions.iter().map(|(id, session)| (id, session.view()))
     }
 
     /// Sessions that hold a place, parked ones too.
@@ -581,15 +558,11 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     fn id(&self, ix: u32) -> Key {
-        self.sessions
-            .key_at(ix)
-            .expect("lists and index name live sessions")
+        self.sessions.key_at(ix).expect("lists and index name live sessions")
     }
 
     fn last(&self, ix: u32) -> u64 {
-        self.sessions
-            .at(ix)
-            .map_or(u64::MAX, |session| session.last)
+        self.sessions.at(ix).map_or(u64::MAX, |session| session.last)
     }
 
     /// Puts a session at the young end of its listener's and its source's list.
@@ -601,22 +574,16 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
         line.active.push_back(&mut self.sessions, BY_AGE, ix);
         if entry(&mut self.sessions, ix).counted {
-            let source = self
-                .sources
-                .find_or_add(&self.hasher, ends.listener().0, ends.source());
+            let source = self.sources.find_or_add(&self.hasher, ends.listener().0, ends.source());
             entry(&mut self.sessions, ix).source = source;
-            self.sources
-                .ends(source)
-                .push_back(&mut self.sessions, BY_SOURCE, ix);
+            self.sources.ends(source).push_back(&mut self.sessions, BY_SOURCE, ix);
         }
     }
 
     fn leave_source(&mut self, ix: u32) {
         let source = std::mem::replace(&mut entry(&mut self.sessions, ix).source, NONE);
         if source != NONE {
-            self.sources
-                .ends(source)
-                .unlink(&mut self.sessions, BY_SOURCE, ix);
+            self.sources.ends(source).unlink(&mut self.sessions, BY_SOURCE, ix);
             self.sources.release(&self.hasher, source);
         }
     }
@@ -643,10 +610,7 @@ impl<T, S: BuildHasher> Table<T, S> {
     fn soonest(&self, times: impl Fn(&Line) -> [u64; 2]) -> u64 {
         let mut soonest = u64::MAX;
         for line in self.lines.iter().flatten() {
-            for (head, time) in [line.active.head, line.parked.head]
-                .into_iter()
-                .zip(times(line))
-            {
+            for (head, time) in [line.active.head, line.parked.head].into_iter().zip(times(line)) {
                 if head != NONE {
                     soonest = soonest.min(self.last(head).saturating_add(time));
                 }
@@ -662,9 +626,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
         let victim = match full {
             Full::Source => {
-                let source = self
-                    .sources
-                    .find(&self.hasher, ends.listener().0, ends.source())?;
+                let source = self.sources.find(&self.hasher, ends.listener().0, ends.source())?;
                 let head = self.sources.ends(source).head;
                 let session = self.sessions.at(head)?;
                 (now - session.last >= own.idle / 2).then_some(head)
@@ -674,14 +636,8 @@ impl<T, S: BuildHasher> Table<T, S> {
             Full::Listener => None,
             Full::Process if now < self.next_victim => None,
             Full::Process => {
-                let stale = self
-                    .lines
-                    .iter()
-                    .flatten()
-                    .filter(|line| stale(line.active.head, line));
-                let oldest = stale
-                    .map(|line| line.active.head)
-                    .min_by_key(|&head| self.last(head));
+                let stale = self.lines.iter().flatten().filter(|line| stale(line.active.head, line));
+                let oldest = stale.map(|line| line.active.head).min_by_key(|&head| self.last(head));
                 if oldest.is_none() {
                     self.next_victim = self.soonest(|line| [line.idle / 2, u64::MAX]);
                 }
@@ -708,9 +664,7 @@ impl<T> Session<T> {
 
 /// The live session in slot `ix`, which lists and index vouch for.
 fn entry<T>(sessions: &mut Slab<Session<T>>, ix: u32) -> &mut Session<T> {
-    sessions
-        .at_mut(ix)
-        .expect("lists and index name live sessions")
+    sessions.at_mut(ix).expect("lists and index name live sessions")
 }
 
 fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line {
@@ -746,10 +700,7 @@ mod tests {
     /// The table of the module's page.
     #[test]
     fn an_error_moves_a_session_only_as_far_as_it_proves_itself() {
-        let failed = |blame| OnError::Failed {
-            blame,
-            resend: true,
-        };
+        let failed = |blame| OnError::Failed { blame, resend: true };
         let rows = [
             (false, Proof::Firm, failed(true)),
             (false, Proof::Soft, failed(true)),
@@ -765,11 +716,7 @@ mod tests {
             if proven {
                 table.on_backend(now, id, 1);
             }
-            assert_eq!(
-                table.on_error(now, id, proof),
-                Some(expected),
-                "{proven} {proof:?}"
-            );
+            assert_eq!(table.on_error(now, id, proof), Some(expected), "{proven} {proof:?}");
         }
     }
 
@@ -808,10 +755,7 @@ mod tests {
         let id = table.open(now, ends, false, ());
         table.on_client(now, &ends, 1);
         let late = now + RECENT + Duration::from_millis(1);
-        assert_eq!(
-            table.on_error(late, id, Proof::Firm),
-            Some(OnError::Ignored)
-        );
+        assert_eq!(table.on_error(late, id, Proof::Firm), Some(OnError::Ignored));
     }
 
     #[test]
@@ -821,10 +765,7 @@ mod tests {
         for _ in 0..2 {
             table.on_client(now, &ends, 1);
             for resend in [true, false] {
-                let failed = Some(OnError::Failed {
-                    blame: true,
-                    resend,
-                });
+                let failed = Some(OnError::Failed { blame: true, resend });
                 assert_eq!(table.on_error(now, id, Proof::Firm), failed);
                 table.rebound(id);
             }
@@ -839,11 +780,7 @@ mod tests {
         table.on_client(at(3), &ends(1), 1);
         for full in [Full::Process, Full::Listener, Full::Source] {
             assert_eq!(table.victim(at(4), full, &ends(9)), None, "{full:?}");
-            assert_eq!(
-                table.victim(at(5), full, &ends(9)),
-                Some(ids[1]),
-                "{full:?}"
-            );
+            assert_eq!(table.victim(at(5), full, &ends(9)), Some(ids[1]), "{full:?}");
         }
     }
 }

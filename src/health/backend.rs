@@ -236,9 +236,7 @@ impl BackendState {
             return None;
         }
         self.change(now, |state| {
-            let turned = state
-                .verdict
-                .observe(passed, state.policy.rise, state.policy.fall);
+            let turned = state.verdict.observe(passed, state.policy.rise, state.policy.fall);
             // Words of a result that has not changed the condition would contradict it.
             if turned || passed == (state.verdict.condition() == Condition::Up) {
                 reason.clone_into(&mut state.probe_reason);
@@ -399,9 +397,7 @@ mod tests {
     #[test]
     fn every_event_in_every_state() {
         use State::{Disabled, Down as IsDown, Drain as Draining, Ejected, Starting, Up};
-        let events = [
-            Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload,
-        ];
+        let events = [Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload];
         #[rustfmt::skip]
         let rows: [(&[Event], State, [State; 9]); 11] = [
             //                            Pass      Fail      Broken    BrokenLast Drain    Down      Ready     Wait      Reload
@@ -449,10 +445,7 @@ mod tests {
             (Drain, State::Drain),
             (Ready, State::Up),
         ];
-        assert_eq!(
-            (backend.state(), backend.reason()),
-            (State::Up, "not probed")
-        );
+        assert_eq!((backend.state(), backend.reason()), (State::Up, "not probed"));
         for (event, wanted) in rows {
             apply(&mut backend, &mut now, event);
             assert_eq!(backend.state(), wanted, "{event:?}");
@@ -468,10 +461,7 @@ mod tests {
             (&[Pass, Fail], "connect ok"),
             (&[Pass, Fail, Fail, Fail], "connection refused"),
             (&[Fail, Pass], "connection refused"),
-            (
-                &[Pass, Broken],
-                "2 failures within 10s, last: reset; ejected for 10s",
-            ),
+            (&[Pass, Broken], "2 failures within 10s, last: reset; ejected for 10s"),
             (&[Pass, Drain], "by order"),
         ];
         for (path, wanted) in rows {
@@ -523,11 +513,7 @@ mod tests {
             (Pass, 2000),
         ] {
             apply(&mut backend, &mut now, event);
-            assert_eq!(
-                backend.next_probe_in().as_millis(),
-                wanted_ms,
-                "after {event:?}"
-            );
+            assert_eq!(backend.next_probe_in().as_millis(), wanted_ms, "after {event:?}");
         }
     }
 

@@ -43,8 +43,7 @@ impl Drain {
             return 0;
         }
         let left = (self.end - self.paced_to).as_nanos();
-        let due =
-            u128::from(self.carried) + live as u128 * u128::from(ONE) * elapsed.as_nanos() / left;
+        let due = u128::from(self.carried) + live as u128 * u128::from(ONE) * elapsed.as_nanos() / left;
         self.paced_to = now;
         self.carried = (due % u128::from(ONE)) as u64;
         ((due / u128::from(ONE)) as usize).min(live)
@@ -60,10 +59,8 @@ impl Drain {
             return self.paced_to + BATCH_MIN;
         }
         let left = (self.end - self.paced_to).as_nanos();
-        let until_one =
-            left * u128::from(ONE - self.carried) / (live as u128 * u128::from(ONE)) + 1;
-        let pause =
-            Duration::from_nanos(u64::try_from(until_one).unwrap_or(u64::MAX)).max(BATCH_MIN);
+        let until_one = left * u128::from(ONE - self.carried) / (live as u128 * u128::from(ONE)) + 1;
+        let pause = Duration::from_nanos(u64::try_from(until_one).unwrap_or(u64::MAX)).max(BATCH_MIN);
         (self.paced_to + pause).min(self.end)
     }
 
@@ -88,8 +85,7 @@ mod tests {
     fn two_thousand_over_twenty_seconds_close_at_a_flat_rate() {
         for eager in [false, true] {
             let start = Instant::now();
-            let (mut drain, mut now, mut live, mut seconds) =
-                (Drain::new(start, ms(20_000)), start, 2000, [0; 20]);
+            let (mut drain, mut now, mut live, mut seconds) = (Drain::new(start, ms(20_000)), start, 2000, [0; 20]);
             while live > 0 {
                 now = if eager {
                     now + ms(1)
@@ -103,9 +99,7 @@ mod tests {
             }
             assert_eq!(seconds[..10], [0; 10]);
             assert!(
-                seconds[10..]
-                    .iter()
-                    .all(|closed| (195..=205).contains(closed)),
+                seconds[10..].iter().all(|closed| (195..=205).contains(closed)),
                 "eager {eager}: {seconds:?}"
             );
         }
@@ -145,11 +139,7 @@ mod tests {
         assert_eq!(Drain::new(now, Duration::ZERO).due(now, 7), 7);
         let drain = Drain::new(now, ms(1000));
         assert_eq!(drain.deadline(0), drain.end());
-        assert_eq!(
-            drain.deadline(1),
-            drain.end(),
-            "a single one has all the time"
-        );
+        assert_eq!(drain.deadline(1), drain.end(), "a single one has all the time");
     }
 
     /// Those that are left at the end are asked for again, but not without a pause: closing takes others a moment.

@@ -70,10 +70,7 @@ impl Outlier {
             return None;
         }
         self.step_back(now, passive);
-        let factor = 1u32
-            .checked_shl(self.steps)
-            .unwrap_or(u32::MAX)
-            .min(BACKOFF_MAX);
+        let factor = 1u32.checked_shl(self.steps).unwrap_or(u32::MAX).min(BACKOFF_MAX);
         let length = passive.eject * factor;
         self.until = Some(now + length);
         self.steps = (self.steps + 1).min(BACKOFF_MAX);
@@ -111,12 +108,8 @@ impl Outlier {
             return;
         };
         let well = now.saturating_duration_since(since).as_nanos();
-        let steps = well
-            .checked_div(passive.eject.as_nanos())
-            .unwrap_or(u128::MAX);
-        self.steps = self
-            .steps
-            .saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX));
+        let steps = well.checked_div(passive.eject.as_nanos()).unwrap_or(u128::MAX);
+        self.steps = self.steps.saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX));
     }
 }
 
@@ -161,9 +154,7 @@ mod tests {
     }
 
     fn fail_thrice(outlier: &mut Outlier, now: Instant) -> Option<Duration> {
-        (0..3)
-            .filter_map(|_| outlier.failed(now, &PASSIVE, true))
-            .last()
+        (0..3).filter_map(|_| outlier.failed(now, &PASSIVE, true)).last()
     }
 
     /// Columns: seconds spent well before it fails again, length of the ejection in seconds.

@@ -152,11 +152,7 @@ impl Schedule {
 
     fn drop_stale(&mut self) {
         while let Some(&Reverse((_, stamp, key))) = self.heap.peek() {
-            if self
-                .entries
-                .get(&key)
-                .is_some_and(|entry| entry.stamp == stamp)
-            {
+            if self.entries.get(&key).is_some_and(|entry| entry.stamp == stamp) {
                 return;
             }
             self.heap.pop();
@@ -225,11 +221,7 @@ mod tests {
             Some(2),
             "the earlier of two hurries counts"
         );
-        assert_eq!(
-            schedule.start(now + ms(5000)),
-            None,
-            "both are running, once each"
-        );
+        assert_eq!(schedule.start(now + ms(5000)), None, "both are running, once each");
         schedule.remove(1);
         schedule.finish(now + ms(300), 1, INTERVAL, 0);
         assert_eq!((schedule.len(), schedule.running()), (1, 1));
@@ -247,8 +239,7 @@ mod tests {
     fn minute(backends: u64, running_max: usize, takes: Duration) -> Vec<u32> {
         let (mut schedule, start) = (Schedule::new(running_max), Instant::now());
         schedule.add(start, INTERVAL, &(0..backends).collect::<Vec<_>>());
-        let (mut now, mut running, mut seconds) =
-            (start, std::collections::VecDeque::new(), vec![0; 60]);
+        let (mut now, mut running, mut seconds) = (start, std::collections::VecDeque::new(), vec![0; 60]);
         let mut random = 1u32;
         while now < start + ms(60_000) {
             while let Some(key) = schedule.start(now) {
@@ -294,10 +285,7 @@ mod tests {
     #[test]
     fn beyond_the_cap_the_rate_is_that_of_the_cap() {
         let seconds = minute(500, 64, ms(1000));
-        assert!(
-            seconds.iter().all(|&starts| (60..=68).contains(&starts)),
-            "{seconds:?}"
-        );
+        assert!(seconds.iter().all(|&starts| (60..=68).contains(&starts)), "{seconds:?}");
     }
 
     /// The process was frozen for a minute: everybody is probed once, and then at the usual pace.
@@ -326,11 +314,7 @@ mod tests {
 
     #[test]
     fn a_lost_packet_leaves_time_for_another() {
-        let at = |timeout| {
-            tries(ms(timeout))
-                .map(|at| at.as_millis())
-                .collect::<Vec<_>>()
-        };
+        let at = |timeout| tries(ms(timeout)).map(|at| at.as_millis()).collect::<Vec<_>>();
         assert_eq!(at(1000), [250, 500, 750]);
         assert_eq!(at(60), [30, 45]);
         assert_eq!(at(10), [0u128; 0]);

@@ -83,9 +83,7 @@ mod tests {
                 now = next;
                 let share = share(since, ramp, now);
                 assert!(
-                    share >= last
-                        && share - last
-                            <= WHOLE.div_ceil((ramp.as_millis() as u32 / 50).clamp(1, STEPS)) + 1
+                    share >= last && share - last <= WHOLE.div_ceil((ramp.as_millis() as u32 / 50).clamp(1, STEPS)) + 1
                 );
                 (last, steps) = (share, steps + 1);
             }

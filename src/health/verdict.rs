@@ -113,19 +113,12 @@ mod tests {
         ];
         for (results, wanted) in rows {
             let mut verdict = Verdict::default();
-            assert_eq!(
-                (verdict.condition(), verdict.in_doubt()),
-                (Condition::Starting, false)
-            );
+            assert_eq!((verdict.condition(), verdict.in_doubt()), (Condition::Starting, false));
             let got: String = results
                 .chars()
                 .map(|result| {
                     verdict.observe(result == '+', 2, 3);
-                    let letter = if verdict.condition() == Condition::Up {
-                        'U'
-                    } else {
-                        'D'
-                    };
+                    let letter = if verdict.condition() == Condition::Up { 'U' } else { 'D' };
                     if verdict.in_doubt() {
                         letter.to_ascii_lowercase()
                     } else {

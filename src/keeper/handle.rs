@@ -23,16 +23,8 @@ pub struct KeeperHandle {
 /// The socket pair cannot be made or this binary cannot be executed again. Missing privileges are not an error here: the
 /// keeper says so in [`FromKeeper::Ready`], and the VIPs are shown as `fault`.
 pub fn spawn(timers: &Timers) -> io::Result<KeeperHandle> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?;
-    nix::fcntl::fcntl(
-        &ours,
-        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
-    )?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     // The link, not what it points to: the file may have been replaced since we were started.
     let child = Command::new("/proc/self/exe")
         .arg(SUBCOMMAND)

@@ -28,10 +28,7 @@ const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_
 pub fn main() -> ExitCode {
     let stdin = io::stdin();
     let channel = stdin.as_fd();
-    if !matches!(
-        getsockopt(&channel, sockopt::SockType),
-        Ok(SockType::SeqPacket)
-    ) {
+    if !matches!(getsockopt(&channel, sockopt::SockType), Ok(SockType::SeqPacket)) {
         eprintln!("weir keeper: is started by weir run, not by hand");
         return ExitCode::from(2);
     }
@@ -329,10 +326,7 @@ impl<'a> Keeper<'a> {
                 .iter()
                 .any(|a| Some(a.interface) == index && a.net == target.net);
             if !there {
-                let text = format!(
-                    "{} was removed from {} by somebody else",
-                    target.net, target.interface
-                );
+                let text = format!("{} was removed from {} by somebody else", target.net, target.interface);
                 self.say(FromKeeper::Note { text });
                 self.step(Input::Vanished { vip: slot });
             }
@@ -420,12 +414,8 @@ impl<'a> Keeper<'a> {
     fn report(&self, report: Report) {
         let target = |slot: usize| self.watched[slot].target.clone();
         self.say(match report {
-            Report::Held(slot) => FromKeeper::Held {
-                target: target(slot),
-            },
-            Report::Released(slot) => FromKeeper::Released {
-                target: target(slot),
-            },
+            Report::Held(slot) => FromKeeper::Held { target: target(slot) },
+            Report::Released(slot) => FromKeeper::Released { target: target(slot) },
             Report::Failed(slot, why) => FromKeeper::Failed {
                 target: target(slot),
                 why,
@@ -434,9 +424,7 @@ impl<'a> Keeper<'a> {
                 target: target(slot),
                 why,
             },
-            Report::Expired(slot) => FromKeeper::Expired {
-                target: target(slot),
-            },
+            Report::Expired(slot) => FromKeeper::Expired { target: target(slot) },
         });
     }
 

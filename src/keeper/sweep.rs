@@ -14,10 +14,7 @@ pub fn sweep(path: &Path) -> ExitCode {
     let vips = match config::load(path) {
         Ok(loaded) => loaded.config.failover.map_or_else(Vec::new, |f| f.vips),
         Err(_) => {
-            eprintln!(
-                "weir keeper: {} cannot be read: nothing is swept",
-                path.display()
-            );
+            eprintln!("weir keeper: {} cannot be read: nothing is swept", path.display());
             return ExitCode::SUCCESS;
         }
     };

@@ -118,13 +118,7 @@ impl Cause {
         use Cause::*;
         matches!(
             self,
-            NoBackend
-                | Denied
-                | LimitListener
-                | LimitSource
-                | LimitRate
-                | LimitProcess
-                | BadProxyHeader
+            NoBackend | Denied | LimitListener | LimitSource | LimitRate | LimitProcess | BadProxyHeader
         )
     }
 }

@@ -232,10 +232,7 @@ mod tests {
     }
 
     fn moved(bytes: usize) -> Done {
-        Moved {
-            bytes,
-            short: false,
-        }
+        Moved { bytes, short: false }
     }
     fn short(bytes: usize) -> Done {
         Moved { bytes, short: true }
@@ -252,13 +249,7 @@ mod tests {
             ("no read without a ready sink", true, "r", &[], Op::Wait),
             ("no read without a ready source", true, "w", &[], Op::Wait),
             ("both ready", true, "rw", &[], Op::Fill),
-            (
-                "drain before fill",
-                true,
-                "rw",
-                &[(Op::Fill, moved(100))],
-                drain(100),
-            ),
+            ("drain before fill", true, "rw", &[(Op::Fill, moved(100))], drain(100)),
             (
                 "partial drain goes on",
                 false,
@@ -309,20 +300,8 @@ mod tests {
                 Op::Fill,
             ),
             ("EAGAIN", true, "rw", &[(Op::Fill, Blocked)], Op::Wait),
-            (
-                "end of stream",
-                true,
-                "rw",
-                &[(Op::Fill, Eof)],
-                Op::ShutSink,
-            ),
-            (
-                "FIN after the bytes",
-                true,
-                "rwf",
-                &[(Op::Fill, short(9))],
-                drain(9),
-            ),
+            ("end of stream", true, "rw", &[(Op::Fill, Eof)], Op::ShutSink),
+            ("FIN after the bytes", true, "rwf", &[(Op::Fill, short(9))], drain(9)),
             (
                 "FIN inferred",
                 true,
@@ -355,10 +334,7 @@ mod tests {
         for (name, short_is_dry, marks, steps, expected) in rows {
             let lane = run(*short_is_dry, marks, steps);
             assert_eq!(lane.next(), *expected, "{name}");
-            assert!(
-                *expected != Op::Wait || lane.is_owed_an_edge(),
-                "{name}: stalled"
-            );
+            assert!(*expected != Op::Wait || lane.is_owed_an_edge(), "{name}: stalled");
         }
     }
 
@@ -370,10 +346,6 @@ mod tests {
         steps.push((drain(500), short(200)));
         let lane = run(true, "rwf", &steps);
         assert_eq!(lane.conduit(), Conduit::Pipe);
-        assert_eq!(
-            lane.next(),
-            drain(300),
-            "a short splice says nothing about the sink"
-        );
+        assert_eq!(lane.next(), drain(300), "a short splice says nothing about the sink");
     }
 }

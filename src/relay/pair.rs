@@ -149,11 +149,9 @@ impl Pair {
     pub fn outcome(&self) -> Option<Outcome> {
         match self.broken {
             Some(by) => self.lane(by).drained().then_some(Outcome::Reset { by }),
-            None => {
-                (self.lanes[0].drained() && self.lanes[1].drained()).then(|| Outcome::Finished {
-                    first: self.first_eof.unwrap_or(Side::Client),
-                })
-            }
+            None => (self.lanes[0].drained() && self.lanes[1].drained()).then(|| Outcome::Finished {
+                first: self.first_eof.unwrap_or(Side::Client),
+            }),
         }
     }
 
@@ -185,9 +183,7 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
         for side in Side::BOTH {
             loop {
                 let op = pair.next(side);
-                if op == Op::Wait
-                    || (op == Op::Fill && spent[side as usize] >= budget[side as usize])
-                {
+                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= budget[side as usize]) {
                     break;
                 }
                 let left = budget[side as usize].saturating_sub(spent[side as usize]);
@@ -205,10 +201,7 @@ pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
             return Pumped::Ended(outcome);
         }
         if !progress {
-            if Side::BOTH
-                .into_iter()
-                .any(|side| pair.next(side) != Op::Wait)
-            {
+            if Side::BOTH.into_iter().any(|side| pair.next(side) != Op::Wait) {
                 return Pumped::More;
             }
             debug_assert!(pair.is_owed_an_edge(), "stalled: {pair:?}");

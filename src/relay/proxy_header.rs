@@ -115,9 +115,7 @@ pub fn build(version: SendProxy, protocol: Protocol, addresses: Addresses) -> Ve
         SendProxy::Off => Vec::new(),
         SendProxy::V1 => match addresses {
             None => b"PROXY UNKNOWN\r\n".to_vec(),
-            Some((source, destination)) => v1::Addresses::from((source, destination))
-                .to_string()
-                .into_bytes(),
+            Some((source, destination)) => v1::Addresses::from((source, destination)).to_string().into_bytes(),
         },
         SendProxy::V2 => {
             let transport = match protocol {
@@ -130,12 +128,9 @@ pub fn build(version: SendProxy, protocol: Protocol, addresses: Addresses) -> Ve
                     v2::AddressFamily::Unspecified as u8,
                 )
                 .build(),
-                Some(pair) => v2::Builder::with_addresses(
-                    v2::Version::Two | v2::Command::Proxy,
-                    transport,
-                    pair,
-                )
-                .build(),
+                Some(pair) => {
+                    v2::Builder::with_addresses(v2::Version::Two | v2::Command::Proxy, transport, pair).build()
+                }
             };
             // Only TLVs can make a header too long to write, and there are none.
             built.unwrap_or_default()
@@ -169,11 +164,7 @@ mod tests {
         let v1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 4711 80\r\n";
         let header = |len, addresses| Parsed::Header { len, addresses };
         let v2_with_tlv = {
-            let mut bytes = build(
-                SendProxy::V2,
-                Protocol::Tcp,
-                pair("192.0.2.1:4711", "198.51.100.2:80"),
-            );
+            let mut bytes = build(SendProxy::V2, Protocol::Tcp, pair("192.0.2.1:4711", "198.51.100.2:80"));
             bytes.extend([0x04, 0, 1, 9]);
             bytes[15] += 4;
             bytes
@@ -181,11 +172,7 @@ mod tests {
         let too_long_v2 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11"[..], &[0xff, 0xff]].concat();
         let rows: &[(&str, &[u8], Parsed)] = &[
             ("nothing yet", b"", Parsed::Incomplete),
-            (
-                "v1",
-                v1,
-                header(43, pair("192.0.2.1:4711", "198.51.100.2:80")),
-            ),
+            ("v1", v1, header(43, pair("192.0.2.1:4711", "198.51.100.2:80"))),
             (
                 "v1 with data behind",
                 &[v1, &b"\xff\xfe GET /"[..]].concat(),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -37,12 +37,7 @@ pub struct Message {
 impl Channel {
     /// Two connected ends, closed on exec.
     pub fn pair() -> io::Result<(Channel, Channel)> {
-        let (a, b) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         for end in [&a, &b] {
             setsockopt(end, sockopt::SndBuf, &(2 * MESSAGE_MAX))?;
         }
@@ -230,8 +225,7 @@ mod tests {
     fn a_spawned_program_is_no_child_of_ours_and_inherits_the_channel() {
         let (near, far) = Channel::pair().unwrap();
         near.set_timeout(Duration::from_secs(10)).unwrap();
-        let script =
-            "eval \"exec 9>&$END\"; printf '%s %s' $$ \"$(cut -d' ' -f4 /proc/$$/stat)\" >&9";
+        let script = "eval \"exec 9>&$END\"; printf '%s %s' $$ \"$(cut -d' ' -f4 /proc/$$/stat)\" >&9";
         let arguments = ["-c", script].map(OsString::from);
         // Not sh: dash knows descriptors of one digit only.
         let pid = spawn(&"/bin/bash".into(), arguments, "END", &[], far).unwrap();

@@ -59,10 +59,7 @@ impl Name {
                     sin_addr: in_addr(*a.ip()),
                     sin_zero: [0; 8],
                 };
-                (
-                    Name { v4 },
-                    size_of::<libc::sockaddr_in>() as libc::socklen_t,
-                )
+                (Name { v4 }, size_of::<libc::sockaddr_in>() as libc::socklen_t)
             }
             SocketAddr::V6(a) => {
                 let v6 = libc::sockaddr_in6 {
@@ -72,10 +69,7 @@ impl Name {
                     sin6_addr: in6_addr(*a.ip()),
                     sin6_scope_id: a.scope_id(),
                 };
-                (
-                    Name { v6 },
-                    size_of::<libc::sockaddr_in6>() as libc::socklen_t,
-                )
+                (Name { v6 }, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
             }
         }
     }
@@ -93,9 +87,7 @@ impl Name {
                 libc::AF_INET6 if len as usize >= size_of::<libc::sockaddr_in6>() => {
                     let a = &self.v6;
                     let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
-                    Some(
-                        SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into(),
-                    )
+                    Some(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into())
                 }
                 _ => None,
             }
@@ -110,9 +102,7 @@ fn in_addr(ip: Ipv4Addr) -> libc::in_addr {
 }
 
 fn in6_addr(ip: Ipv6Addr) -> libc::in6_addr {
-    libc::in6_addr {
-        s6_addr: ip.octets(),
-    }
+    libc::in6_addr { s6_addr: ip.octets() }
 }
 
 /// What came with the bytes of a slot.
@@ -261,10 +251,7 @@ impl Inbox {
             };
             let header = &mut self.headers[slot].msg_hdr;
             (header.msg_name, header.msg_namelen) = match ask.from {
-                true => (
-                    (&raw mut self.names[slot]).cast(),
-                    size_of::<Name>() as libc::socklen_t,
-                ),
+                true => ((&raw mut self.names[slot]).cast(), size_of::<Name>() as libc::socklen_t),
                 false => (null_mut(), 0),
             };
             (header.msg_control, header.msg_controllen) = match ask.control {
@@ -279,15 +266,7 @@ impl Inbox {
             let headers = self.headers[first..first + wanted].as_mut_ptr();
             // SAFETY: `wanted` headers whose names, control buffers and slots are writable for the lengths given and
             // outlive the call; the timeout may be null.
-            let n = unsafe {
-                libc::recvmmsg(
-                    fd,
-                    headers,
-                    wanted as u32,
-                    libc::MSG_DONTWAIT as _,
-                    null_mut(),
-                )
-            };
+            let n = unsafe { libc::recvmmsg(fd, headers, wanted as u32, libc::MSG_DONTWAIT as _, null_mut()) };
             if n >= 0 {
                 break n as usize;
             }
@@ -299,10 +278,7 @@ impl Inbox {
             }
         };
         for slot in first..first + got {
-            let (header, len) = (
-                &self.headers[slot].msg_hdr,
-                self.headers[slot].msg_len as usize,
-            );
+            let (header, len) = (&self.headers[slot].msg_hdr, self.headers[slot].msg_len as usize);
             // SAFETY: the kernel wrote `msg_namelen` bytes of name, the rest was zero or an older name.
             let from = ask
                 .from
@@ -347,9 +323,7 @@ fn read_control(header: &libc::msghdr, meta: &mut Meta) {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     meta.segment = data.cast::<libc::c_int>().read_unaligned().max(0) as usize;
                 }
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
-                    meta.drops = Some(data.cast::<u32>().read_unaligned())
-                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => meta.drops = Some(data.cast::<u32>().read_unaligned()),
                 _ => {}
             }
             at = libc::CMSG_NXTHDR(header, at);
@@ -401,13 +375,7 @@ impl Outbox {
 
     /// Sends messages in order until all are gone or one fails; never waits. Returns how many are gone and what became of
     /// the one after them.
-    pub fn send(
-        &mut self,
-        fd: RawFd,
-        inbox: &Inbox,
-        parts: &[Part],
-        messages: &[Message],
-    ) -> (usize, Sent) {
+    pub fn send(&mut self, fd: RawFd, inbox: &Inbox, parts: &[Part], messages: &[Message]) -> (usize, Sent) {
         self.prepare(inbox, parts, messages);
         let mut gone = 0;
         while gone < messages.len() {
@@ -490,13 +458,7 @@ fn write_control(control: &mut Control, message: &Message) -> usize {
         None => {}
     }
     if message.segment > 0 {
-        used += put(
-            control,
-            used,
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            message.segment as u16,
-        );
+        used += put(control, used, libc::SOL_UDP, libc::UDP_SEGMENT, message.segment as u16);
     }
     used
 }
@@ -504,12 +466,7 @@ fn write_control(control: &mut Control, message: &Message) -> usize {
 fn put<T: Copy>(control: &mut Control, at: usize, level: i32, kind: i32, value: T) -> usize {
     let size = size_of::<T>() as u32;
     // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
-    let (space, len) = unsafe {
-        (
-            libc::CMSG_SPACE(size) as usize,
-            libc::CMSG_LEN(size) as usize,
-        )
-    };
+    let (space, len) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
     assert!(
         at + space <= size_of::<Control>(),
         "control messages of one datagram fit their buffer"

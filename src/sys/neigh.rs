@@ -87,8 +87,7 @@ fn is_router(interface: u32) -> bool {
             .map(|i| i.name().to_string_lossy().into_owned())
     });
     name.is_some_and(|name| {
-        fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"))
-            .is_ok_and(|v| v.trim() != "0")
+        fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).is_ok_and(|v| v.trim() != "0")
     })
 }
 
@@ -208,8 +207,8 @@ mod tests {
     fn an_arp_announcement() {
         let f = arp(MAC, Ipv4Addr::new(10, 0, 0, 100), 1);
         let want = [
-            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2,
-            0, 0, 0, 0, 9, 10, 0, 0, 100, 0, 0, 0, 0, 0, 0, 10, 0, 0, 100,
+            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10,
+            0, 0, 100, 0, 0, 0, 0, 0, 0, 10, 0, 0, 100,
         ];
         assert_eq!(f, want);
     }

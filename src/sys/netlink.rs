@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
@@ -82,10 +82,7 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Netlink {
-            socket,
-            sequence: 0,
-        })
+        Ok(Netlink { socket, sequence: 0 })
     }
 
     /// Puts an address on, or makes the lease of one that is there fresh.
@@ -94,13 +91,7 @@ impl Netlink {
     /// cost a second, and fail while a frozen predecessor still answers) and with preferred lifetime 0, so that it is
     /// never chosen as the source of our own connections. With `fresh`, an address that is there already is an error
     /// (`AlreadyExists`).
-    pub fn install(
-        &mut self,
-        interface: u32,
-        net: IpNet,
-        lease: Duration,
-        fresh: bool,
-    ) -> io::Result<()> {
+    pub fn install(&mut self, interface: u32, net: IpNet, lease: Duration, fresh: bool) -> io::Result<()> {
         let seconds = lease.as_secs() as u32;
         let mut message = message(interface, net);
         let mut cache = CacheInfo::default();
@@ -111,9 +102,7 @@ impl Netlink {
             .attributes
             .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
         if net.addr().is_ipv6() {
-            message
-                .attributes
-                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let how = if fresh { NLM_F_EXCL } else { NLM_F_REPLACE };
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | how)
@@ -126,10 +115,7 @@ impl Netlink {
 
     /// All addresses of this network namespace.
     pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
-        let all = self.request(
-            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-            NLM_F_DUMP,
-        )?;
+        let all = self.request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
         Ok(all
             .iter()
             .filter_map(|m| match m {
@@ -141,10 +127,7 @@ impl Netlink {
 
     /// All interfaces of this network namespace.
     pub fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
-        let all = self.request(
-            RouteNetlinkMessage::GetLink(LinkMessage::default()),
-            NLM_F_DUMP,
-        )?;
+        let all = self.request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
         Ok(all
             .iter()
             .filter_map(|m| match m {
@@ -158,11 +141,7 @@ impl Netlink {
         self.request(message, NLM_F_ACK | flags).map(|_| ())
     }
 
-    fn request(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -266,9 +245,7 @@ fn message(interface: u32, net: IpNet) -> AddressMessage {
         && v4.prefix_len() < 31
         && v4.broadcast() != Ipv4Addr::BROADCAST
     {
-        message
-            .attributes
-            .push(AddressAttribute::Broadcast(v4.broadcast()));
+        message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
     }
     message
 }

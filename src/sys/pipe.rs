@@ -28,11 +28,7 @@ impl Pipe {
         // SAFETY: F_SETPIPE_SZ takes an int and touches no memory of ours.
         let got = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, WANTED_BYTES) };
         let capacity = if got > 0 { got as usize } else { 64 << 10 };
-        Ok(Pipe {
-            read,
-            write,
-            capacity,
-        })
+        Ok(Pipe { read, write, capacity })
     }
 
     /// splice(2) of up to `most` bytes from `source` into the pipe; 0 is the end of the stream.
@@ -49,16 +45,7 @@ impl Pipe {
 fn splice(from: RawFd, to: RawFd, bytes: usize) -> io::Result<usize> {
     let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
     // SAFETY: null offsets; the kernel checks the descriptors and touches no memory of ours.
-    let n = unsafe {
-        libc::splice(
-            from,
-            std::ptr::null_mut(),
-            to,
-            std::ptr::null_mut(),
-            bytes,
-            flags,
-        )
-    };
+    let n = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), bytes, flags) };
     if n < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -29,12 +29,11 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    path_beneath_rules,
 };
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
 /// What the process still has to be able to do.
@@ -160,18 +159,13 @@ fn restrict_files(needs: &Needs) -> Result<(), String> {
             .add_rules(path_beneath_rules(&needs.read, read))?
             .add_rules(path_beneath_rules(
                 &needs.write,
-                AccessFs::from_all(RIGHTS)
-                    & !AccessFs::Execute
-                    & !AccessFs::MakeChar
-                    & !AccessFs::MakeBlock,
+                AccessFs::from_all(RIGHTS) & !AccessFs::Execute & !AccessFs::MakeChar & !AccessFs::MakeBlock,
             ))?
             .restrict_self()
     };
     match restrict() {
         Err(error) => Err(error.to_string()),
-        Ok(status) if status.ruleset == RulesetStatus::NotEnforced => {
-            Err("this kernel does not have it".into())
-        }
+        Ok(status) if status.ruleset == RulesetStatus::NotEnforced => Err("this kernel does not have it".into()),
         Ok(_) => Ok(()),
     }
 }
@@ -233,12 +227,7 @@ fn program(
 
 /// socket(2) with these address families.
 fn families() -> Result<Vec<SeccompRule>, String> {
-    let families = [
-        libc::AF_UNIX,
-        libc::AF_INET,
-        libc::AF_INET6,
-        libc::AF_NETLINK,
-    ];
+    let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
     families
         .into_iter()
         .map(|family| condition(0, SeccompCmpOp::Eq, family as u64))
@@ -265,9 +254,7 @@ fn condition(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, 
 
 fn install(program: &BpfProgram) -> io::Result<()> {
     // LOG: refusals appear in the audit log. SPEC_ALLOW: kernels before 5.16 would slow down every process with a filter.
-    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC
-        | libc::SECCOMP_FILTER_FLAG_LOG
-        | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     let filter = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
@@ -285,9 +272,7 @@ fn install(program: &BpfProgram) -> io::Result<()> {
     match done {
         0 => Ok(()),
         ..0 => Err(io::Error::last_os_error()),
-        thread => Err(io::Error::other(format!(
-            "thread {thread} has a filter of its own"
-        ))),
+        thread => Err(io::Error::other(format!("thread {thread} has a filter of its own"))),
     }
 }
 
@@ -550,11 +535,7 @@ mod tests {
     /// What makes a call in a process that has been sealed: `Ok(errno)` or the signal that ended it.
     fn sealed(call: &str) -> Result<i32, i32> {
         let status = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "sys::sandbox::tests::in_a_sealed_process",
-                "--nocapture",
-            ])
+            .args(["--exact", "sys::sandbox::tests::in_a_sealed_process", "--nocapture"])
             .env(CALL, call)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -578,15 +559,9 @@ mod tests {
         // Landlock and capabilities go by thread: this one.
         assert_eq!(confine(&needs), Vec::<String>::new());
         let strict = call.starts_with("strict ");
-        let mode = if strict {
-            Unlisted::Kill
-        } else {
-            Unlisted::Refuse
-        };
+        let mode = if strict { Unlisted::Kill } else { Unlisted::Refuse };
         seal(&needs, mode).unwrap();
-        let errno = |outcome: io::Result<()>| {
-            outcome.map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0)
-        };
+        let errno = |outcome: io::Result<()>| outcome.map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
         let system_call = |number, first: i64| {
             // SAFETY: none of the calls made here with these arguments touches memory.
             let done = unsafe { libc::syscall(number, first, 0, 0, 0, 0) };
@@ -601,10 +576,7 @@ mod tests {
             "getpid" => system_call(libc::SYS_getpid, 0),
             "unshare" => system_call(libc::SYS_unshare, i64::from(libc::CLONE_NEWNET)),
             "ptrace" => system_call(libc::SYS_ptrace, 0),
-            "clone_newnet" => system_call(
-                libc::SYS_clone,
-                i64::from(libc::CLONE_NEWNET | libc::SIGCHLD),
-            ),
+            "clone_newnet" => system_call(libc::SYS_clone, i64::from(libc::CLONE_NEWNET | libc::SIGCHLD)),
             "clone3" => system_call(libc::SYS_clone3, 0),
             "packet_socket" => socket(libc::AF_PACKET),
             "vmsplice" => system_call(libc::SYS_vmsplice, -1),
@@ -613,12 +585,7 @@ mod tests {
             "write_allowed" => errno(std::fs::write(dir.path().join("log"), "x")),
             "write_other" => errno(std::fs::write("/tmp/weir-test-sandbox", "x")),
             "thread" => errno(std::thread::Builder::new().spawn(|| ()).map(drop)),
-            "child" => errno(
-                Command::new("/proc/self/exe")
-                    .arg("--help")
-                    .output()
-                    .map(drop),
-            ),
+            "child" => errno(Command::new("/proc/self/exe").arg("--help").output().map(drop)),
             "capabilities" => {
                 let held = caps::read(None, CapSet::Permitted).unwrap();
                 held.difference(&kept(&Needs::default())).count() as i32

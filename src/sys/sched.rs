@@ -21,23 +21,14 @@ pub enum Urgency {
 pub fn urgent_thread() -> Urgency {
     let param = libc::sched_param { sched_priority: 1 };
     // SAFETY: `param` is live for the call; thread 0 is the calling one (sched_setscheduler(2)).
-    let real_time = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_RR | libc::SCHED_RESET_ON_FORK,
-            &raw const param,
-        )
-    };
+    let real_time =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const param) };
     if real_time == 0 {
         return Urgency::RealTime;
     }
     // SAFETY: no memory is passed; on Linux "process 0" of setpriority(2) is the calling thread.
     let nice = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
-    if nice == 0 {
-        Urgency::Nice
-    } else {
-        Urgency::Ordinary
-    }
+    if nice == 0 { Urgency::Nice } else { Urgency::Ordinary }
 }
 
 /// Has the calling thread, and those that it starts, give way to others when CPUs are short: about a tenth of an ordinary

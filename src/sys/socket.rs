@@ -12,11 +12,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
 /// TCP_NODELAY from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
 pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        None,
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -105,12 +101,8 @@ pub fn accept(listener: RawFd) -> Result<(OwnedFd, Option<SocketAddr>), AcceptEr
         let error = io::Error::last_os_error();
         return Err(match error.raw_os_error().unwrap_or(0) {
             libc::EAGAIN => AcceptError::Empty,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
-                AcceptError::Exhausted(error)
-            }
-            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
-                AcceptError::Broken(error)
-            }
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Exhausted(error),
+            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => AcceptError::Broken(error),
             _ => AcceptError::Gone,
         });
     }
@@ -135,10 +127,7 @@ unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<Soc
             libc::AF_INET6 => {
                 let a = &*storage.cast::<libc::sockaddr_in6>();
                 let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
-                Some(
-                    std::net::SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id)
-                        .into(),
-                )
+                Some(std::net::SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id).into())
             }
             _ => None,
         }
@@ -187,12 +176,9 @@ impl ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,
             libc::ECONNRESET | libc::EPIPE => ConnectError::Reset,
-            libc::ENETUNREACH
-            | libc::EHOSTUNREACH
-            | libc::ENETDOWN
-            | libc::EHOSTDOWN
-            | libc::EACCES
-            | libc::EPERM => ConnectError::Unreachable,
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM => {
+                ConnectError::Unreachable
+            }
             // On a unix socket EAGAIN means that the listener's queue is full, on an internet one that no port is free.
             libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EAGAIN => ConnectError::NoPorts,
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => ConnectError::Exhausted,
@@ -250,25 +236,12 @@ pub fn connect_to_write(target: &Target, source: Option<IpAddr>) -> Result<Owned
     start_connection(target, source, true)
 }
 
-fn start_connection(
-    target: &Target,
-    source: Option<IpAddr>,
-    hold_ack: bool,
-) -> Result<OwnedFd, ConnectError> {
+fn start_connection(target: &Target, source: Option<IpAddr>, hold_ack: bool) -> Result<OwnedFd, ConnectError> {
     let (socket, outcome) = match target {
         Target::Ip(address) => {
-            let socket = Socket::new(
-                Domain::for_address(*address),
-                Type::STREAM.nonblocking(),
-                None,
-            )?;
+            let socket = Socket::new(Domain::for_address(*address), Type::STREAM.nonblocking(), None)?;
             if let Some(ip) = source {
-                set_int(
-                    socket.as_raw_fd(),
-                    libc::IPPROTO_IP,
-                    libc::IP_BIND_ADDRESS_NO_PORT,
-                    1,
-                )?;
+                set_int(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
                 socket.bind(&SocketAddr::new(ip, 0).into())?;
             }
             if hold_ack {
@@ -279,8 +252,7 @@ fn start_connection(
         }
         Target::Unix(path) => {
             let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-            let outcome =
-                socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
+            let outcome = socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
             (socket, outcome)
         }
     };
@@ -447,11 +419,7 @@ pub fn unacknowledged(fd: RawFd) -> usize {
 /// Closes both descriptors, in one call when their numbers are neighbours (they usually are: one was opened right after
 /// the other).
 pub fn close_two(a: OwnedFd, b: OwnedFd) {
-    let (low, high) = if a.as_raw_fd() < b.as_raw_fd() {
-        (a, b)
-    } else {
-        (b, a)
-    };
+    let (low, high) = if a.as_raw_fd() < b.as_raw_fd() { (a, b) } else { (b, a) };
     if low.as_raw_fd() + 1 != high.as_raw_fd() {
         return;
     }

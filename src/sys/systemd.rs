@@ -23,8 +23,7 @@ pub fn watchdog() -> Option<Duration> {
 }
 
 /// The environment variables that concern one process only: a child that takes over must not see them.
-pub const PRIVATE_VARIABLES: [&str; 4] =
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
+pub const PRIVATE_VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
 
 /// The sockets that the service manager has opened for this process, by name. Only the first call gets them.
 pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {

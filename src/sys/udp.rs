@@ -31,11 +31,7 @@ pub struct Listening {
 /// keeps a flow on its socket. IPv6 sockets are IPv6 only, as for TCP. `buffer` bytes are asked for in each direction, by
 /// SO_RCVBUFFORCE where that is allowed (CAP_NET_ADMIN), else up to net.core.rmem_max.
 pub fn listen(address: SocketAddr, buffer: usize) -> io::Result<Listening> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM.nonblocking(),
-        None,
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -253,14 +249,10 @@ pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(message) = at.as_ref() {
-            let ours = (message.cmsg_level == libc::IPPROTO_IP
-                && message.cmsg_type == libc::IP_RECVERR)
-                || (message.cmsg_level == libc::IPPROTO_IPV6
-                    && message.cmsg_type == libc::IPV6_RECVERR);
+            let ours = (message.cmsg_level == libc::IPPROTO_IP && message.cmsg_type == libc::IP_RECVERR)
+                || (message.cmsg_level == libc::IPPROTO_IPV6 && message.cmsg_type == libc::IPV6_RECVERR);
             if ours {
-                let error = libc::CMSG_DATA(at)
-                    .cast::<libc::sock_extended_err>()
-                    .read_unaligned();
+                let error = libc::CMSG_DATA(at).cast::<libc::sock_extended_err>().read_unaligned();
                 trouble = Trouble::of(error.ee_origin, error.ee_type, error.ee_code);
             }
             at = libc::CMSG_NXTHDR(&raw const header, at);

@@ -86,8 +86,7 @@ impl Attempt {
         }
         self.tried.push(backend.identity);
         let others = pool.backends.len().saturating_sub(self.tried.len()) as u64;
-        let share = self.deadline_ms.saturating_sub(now_ms)
-            / others.min(u64::from(left - 1)).saturating_add(1);
+        let share = self.deadline_ms.saturating_sub(now_ms) / others.min(u64::from(left - 1)).saturating_add(1);
         self.until_ms = now_ms + share.max(1);
         self.writable = false;
         self.broken = false;
@@ -109,12 +108,7 @@ impl Attempt {
     }
 
     /// Counts a failed attempt and tells control of it if the backend is to blame.
-    pub(super) fn note_failure(
-        &mut self,
-        context: &mut Context,
-        backend: &Backend,
-        error: ConnectError,
-    ) {
+    pub(super) fn note_failure(&mut self, context: &mut Context, backend: &Backend, error: ConnectError) {
         self.last_error = Some(error);
         let shard = backend.stats.shards.of(context.id);
         let (counter, report) = match error {
@@ -136,9 +130,7 @@ fn target(backend: &Backend, local: &Local) -> Target {
     match (&backend.config.address, local) {
         (BackendAddress::Ip(address), _) => Target::Ip(*address),
         (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-        (BackendAddress::SamePort(ip), Local::Ip(used)) => {
-            Target::Ip(SocketAddr::new(*ip, used.port()))
-        }
+        (BackendAddress::SamePort(ip), Local::Ip(used)) => Target::Ip(SocketAddr::new(*ip, used.port())),
         // Refused by the configuration check.
         (BackendAddress::SamePort(ip), Local::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
     }

@@ -99,12 +99,7 @@ impl Connection {
         let timeouts = &self.listener.config.timeouts;
         // Times are whole milliseconds, cut off: one more, so that nothing ends too soon.
         let quiet = |limit: Option<Duration>, cause| {
-            limit.map(|limit| {
-                (
-                    self.active_ms + limit.as_millis() as u64 + 1,
-                    Due::End(cause),
-                )
-            })
+            limit.map(|limit| (self.active_ms + limit.as_millis() as u64 + 1, Due::End(cause)))
         };
         match &self.phase {
             Phase::Header { until_ms } => Some((*until_ms, Due::End(Cause::BadProxyHeader))),
@@ -164,11 +159,7 @@ impl Connection {
             Local::Ip(address) => Some(*address),
             Local::Unix(_) => None,
         });
-        proxy_header::build(
-            backend.send_proxy,
-            Protocol::Tcp,
-            self.client_address.zip(used),
-        )
+        proxy_header::build(backend.send_proxy, Protocol::Tcp, self.client_address.zip(used))
     }
 
     pub(super) fn attempts(&self) -> u32 {
@@ -218,10 +209,7 @@ impl Connection {
                 Phase::Open => "open",
                 Phase::Resetting { .. } => "closing",
             },
-            age_ms: context
-                .now
-                .saturating_duration_since(self.opened)
-                .as_millis() as u64,
+            age_ms: context.now.saturating_duration_since(self.opened).as_millis() as u64,
             idle_ms: now_ms.saturating_sub(self.active_ms),
             bytes_up: self.pair.moved_from(Side::Client),
             bytes_down: self.pair.moved_from(Side::Backend),
@@ -243,16 +231,8 @@ pub(super) fn throttles(listener: &Listener) -> Option<Box<[Option<Throttled>; 2
 }
 
 /// Accounts for the bytes that each lane moved.
-pub(super) fn charge(
-    throttles: &mut Option<Box<[Option<Throttled>; 2]>>,
-    now: Instant,
-    moved: [u64; 2],
-) {
-    for (lane, bytes) in throttles
-        .iter_mut()
-        .flat_map(|lanes| lanes.iter_mut())
-        .zip(moved)
-    {
+pub(super) fn charge(throttles: &mut Option<Box<[Option<Throttled>; 2]>>, now: Instant, moved: [u64; 2]) {
+    for (lane, bytes) in throttles.iter_mut().flat_map(|lanes| lanes.iter_mut()).zip(moved) {
         if let Some(Throttled { throttle, refill }) = lane {
             throttle.charge(refill, now, bytes);
         }
@@ -266,7 +246,5 @@ pub(super) fn moved(pair: &Pair) -> [u64; 2] {
 
 /// Whole microseconds between two moments.
 pub(super) fn us(from: Instant, to: Instant) -> u32 {
-    to.saturating_duration_since(from)
-        .as_micros()
-        .min(u128::from(u32::MAX)) as u32
+    to.saturating_duration_since(from).as_micros().min(u128::from(u32::MAX)) as u32
 }

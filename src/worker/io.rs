@@ -38,10 +38,7 @@ pub(super) struct Pipes {
 
 impl Pipes {
     pub(super) fn new(max: usize) -> Self {
-        Self {
-            max,
-            ..Self::default()
-        }
+        Self { max, ..Self::default() }
     }
 
     fn take(&mut self) -> Option<Pipe> {
@@ -165,11 +162,7 @@ impl Io for SocketIo<'_> {
         self.before_write(lane.other());
         let sink = self.fds[lane.other() as usize];
         let held = &mut self.held[lane as usize];
-        let send = if last {
-            socket::send_before_fin
-        } else {
-            socket::send
-        };
+        let send = if last { socket::send_before_fin } else { socket::send };
         match held {
             Held::Nothing => {
                 let sent = send(sink, &self.scratch[..bytes]);

@@ -166,14 +166,7 @@ impl Listeners {
     }
 
     /// Serves what is queued on the sockets of `listener` at `local`, then closes them.
-    pub(super) fn remove(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        tcp: &mut Tcp,
-        listener: u32,
-        local: &Local,
-    ) {
+    pub(super) fn remove(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp, listener: u32, local: &Local) {
         for key in self.sockets.keys() {
             let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
             if self.sockets.get(key).is_some_and(matches) {
@@ -188,9 +181,7 @@ impl Listeners {
     pub(super) fn release(&mut self, poll: &Poll, places: &[(u32, Local)]) {
         for key in self.sockets.keys() {
             let matches = |l: &Listening| {
-                let is_it = |(id, local): &(u32, Local)| {
-                    *id == l.socket.listener && *local == l.socket.local
-                };
+                let is_it = |(id, local): &(u32, Local)| *id == l.socket.listener && *local == l.socket.local;
                 places.iter().any(is_it)
             };
             if self.sockets.get(key).is_some_and(matches) {
@@ -220,13 +211,7 @@ impl Listeners {
     }
 
     /// Gives all sockets of `listener` at `local` but one away.
-    pub(super) fn spread(
-        &mut self,
-        poll: &Poll,
-        listener: u32,
-        local: &Local,
-        to: &link::Recipients,
-    ) {
+    pub(super) fn spread(&mut self, poll: &Poll, listener: u32, local: &Local, to: &link::Recipients) {
         let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
         let mut keys = self.sockets.keys();
         keys.retain(|key| self.sockets.get(*key).is_some_and(matches));
@@ -337,9 +322,7 @@ impl Listeners {
             return false;
         }
         let accepted = self.accept_one(context, key);
-        let shed = accepted.is_ok_and(|accepted| {
-            !self.keep_waiting(context, tcp, accepted, Shortage::Descriptors)
-        });
+        let shed = accepted.is_ok_and(|accepted| !self.keep_waiting(context, tcp, accepted, Shortage::Descriptors));
         if self.waiting.is_none() {
             let _ = self.reserve.refill();
         }
@@ -348,13 +331,7 @@ impl Listeners {
 
     /// Keeps a client until there is room. False if it has waited too long already or another one is before it: it is
     /// reset then.
-    fn keep_waiting(
-        &mut self,
-        context: &mut Context,
-        tcp: &mut Tcp,
-        accepted: Accepted,
-        shortage: Shortage,
-    ) -> bool {
+    fn keep_waiting(&mut self, context: &mut Context, tcp: &mut Tcp, accepted: Accepted, shortage: Shortage) -> bool {
         let waited_ms = socket::waited_ms(accepted.fd.as_raw_fd());
         if self.waiting.is_some() || waited_ms >= WAIT_MAX_MS {
             tcp.refuse(context, accepted, Cause::LimitProcess);
@@ -392,10 +369,7 @@ impl Listeners {
             if room {
                 let recent = self.arrivals.note(now_ms);
                 if let Err(accepted) = place(context, tcp, waiting.accepted, recent, Share::Yes) {
-                    self.waiting = Some(Waiting {
-                        accepted,
-                        ..waiting
-                    });
+                    self.waiting = Some(Waiting { accepted, ..waiting });
                 }
             } else if now_ms >= waiting.until_ms {
                 tcp.refuse(context, waiting.accepted, Cause::LimitProcess);
@@ -446,13 +420,7 @@ fn has_place(context: &Context) -> bool {
 }
 
 /// Serves a new connection here or, if it may go there, at the least busy worker. Gives it back if it has to wait for a place.
-fn place(
-    context: &mut Context,
-    tcp: &mut Tcp,
-    accepted: Accepted,
-    recent: u64,
-    share: Share,
-) -> Result<(), Accepted> {
+fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64, share: Share) -> Result<(), Accepted> {
     let connections = &context.shared.process.connections;
     if !connections.try_raise(Some(context.snapshot.connections_max)) {
         if !context.snapshot.connections_stated {
@@ -471,8 +439,7 @@ fn place(
         && mine > u64::from(other.stats.connections.get()) + recent / 8
     {
         other.stats.connections.raise();
-        let Err(Command::Adopt(accepted)) = other.try_send(Command::Adopt(Box::new(accepted)))
-        else {
+        let Err(Command::Adopt(accepted)) = other.try_send(Command::Adopt(Box::new(accepted))) else {
             return Ok(());
         };
         other.stats.connections.lower();

@@ -91,10 +91,7 @@ impl Context {
     /// The pool that a listener of the newest snapshot sends to, with this worker's cursor for it.
     fn pool_of(&mut self, listener: u32) -> Option<(Arc<Pool>, &mut Cursor)> {
         let ix = self.snapshot.listener(listener)?.config.pool;
-        Some((
-            self.snapshot.pools.get(ix)?.clone(),
-            self.cursors.get_mut(ix)?,
-        ))
+        Some((self.snapshot.pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
     }
 
     /// Takes the newest snapshot; true if it is a new one.
@@ -104,11 +101,7 @@ impl Context {
         };
         if snapshot.generation != self.snapshot.generation {
             let rng = &mut self.rng;
-            self.cursors = snapshot
-                .pools
-                .iter()
-                .map(|_| Cursor::new(rng.next_u64()))
-                .collect();
+            self.cursors = snapshot.pools.iter().map(|_| Cursor::new(rng.next_u64())).collect();
         }
         self.snapshot = snapshot;
         true
@@ -117,11 +110,7 @@ impl Context {
 
 impl Worker {
     /// A worker and the handle on it. It takes part once it is among [`Shared::workers`].
-    pub fn new(
-        id: usize,
-        shared: Arc<Shared>,
-        settings: Settings,
-    ) -> Result<(Worker, link::Worker)> {
+    pub fn new(id: usize, shared: Arc<Shared>, settings: Settings) -> Result<(Worker, link::Worker)> {
         let poll = Poll::new()?;
         let wake = Token {
             kind: Kind::Wake,
@@ -131,10 +120,7 @@ impl Worker {
                 generation: 0,
             },
         };
-        let waker = Arc::new(Waker::new(
-            poll.registry(),
-            mio::Token(wake.pack() as usize),
-        )?);
+        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(wake.pack() as usize))?);
         let (sender, commands) = bounded(COMMANDS_MAX);
         let stats = Arc::new(WorkerStats::default());
         let context = Context {
@@ -261,11 +247,7 @@ impl Worker {
                 Command::Kill { id, reply } => {
                     let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
                 }
-                Command::Shed {
-                    backend,
-                    count,
-                    cause,
-                } => {
+                Command::Shed { backend, count, cause } => {
                     tcp.shed(context, backend, count, cause);
                     udp.shed(backend, count);
                 }
@@ -278,11 +260,7 @@ impl Worker {
                     udp.hand_over(poll, context, &to);
                     *retiring = true;
                 }
-                Command::Spread {
-                    listener,
-                    local,
-                    to,
-                } => {
+                Command::Spread { listener, local, to } => {
                     listeners.spread(poll, listener, &local, &to);
                     udp.spread(poll, context, listener, &local, &to);
                 }
@@ -292,9 +270,7 @@ impl Worker {
         }
         let stats = &self.context.stats;
         stats.turns.add(1);
-        stats
-            .turn_ns_max
-            .raise(self.context.now.elapsed().as_nanos() as u64);
+        stats.turn_ns_max.raise(self.context.now.elapsed().as_nanos() as u64);
         Ok(go_on && !(self.retiring && self.tcp.is_empty() && self.udp.is_empty()))
     }
 

@@ -121,8 +121,7 @@ impl Tcp {
             (_, Side::Client) => connection.client_broken |= broken,
             _ => {}
         }
-        self.run
-            .push(key, connection.weight, &mut connection.queued);
+        self.run.push(key, connection.weight, &mut connection.queued);
     }
 
     /// Runs the connections whose turn it is, of those that were queued when the phase began.
@@ -192,9 +191,7 @@ impl Tcp {
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
             lane_limit(side).map_or(PUMP_BYTES, |lane| {
-                lane.throttle
-                    .budget(lane.refill, context.now)
-                    .min(PUMP_BYTES as u64) as usize
+                lane.throttle.budget(lane.refill, context.now).min(PUMP_BYTES as u64) as usize
             })
         });
         let copy_only = Side::BOTH.map(|side| lane_limit(side).is_some());
@@ -303,12 +300,7 @@ impl Tcp {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
-        let Phase::Resetting {
-            cause,
-            by,
-            until_ms,
-        } = connection.phase
-        else {
+        let Phase::Resetting { cause, by, until_ms } = connection.phase else {
             return;
         };
         let survivor = match by {
@@ -317,8 +309,7 @@ impl Tcp {
         };
         let waiting = survivor.is_some_and(|fd| socket::unacknowledged(fd.as_raw_fd()) > 0);
         if waiting && context.now_ms() < until_ms {
-            self.timers
-                .set(key.index, context.now_ms() + RESET_CHECK_MS);
+            self.timers.set(key.index, context.now_ms() + RESET_CHECK_MS);
         } else {
             self.retire(context, key, cause, by);
         }
@@ -336,9 +327,7 @@ impl Tcp {
         let now_ms = context.now_ms();
         self.next_id += 1;
         let id = self.next_id;
-        let header = listener
-            .gate
-            .expects_header(client_address.map(|address| address.ip()));
+        let header = listener.gate.expects_header(client_address.map(|address| address.ip()));
         let max_age_ms = listener.config.timeouts.max_age.map(|age| {
             let age = age.as_millis() as u64;
             now_ms + age - context.rng.below(age / 10 + 1)
@@ -513,9 +502,7 @@ impl Tcp {
             return;
         };
         connection.backend = None;
-        if let (Some(place), Phase::Connecting(attempt)) =
-            (connection.place.take(), &mut connection.phase)
-        {
+        if let (Some(place), Phase::Connecting(attempt)) = (connection.place.take(), &mut connection.phase) {
             attempt.note_failure(context, place.backend(), error);
         }
         self.connect_next(context, key);
@@ -532,9 +519,7 @@ impl Tcp {
         let backend = place.backend().clone();
         let header = connection.header_for_backend(&backend);
         // The send buffer of a new socket holds far more than a header.
-        if !header.is_empty()
-            && socket::send(fd.as_raw_fd(), &header) != Transfer::Bytes(header.len())
-        {
+        if !header.is_empty() && socket::send(fd.as_raw_fd(), &header) != Transfer::Bytes(header.len()) {
             let error = socket::connect_error(fd.as_raw_fd());
             self.attempt_failed(context, key, error);
             return false;
@@ -600,8 +585,7 @@ impl Tcp {
                                 connection.pair.mark_writable(side);
                             }
                         }
-                        self.run
-                            .push(key, connection.weight, &mut connection.queued);
+                        self.run.push(key, connection.weight, &mut connection.queued);
                         self.set_timer(key);
                     }
                     Due::Interim => {
@@ -640,13 +624,9 @@ impl Tcp {
         context.shared.process.connections.lower();
         let shard = connection.listener.stats.shards.of(context.id);
         shard.closed[cause as usize].add(1);
-        shard
-            .seconds
-            .observe_us(u64::from(us(connection.opened, context.now)));
+        shard.seconds.observe_us(u64::from(us(connection.opened, context.now)));
         if context.shared.wants_records() {
-            context
-                .shared
-                .record(connection.record(context.now, cause, closed_by));
+            context.shared.record(connection.record(context.now, cause, closed_by));
         }
         match connection.backend {
             Some(backend) => socket::close_two(connection.client, backend),
@@ -694,11 +674,7 @@ impl Tcp {
 
     /// Ends the connection with this id, if it is here.
     pub(super) fn kill(&mut self, context: &mut Context, id: u64) -> bool {
-        let found = self
-            .connections
-            .iter()
-            .find(|(_, c)| c.id == id)
-            .map(|(key, _)| key);
+        let found = self.connections.iter().find(|(_, c)| c.id == id).map(|(key, _)| key);
         if let Some(key) = found {
             self.retire(context, key, Cause::Killed, By::Weir);
         }
@@ -741,9 +717,7 @@ fn register(context: &Context, key: Key, side: Side, fd: &OwnedFd) -> std::io::R
     }
     .pack();
     let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-    context.registry.register(
-        &mut SourceFd(&fd.as_raw_fd()),
-        MioToken(token as usize),
-        interest,
-    )
+    context
+        .registry
+        .register(&mut SourceFd(&fd.as_raw_fd()), MioToken(token as usize), interest)
 }

@@ -21,10 +21,7 @@ fn resets_in_mid_stream(mut stream: TcpStream) {
 /// Every gauge of live connections in the status, by where it is.
 fn gauges(status: &Value) -> Vec<(String, u64)> {
     let list = |value: &Value| value.as_array().unwrap().clone();
-    let mut gauges = vec![(
-        "process".into(),
-        status["process"]["connections"].as_u64().unwrap(),
-    )];
+    let mut gauges = vec![("process".into(), status["process"]["connections"].as_u64().unwrap())];
     for worker in list(&status["workers"]) {
         gauges.push((
             format!("worker {}", worker["id"]),
@@ -80,48 +77,24 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
         ("drained", "", &drained, echo.address.to_string()),
         ("removed", "", &drained, echo.address.to_string()),
         ("down", "", &watched, echo.address.to_string()),
-        (
-            "idle",
-            "timeouts: {idle: 3s}",
-            plain,
-            echo.address.to_string(),
-        ),
-        (
-            "half",
-            "timeouts: {half_close: 300ms}",
-            plain,
-            mute.address.to_string(),
-        ),
+        ("idle", "timeouts: {idle: 3s}", plain, echo.address.to_string()),
+        ("half", "timeouts: {half_close: 300ms}", plain, mute.address.to_string()),
         (
             "header",
             "accept_proxy: {from: [127.0.0.1]}",
             plain,
             echo.address.to_string(),
         ),
-        (
-            "per_source",
-            "limits: {per_source: 5}",
-            plain,
-            echo.address.to_string(),
-        ),
+        ("per_source", "limits: {per_source: 5}", plain, echo.address.to_string()),
         ("capped", "", plain, echo.address.to_string()),
     ];
     let yaml = |without: &str| {
         let mut listeners = String::from("workers: 2\nlisteners:\n");
         let mut pools = String::from("pools:\n");
         for (name, listener, keys, address) in &rows {
-            listeners +=
-                &format!("  {name}: {{bind: ['127.0.0.1:0'], pool: {name}, {listener}}}\n");
-            let room = if *name == "capped" {
-                "max_connections: 20"
-            } else {
-                ""
-            };
-            let other = backend(
-                "spare",
-                format!("127.0.0.9:{}", refusing.number),
-                "weight: 0",
-            );
+            listeners += &format!("  {name}: {{bind: ['127.0.0.1:0'], pool: {name}, {listener}}}\n");
+            let room = if *name == "capped" { "max_connections: 20" } else { "" };
+            let other = backend("spare", format!("127.0.0.9:{}", refusing.number), "weight: 0");
             let own = backend("own", address, room);
             let own = if *name == without {
                 String::new()
@@ -152,28 +125,17 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
             stream
         })
     };
-    let silent = |name: &str| {
-        (0..EACH)
-            .map(|_| client::connect(&at(name)))
-            .collect::<Vec<_>>()
-    };
-    let (killed, drained, removed, down) = (
-        held("killed"),
-        held("drained"),
-        held("removed"),
-        held("down"),
-    );
+    let silent = |name: &str| (0..EACH).map(|_| client::connect(&at(name))).collect::<Vec<_>>();
+    let (killed, drained, removed, down) = (held("killed"), held("drained"), held("removed"), held("down"));
     let idle = held("idle");
     let (half, header) = (silent("half"), silent("header"));
     let gone = silent("gone");
     wait_until("all are in flight", || {
         let now = gauges(&status(&weir));
-        ["killed", "drained", "removed", "down", "gone"]
-            .iter()
-            .all(|name| {
-                now.contains(&(format!("backend \"{name}\"/\"own\""), EACH as u64))
-                    && now.contains(&(format!("listener \"{name}\""), EACH as u64))
-            })
+        ["killed", "drained", "removed", "down", "gone"].iter().all(|name| {
+            now.contains(&(format!("backend \"{name}\"/\"own\""), EACH as u64))
+                && now.contains(&(format!("listener \"{name}\""), EACH as u64))
+        })
     });
 
     std::thread::scope(|scope| {
@@ -220,11 +182,7 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
         });
         scope.spawn(|| {
             let conns: Value = serde_json::from_str(&said(&weir, &["conns", "--json"])).unwrap();
-            let of = conns
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|c| c["listener"] == "killed");
+            let of = conns.as_array().unwrap().iter().filter(|c| c["listener"] == "killed");
             let ids: Vec<String> = of.map(|c| c["id"].to_string()).collect();
             assert_eq!(ids.len(), EACH);
             in_parallel(2, EACH, |n| said(&weir, &["kill", &ids[n]]));
@@ -277,10 +235,7 @@ fn counts_return_to_zero_after_failures_in_every_phase() {
 
     let mut left = Vec::new();
     wait_until("nothing is in flight", || {
-        left = gauges(&status(&weir))
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
-            .collect();
+        left = gauges(&status(&weir)).into_iter().filter(|(_, n)| *n > 0).collect();
         println!("{left:?}");
         left.is_empty()
     });

@@ -11,32 +11,20 @@ fn refused_by(backends: usize, attempts: usize) -> (Weir, Vec<u64>, f64) {
     let list: Vec<String> = (0..backends)
         .map(|ix| backend(&format!("b{ix}"), ports[ix].address(), ""))
         .collect();
-    let keys =
-        format!("balance: random, connect: {{timeout: 5s, attempts: {attempts}}}, {UNWATCHED}");
+    let keys = format!("balance: random, connect: {{timeout: 5s, attempts: {attempts}}}, {UNWATCHED}");
     let weir = Weir::start(&pool(&keys, &list));
     let address = weir.address("main");
     in_parallel(2, 60, |_| client::connect_to_reset(&address));
     let records = weir.wait_for_records(60);
-    assert!(
-        records
-            .iter()
-            .all(|record| record.end() == ("connect_failed", "weir"))
-    );
+    assert!(records.iter().all(|record| record.end() == ("connect_failed", "weir")));
     assert!(
         records
             .iter()
             .all(|record| record.attempts as usize == attempts.min(backends))
     );
-    let fastest = records
-        .iter()
-        .map(|record| record.duration_ms)
-        .fold(f64::MAX, f64::min);
+    let fastest = records.iter().map(|record| record.duration_ms).fold(f64::MAX, f64::min);
     let now = status(&weir);
-    let failed = (0..backends).map(|ix| {
-        backend_of(&now, "main", &format!("b{ix}"))["failed"]
-            .as_u64()
-            .unwrap()
-    });
+    let failed = (0..backends).map(|ix| backend_of(&now, "main", &format!("b{ix}"))["failed"].as_u64().unwrap());
     let failed = failed.collect();
     (weir, failed, fastest)
 }
@@ -76,10 +64,7 @@ fn the_timeout_is_that_of_all_attempts() {
     client::connect_to_reset(&address.to_string());
     let took = begun.elapsed();
     let record = &weir.wait_for_records(1)[0];
-    assert_eq!(
-        (record.end(), record.attempts),
-        (("connect_timeout", "weir"), 3)
-    );
+    assert_eq!((record.end(), record.attempts), (("connect_timeout", "weir"), 3));
     let bounds = Duration::from_millis(2_990)..Duration::from_millis(8_900);
     assert!(bounds.contains(&took), "{took:?}");
 }

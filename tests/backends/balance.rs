@@ -40,18 +40,9 @@ fn every_algorithm_heeds_weights() {
         let servers = ["0", "1", "2"].map(|name| slow(name, &delay));
         let backends: Vec<String> = std::iter::zip([0, 1, heavy], &servers)
             .enumerate()
-            .map(|(ix, (weight, server))| {
-                backend(
-                    &format!("b{ix}"),
-                    server.address,
-                    &format!("weight: {weight}"),
-                )
-            })
+            .map(|(ix, (weight, server))| backend(&format!("b{ix}"), server.address, &format!("weight: {weight}")))
             .collect();
-        let weir = Weir::start(&pool(
-            &format!("balance: {balance}, {UNWATCHED}"),
-            &backends,
-        ));
+        let weir = Weir::start(&pool(&format!("balance: {balance}, {UNWATCHED}"), &backends));
         let address = weir.address("main");
         let held = in_parallel(16, 400, |n| hold(&address, Some(source(n))));
         let counts = count(held.iter().map(|(name, _)| *name));
@@ -93,16 +84,10 @@ fn round_robin_is_smooth() {
     let yaml = pool(&format!("balance: round_robin, {UNWATCHED}"), &backends);
     let weir = Weir::start(&yaml.replace("workers: 2", "workers: 1"));
     let address = weir.address("main");
-    let picks: String = (0..70)
-        .map(|_| client::fetch(&address).expect("an answer"))
-        .collect();
+    let picks: String = (0..70).map(|_| client::fetch(&address).expect("an answer")).collect();
     for window in picks.as_bytes().windows(7) {
         let counts = count(window.iter().map(|&name| char::from(name)));
-        assert_eq!(
-            counts,
-            BTreeMap::from([('a', 5), ('b', 1), ('c', 1)]),
-            "{picks}"
-        );
+        assert_eq!(counts, BTreeMap::from([('a', 5), ('b', 1), ('c', 1)]), "{picks}");
     }
     assert!(!picks.contains("bc") && !picks.contains("cb"), "{picks}");
 }
@@ -124,10 +109,7 @@ fn goes_where_answers_are_quick() -> bool {
         backend("a", servers[0].address, ""),
         backend("b", servers[1].address, ""),
     ];
-    let weir = Weir::start(&pool(
-        &format!("balance: least_time, {UNWATCHED}"),
-        &backends,
-    ));
+    let weir = Weir::start(&pool(&format!("balance: least_time, {UNWATCHED}"), &backends));
     let address = weir.address("main");
     // One after the other: none is in flight any more when the next one comes.
     let ask = |nth: usize| {
@@ -140,9 +122,7 @@ fn goes_where_answers_are_quick() -> bool {
     println!("{names:?}");
     let late = |from: usize, name: &str, ms: f64| {
         let records = weir.access_log();
-        let mut of = records[from..]
-            .iter()
-            .filter(|r| r.backend.as_deref() == Some(name));
+        let mut of = records[from..].iter().filter(|r| r.backend.as_deref() == Some(name));
         of.any(|r| r.first_byte_ms.is_none_or(|took| took > ms))
     };
     if late(0, "a", 100.0) {
@@ -163,9 +143,7 @@ fn goes_where_answers_are_quick() -> bool {
 
 /// Where each of the clients ends up.
 fn homes(address: &str, clients: &[IpAddr]) -> BTreeMap<IpAddr, char> {
-    let homes = in_parallel(4, clients.len(), |n| {
-        (clients[n], hold(address, Some(clients[n])).0)
-    });
+    let homes = in_parallel(4, clients.len(), |n| (clients[n], hold(address, Some(clients[n])).0));
     homes.into_iter().collect()
 }
 
@@ -274,9 +252,7 @@ fn one_giant_nat_stays_under_the_bound_and_moves_nobody_else() {
     let backends: Vec<String> = std::iter::zip(names, &servers)
         .map(|(name, server)| backend(name, server.address, ""))
         .collect();
-    let keys = |bound: &str| {
-        format!("balance: source_hash, source_hash: {{bounded_load: {bound}}}, {UNWATCHED}")
-    };
+    let keys = |bound: &str| format!("balance: source_hash, source_hash: {{bounded_load: {bound}}}, {UNWATCHED}");
     let clients: Vec<IpAddr> = (0..300).map(source).collect();
     let free = Weir::start(&pool(&keys("off"), &backends));
     let homes = homes(&free.address("main"), &clients);
@@ -286,9 +262,7 @@ fn one_giant_nat_stays_under_the_bound_and_moves_nobody_else() {
     let address = weir.address("main");
     let held = |n: usize| (n, hold(&address, Some(clients[n])));
     let others = in_parallel(4, 300, held);
-    let giant = in_parallel(4, 180, |_| {
-        hold(&address, Some(IpAddr::from([127, 9, 9, 9])))
-    });
+    let giant = in_parallel(4, 180, |_| hold(&address, Some(IpAddr::from([127, 9, 9, 9]))));
 
     let of = |name: char, held: &[char]| held.iter().filter(|&&at| at == name).count();
     let giants: Vec<char> = giant.iter().map(|(name, _)| *name).collect();
@@ -301,10 +275,7 @@ fn one_giant_nat_stays_under_the_bound_and_moves_nobody_else() {
     let bound = 480 * 3 / 2 / 6 + 1;
     println!(
         "{counts:?}, of which the giant {:?}",
-        "abcdef"
-            .chars()
-            .map(|name| of(name, &giants))
-            .collect::<Vec<_>>()
+        "abcdef".chars().map(|name| of(name, &giants)).collect::<Vec<_>>()
     );
     assert!(counts.iter().all(|&n| n <= bound), "{counts:?}, {bound}");
     // Its backend would have had 230.
@@ -314,20 +285,14 @@ fn one_giant_nat_stays_under_the_bound_and_moves_nobody_else() {
     );
 
     // Another connection of each of the others, one at a time, so that it takes no room.
-    let full: Vec<char> = "abcdef"
-        .chars()
-        .filter(|&name| of(name, &all) + 2 >= bound)
-        .collect();
+    let full: Vec<char> = "abcdef".chars().filter(|&name| of(name, &all) + 2 >= bound).collect();
     assert!(full.len() <= 3, "{counts:?}");
     let (mut stayed, mut moved) = (0, 0);
     for (client, home) in &homes {
         match hold(&address, Some(*client)).0 {
             now if now == *home => stayed += 1,
             now => {
-                assert!(
-                    full.contains(home),
-                    "{client} moved from {home} to {now}: {counts:?}"
-                );
+                assert!(full.contains(home), "{client} moved from {home} to {now}: {counts:?}");
                 moved += 1;
             }
         }

@@ -36,14 +36,8 @@ fn ended(record: &Record) -> SystemTime {
 fn drained(count: usize, finish: Duration, early: f64, late: f64) {
     common::raise_descriptor_limit();
     let (a, b) = (echo(), Server::named("b"));
-    let backends = [
-        backend("a", a.address, ""),
-        backend("b", b.address, "weight: 0"),
-    ];
-    let keys = format!(
-        "on_drain: {{finish: {}ms}}, {UNWATCHED}",
-        finish.as_millis()
-    );
+    let backends = [backend("a", a.address, ""), backend("b", b.address, "weight: 0")];
+    let keys = format!("on_drain: {{finish: {}ms}}, {UNWATCHED}", finish.as_millis());
     let weir = Weir::start(&pool(&keys, &backends));
     let mut held = open(&weir, count);
     said(&weir, &["backend", "main/b", "weight", "1"]);
@@ -51,8 +45,7 @@ fn drained(count: usize, finish: Duration, early: f64, late: f64) {
     said(&weir, &["backend", "main/a", "drain"]);
     // New work goes elsewhere at once.
     assert_eq!(client::fetch(&weir.address("main")).unwrap(), "b");
-    let records =
-        weir.wait_for(|records| records.iter().filter(|r| r.cause == "drained").count() == count);
+    let records = weir.wait_for(|records| records.iter().filter(|r| r.cause == "drained").count() == count);
     assert!(
         records
             .iter()
@@ -62,12 +55,7 @@ fn drained(count: usize, finish: Duration, early: f64, late: f64) {
     let mut at: Vec<f64> = records
         .iter()
         .filter(|record| record.cause == "drained")
-        .map(|record| {
-            ended(record)
-                .duration_since(begun)
-                .unwrap_or_default()
-                .as_secs_f64()
-        })
+        .map(|record| ended(record).duration_since(begun).unwrap_or_default().as_secs_f64())
         .collect();
     // How far ahead of the straight line it ever was, and how far behind: as parts of the whole.
     at.sort_by(f64::total_cmp);
@@ -185,17 +173,11 @@ fn down_by_order_and_back_by_reload() {
         }
         client::connect_to_reset(&weir.address("main"));
         let entry = |key: &str| backend_of(&status(&weir), "main", "a")[key].clone();
-        assert_eq!(
-            (entry("state"), entry("weight")),
-            ("disabled".into(), 7.into())
-        );
+        assert_eq!((entry("state"), entry("weight")), ("disabled".into(), 7.into()));
         if !kept {
             let records = weir.wait_for_records(5);
             assert_eq!(
-                records
-                    .iter()
-                    .filter(|r| r.end() == ("backend_down", "weir"))
-                    .count(),
+                records.iter().filter(|r| r.end() == ("backend_down", "weir")).count(),
                 4
             );
         }
@@ -211,10 +193,7 @@ fn down_by_order_and_back_by_reload() {
 fn down_by_probes() {
     for (on_down, kept) in [("keep", true), ("close", false)] {
         let checks = Port::reserve();
-        let (echo, probed) = (
-            Server::echo(),
-            Server::on(server::bind(checks.address()), drop),
-        );
+        let (echo, probed) = (Server::echo(), Server::on(server::bind(checks.address()), drop));
         let keys = format!(
             "on_down: {on_down}, passive: off, health: {{interval: 50ms, timeout: 1s, fall: 2, port: {}}}",
             checks.number

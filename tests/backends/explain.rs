@@ -10,11 +10,7 @@ use super::{UNWATCHED, backend, hold, in_parallel, pool, source};
 fn explained(weir: &Weir, from: &str) -> serde_json::Value {
     let mut explain = command(env!("CARGO_BIN_EXE_weir"));
     explain.args(["explain", "--json", "--listener", "main", "--from", from]);
-    let output = explain
-        .arg("-c")
-        .arg(weir.dir().join("weir.yaml"))
-        .output()
-        .unwrap();
+    let output = explain.arg("-c").arg(weir.dir().join("weir.yaml")).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{from}: {error}");
     serde_json::from_slice(&output.stdout).unwrap()
@@ -30,19 +26,13 @@ fn explain_agrees_with_a_thousand_connections() {
     let backends: Vec<String> = std::iter::zip(names, std::iter::zip(&servers, weights))
         .map(|(name, (server, weight))| backend(name, server.address, &format!("weight: {weight}")))
         .collect();
-    let keys =
-        format!("balance: source_hash, source_hash: {{prefix_v4: 30, seed: 4711}}, {UNWATCHED}");
+    let keys = format!("balance: source_hash, source_hash: {{prefix_v4: 30, seed: 4711}}, {UNWATCHED}");
     let weir = Weir::start(&pool(&keys, &backends));
     let address = weir.address("main");
     let client = |n: usize| source(n * 3);
-    let real = in_parallel(4, 1_000, |n| {
-        (n % 200, hold(&address, Some(client(n % 200))).0)
-    });
+    let real = in_parallel(4, 1_000, |n| (n % 200, hold(&address, Some(client(n % 200))).0));
     let expected = in_parallel(2, 200, |n| {
-        (
-            n,
-            explained(&weir, &client(n).to_string())["backend"].clone(),
-        )
+        (n, explained(&weir, &client(n).to_string())["backend"].clone())
     });
     let mut seen = std::collections::BTreeSet::new();
     for (n, backend) in &expected {

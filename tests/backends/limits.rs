@@ -34,10 +34,7 @@ fn max_connections_is_exact_over_the_workers() {
             backend("a", servers[0].address, "max_connections: 25"),
             backend("b", servers[1].address, "max_connections: 35"),
         ];
-        let weir = Weir::start(&pool(
-            &format!("balance: {balance}, {UNWATCHED}"),
-            &backends,
-        ));
+        let weir = Weir::start(&pool(&format!("balance: {balance}, {UNWATCHED}"), &backends));
         let address = weir.address("main");
         let mut records = 0;
         for _ in 0..3 {
@@ -46,21 +43,14 @@ fn max_connections_is_exact_over_the_workers() {
                 .flatten()
                 .collect();
             let counts = count(held.iter().map(|(name, _)| *name));
-            assert_eq!(
-                (counts[&'a'], counts[&'b'], held.len()),
-                (25, 35, 60),
-                "{balance}"
-            );
+            assert_eq!((counts[&'a'], counts[&'b'], held.len()), (25, 35, 60), "{balance}");
             let now = status(&weir);
             assert_eq!(backend_of(&now, "main", "a")["active"], 25);
             assert_eq!(backend_of(&now, "main", "b")["active"], 35);
             drop(held);
             records += 300;
             let all = weir.wait_for_records(records);
-            let refused = all
-                .iter()
-                .filter(|r| r.end() == ("no_backend", "weir"))
-                .count();
+            let refused = all.iter().filter(|r| r.end() == ("no_backend", "weir")).count();
             assert_eq!(refused, records / 300 * 240);
         }
     }
@@ -116,8 +106,5 @@ fn backups_serve_only_in_place_of_primaries() {
     let weir = Weir::start(&pool(UNWATCHED, &backends));
     let address = weir.address("main");
     let held: Vec<_> = (0..5).map(|_| hold(&address, None)).collect();
-    assert_eq!(
-        held.iter().map(|(name, _)| *name).collect::<String>(),
-        "aaazz"
-    );
+    assert_eq!(held.iter().map(|(name, _)| *name).collect::<String>(), "aaazz");
 }

@@ -32,10 +32,7 @@ fn pools(pools: &[(&str, &str, &[String])]) -> String {
     let mut rest = String::from("pools:\n");
     for (name, keys, backends) in pools {
         listeners += &format!("  {name}: {{bind: ['127.0.0.1:0'], pool: {name}}}\n");
-        rest += &format!(
-            "  {name}: {{backends: [{}], {keys}}}\n",
-            backends.join(", ")
-        );
+        rest += &format!("  {name}: {{backends: [{}], {keys}}}\n", backends.join(", "));
     }
     listeners + &rest
 }
@@ -74,11 +71,7 @@ fn count(names: impl IntoIterator<Item = char>) -> BTreeMap<char, usize> {
 
 /// A backend's entry in the status.
 #[track_caller]
-fn backend_of<'a>(
-    status: &'a serde_json::Value,
-    pool: &str,
-    backend: &str,
-) -> &'a serde_json::Value {
+fn backend_of<'a>(status: &'a serde_json::Value, pool: &str, backend: &str) -> &'a serde_json::Value {
     let named = |list: &'a serde_json::Value, name: &str| {
         let mut entries = list.as_array().unwrap().iter();
         entries.find(|entry| entry["name"] == name).unwrap()
@@ -102,11 +95,7 @@ fn logged(line: &str) -> SystemTime {
 fn metrics_sum(address: &str, begin: &str) -> f64 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(
-        stream,
-        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     let lines = page.lines().filter(|line| line.starts_with(begin));

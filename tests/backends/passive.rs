@@ -28,8 +28,7 @@ fn between(line: &str, other: &str) -> Duration {
 fn failures_eject_with_back_off() {
     let (good, refusing) = (Server::named("good"), Port::reserve());
     let (hole, resetting) = (Blackhole::new(), Server::resetting());
-    let with =
-        |bad: std::net::SocketAddr| [backend("good", good.address, ""), backend("bad", bad, "")];
+    let with = |bad: std::net::SocketAddr| [backend("good", good.address, ""), backend("bad", bad, "")];
     let keys = "balance: round_robin, connect: {timeout: 100ms}, health: {type: none}, \
                 passive: {failures: 3, window: 10s, eject: 500ms}";
     let eject = Duration::from_millis(500);
@@ -66,8 +65,7 @@ fn failures_eject_with_back_off() {
                     });
                     let says = |length: Duration| {
                         let length = humantime::format_duration(length);
-                        let words =
-                            format!("3 failures within 10s, last: {kind}; ejected for {length}");
+                        let words = format!("3 failures within 10s, last: {kind}; ejected for {length}");
                         ejected.ends_with(&words)
                     };
                     let Some((taken, length)) = possible.into_iter().find(|(_, l)| says(*l)) else {
@@ -123,18 +121,10 @@ fn the_last_one_is_never_ejected() {
         knock(&address);
     }
     let records = weir.wait_for_records(before + 50);
-    assert!(
-        records.iter().all(|r| r.cause == "connect_failed"),
-        "{records:?}"
-    );
+    assert!(records.iter().all(|r| r.cause == "connect_failed"), "{records:?}");
     assert_eq!(lines_with(&weir, &["is ejected"]).len(), 1);
     let now = status(&weir);
-    let mut states = ["a", "b"].map(|name| {
-        backend_of(&now, "main", name)["state"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    });
+    let mut states = ["a", "b"].map(|name| backend_of(&now, "main", name)["state"].as_str().unwrap().to_owned());
     states.sort();
     assert_eq!(states, ["ejected", "up"]);
 }
@@ -156,10 +146,7 @@ fn a_probe_brings_an_ejected_backend_back() {
             }
         })
     });
-    let backends = [
-        backend("good", good.address, ""),
-        backend("bad", bad.address, ""),
-    ];
+    let backends = [backend("good", good.address, ""), backend("bad", bad.address, "")];
     let keys = "balance: round_robin, health: {interval: 1m, timeout: 5s}, \
                 passive: {failures: 2, window: 10s, eject: 500ms}";
     let weir = Weir::start(&pool(keys, &backends));
@@ -178,10 +165,7 @@ fn a_probe_brings_an_ejected_backend_back() {
     });
     broken.store(false, Relaxed);
     let back = weir.wait_for_line_with(&["main/bad ", "(was ejected)", "connect ok"]);
-    let after = between(
-        &weir.wait_for_line_with(&["main/bad ", "is ejected"]),
-        &back,
-    );
+    let after = between(&weir.wait_for_line_with(&["main/bad ", "is ejected"]), &back);
     let bounds = Duration::from_millis(490)..Duration::from_secs(10);
     assert!(bounds.contains(&after), "{after:?}");
     wait_until("it serves again", || ask() == "bad");
@@ -196,9 +180,7 @@ fn our_own_shortages_eject_nobody() {
     }
     let (host, peer) = (Netns::new("host"), Netns::new("peer"));
     link("eth0", [(&host, "10.97.0.1/24"), (&peer, "10.97.0.2/24")]);
-    let servers = peer.enter(|| {
-        [(); 2].map(|()| Server::named_on(common::server::bind(([10, 97, 0, 2], 0)), "x"))
-    });
+    let servers = peer.enter(|| [(); 2].map(|()| Server::named_on(common::server::bind(([10, 97, 0, 2], 0)), "x")));
     let keys = "balance: round_robin, health: {type: none}, passive: {failures: 1, window: 10s, eject: 1m}";
     let good = backend("good", servers[0].address, "");
     let unrouted = [good.clone(), backend("far", "192.0.2.1:80", "")];
@@ -216,11 +198,7 @@ fn our_own_shortages_eject_nobody() {
         assert!(!matches!(reached("unbound"), Ok(text) if !text.is_empty()));
     }
     let limit = |soft: &str| {
-        run(common::command("prlimit").args([
-            "--pid",
-            &weir.pid().to_string(),
-            &format!("--nofile={soft}:"),
-        ]))
+        run(common::command("prlimit").args(["--pid", &weir.pid().to_string(), &format!("--nofile={soft}:")]))
     };
     let open = weir.descriptors().len();
     // Room for the client's descriptor, not for the backend's; how many the next calls find free is not known exactly.

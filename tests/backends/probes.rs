@@ -136,9 +136,7 @@ fn probes_end_with_fin() -> bool {
     let _weir = Launch::new(&pool(keys, &[backend("one", server.address, "")]))
         .inside(&netns)
         .start();
-    let seen: Vec<Result<usize, ErrorKind>> = (0..20)
-        .map(|_| ends.recv_timeout(PATIENCE).expect("a probe"))
-        .collect();
+    let seen: Vec<Result<usize, ErrorKind>> = (0..20).map(|_| ends.recv_timeout(PATIENCE).expect("a probe")).collect();
     let resets = counted(&netns, "resets");
     println!("{seen:?}, {resets} resets");
     seen.iter().all(|end| *end == Ok(0)) && resets == 0
@@ -177,10 +175,7 @@ fn spread_and_jittered() -> (bool, bool) {
         .enumerate()
         .map(|(ix, server)| backend(&format!("b{ix}"), server.address, ""))
         .collect();
-    let _weir = Weir::start(&pool(
-        "passive: off, health: {interval: 2s, timeout: 1s}",
-        &backends,
-    ));
+    let _weir = Weir::start(&pool("passive: off, health: {interval: 2s, timeout: 1s}", &backends));
     let mut times = vec![Vec::new(); 20];
     while times.iter().any(|list: &Vec<Instant>| list.len() < 3) {
         let (ix, at) = probes.recv_timeout(PATIENCE).expect("a probe");
@@ -190,9 +185,7 @@ fn spread_and_jittered() -> (bool, bool) {
     firsts.sort();
     // Nineteen steps of 100 ms.
     let whole = (firsts[19] - firsts[0]).as_millis();
-    let crowd = (0..15)
-        .map(|ix| (firsts[ix + 5] - firsts[ix]).as_millis())
-        .min();
+    let crowd = (0..15).map(|ix| (firsts[ix + 5] - firsts[ix]).as_millis()).min();
     println!("{whole} ms, six within {crowd:?} ms");
     let spread = (1_700..2_300).contains(&whole) && crowd > Some(200);
     let gaps: Vec<u128> = times
@@ -201,11 +194,7 @@ fn spread_and_jittered() -> (bool, bool) {
         .map(|gap| gap.as_millis())
         .collect();
     let mean = gaps.iter().sum::<u128>() as f64 / gaps.len() as f64;
-    let variance = gaps
-        .iter()
-        .map(|gap| (*gap as f64 - mean).powi(2))
-        .sum::<f64>()
-        / gaps.len() as f64;
+    let variance = gaps.iter().map(|gap| (*gap as f64 - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
     println!("{mean} ms, give or take {}: {gaps:?}", variance.sqrt());
     // Even over a fifth of two seconds: 115 ms.
     let jittered = (1_900.0..2_100.0).contains(&mean) && (50.0..250.0).contains(&variance.sqrt());
@@ -217,10 +206,7 @@ fn spread_and_jittered() -> (bool, bool) {
 #[test]
 fn type_none_probes_nothing() {
     let (alive, dead) = (Server::named("x"), Port::reserve());
-    let backends = [
-        backend("alive", alive.address, ""),
-        backend("dead", dead.address(), ""),
-    ];
+    let backends = [backend("alive", alive.address, ""), backend("dead", dead.address(), "")];
     let weir = Weir::start(&pool("health: {type: none, interval: 50ms}", &backends));
     std::thread::sleep(Duration::from_millis(500));
     let now = status(&weir);
@@ -249,13 +235,7 @@ const BLACKHOLE: &str = "table inet weir { counter syns {}; chain in { type filt
 
 fn blackholed(count: usize) -> Vec<String> {
     (0..count)
-        .map(|n| {
-            backend(
-                &format!("b{n}"),
-                format!("10.200.{}.{}:80", n / 250, n % 250 + 1),
-                "",
-            )
-        })
+        .map(|n| backend(&format!("b{n}"), format!("10.200.{}.{}:80", n / 250, n % 250 + 1), ""))
         .collect()
 }
 
@@ -269,15 +249,10 @@ fn five_hundred_dead_backends_cost_little() {
         return;
     }
     let (host, far) = behind(BLACKHOLE);
-    let weir = Launch::new(&pool(
-        "health: {interval: 2s, timeout: 1s}",
-        &blackholed(500),
-    ))
-    .inside(&host)
-    .start();
-    wait_until("all are down", || {
-        lines_with(&weir, &["is down"]).len() == 500
-    });
+    let weir = Launch::new(&pool("health: {interval: 2s, timeout: 1s}", &blackholed(500)))
+        .inside(&host)
+        .start();
+    wait_until("all are down", || lines_with(&weir, &["is down"]).len() == 500);
     // While nothing was known of them, a probe insisted.
     std::thread::sleep(Duration::from_millis(2_100));
     let (ticks, begun) = (weir.cpu_ticks(), Instant::now());

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::common::{Port, Server, Weir, client, server, wait_until};
-use super::{
-    backend, backend_of, cpu_percent, lines_with, logged, metrics_sum, pool, pools, said, status,
-};
+use super::{backend, backend_of, cpu_percent, lines_with, logged, metrics_sum, pool, pools, said, status};
 
 const RAMP: Duration = Duration::from_secs(3);
 
@@ -55,12 +53,9 @@ fn a_returning_backend_ramps_up_in_a_straight_line() {
     });
     let two = |b| [backend("a", a.address, ""), backend("b", b, "")];
     let common = "balance: round_robin, slow_start: 3s";
-    let with_probes = format!(
-        "{common}, passive: off, health: {{interval: 50ms, timeout: 1s, rise: 1, fall: 1}}"
-    );
+    let with_probes = format!("{common}, passive: off, health: {{interval: 50ms, timeout: 1s, rise: 1, fall: 1}}");
     let drained = format!("{common}, passive: off, health: {{type: none}}");
-    let ejected =
-        format!("{common}, passive: {{failures: 1, eject: 200ms}}, health: {{type: none}}");
+    let ejected = format!("{common}, passive: {{failures: 1, eject: 200ms}}, health: {{type: none}}");
     let weir = Weir::start(&pools(&[
         ("down", &with_probes, &two(probed.address())),
         ("drained", &drained, &two(b_drained.address)),
@@ -95,19 +90,12 @@ fn a_returning_backend_ramps_up_in_a_straight_line() {
     let at_drained = weir.wait_for_line_with(&["drained/b ", "is up (was drain)"]);
 
     std::thread::scope(|scope| {
-        for (pool, back) in [
-            ("down", at_down),
-            ("drained", at_drained),
-            ("ejected", at_ejected),
-        ] {
+        for (pool, back) in [("down", at_down), ("drained", at_drained), ("ejected", at_ejected)] {
             let address = weir.address(pool);
             scope.spawn(move || {
                 ramp(pool, &address, logged(&back));
                 let names: String = (0..40).map(|_| client::fetch(&address).unwrap()).collect();
-                assert!(
-                    names.matches('b').count() >= 18,
-                    "{pool} afterwards: {names}"
-                );
+                assert!(names.matches('b').count() >= 18, "{pool} afterwards: {names}");
             });
         }
     });
@@ -151,9 +139,7 @@ fn all_down_is_said_loudly() {
 
         let _checks = Server::on(server::bind(checks.address()), drop);
         weir.wait_for_line_with(&["main/one ", "is up (was down)"]);
-        wait_until("it serves", || {
-            status(&weir)["pools"][0]["serving"] == "primary"
-        });
+        wait_until("it serves", || status(&weir)["pools"][0]["serving"] == "primary");
         assert_eq!(metric("weir_pool_eligible{pool=\"main\"}"), 1.0);
         assert_eq!(client::fetch(&weir.address("main")).unwrap(), "x");
         // Told once, however many probes there were.
@@ -196,10 +182,7 @@ fn four_backends_down_and_back() {
     }
     let knocked = (weir.cpu_ticks() - ticks) as f64 / begun.elapsed().as_secs_f64();
     println!("{quiet:.1} % CPU, {knocked:.1} % with clients");
-    assert!(
-        quiet < 5.0 && knocked < 10.0,
-        "{quiet} % CPU, {knocked} % with clients"
-    );
+    assert!(quiet < 5.0 && knocked < 10.0, "{quiet} % CPU, {knocked} % with clients");
 
     let (back, open) = (Instant::now(), servers.insert(open()));
     wait_until("a probe is answered", || {

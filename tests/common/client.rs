@@ -18,8 +18,7 @@ pub fn connect(address: &str) -> TcpStream {
 /// Connects from a source address.
 #[track_caller]
 pub fn connect_from(source: IpAddr, address: &str) -> TcpStream {
-    try_connect(address, Some(source))
-        .unwrap_or_else(|error| panic!("connecting from {source} to {address}: {error}"))
+    try_connect(address, Some(source)).unwrap_or_else(|error| panic!("connecting from {source} to {address}: {error}"))
 }
 
 /// Connects, perhaps from a source address.
@@ -57,9 +56,7 @@ pub fn round_trip(stream: &mut TcpStream, bytes: &[u8]) {
 #[track_caller]
 pub fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    stream
-        .read_to_end(&mut bytes)
-        .expect("reading to a clean end");
+    stream.read_to_end(&mut bytes).expect("reading to a clean end");
     bytes
 }
 
@@ -69,10 +66,7 @@ pub fn read_to_reset(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => bytes,
-        other => panic!(
-            "expected a reset, got {other:?} after {} bytes",
-            bytes.len()
-        ),
+        other => panic!("expected a reset, got {other:?} after {} bytes", bytes.len()),
     }
 }
 

@@ -139,11 +139,7 @@ pub fn seed(default: u64) -> u64 {
 }
 
 /// Runs `one` for each number below `count`, on `threads` threads. Results in no particular order.
-pub fn in_parallel<T: Send>(
-    threads: usize,
-    count: usize,
-    one: impl Fn(usize) -> T + Sync,
-) -> Vec<T> {
+pub fn in_parallel<T: Send>(threads: usize, count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let (results, next) = (Mutex::new(Vec::with_capacity(count)), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..threads {

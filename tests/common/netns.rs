@@ -76,18 +76,14 @@ impl Netns {
                 setns(file, CloneFlags::CLONE_NEWNET).unwrap();
                 action()
             });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.name])
-            .status();
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
 }
 
@@ -106,11 +102,7 @@ pub fn link(name: &str, ends: [(&Netns, &str); 2]) {
 
 fn add_address(netns: &Netns, interface: &str, address: &str) {
     // An IPv6 address could not be bound before duplicate address detection has ended.
-    let v6: &[&str] = if address.contains(':') {
-        &["nodad"]
-    } else {
-        &[]
-    };
+    let v6: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
     netns.ip(&[&["addr", "add", address, "dev", interface], v6].concat());
 }
 
@@ -174,10 +166,7 @@ impl Default for Bridge {
 #[track_caller]
 pub fn counted(netns: &Netns, name: &str) -> u64 {
     let listing = netns.nft(&format!("list counter inet weir {name}"));
-    let packets = listing
-        .split_whitespace()
-        .skip_while(|word| *word != "packets")
-        .nth(1);
+    let packets = listing.split_whitespace().skip_while(|word| *word != "packets").nth(1);
     packets
         .and_then(|number| number.parse().ok())
         .unwrap_or_else(|| panic!("no counter in {listing}"))

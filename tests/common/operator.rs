@@ -19,11 +19,7 @@ pub fn said(weir: &Weir, words: &[&str]) -> String {
     let output = ask(weir, words);
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "weir {words:?}: {}\n{out}{err}",
-        output.status
-    );
+    assert!(output.status.success(), "weir {words:?}: {}\n{out}{err}", output.status);
     out
 }
 

@@ -21,10 +21,7 @@ pub struct Program {
 
 /// A directory that servers which give up root can still enter.
 fn directory() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix("weir-test-")
-        .tempdir()
-        .unwrap();
+    let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
 }
@@ -38,9 +35,7 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output);
-        let child = start
-            .spawn()
-            .unwrap_or_else(|error| panic!("{start:?}: {error}"));
+        let child = start.spawn().unwrap_or_else(|error| panic!("{start:?}: {error}"));
         let mut program = Program {
             child,
             port,
@@ -93,9 +88,7 @@ impl Program {
         );
         fs::write(dir.path().join("nginx.conf"), configuration).unwrap();
         let mut start = command(find("nginx").unwrap());
-        start
-            .args(["-e", "stderr", "-c", "nginx.conf", "-p"])
-            .arg(dir.path());
+        start.args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(dir.path());
         Program::start(start, port, dir)
     }
 
@@ -118,9 +111,7 @@ impl Program {
             if nix::unistd::Uid::effective().is_root() {
                 start.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
             }
-            start
-                .args(["--pdeathsig", "KILL", "--"])
-                .arg(find(program).unwrap());
+            start.args(["--pdeathsig", "KILL", "--"]).arg(find(program).unwrap());
             start.current_dir("/").env("LC_ALL", "C");
             start
         };
@@ -130,8 +121,7 @@ impl Program {
             let user = nix::unistd::User::from_name("postgres")
                 .unwrap()
                 .expect("user postgres");
-            std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-                .unwrap();
+            std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }
         let mut initialise = as_server("initdb");
         initialise
@@ -140,15 +130,7 @@ impl Program {
         run(&mut initialise);
         let mut start = as_server("postgres");
         start.arg("-D").arg(&data);
-        start.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port.number.to_string(),
-            "-k",
-            "",
-            "-F",
-        ]);
+        start.args(["-h", "127.0.0.1", "-p", &port.number.to_string(), "-k", "", "-F"]);
         let mut program = Program::start(start, port, dir);
         program.farewell = Signal::SIGQUIT;
         program
@@ -157,13 +139,7 @@ impl Program {
     pub fn iperf3() -> Program {
         let (dir, port) = (directory(), Port::reserve());
         let mut start = command(find("iperf3").unwrap());
-        start.args([
-            "--server",
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            &port.number.to_string(),
-        ]);
+        start.args(["--server", "--bind", "127.0.0.1", "--port", &port.number.to_string()]);
         Program::start(start, port, dir)
     }
 
@@ -175,9 +151,7 @@ impl Program {
     /// Sends the file `out` and ends its stream, while what it gets is appended to the file `into`: another connection, of
     /// a probe, leaves that as it is.
     pub fn socat_files(out: &str, into: &str) -> Program {
-        Program::socat_to(&format!(
-            "OPEN:{out},rdonly!!OPEN:{into},wronly,creat,append"
-        ))
+        Program::socat_to(&format!("OPEN:{out},rdonly!!OPEN:{into},wronly,creat,append"))
     }
 
     fn socat_to(other: &str) -> Program {
@@ -185,10 +159,7 @@ impl Program {
         let mut start = command(find("socat").unwrap());
         start.current_dir(dir.path()).args(["-t", "20"]);
         start
-            .arg(format!(
-                "TCP-LISTEN:{},bind=127.0.0.1,reuseaddr,fork",
-                port.number
-            ))
+            .arg(format!("TCP-LISTEN:{},bind=127.0.0.1,reuseaddr,fork", port.number))
             .arg(other);
         Program::start(start, port, dir)
     }
@@ -212,11 +183,7 @@ impl Drop for Program {
         let _ = kill(Pid::from_raw(self.child.id() as i32), self.farewell);
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!(
-                "the server on {} wrote:\n{}",
-                self.port.address(),
-                self.output()
-            );
+            println!("the server on {} wrote:\n{}", self.port.address(), self.output());
         }
     }
 }

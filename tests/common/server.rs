@@ -36,10 +36,7 @@ impl Port {
             if let Some(lock) = Port::lock(number)
                 && TcpListener::bind(("0.0.0.0", number)).is_ok()
             {
-                return Port {
-                    number,
-                    _lock: lock,
-                };
+                return Port { number, _lock: lock };
             }
         }
         panic!("no free port");
@@ -53,10 +50,7 @@ impl Port {
                 let number = ports[0].number + step;
                 match Port::lock(number) {
                     Some(lock) if TcpListener::bind(("0.0.0.0", number)).is_ok() => {
-                        ports.push(Port {
-                            number,
-                            _lock: lock,
-                        });
+                        ports.push(Port { number, _lock: lock });
                     }
                     _ => continue 'starts,
                 }
@@ -93,10 +87,7 @@ impl Server {
     }
 
     /// Serves each connection on a thread of its own.
-    pub fn each_on(
-        listener: TcpListener,
-        serve: impl Fn(TcpStream) + Send + Sync + 'static,
-    ) -> Server {
+    pub fn each_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Server {
         let serve = Arc::new(serve);
         Server::on(listener, move |stream| {
             let serve = serve.clone();
@@ -245,10 +236,7 @@ impl Blackhole {
             queued.push(socket);
             assert!(queued.len() < 100, "a full listening queue answers");
         }
-        assert!(
-            !queued.is_empty(),
-            "an empty listening queue did not answer"
-        );
+        assert!(!queued.is_empty(), "an empty listening queue did not answer");
         Blackhole {
             address,
             _listener: listener,

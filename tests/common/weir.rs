@@ -122,11 +122,7 @@ impl<'a> Launch<'a> {
     pub fn start(self) -> Weir {
         let weir = self.spawn();
         weir.log.wait("ready", |written| {
-            written
-                .err
-                .iter()
-                .any(|line| message(line) == "ready")
-                .then_some(())
+            written.err.iter().any(|line| message(line) == "ready").then_some(())
         });
         weir
     }
@@ -134,10 +130,7 @@ impl<'a> Launch<'a> {
     /// Starts it and waits for nothing.
     #[track_caller]
     pub fn spawn(self) -> Weir {
-        let dir = tempfile::Builder::new()
-            .prefix("weir-test-")
-            .tempdir()
-            .unwrap();
+        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
         let file = dir.path().join("weir.yaml");
         std::fs::write(&file, complete(&self.yaml, dir.path())).unwrap();
 
@@ -170,12 +163,7 @@ fn complete(yaml: &str, dir: &Path) -> String {
 fn message(line: &str) -> String {
     match serde_json::from_str::<serde_json::Value>(line) {
         Ok(object) => object["message"].as_str().unwrap_or_default().to_owned(),
-        Err(_) => line
-            .splitn(3, ' ')
-            .last()
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
+        Err(_) => line.splitn(3, ' ').last().unwrap_or_default().trim().to_owned(),
     }
 }
 
@@ -196,10 +184,7 @@ impl Weir {
     /// Runs weir with these arguments, in a directory of its own, and waits for nothing.
     #[track_caller]
     pub fn arguments(arguments: &[&str]) -> Weir {
-        let dir = tempfile::Builder::new()
-            .prefix("weir-test-")
-            .tempdir()
-            .unwrap();
+        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
         let mut start = command(env!("CARGO_BIN_EXE_weir"));
         start.args(arguments).current_dir(&dir);
         Weir::spawn(start, dir)
@@ -207,13 +192,8 @@ impl Weir {
 
     #[track_caller]
     fn spawn(mut start: std::process::Command, dir: tempfile::TempDir) -> Weir {
-        start
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = start
-            .spawn()
-            .unwrap_or_else(|error| panic!("{start:?}: {error}"));
+        start.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = start.spawn().unwrap_or_else(|error| panic!("{start:?}: {error}"));
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take().unwrap(), false);
         log.follow(child.stderr.take().unwrap(), true);
@@ -256,11 +236,7 @@ impl Weir {
 
     /// Replaces the configuration file.
     pub fn rewrite(&self, yaml: &str) {
-        std::fs::write(
-            self.dir.path().join("weir.yaml"),
-            complete(yaml, self.dir.path()),
-        )
-        .unwrap();
+        std::fs::write(self.dir.path().join("weir.yaml"), complete(yaml, self.dir.path())).unwrap();
     }
 
     /// The access records so far.
@@ -301,9 +277,8 @@ impl Weir {
     #[track_caller]
     pub fn wait_for_line_with(&self, words: &[&str]) -> String {
         let fits = |line: &&String| words.iter().all(|word| line.contains(word));
-        self.log.wait(&words.join(" ... "), |written| {
-            written.err.iter().find(fits).cloned()
-        })
+        self.log
+            .wait(&words.join(" ... "), |written| written.err.iter().find(fits).cloned())
     }
 
     /// Sends a signal.
@@ -314,8 +289,7 @@ impl Weir {
     /// Waits for the process to end, and until everything it wrote has been read.
     #[track_caller]
     pub fn wait_for_end(&mut self) -> ExitStatus {
-        self.log
-            .wait("the end", |written| (written.ended == 2).then_some(()));
+        self.log.wait("the end", |written| (written.ended == 2).then_some(()));
         self.child.wait().unwrap()
     }
 
@@ -374,11 +348,7 @@ impl Weir {
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        line.unwrap()
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .unwrap()
+        line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// User and system time it has used, in ticks of 1/100 s.
@@ -396,11 +366,7 @@ impl Drop for Weir {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!(
-                "weir {} wrote:\n{}",
-                self.child.id(),
-                self.stderr().join("\n")
-            );
+            println!("weir {} wrote:\n{}", self.child.id(), self.stderr().join("\n"));
         }
     }
 }

@@ -31,9 +31,7 @@ pools:
     }
     let records = weir.wait_for_records(4);
     assert!(
-        records
-            .iter()
-            .any(|record| record.client.starts_with("[::1]:")),
+        records.iter().any(|record| record.client.starts_with("[::1]:")),
         "{records:?}"
     );
 }
@@ -71,9 +69,7 @@ pools: {{main: {{backends: [{{name: one, address: 'unix:{}'}}]}}}}
     for _ in 0..10 {
         let stream = UnixStream::connect(&front).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        exchange(&stream, &stream, &bytes, || {
-            stream.shutdown(Shutdown::Write).unwrap()
-        });
+        exchange(&stream, &stream, &bytes, || stream.shutdown(Shutdown::Write).unwrap());
     }
     let address = weir
         .addresses("main")
@@ -81,9 +77,7 @@ pools: {{main: {{backends: [{{name: one, address: 'unix:{}'}}]}}}}
         .find(|address| !address.starts_with("unix"))
         .unwrap();
     let stream = client::connect(&address);
-    exchange(&stream, &stream, &bytes, || {
-        stream.shutdown(Shutdown::Write).unwrap()
-    });
+    exchange(&stream, &stream, &bytes, || stream.shutdown(Shutdown::Write).unwrap());
     let records = weir.wait_for_records(11);
     for record in &records {
         assert_eq!(
@@ -96,12 +90,7 @@ pools: {{main: {{backends: [{{name: one, address: 'unix:{}'}}]}}}}
 }
 
 /// Sends everything while reading the echo of it.
-fn exchange(
-    mut reader: impl Read,
-    mut writer: impl Write + Send,
-    bytes: &[u8],
-    end: impl FnOnce() + Send,
-) {
+fn exchange(mut reader: impl Read, mut writer: impl Write + Send, bytes: &[u8], end: impl FnOnce() + Send) {
     let mut echo = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -129,10 +118,7 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
     );
     let _weir = Weir::start(&yaml);
     let mut name = String::new();
-    UnixStream::connect(&front)
-        .unwrap()
-        .read_to_string(&mut name)
-        .unwrap();
+    UnixStream::connect(&front).unwrap().read_to_string(&mut name).unwrap();
     assert_eq!(name, "one");
 }
 

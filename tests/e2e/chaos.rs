@@ -11,9 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use super::common::server::{bind, reset};
-use super::common::{
-    PATIENCE, Port, Server, Weir, client, in_parallel, raise_descriptor_limit, seed, wait_until,
-};
+use super::common::{PATIENCE, Port, Server, Weir, client, in_parallel, raise_descriptor_limit, seed, wait_until};
 use super::{UNWATCHED, balanced};
 use weir::base::Rng;
 
@@ -96,13 +94,9 @@ fn endure(stream: &TcpStream, script: Script) -> Result<(), String> {
         (got, end, writing.join().unwrap())
     });
     if BYTES.get(..got.len()) != Some(&got[..]) {
-        return Err(format!(
-            "{} bytes came, and not those that were sent",
-            got.len()
-        ));
+        return Err(format!("{} bytes came, and not those that were sent", got.len()));
     }
-    if got.len() > script.breaker_writes || script.acknowledged && got.len() < script.breaker_writes
-    {
+    if got.len() > script.breaker_writes || script.acknowledged && got.len() < script.breaker_writes {
         return Err(format!("{} bytes came", got.len()));
     }
     // The kernel tells of a reset once: to the writer or to the reader, who then sees an end.

@@ -25,20 +25,12 @@ fn worker(record: &Record) -> u64 {
 #[test]
 fn a_refusing_backend_costs_no_client_anything() {
     let (a, b, refusing) = (Server::named("a"), Server::named("b"), Port::reserve());
-    let backends = [
-        ("a", a.address),
-        ("refusing", refusing.address()),
-        ("b", b.address),
-    ];
+    let backends = [("a", a.address), ("refusing", refusing.address()), ("b", b.address)];
     // As a user has it by default, where probes and ejection soon take the backend out; and without those, where every
     // third connection needs a second attempt to the end.
     for pool in ["", UNWATCHED] {
         let connections = 5_000;
-        let weir = Weir::start(&balanced(
-            "",
-            &format!("balance: round_robin, {pool}"),
-            &backends,
-        ));
+        let weir = Weir::start(&balanced("", &format!("balance: round_robin, {pool}"), &backends));
         let address = weir.address("main");
         let answers = in_parallel(8, connections, |_| client::fetch(&address));
         let names = count(answers.into_iter().map(|answer| answer.expect("an answer")));
@@ -73,15 +65,9 @@ fn weights_are_exact_over_workers() {
     raise_descriptor_limit();
     let servers = ["a", "b", "c", "d"].map(Server::named_holder);
     let weights = [1, 2, 3, 4];
-    let backends: Vec<String> =
-        std::iter::zip(["a", "b", "c", "d"], std::iter::zip(&servers, weights))
-            .map(|(name, (server, weight))| {
-                format!(
-                    "{{name: {name}, address: '{}', weight: {weight}}}",
-                    server.address
-                )
-            })
-            .collect();
+    let backends: Vec<String> = std::iter::zip(["a", "b", "c", "d"], std::iter::zip(&servers, weights))
+        .map(|(name, (server, weight))| format!("{{name: {name}, address: '{}', weight: {weight}}}", server.address))
+        .collect();
     let connections = 4_000;
     let weir = Weir::start(&configuration("", UNWATCHED, &backends));
     let address = weir.address("main");
@@ -112,18 +98,11 @@ fn weights_are_exact_over_workers() {
 fn round_robin_goes_round_by_weight() {
     let servers = ["a", "b"].map(Server::named);
     let backends: Vec<String> = std::iter::zip(["a", "b"], std::iter::zip(&servers, [1, 3]))
-        .map(|(name, (server, weight))| {
-            format!(
-                "{{name: {name}, address: '{}', weight: {weight}}}",
-                server.address
-            )
-        })
+        .map(|(name, (server, weight))| format!("{{name: {name}, address: '{}', weight: {weight}}}", server.address))
         .collect();
     let weir = Weir::start(&configuration("", "balance: round_robin", &backends));
     let address = weir.address("main");
-    let names = count(in_parallel(4, 1_000, |_| {
-        client::fetch(&address).expect("an answer")
-    }));
+    let names = count(in_parallel(4, 1_000, |_| client::fetch(&address).expect("an answer")));
     // Each of two workers may stop in the middle of a round.
     assert!(names["a"].abs_diff(250) <= 2, "{names:?}");
 }
@@ -145,11 +124,7 @@ fn homes(weir: &Weir, times: usize) -> BTreeMap<IpAddr, String> {
             name
         };
         let names: Vec<String> = (0..times).map(ask).collect();
-        assert!(
-            names.iter().all(|name| *name == names[0]),
-            "{}: {names:?}",
-            all[number]
-        );
+        assert!(names.iter().all(|name| *name == names[0]), "{}: {names:?}", all[number]);
         (all[number], names[0].clone())
     });
     answers.into_iter().collect()
@@ -174,10 +149,7 @@ fn a_source_keeps_its_backend() {
         let (source, _) = record.client.rsplit_once(':').unwrap();
         *workers_of.entry(source).or_default() |= 1 << worker(record);
     }
-    let on_both = workers_of
-        .values()
-        .filter(|&&workers| workers == 0b11)
-        .count();
+    let on_both = workers_of.values().filter(|&&workers| workers == 0b11).count();
     assert!(on_both > 300, "only {on_both} sources met both workers");
     weir.stop();
 
@@ -191,10 +163,7 @@ fn a_source_keeps_its_backend() {
     backends.retain(|(name, _)| *name != "c");
     let weir = Weir::start(&balanced("", &pool, &backends));
     let after = homes(&weir, 1);
-    let moved = before
-        .iter()
-        .filter(|(source, name)| after[source] != **name)
-        .count();
+    let moved = before.iter().filter(|(source, name)| after[source] != **name).count();
     let most = before.len() * 3 / 2 / names.len();
     assert!(moved <= most, "{moved} of {} moved", before.len());
 }
@@ -204,25 +173,17 @@ fn a_source_keeps_its_backend() {
 fn a_dead_backend_moves_only_its_own_sources() {
     let names = ["a", "b", "c", "d"];
     let ports = names.map(|_| Port::reserve());
-    let serve =
-        |ix: usize| Server::named_on(super::common::server::bind(ports[ix].address()), names[ix]);
+    let serve = |ix: usize| Server::named_on(super::common::server::bind(ports[ix].address()), names[ix]);
     let mut servers: Vec<Server> = (0..names.len()).map(serve).collect();
     let backends: Vec<(&str, SocketAddr)> = std::iter::zip(names, &ports)
         .map(|(name, port)| (name, port.address()))
         .collect();
-    let weir = Weir::start(&balanced(
-        "",
-        &format!("balance: source_hash, {UNWATCHED}"),
-        &backends,
-    ));
+    let weir = Weir::start(&balanced("", &format!("balance: source_hash, {UNWATCHED}"), &backends));
     let before = homes(&weir, 1);
     servers.pop();
     let after = homes(&weir, 1);
     for (source, name) in &before {
-        assert!(
-            after[source] == *name || name == "d",
-            "{source} moved from {name}"
-        );
+        assert!(after[source] == *name || name == "d", "{source} moved from {name}");
         assert!(after[source] != "d");
     }
 }
@@ -239,9 +200,7 @@ fn weight_zero_and_backups_get_nothing_while_others_serve() {
     ];
     let weir = Weir::start(&configuration("", UNWATCHED, &backends));
     let address = weir.address("main");
-    let names = count(in_parallel(4, 100, |_| {
-        client::fetch(&address).expect("an answer")
-    }));
+    let names = count(in_parallel(4, 100, |_| client::fetch(&address).expect("an answer")));
     assert_eq!(names, BTreeMap::from([("a".into(), 100)]));
     weir.stop();
 
@@ -256,8 +215,6 @@ fn weight_zero_and_backups_get_nothing_while_others_serve() {
         &backends,
     ));
     let address = weir.address("main");
-    let names = count(in_parallel(4, 100, |_| {
-        client::fetch(&address).expect("an answer")
-    }));
+    let names = count(in_parallel(4, 100, |_| client::fetch(&address).expect("an answer")));
     assert_eq!(names, BTreeMap::from([("backup".into(), 100)]));
 }

@@ -13,19 +13,13 @@ use crate::common::{Launch, may_make_namespaces};
 fn examples() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    for path in files(root, "md")
-        .into_iter()
-        .chain(files(&root.join("docs"), "md"))
-    {
+    for path in files(root, "md").into_iter().chain(files(&root.join("docs"), "md")) {
         let text = fs::read_to_string(&path).unwrap();
         let blocks = text.split("```yaml\n").skip(1);
         for (n, block) in blocks.enumerate() {
             let block = block.split("```").next().unwrap_or_default();
             if block.contains("listeners:") && block.contains("pools:") {
-                found.push((
-                    format!("{} block {}", path.display(), n + 1),
-                    block.to_string(),
-                ));
+                found.push((format!("{} block {}", path.display(), n + 1), block.to_string()));
             }
         }
     }
@@ -52,11 +46,7 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
 #[test]
 fn every_documented_configuration_is_accepted() {
     let examples = examples();
-    assert!(
-        examples.len() >= 10,
-        "the documents are elsewhere: {}",
-        examples.len()
-    );
+    assert!(examples.len() >= 10, "the documents are elsewhere: {}", examples.len());
     let mut refused = Vec::new();
     for (place, text) in &examples {
         if let Err(errors) = weir::config::parse(place, text) {
@@ -76,11 +66,7 @@ fn every_documented_configuration_starts() {
     netns.sysctl("net.ipv6.ip_nonlocal_bind", "1");
     let files = tempfile::tempdir().unwrap();
     let secret = files.path().join("secret");
-    fs::write(
-        &secret,
-        "an example, and long enough for a secret of 32 bytes",
-    )
-    .unwrap();
+    fs::write(&secret, "an example, and long enough for a secret of 32 bytes").unwrap();
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     let directory = files.path().display().to_string();

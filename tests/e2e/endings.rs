@@ -6,9 +6,7 @@ use std::sync::mpsc;
 
 use super::common::netns::{Netns, at, counted, link};
 use super::common::server::{bind, close, reset};
-use super::common::{
-    Blackhole, Launch, Port, Server, Weir, client, have, may_make_namespaces, wait_until,
-};
+use super::common::{Blackhole, Launch, Port, Server, Weir, client, have, may_make_namespaces, wait_until};
 use super::{UNWATCHED, balanced};
 
 /// A backend that sends all its streams to the test.
@@ -23,9 +21,7 @@ fn through_weir(listener: &str) -> (Weir, TcpStream, TcpStream) {
     let (server, streams) = in_hand();
     let weir = Weir::start(&balanced(listener, UNWATCHED, &[("one", server.address)]));
     let client = client::connect(&weir.address("main"));
-    let backend = streams
-        .recv_timeout(super::common::PATIENCE)
-        .expect("a connection");
+    let backend = streams.recv_timeout(super::common::PATIENCE).expect("a connection");
     (weir, client, backend)
 }
 
@@ -54,10 +50,7 @@ fn a_reset_travels_after_the_bytes_before_it() {
         } else {
             (("backend_reset", "backend"), 0, 100_000)
         };
-        assert_eq!(
-            (record.end(), record.bytes_up, record.bytes_down),
-            (end, up, down)
-        );
+        assert_eq!((record.end(), record.bytes_up, record.bytes_down), (end, up, down));
     }
 }
 
@@ -77,15 +70,9 @@ fn a_reset_in_the_middle_of_a_stream() {
     stream.read_exact(&mut vec![0; 3 << 20]).unwrap();
     reset(stream);
     let seen = writer.join().unwrap();
-    let resets = [
-        std::io::ErrorKind::ConnectionReset,
-        std::io::ErrorKind::BrokenPipe,
-    ];
+    let resets = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
     assert!(resets.contains(&seen), "{seen}");
-    assert_eq!(
-        weir.wait_for_records(1)[0].end(),
-        ("client_reset", "client")
-    );
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("client_reset", "client"));
 }
 
 #[test]
@@ -121,10 +108,7 @@ fn an_early_reset_reaches_the_client() {
     let server = Server::resetting();
     let weir = Weir::start(&balanced("", UNWATCHED, &[("one", server.address)]));
     client::connect_to_reset(&weir.address("main"));
-    assert_eq!(
-        weir.wait_for_records(1)[0].end(),
-        ("backend_reset", "backend")
-    );
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("backend_reset", "backend"));
 }
 
 #[test]
@@ -151,10 +135,7 @@ fn a_client_without_a_backend_is_reset() {
     }
 
     let full = Server::named_holder("x");
-    let backend = format!(
-        "{{name: one, address: '{}', max_connections: 1}}",
-        full.address
-    );
+    let backend = format!("{{name: one, address: '{}', max_connections: 1}}", full.address);
     let weir = Weir::start(&super::configuration("", UNWATCHED, &[backend]));
     let mut first = client::connect(&weir.address("main"));
     first.read_exact(&mut [0]).unwrap();
@@ -203,11 +184,7 @@ fn the_record_of_a_connection() {
             weir.stdout()[0]
         );
         assert_eq!(record.fields, promised, "{format}");
-        assert!(
-            humantime::parse_rfc3339(&record.time).is_ok(),
-            "{}",
-            record.time
-        );
+        assert!(humantime::parse_rfc3339(&record.time).is_ok(), "{}", record.time);
         assert_eq!(
             (
                 &*record.listener,
@@ -223,12 +200,7 @@ fn the_record_of_a_connection() {
             (Some("one"), Some(&server.address.to_string()))
         );
         assert_eq!(
-            (
-                record.attempts,
-                record.bytes_up,
-                record.bytes_down,
-                record.spliced
-            ),
+            (record.attempts, record.bytes_up, record.bytes_down, record.spliced),
             (1, 5, 7, 0)
         );
         assert_eq!(record.end(), ("finished", "backend"));
@@ -305,7 +277,5 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}], {UNWATCHED}}}}}
         stream.write_all(b"r").unwrap();
         client::read_to_reset(&mut stream);
     });
-    wait_until("the deliberate reset is counted", || {
-        counted(&near, "resets") == 1
-    });
+    wait_until("the deliberate reset is counted", || counted(&near, "resets") == 1);
 }

@@ -10,18 +10,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::common::{
-    Server, Weir, client, command, find, have, raise_descriptor_limit, wait_until,
-};
+use super::common::{Server, Weir, client, command, find, have, raise_descriptor_limit, wait_until};
 use super::{UNWATCHED, balanced};
 
 fn quiet(server: &Server) -> Weir {
     // No access log and no probes: only what connections need.
-    let yaml = balanced(
-        "timeouts: {idle: 10m}",
-        UNWATCHED,
-        &[("one", server.address)],
-    );
+    let yaml = balanced("timeouts: {idle: 10m}", UNWATCHED, &[("one", server.address)]);
     Weir::start(&format!("log: {{access: off}}\n{yaml}"))
 }
 
@@ -56,11 +50,7 @@ fn an_idle_connection_holds_two_descriptors_and_no_buffer() {
 
 /// A pipe with both ends in one process; those of the standard streams have one end elsewhere.
 fn is_splice_pipe(link: &str, weir: &Weir) -> bool {
-    weir.descriptors()
-        .iter()
-        .filter(|other| *other == link)
-        .count()
-        == 2
+    weir.descriptors().iter().filter(|other| *other == link).count() == 2
 }
 
 /// A connection that has carried a few kilobytes in both directions.
@@ -90,9 +80,7 @@ fn pipes_return_to_the_pool() {
             stream
         })
         .collect();
-    wait_until("two sockets a connection", || {
-        weir.sockets() - before == 2 * held.len()
-    });
+    wait_until("two sockets a connection", || weir.sockets() - before == 2 * held.len());
     let pipes = weir
         .descriptors()
         .iter()

@@ -76,10 +76,7 @@ fn when_all_are_down_clients_are_refused_or_all_are_tried() {
     // Probed on a port where nobody listens, while the service itself works.
     let (server, nobody) = (Server::named("one"), Port::reserve());
     for (all_down, served) in [("refuse", false), ("try_all", true)] {
-        let pool = format!(
-            "all_down: {all_down}, health: {{{QUICK}, port: {}}}",
-            nobody.number
-        );
+        let pool = format!("all_down: {all_down}, health: {{{QUICK}, port: {}}}", nobody.number);
         let weir = Weir::start(&balanced("", &pool, &[("one", server.address)]));
         weir.wait_for_line_with(&["main/one ", "is down"]);
         if served {
@@ -109,11 +106,7 @@ fn send_and_expect() {
     let (good, bad) = (answering("+PONG\r\n"), answering("-LOADING\r\n"));
     // Nothing is decided by time.
     let pool = "health: {interval: 50ms, timeout: 10s, send: \"PING\\r\\n\", expect: \"+PONG\"}";
-    let weir = Weir::start(&balanced(
-        "",
-        pool,
-        &[("good", good.address), ("bad", bad.address)],
-    ));
+    let weir = Weir::start(&balanced("", pool, &[("good", good.address), ("bad", bad.address)]));
     weir.wait_for_line_with(&["main/bad ", "is down", "LOADING"]);
     assert!(
         !weir
@@ -130,17 +123,13 @@ fn send_and_expect() {
 fn probes_are_few_and_polite() {
     let (sender, ends) = mpsc::channel();
     let server = Server::serial(move |mut stream| {
-        let _ = sender.send((
-            Instant::now(),
-            stream.read(&mut [0]).map_err(|error| error.kind()),
-        ));
+        let _ = sender.send((Instant::now(), stream.read(&mut [0]).map_err(|error| error.kind())));
     });
     let backend = [format!("{{name: one, address: '{}'}}", server.address)];
     let yaml = configuration("", "health: {interval: 100ms, timeout: 100ms}", &backend);
     let _weir = Weir::start(&yaml.replace("workers: 2", "workers: 4"));
-    let seen: Vec<(Instant, Result<usize, ErrorKind>)> = (0..21)
-        .map(|_| ends.recv_timeout(PATIENCE).expect("a probe"))
-        .collect();
+    let seen: Vec<(Instant, Result<usize, ErrorKind>)> =
+        (0..21).map(|_| ends.recv_timeout(PATIENCE).expect("a probe")).collect();
     assert!(seen.iter().all(|(_, end)| *end == Ok(0)), "{seen:?}");
     let (first, last) = (seen[0].0, seen[20].0);
     let period = (last - first) / 20;

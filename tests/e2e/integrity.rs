@@ -55,10 +55,7 @@ impl Transfer {
                 0 => 0,
                 1 => rng.below(4) as usize,
                 // Around the sizes of segments, copy buffers and pipes.
-                2..=6 => {
-                    [1_448, 4_096, 16_384, 32_768, 65_536][rng.below(5) as usize] - 2
-                        + rng.below(5) as usize
-                }
+                2..=6 => [1_448, 4_096, 16_384, 32_768, 65_536][rng.below(5) as usize] - 2 + rng.below(5) as usize,
                 7..=18 => rng.below(30_000) as usize,
                 _ => rng.below(if slow { 100_000 } else { 2_000_000 }) as usize,
             };
@@ -156,9 +153,7 @@ fn transfer(address: SocketAddr, number: u64) -> Result<(), String> {
         socket.set_recv_buffer_size(bytes).unwrap();
         socket.set_send_buffer_size(bytes).unwrap();
     }
-    socket
-        .connect(&address.into())
-        .map_err(|error| error.to_string())?;
+    socket.connect(&address.into()).map_err(|error| error.to_string())?;
     let stream: TcpStream = socket.into();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -196,8 +191,7 @@ fn transfers(count: u64) {
             }
         }
     };
-    let _servers = [listener, tiny]
-        .map(|listener| super::common::Server::each_on(listener, noting(&failures)));
+    let _servers = [listener, tiny].map(|listener| super::common::Server::each_on(listener, noting(&failures)));
     let weir = Weir::start(&balanced("", UNWATCHED, &backends));
     let address: SocketAddr = weir.address("main").parse().unwrap();
     in_parallel(AT_A_TIME, count as usize, |number| {

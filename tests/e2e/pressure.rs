@@ -49,11 +49,7 @@ fn write_until_blocked(streams: &[TcpStream], bytes: &[u8]) -> Vec<usize> {
 }
 
 /// Senders and receivers of `STREAMS` connections, with small buffers on the receiving side.
-fn connections(
-    weir: &Weir,
-    accepted: &mpsc::Receiver<TcpStream>,
-    upload: bool,
-) -> (Vec<TcpStream>, Vec<TcpStream>) {
+fn connections(weir: &Weir, accepted: &mpsc::Receiver<TcpStream>, upload: bool) -> (Vec<TcpStream>, Vec<TcpStream>) {
     let address: SocketAddr = weir.address("main").parse().unwrap();
     let mut ends = Vec::new();
     for _ in 0..STREAMS {
@@ -77,20 +73,12 @@ fn stopped_readers_stop_their_senders_and_cost_no_memory() {
     for upload in [true, false] {
         let (sender, accepted) = mpsc::channel();
         let listener = server::bind((Ipv4Addr::LOCALHOST, 0));
-        SockRef::from(&listener)
-            .set_recv_buffer_size(8 << 10)
-            .unwrap();
+        SockRef::from(&listener).set_recv_buffer_size(8 << 10).unwrap();
         let slow = Server::on(listener, move |stream| drop(sender.send(stream)));
         let echo = Server::echo();
         let mut yaml = balanced("", UNWATCHED, &[("slow", slow.address)]);
-        yaml = yaml.replace(
-            "pools:",
-            "  echo: {bind: ['127.0.0.1:0'], pool: echo}\npools:",
-        );
-        yaml += &format!(
-            "  echo: {{backends: [{{name: echo, address: '{}'}}]}}\n",
-            echo.address
-        );
+        yaml = yaml.replace("pools:", "  echo: {bind: ['127.0.0.1:0'], pool: echo}\npools:");
+        yaml += &format!("  echo: {{backends: [{{name: echo, address: '{}'}}]}}\n", echo.address);
         let weir = Weir::start(&yaml);
         let mut brisk = client::connect(&weir.address("echo"));
         client::round_trip(&mut brisk, b"warm");
@@ -133,10 +121,7 @@ fn stopped_readers_stop_their_senders_and_cost_no_memory() {
                         if got == 0 {
                             break;
                         }
-                        assert!(
-                            buffer[..got] == bytes[at..at + got],
-                            "bytes differ after {at}"
-                        );
+                        assert!(buffer[..got] == bytes[at..at + got], "bytes differ after {at}");
                         at += got;
                     }
                     assert_eq!(at, BYTES);
@@ -145,9 +130,6 @@ fn stopped_readers_stop_their_senders_and_cost_no_memory() {
         });
         drop(brisk);
         let records = weir.wait_for_records(STREAMS + 1);
-        assert!(
-            records.iter().all(|record| record.cause == "finished"),
-            "{records:?}"
-        );
+        assert!(records.iter().all(|record| record.cause == "finished"), "{records:?}");
     }
 }

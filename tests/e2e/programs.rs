@@ -39,16 +39,7 @@ fn wrk_to_nginx_has_no_socket_errors() {
     let url = format!("http://{}/", weir.address("main"));
     for connection in ["keep-alive", "close"] {
         let header = format!("Connection: {connection}");
-        let report = run(program("wrk").args([
-            "-t2",
-            "-c64",
-            "-d2s",
-            "--timeout",
-            "20s",
-            "-H",
-            &header,
-            &url,
-        ]));
+        let report = run(program("wrk").args(["-t2", "-c64", "-d2s", "--timeout", "20s", "-H", &header, &url]));
         assert!(report.contains("Requests/sec"), "{report}");
         for trouble in ["Socket errors", "Non-2xx"] {
             assert!(!report.contains(trouble), "{connection}: {report}");
@@ -135,16 +126,10 @@ fn pgbench_fails_no_transaction() {
         &["-C", "-c", "4", "-j", "2", "-T", "2", "-S"],
     ] {
         let report = pgbench(options);
-        assert!(
-            report.contains("number of failed transactions: 0"),
-            "{report}"
-        );
+        assert!(report.contains("number of failed transactions: 0"), "{report}");
     }
     let records = weir.stop();
-    assert!(
-        records.iter().all(|record| record.cause == "finished"),
-        "{records:?}"
-    );
+    assert!(records.iter().all(|record| record.cause == "finished"), "{records:?}");
 }
 
 #[test]
@@ -191,14 +176,8 @@ fn iperf3_in_every_direction() {
         assert!((0..3).any(|_| flows(options)), "{options:?}");
     }
     let spliced: u64 = records.iter().map(|record| record.spliced).sum();
-    let moved: u64 = records
-        .iter()
-        .map(|record| record.bytes_up + record.bytes_down)
-        .sum();
-    assert!(
-        spliced > moved / 2,
-        "bulk data should be spliced: {spliced} of {moved}"
-    );
+    let moved: u64 = records.iter().map(|record| record.bytes_up + record.bytes_down).sum();
+    assert!(spliced > moved / 2, "bulk data should be spliced: {spliced} of {moved}");
 }
 
 #[test]
@@ -222,21 +201,14 @@ fn curl_uploads_100_megabytes() {
         .arg(&file)
         .arg(&url));
     let arrived = std::fs::read(nginx.dir().join("www/put/file")).unwrap();
-    assert!(
-        arrived == bytes,
-        "{} of {size} bytes, or others",
-        arrived.len()
-    );
+    assert!(arrived == bytes, "{} of {size} bytes, or others", arrived.len());
 
     let down = nginx.dir().join("download");
     run(program("curl")
         .args(["-sS", "--fail", "--max-time", "60", "-o"])
         .arg(&down)
         .arg(&url));
-    assert!(
-        std::fs::read(&down).unwrap() == bytes,
-        "the download differs"
-    );
+    assert!(std::fs::read(&down).unwrap() == bytes, "the download differs");
     let records = weir.wait_for_records(2);
     assert!(
         records[0].bytes_up as usize > size && records[1].bytes_down as usize > size,
@@ -259,10 +231,7 @@ fn socat_client_ends_first() {
     let expected = sha256(&input);
     assert_eq!(answer, expected);
     let record = &weir.wait_for_records(1)[0];
-    assert_eq!(
-        (record.end(), record.bytes_up),
-        (("finished", "client"), 3_000_000)
-    );
+    assert_eq!((record.end(), record.bytes_up), (("finished", "client"), 3_000_000));
 }
 
 /// The client sends on after the server's end of stream.
@@ -279,10 +248,7 @@ fn socat_server_ends_first() {
     stream.write_all(&vec![9; 3_000_000]).unwrap();
     drop(stream);
     let record = &weir.wait_for_records(1)[0];
-    assert_eq!(
-        (record.end(), record.bytes_up),
-        (("finished", "backend"), 3_000_000)
-    );
+    assert_eq!((record.end(), record.bytes_up), (("finished", "backend"), 3_000_000));
     let got = server.dir().join("got");
     wait_until("everything has been written", || {
         got.metadata().is_ok_and(|file| file.len() == 3_000_000)

@@ -10,8 +10,7 @@ use super::{UNWATCHED, balanced};
 
 fn held_connection(more: &str) -> (Server, Weir, TcpStream) {
     let server = Server::echo();
-    let weir =
-        Weir::start(&(more.to_owned() + &balanced("", UNWATCHED, &[("one", server.address)])));
+    let weir = Weir::start(&(more.to_owned() + &balanced("", UNWATCHED, &[("one", server.address)])));
     let mut stream = client::connect(&weir.address("main"));
     client::round_trip(&mut stream, b"before");
     (server, weir, stream)
@@ -32,14 +31,8 @@ fn term_accepts_nothing_new_and_lets_the_rest_finish() {
     drop(stream);
     assert!(weir.wait_for_end().success());
     let records = weir.access_log();
-    let record = records
-        .iter()
-        .find(|record| record.bytes_up > 0)
-        .expect("a record");
-    assert_eq!(
-        (record.end(), record.bytes_up),
-        (("finished", "client"), 100_006)
-    );
+    let record = records.iter().find(|record| record.bytes_up > 0).expect("a record");
+    assert_eq!((record.end(), record.bytes_up), (("finished", "client"), 100_006));
 }
 
 #[test]
@@ -48,11 +41,7 @@ fn an_idle_weir_stops_at_once() {
     let weir = Weir::start(&balanced("", "", &[("one", server.address)]));
     let begun = Instant::now();
     weir.stop();
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -62,11 +51,7 @@ fn after_the_grace_connections_are_reset() {
     weir.signal(Signal::SIGTERM);
     // A stream that nobody ended must not look complete.
     assert_eq!(client::read_to_reset(&mut stream), b"");
-    assert!(
-        begun.elapsed() >= Duration::from_millis(300),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
     assert!(weir.wait_for_end().success());
     assert_eq!(weir.access_log()[0].end(), ("shutdown", "weir"));
 }
@@ -81,11 +66,7 @@ fn a_second_signal_stops_at_once() {
         weir.signal(second);
         assert_eq!(client::read_to_reset(&mut stream), b"");
         assert!(weir.wait_for_end().success());
-        assert!(
-            begun.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert_eq!(weir.access_log()[0].cause, "shutdown");
     }
 }

@@ -38,11 +38,7 @@ fn a_byte_in_either_direction_postpones_the_idle_timeout() {
     let sink = Server::sink();
     let goes_on = |server: &Server, bytes: usize| {
         // Longer than each silence, and shorter than all of them.
-        let weir = Weir::start(&balanced(
-            "timeouts: {idle: 3s}",
-            UNWATCHED,
-            &[("one", server.address)],
-        ));
+        let weir = Weir::start(&balanced("timeouts: {idle: 3s}", UNWATCHED, &[("one", server.address)]));
         let mut stream = client::connect(&weir.address("main"));
         if bytes == 0 {
             for _ in 0..10 {
@@ -73,15 +69,8 @@ fn a_half_closed_connection_has_less_time() {
     let begun = Instant::now();
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client::read_to_end(&mut stream), b"");
-    assert!(
-        (ms(300)..ms(5_000)).contains(&begun.elapsed()),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(
-        weir.wait_for_records(1)[0].end(),
-        ("half_close_timeout", "weir")
-    );
+    assert!((ms(300)..ms(5_000)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("half_close_timeout", "weir"));
 }
 
 #[test]
@@ -97,11 +86,7 @@ fn max_age_ends_even_a_busy_connection() {
     let mut byte = [0];
     while stream.write_all(b"x").is_ok() && matches!(stream.read(&mut byte), Ok(1)) {}
     // Jittered by up to a tenth.
-    assert!(
-        (ms(900)..ms(5_000)).contains(&begun.elapsed()),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!((ms(900)..ms(5_000)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!(weir.wait_for_records(1)[0].end(), ("max_age", "weir"));
 }
 
@@ -121,10 +106,7 @@ fn a_backend_that_does_not_answer_leaves_time_for_another() {
         assert_eq!(client::fetch(&address).unwrap(), "good");
     }
     let records = weir.wait_for_records(3);
-    let retried: Vec<_> = records
-        .iter()
-        .filter(|record| record.attempts == 2)
-        .collect();
+    let retried: Vec<_> = records.iter().filter(|record| record.attempts == 2).collect();
     assert!(!retried.is_empty(), "the other backend was never tried");
     // Two attempts share the time evenly.
     assert!(

@@ -10,11 +10,7 @@ fn weir(arguments: &[&str]) -> (i32, String, String) {
         .output()
         .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(output.stdout),
-        text(output.stderr),
-    )
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 /// Every error of a file is reported in one go, with its place, by `run` as by `check`.
@@ -53,10 +49,7 @@ pools:
             let found = text
                 .lines()
                 .any(|text| text.starts_with(&place) && text.contains(mentions));
-            assert!(
-                found,
-                "{command}: nothing on line {line} about {mentions}:\n{text}"
-            );
+            assert!(found, "{command}: nothing on line {line} about {mentions}:\n{text}");
         }
     }
 }
@@ -74,19 +67,9 @@ fn a_port_in_use_is_named() {
     let taken = super::common::server::bind(([127, 0, 0, 1], 0));
     let address = taken.local_addr().unwrap().to_string();
     let server = Server::named("one");
-    let mut weir = Weir::arguments(&[
-        "run",
-        "--listen",
-        &address,
-        "--backend",
-        &server.address.to_string(),
-    ]);
+    let mut weir = Weir::arguments(&["run", "--listen", &address, "--backend", &server.address.to_string()]);
     assert_eq!(weir.wait_for_end().code(), Some(1));
-    assert!(
-        weir.stderr().join("\n").contains(&address),
-        "{:?}",
-        weir.stderr()
-    );
+    assert!(weir.stderr().join("\n").contains(&address), "{:?}", weir.stderr());
 }
 
 #[test]
@@ -132,9 +115,7 @@ fn demo() {
         .take_while(|words| words.len() == 6)
         .map(|words| (words[2].parse().unwrap(), words[3].parse().unwrap()))
         .collect();
-    let (weights, connections) = rows
-        .iter()
-        .fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+    let (weights, connections) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
     assert!(rows.len() >= 3 && connections > 20, "{out}");
     for (weight, have) in rows {
         let share = connections * weight / weights;

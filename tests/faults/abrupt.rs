@@ -83,9 +83,7 @@ fn whoever_dies_nothing_is_left() {
     for (phase, death, cause) in rows {
         let blackhole = (phase == Connecting).then(Blackhole::new);
         let server = backend(phase);
-        let address = blackhole
-            .as_ref()
-            .map_or(server.address, |hole| hole.address);
+        let address = blackhole.as_ref().map_or(server.address, |hole| hole.address);
         let header = if phase == Header {
             ", accept_proxy: {from: [127.0.0.0/8]}"
         } else {
@@ -93,12 +91,7 @@ fn whoever_dies_nothing_is_left() {
         };
         let weir = Weir::start(&one_backend(address, header));
         let baseline = weir.sockets();
-        let pipes = |weir: &Weir| {
-            weir.descriptors()
-                .iter()
-                .filter(|d| d.starts_with("pipe"))
-                .count()
-        };
+        let pipes = |weir: &Weir| weir.descriptors().iter().filter(|d| d.starts_with("pipe")).count();
         let clients: Vec<TcpStream> = (0..20)
             .map(|_| {
                 let mut stream = client::connect(&weir.address("web"));
@@ -135,10 +128,7 @@ fn whoever_dies_nothing_is_left() {
         // Whether a backend that closes meanwhile or the client's reset comes first is a race that both may win.
         let either = phase == HalfClosed && other.is_some_and(|record| record.cause == "finished");
         assert!(other.is_none() || either, "{phase:?} {death:?}: {other:?}");
-        assert!(
-            pipes(&weir) <= 2 * 32 + 8,
-            "{phase:?} {death:?}: pipes leak"
-        );
+        assert!(pipes(&weir) <= 2 * 32 + 8, "{phase:?} {death:?}: pipes leak");
         // Still in good health.
         if phase == Idle {
             let mut stream = client::connect(&weir.address("web"));
@@ -174,9 +164,7 @@ fn when_the_balancer_is_killed_both_sides_learn_at_once() {
             }
             guard.fetch_sub(1, Ordering::SeqCst);
         });
-        let address = blackhole
-            .as_ref()
-            .map_or(server.address, |hole| hole.address);
+        let address = blackhole.as_ref().map_or(server.address, |hole| hole.address);
         let header = if phase == Header {
             ", accept_proxy: {from: [127.0.0.0/8]}"
         } else {
@@ -201,11 +189,7 @@ fn when_the_balancer_is_killed_both_sides_learn_at_once() {
             .collect();
         let expected = if phase == Header { 30 } else { 60 };
         wait_for_sockets(&weir, "all are open", |n| n == baseline + expected);
-        let both = if matches!(phase, Header | Connecting) {
-            0
-        } else {
-            30
-        };
+        let both = if matches!(phase, Header | Connecting) { 0 } else { 30 };
         wait_until("backends serve", || serving.load(Ordering::SeqCst) == both);
         weir.signal(Signal::SIGKILL);
         prompt("learning of it", Duration::from_secs(5), || {
@@ -220,9 +204,7 @@ fn when_the_balancer_is_killed_both_sides_learn_at_once() {
                 });
                 clients.is_empty()
             });
-            wait_until("every backend hears of it", || {
-                serving.load(Ordering::SeqCst) == 0
-            });
+            wait_until("every backend hears of it", || serving.load(Ordering::SeqCst) == 0);
         });
         wait_until("it is gone", || !weir.is_running());
         let next = Weir::start(&yaml);

@@ -46,10 +46,7 @@ fn decisions_never_read_the_wall_clock() {
 /// A library that lies about the wall clock, and only about that.
 fn liar() -> Option<PathBuf> {
     let library = |entry: std::fs::DirEntry| entry.path().join("faketime/libfaketimeMT.so.1");
-    let mut libraries = std::fs::read_dir("/usr/lib")
-        .unwrap()
-        .flatten()
-        .map(library);
+    let mut libraries = std::fs::read_dir("/usr/lib").unwrap().flatten().map(library);
     let found = libraries.find(|path| path.exists());
     if found.is_none() {
         common::skip("faketime not installed");
@@ -110,33 +107,16 @@ fn the_clock_jumps_under_a_serving_process() {
         records += 11;
         let all = weir.wait_for_records(records);
         assert!(
-            all.iter()
-                .all(|record| (0.0..20_000.0).contains(&record.duration_ms)),
+            all.iter().all(|record| (0.0..20_000.0).contains(&record.duration_ms)),
             "{jump}: {all:?}"
         );
-        let idle = all
-            .iter()
-            .rfind(|record| record.listener == "idle")
-            .unwrap();
-        assert!(
-            idle.cause == "idle_timeout" && idle.duration_ms >= 1999.0,
-            "{idle:?}"
-        );
-        let shown = year(
-            all.iter()
-                .rfind(|record| record.cause == "limit_rate")
-                .unwrap(),
-        );
-        assert!(
-            (shown - this_year - years).abs() <= 1,
-            "{jump}: the log says {shown}"
-        );
+        let idle = all.iter().rfind(|record| record.listener == "idle").unwrap();
+        assert!(idle.cause == "idle_timeout" && idle.duration_ms >= 1999.0, "{idle:?}");
+        let shown = year(all.iter().rfind(|record| record.cause == "limit_rate").unwrap());
+        assert!((shown - this_year - years).abs() <= 1, "{jump}: the log says {shown}");
     }
     let lines = weir.stderr().join("\n");
-    assert!(
-        !lines.contains(" is down") && !lines.contains("ejected"),
-        "{lines}"
-    );
+    assert!(!lines.contains(" is down") && !lines.contains("ejected"), "{lines}");
     client::round_trip(&mut old, b"after");
     drop(old);
     weir.stop();

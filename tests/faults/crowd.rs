@@ -48,15 +48,9 @@ fn idle_clients_of_one_prefix(clients: u32) {
     let mut waits: Vec<Duration> = (0..200).map(wait).collect();
     waits.sort_unstable();
     let median = waits[100];
-    assert!(
-        median < Duration::from_secs(1),
-        "a neighbour waited {median:?}"
-    );
+    assert!(median < Duration::from_secs(1), "a neighbour waited {median:?}");
     let grown = weir.memory_kib("RssAnon").saturating_sub(before_kib);
-    assert!(
-        grown < 16 << 10,
-        "{grown} KiB for {admitted} idle connections"
-    );
+    assert!(grown < 16 << 10, "{grown} KiB for {admitted} idle connections");
     drop(idle);
 }
 
@@ -92,28 +86,12 @@ fn a_proxy_header_that_trickles_in_does_not_hold_its_place() {
         if slow.is_empty() {
             break;
         }
-        assert!(
-            took < Duration::from_secs(10),
-            "{} are still there",
-            slow.len()
-        );
+        assert!(took < Duration::from_secs(10), "{} are still there", slow.len());
         // One byte at a time, 36 of them in 7 seconds.
         std::thread::sleep(Duration::from_millis(200));
         client::round_trip(&mut client::connect(&weir.address("web")), b"unharmed");
     }
-    let records = weir.wait_for(|records| {
-        records
-            .iter()
-            .filter(|r| r.cause == "bad_proxy_header")
-            .count()
-            == 100
-    });
-    let bad = records
-        .iter()
-        .find(|r| r.cause == "bad_proxy_header")
-        .unwrap();
-    assert_eq!(
-        (bad.closed_by.as_str(), bad.backend.as_deref()),
-        ("weir", None)
-    );
+    let records = weir.wait_for(|records| records.iter().filter(|r| r.cause == "bad_proxy_header").count() == 100);
+    let bad = records.iter().find(|r| r.cause == "bad_proxy_header").unwrap();
+    assert_eq!((bad.closed_by.as_str(), bad.backend.as_deref()), ("weir", None));
 }

@@ -12,10 +12,7 @@ fn a_syn_flood_harms_no_established_connection() {
         return;
     }
     let (outside, host) = (Netns::new("outside"), Netns::new("host"));
-    link(
-        "eth0",
-        [(&outside, "10.97.0.1/24"), (&host, "10.97.0.2/24")],
-    );
+    link("eth0", [(&outside, "10.97.0.1/24"), (&host, "10.97.0.2/24")]);
     // Spoofed sources must have somewhere to be answered to.
     host.ip(&["route", "add", "default", "via", "10.97.0.1"]);
     host.sysctl("net.ipv4.tcp_syncookies", "1");
@@ -53,11 +50,7 @@ fn a_syn_flood_harms_no_established_connection() {
     let start = Instant::now();
     let mut waits = Vec::new();
     while start.elapsed() < Duration::from_secs(3) || waits.len() <= 100 {
-        assert!(
-            start.elapsed() < common::PATIENCE,
-            "{} round trips",
-            waits.len()
-        );
+        assert!(start.elapsed() < common::PATIENCE, "{} round trips", waits.len());
         let one = Instant::now();
         client::round_trip(&mut established, b"during");
         waits.push(one.elapsed());
@@ -71,10 +64,7 @@ fn a_syn_flood_harms_no_established_connection() {
     // Not the worst: a packet that the flood pushes out of a queue costs its sender a retransmission.
     waits.sort_unstable();
     let most = waits[waits.len() * 95 / 100];
-    assert!(
-        most < Duration::from_millis(500),
-        "round trips took {most:?}"
-    );
+    assert!(most < Duration::from_millis(500), "round trips took {most:?}");
     // Half-open connections are the kernel's affair: none has become a socket of ours.
     super::settles_at(&weir, connections);
     assert!(weir.stderr().len() < 20, "{}", weir.stderr().join("\n"));

@@ -35,10 +35,7 @@ impl Injector {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(tracer.stderr.take().unwrap()).lines();
-        let line = lines
-            .next()
-            .expect("strace says what it attached to")
-            .unwrap();
+        let line = lines.next().expect("strace says what it attached to").unwrap();
         assert!(line.contains("attached"), "{line}");
         std::thread::spawn(move || lines.for_each(drop));
         Injector {
@@ -99,11 +96,7 @@ fn ask(address: &str, bytes: &[u8]) -> bool {
 /// Call, errors, and whether clients may notice. (futex is not among them: a wake-up that the tracer swallows is one that no
 /// kernel loses.)
 const ROWS: &[(&str, &str, bool)] = &[
-    (
-        "accept4",
-        "EMFILE ENFILE ENOBUFS ENOMEM ECONNABORTED EPERM",
-        false,
-    ),
+    ("accept4", "EMFILE ENFILE ENOBUFS ENOMEM ECONNABORTED EPERM", false),
     ("socket", "EMFILE ENOBUFS ENOMEM", true),
     ("connect", "EADDRNOTAVAIL ENOBUFS ENOMEM ENETUNREACH", true),
     ("epoll_ctl", "ENOMEM ENOSPC", true),
@@ -156,9 +149,7 @@ fn every_call_may_fail() {
     let address = weir.address("web");
     assert!(ask(&address, &bulk));
     let baseline = {
-        common::wait_until("the first connection is gone", || {
-            weir.access_log().len() == 1
-        });
+        common::wait_until("the first connection is gone", || weir.access_log().len() == 1);
         weir.sockets()
     };
     let mut failed = Vec::new();
@@ -168,11 +159,7 @@ fn every_call_may_fail() {
             let injector = Injector::attach(&weir, call, error);
             let mut lost = 0;
             for n in 0..12 {
-                let bytes = if n % 6 == 5 {
-                    &bulk[..]
-                } else {
-                    &bulk[..10 + n * 500]
-                };
+                let bytes = if n % 6 == 5 { &bulk[..] } else { &bulk[..10 + n * 500] };
                 lost += u32::from(!ask(&address, bytes));
             }
             drop(injector);
@@ -180,31 +167,19 @@ fn every_call_may_fail() {
                 failed.push(format!("{call} {error}: {lost} of 12 clients noticed"));
             }
             // Everything is as before.
-            assert!(
-                ask(&address, b"after"),
-                "{call} {error}: not served afterwards"
-            );
+            assert!(ask(&address, b"after"), "{call} {error}: not served afterwards");
             let settled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 // Probes come and go: at most one socket more.
-                common::wait_until("all connections are gone", || {
-                    weir.sockets() <= baseline + 1
-                });
+                common::wait_until("all connections are gone", || weir.sockets() <= baseline + 1);
             }));
             if settled.is_err() {
-                failed.push(format!(
-                    "{call} {error}: {} sockets, not {baseline}",
-                    weir.sockets()
-                ));
+                failed.push(format!("{call} {error}: {} sockets, not {baseline}", weir.sockets()));
             }
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let lines = weir.stderr();
-    assert!(
-        !lines.join("\n").contains("panicked"),
-        "{}",
-        lines.join("\n")
-    );
+    assert!(!lines.join("\n").contains("panicked"), "{}", lines.join("\n"));
     assert!(lines.len() < 400, "{} log lines", lines.len());
     weir.stop();
 }
@@ -225,9 +200,7 @@ fn echo_udp() -> SocketAddr {
 fn udp_client(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(address).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_millis(20)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     socket
 }
 
@@ -370,8 +343,7 @@ fn reloads_with_faults(which: &[&str]) {
         std::fs::write(&file, text).unwrap();
         let answers = |weir: &Weir| {
             let lines = weir.stderr();
-            let is_one =
-                |line: &&String| line.contains("reload refused") || line.contains("reloaded: ");
+            let is_one = |line: &&String| line.contains("reload refused") || line.contains("reloaded: ");
             lines.iter().filter(is_one).cloned().collect::<Vec<_>>()
         };
         let before = answers(&weir).len();
@@ -432,10 +404,7 @@ const NAMES: &[(&str, &str)] = &[
     ("send", "sendto"),
     ("epoll_ctl", "epoll_ctl"),
     ("_exit", "!a child between fork and exec"),
-    (
-        "fork",
-        "!an upgrade, which fails as a whole: tests/service/upgrade.rs",
-    ),
+    ("fork", "!an upgrade, which fails as a whole: tests/service/upgrade.rs"),
     ("getpid", "!cannot fail"),
     (
         "sched_setscheduler",
@@ -461,8 +430,7 @@ fn no_call_is_left_out() {
                 .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
                 .next()
                 .unwrap();
-            if rest[name.len()..].starts_with('(') && name.chars().all(|c| !c.is_ascii_uppercase())
-            {
+            if rest[name.len()..].starts_with('(') && name.chars().all(|c| !c.is_ascii_uppercase()) {
                 called.insert(name.to_owned());
             }
         }
@@ -496,9 +464,6 @@ fn no_call_is_left_out() {
         known.starts_with('!') || injected.contains(&known)
     };
     let left_out: Vec<&String> = called.iter().filter(|name| !covered(name)).collect();
-    assert!(
-        left_out.is_empty(),
-        "no fault is injected into {left_out:?}"
-    );
+    assert!(left_out.is_empty(), "no fault is injected into {left_out:?}");
     assert!(called.len() > 15, "{called:?}");
 }

@@ -63,15 +63,9 @@ fn an_access_list_of_thousands_of_entries() {
         let heard = asked_from(source.parse().unwrap(), &weir.address("web"));
         assert_eq!(heard, expected, "{source}");
     }
-    let denied = rows
-        .iter()
-        .filter(|(_, heard)| *heard == Heard::Reset)
-        .count();
+    let denied = rows.iter().filter(|(_, heard)| *heard == Heard::Reset).count();
     let records = weir.wait_for_records(rows.len());
-    assert_eq!(
-        records.iter().filter(|r| r.cause == "denied").count(),
-        denied
-    );
+    assert_eq!(records.iter().filter(|r| r.cause == "denied").count(), denied);
 }
 
 /// Datagrams of strangers are the cheapest thing to send and each is looked up: with 30,000 entries they cost about what they
@@ -116,10 +110,7 @@ fn a_long_access_list_is_no_burden() {
         cost(&format!("127.65.0.0/20, {}", every_second.join(", "))),
     );
     println!("{long} ticks with 30,000 entries, {short} with one");
-    assert!(
-        long <= 3 * short + 20,
-        "{long} ticks, {short} with a short list"
-    );
+    assert!(long <= 3 * short + 20, "{long} ticks, {short} with a short list");
 }
 
 /// Datagrams that were not passed on for this reason.
@@ -131,9 +122,7 @@ fn dropped(metrics: &common::Port, reason: &str) -> u64 {
     page.read_to_string(&mut text).unwrap();
     let series = format!("weir_udp_dropped_total{{reason=\"{reason}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&series));
-    line.unwrap_or_else(|| panic!("no {series} in {text}"))
-        .parse()
-        .unwrap()
+    line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap()
 }
 
 /// All at once from many threads: of each source exactly as many get in as may, although two workers accept them.
@@ -175,8 +164,7 @@ fn caps_and_rates_are_exact_over_workers() {
                     .map(|n| {
                         let address = &address;
                         let ask = move |_| {
-                            let mut stream =
-                                client::try_connect(address, Some(loopback(0x1_0001 + n))).ok()?;
+                            let mut stream = client::try_connect(address, Some(loopback(0x1_0001 + n))).ok()?;
                             stream.write_all(b"x").ok()?;
                             (listen_in(&mut stream) == Heard::Answer).then_some(stream)
                         };
@@ -203,11 +191,7 @@ fn caps_and_rates_are_exact_over_workers() {
         let records = weir.wait_for_records(2 * ended);
         for record in records.iter().filter(|r| r.cause != "finished") {
             assert!(causes.contains(&record.cause), "{keys}: {record:?}");
-            assert_eq!(
-                (&*record.closed_by, &record.backend),
-                ("weir", &None),
-                "{keys}"
-            );
+            assert_eq!((&*record.closed_by, &record.backend), ("weir", &None), "{keys}");
         }
     }
 }
@@ -222,15 +206,10 @@ fn exempt_prefixes() {
     let weir = weir_with(limits, "", backend.address);
     let ask = |source| client::try_connect(&weir.address("web"), Some(source));
     let mut exempt: Vec<TcpStream> = (0..20).map(|_| ask(loopback(0x2_0007)).unwrap()).collect();
-    exempt
-        .iter_mut()
-        .for_each(|stream| client::round_trip(stream, b"x"));
+    exempt.iter_mut().for_each(|stream| client::round_trip(stream, b"x"));
     let mut first = ask(loopback(0x3_0007)).unwrap();
     client::round_trip(&mut first, b"x");
-    assert_eq!(
-        asked_from(loopback(0x3_0007), &weir.address("web")),
-        Heard::Reset
-    );
+    assert_eq!(asked_from(loopback(0x3_0007), &weir.address("web")), Heard::Reset);
 }
 
 /// UDP: sessions are counted over both workers, whichever socket of a source the kernel's hash leads where.
@@ -296,10 +275,7 @@ fn header(version: u8, client: &str, tlvs: &[u8]) -> Vec<u8> {
         IpAddr::V6(ip) => body.extend(
             [
                 ip.octets(),
-                "2001:db8::9"
-                    .parse::<std::net::Ipv6Addr>()
-                    .unwrap()
-                    .octets(),
+                "2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets(),
             ]
             .concat(),
         ),
@@ -368,28 +344,15 @@ fn proxy_headers_in_and_out() {
                 let bytes = [&header(version, client, tlvs)[..], b"GET / \r\n"].concat();
                 let got = send(loopback(0x5_0001), &bytes, piece);
                 let expected = [&header(out, client, b"")[..], b"GET / \r\n"].concat();
-                assert_eq!(
-                    got, expected,
-                    "v{version} to v{out}, {client}, {piece} at a time"
-                );
+                assert_eq!(got, expected, "v{version} to v{out}, {client}, {piece} at a time");
             }
             let stranger = send(loopback(0x6_0001), &header(version, client, tlvs), 4096);
-            assert!(
-                stranger.ends_with(&header(version, client, tlvs)),
-                "{stranger:?}"
-            );
-            assert!(
-                !stranger.starts_with(&header(out, client, b"")),
-                "{stranger:?}"
-            );
+            assert!(stranger.ends_with(&header(version, client, tlvs)), "{stranger:?}");
+            assert!(!stranger.starts_with(&header(out, client, b"")), "{stranger:?}");
         }
         let records = weir.wait_for_records(4 * rows.len());
-        let clients = records
-            .iter()
-            .map(|r| r.client.rsplit_once(':').unwrap().0.to_owned());
-        let clients: Vec<String> = clients
-            .map(|ip| ip.trim_matches(['[', ']']).to_owned())
-            .collect();
+        let clients = records.iter().map(|r| r.client.rsplit_once(':').unwrap().0.to_owned());
+        let clients: Vec<String> = clients.map(|ip| ip.trim_matches(['[', ']']).to_owned()).collect();
         for (at, (_, client, _)) in rows.iter().enumerate() {
             assert_eq!(
                 clients[4 * at..][..4],
@@ -480,13 +443,10 @@ fn bandwidth_of_each_connection_is_limited() {
     let clock = start.clone();
     // Reads at once what comes, and notes whether it was ever more than allowed.
     let sink = Server::each(move |mut stream| {
-        results.lock().unwrap().push(drink(
-            &mut stream,
-            &expected,
-            *clock.get().unwrap(),
-            RATE,
-            SLACK,
-        ));
+        results
+            .lock()
+            .unwrap()
+            .push(drink(&mut stream, &expected, *clock.get().unwrap(), RATE, SLACK));
     });
     let weir = Weir::start(&format!(
         "workers: 2\nlisteners:\n  down: {{bind: '127.0.0.1:0', pool: source, limits: {{download: 2MiB/s}}}}\n  \
@@ -516,10 +476,7 @@ fn bandwidth_of_each_connection_is_limited() {
     }
     // Each its own: six at 2 MiB/s that shared one allowance would take nine seconds.
     let took = start.elapsed();
-    assert!(
-        took < Duration::from_secs(6),
-        "{took:?} for 3 MiB at 2 MiB/s"
-    );
+    assert!(took < Duration::from_secs(6), "{took:?} for 3 MiB at 2 MiB/s");
     // Without a limit there is none. With one it would never take less than a second.
     let quick = |_| {
         let (free, mut stream) = (Instant::now(), client::connect(&weir.address("free")));
@@ -530,18 +487,10 @@ fn bandwidth_of_each_connection_is_limited() {
 }
 
 /// Reads to the end: the bytes have to be these, and never more of them than `rate` allows since `start`.
-fn drink(
-    stream: &mut TcpStream,
-    expected: &[u8],
-    start: Instant,
-    rate: usize,
-    slack: usize,
-) -> Result<(), String> {
+fn drink(stream: &mut TcpStream, expected: &[u8], start: Instant, rate: usize, slack: usize) -> Result<(), String> {
     let (mut at, mut buffer) = (0, vec![0; 64 << 10]);
     loop {
-        let n = stream
-            .read(&mut buffer)
-            .map_err(|error| error.to_string())?;
+        let n = stream.read(&mut buffer).map_err(|error| error.to_string())?;
         if n == 0 {
             let missing = expected.len() - at;
             return if missing == 0 {
@@ -568,9 +517,7 @@ fn drink(
 fn max_age_is_spread() {
     let backend = Server::holder();
     let weir = weir_with("timeouts: {max_age: 3s}", "", backend.address);
-    let held: Vec<TcpStream> = (0..60)
-        .map(|_| client::connect(&weir.address("web")))
-        .collect();
+    let held: Vec<TcpStream> = (0..60).map(|_| client::connect(&weir.address("web"))).collect();
     let records = weir.wait_for_records(60);
     drop(held);
     assert!(records.iter().all(|record| record.cause == "max_age"));

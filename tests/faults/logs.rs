@@ -9,10 +9,7 @@ use super::one_backend;
 #[test]
 fn a_full_disk_under_the_access_log() {
     let backend = Server::echo();
-    let yaml = format!(
-        "log: {{access: /dev/full}}\n{}",
-        one_backend(backend.address, "")
-    );
+    let yaml = format!("log: {{access: /dev/full}}\n{}", one_backend(backend.address, ""));
     let weir = Weir::start(&yaml);
     for _ in 0..200 {
         client::round_trip(&mut client::connect(&weir.address("web")), b"served");

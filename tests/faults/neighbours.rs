@@ -34,10 +34,7 @@ fn p99(address: &str, flows: usize, time: Duration) -> Duration {
         .collect();
     std::thread::sleep(time);
     stop.store(true, Ordering::Relaxed);
-    let mut all: Vec<_> = threads
-        .into_iter()
-        .flat_map(|t| t.join().unwrap())
-        .collect();
+    let mut all: Vec<_> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
     all.sort_unstable();
     all[all.len() * 99 / 100]
 }
@@ -69,10 +66,7 @@ fn iperf3_beside_ping_pong() {
     let beside = p99(&weir.address("web"), 64, Duration::from_secs(5));
     let _ = sender.wait();
     println!("p99 alone {alone:?}, beside bulk {beside:?}");
-    assert!(
-        beside <= 2 * alone,
-        "p99 {beside:?} beside bulk, {alone:?} alone"
-    );
+    assert!(beside <= 2 * alone, "p99 {beside:?} beside bulk, {alone:?} alone");
 }
 
 /// The rule behind it, without a stopwatch: while a connection pours, small ones get their turn at once.
@@ -116,10 +110,7 @@ fn a_pouring_connection_leaves_turns_to_others() {
         client::round_trip(&mut small, b"ping");
         rounds += 1;
         // Slow are a busy machine, or turns that are not given.
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "{rounds} round trips"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "{rounds} round trips");
     }
     stop.store(true, Ordering::Relaxed);
     let bytes = drinker.join().unwrap();

@@ -11,10 +11,7 @@ const SYSCTL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.sysctl");
 
 fn network() -> (Netns, Netns) {
     let (weir, backends) = (Netns::new("weir"), Netns::new("backends"));
-    link(
-        "eth0",
-        [(&weir, "10.96.0.1/24"), (&backends, "10.96.0.2/24")],
-    );
+    link("eth0", [(&weir, "10.96.0.1/24"), (&backends, "10.96.0.2/24")]);
     backends.ip(&["addr", "add", "10.96.0.3/24", "dev", "eth0"]);
     (weir, backends)
 }
@@ -37,10 +34,7 @@ fn when_ports_run_out_another_backend_is_taken() {
     let (host, backends) = network();
     // Clients elsewhere: their ports must not be taken from the few that are to run out.
     let clients = Netns::new("clients");
-    link(
-        "eth1",
-        [(&clients, "10.95.0.1/24"), (&host, "10.95.0.2/24")],
-    );
+    link("eth1", [(&clients, "10.95.0.1/24"), (&host, "10.95.0.2/24")]);
     host.sysctl("net.ipv4.ip_local_port_range", "40000 40059");
     let a = patient(&backends, [10, 96, 0, 2], b"a");
     let b = patient(&backends, [10, 96, 0, 3], b"b");
@@ -54,19 +48,13 @@ fn when_ports_run_out_another_backend_is_taken() {
     for _ in 0..100 {
         let mut stream = clients.enter(|| client::connect("10.95.0.2:30000"));
         let mut answer = [0];
-        stream
-            .read_exact(&mut answer)
-            .expect("every client is served");
+        stream.read_exact(&mut answer).expect("every client is served");
     }
     let records = weir.wait_for_records(100);
     let retried = records.iter().filter(|record| record.attempts > 1).count();
     assert!(retried >= 20, "{retried} went on to the other backend");
     assert!(records.iter().all(|r| r.cause == "finished"));
-    let about: Vec<_> = weir
-        .stderr()
-        .into_iter()
-        .filter(|l| l.contains("no_ports"))
-        .collect();
+    let about: Vec<_> = weir.stderr().into_iter().filter(|l| l.contains("no_ports")).collect();
     assert!((1..=10).contains(&about.len()), "{about:?}");
 }
 
@@ -74,10 +62,7 @@ fn apply_shipped_parameters(host: &Netns) {
     let settings = std::fs::read_to_string(SYSCTL).unwrap();
     let mut applied = 0;
     for line in settings.lines().map(str::trim) {
-        if let Some((key, value)) = line
-            .split_once('=')
-            .filter(|_| line.starts_with("net.ipv4"))
-        {
+        if let Some((key, value)) = line.split_once('=').filter(|_| line.starts_with("net.ipv4")) {
             host.sysctl(key.trim(), value.trim());
             applied += 1;
         }
@@ -96,7 +81,11 @@ fn weir_check_warns_where_the_parameters_are_not_in_force() {
     let host = Netns::new("host");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("weir.yaml");
-    std::fs::write(&file, "listeners: {web: {bind: '0.0.0.0:80', pool: web}}\npools: {web: {backends: '10.0.0.1:80'}}\n").unwrap();
+    std::fs::write(
+        &file,
+        "listeners: {web: {bind: '0.0.0.0:80', pool: web}}\npools: {web: {backends: '10.0.0.1:80'}}\n",
+    )
+    .unwrap();
     let check = || {
         common::run(
             host.command(env!("CARGO_BIN_EXE_weir"))
@@ -106,8 +95,7 @@ fn weir_check_warns_where_the_parameters_are_not_in_force() {
     };
     let before = check();
     assert!(
-        before.contains("local ports")
-            && before.contains("net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)"),
+        before.contains("local ports") && before.contains("net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)"),
         "{before}"
     );
     apply_shipped_parameters(&host);
@@ -123,18 +111,12 @@ fn many_connections(rate: u32, count: u32, ports: Option<u32>) {
     }
     let (host, backends) = network();
     let clients = Netns::new("clients");
-    link(
-        "eth1",
-        [(&clients, "10.95.0.1/24"), (&host, "10.95.0.2/24")],
-    );
+    link("eth1", [(&clients, "10.95.0.1/24"), (&host, "10.95.0.2/24")]);
     clients.sysctl("net.ipv4.tcp_tw_reuse", "1");
     clients.sysctl("net.ipv4.ip_local_port_range", "10240 65535");
     apply_shipped_parameters(&host);
     if let Some(ports) = ports {
-        host.sysctl(
-            "net.ipv4.ip_local_port_range",
-            &format!("40000 {}", 39_999 + ports),
-        );
+        host.sysctl("net.ipv4.ip_local_port_range", &format!("40000 {}", 39_999 + ports));
     }
     let a = patient(&backends, [10, 96, 0, 2], b"a");
     let yaml = format!(

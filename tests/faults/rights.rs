@@ -14,9 +14,7 @@ fn of_threads(weir: &Weir, key: &str) -> Vec<String> {
         .flatten()
         .filter_map(|task| {
             let status = fs::read_to_string(task.path().join("status")).ok()?;
-            let line = status
-                .lines()
-                .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
             line.map(|value| value.trim().to_owned())
         })
         .collect()
@@ -28,11 +26,7 @@ fn every_thread_has_given_up_what_serving_does_not_take() {
     let backend = Server::echo();
     let weir = Weir::start(&one_backend(backend.address, ""));
     client::round_trip(&mut client::connect(&weir.address("web")), b"hello");
-    assert!(
-        !weir.stderr().join("\n").contains("sandbox:"),
-        "{:?}",
-        weir.stderr()
-    );
+    assert!(!weir.stderr().join("\n").contains("sandbox:"), "{:?}", weir.stderr());
     for key in ["NoNewPrivs", "Seccomp"] {
         let expected = if key == "Seccomp" { "2" } else { "1" };
         let values = of_threads(&weir, key);
@@ -60,11 +54,7 @@ fn every_thread_has_given_up_what_serving_does_not_take() {
         &backend.address.to_string(),
     ]);
     open.wait_for_line("ready");
-    assert!(
-        of_threads(&open, "Seccomp")
-            .iter()
-            .all(|value| value == "0")
-    );
+    assert!(of_threads(&open, "Seccomp").iter().all(|value| value == "0"));
 }
 
 /// Everything that a running balancer still has to do with files.
@@ -152,36 +142,18 @@ fn who_may_give_orders() {
         return;
     }
     let (backend, page) = (Server::echo(), common::Port::reserve());
-    let yaml = format!(
-        "metrics: '{}'\n{}",
-        page.address(),
-        one_backend(backend.address, "")
-    );
+    let yaml = format!("metrics: '{}'\n{}", page.address(), one_backend(backend.address, ""));
     let weir = Weir::start(&yaml);
-    let set = |path: &std::path::Path, mode| {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
-    };
+    let set = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     // So that it is the socket that decides.
     set(weir.dir(), 0o755);
     let mode = fs::metadata(weir.admin()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     let order_of_nobody = || {
         let mut nobody = common::command("socat");
-        nobody.args([
-            "-t",
-            "5",
-            "-",
-            &format!("UNIX-CONNECT:{}", weir.admin().display()),
-        ]);
+        nobody.args(["-t", "5", "-", &format!("UNIX-CONNECT:{}", weir.admin().display())]);
         let mut order = std::process::Command::new("setpriv");
-        order.args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--",
-        ]);
+        order.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
         order.arg(nobody.get_program()).args(nobody.get_args());
         order
             .stdin(std::process::Stdio::piped())
@@ -189,11 +161,7 @@ fn who_may_give_orders() {
             .stderr(std::process::Stdio::null());
         let mut child = order.spawn().unwrap();
         // It may have been refused already.
-        let _ = child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(b"{\"command\": \"health\"}\n");
+        let _ = child.stdin.take().unwrap().write_all(b"{\"command\": \"health\"}\n");
         child.wait_with_output().unwrap().stdout
     };
     if common::have(&["socat"]) {

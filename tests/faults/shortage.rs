@@ -11,11 +11,7 @@ use super::common::{self, Launch, Server, Weir, client, run, wait_until};
 use super::{Heard, askers, cpu_percent, listen_in, one_backend};
 
 fn limit_descriptors(weir: &Weir, soft: u32) {
-    run(common::command("prlimit").args([
-        "--pid",
-        &weir.pid().to_string(),
-        &format!("--nofile={soft}:"),
-    ]));
+    run(common::command("prlimit").args(["--pid", &weir.pid().to_string(), &format!("--nofile={soft}:")]));
 }
 
 /// Takes those that have heard an answer out of `waiting`. Nobody may hear anything else.
@@ -50,11 +46,7 @@ fn a_thousand_clients_at_256_descriptors() {
     });
     std::thread::sleep(Duration::from_millis(200));
     served.extend(take_served(&mut waiting));
-    assert!(
-        served.len() < 128,
-        "{} served by 256 descriptors",
-        served.len()
-    );
+    assert!(served.len() < 128, "{} served by 256 descriptors", served.len());
 
     // Starved: quiet, and those who are served do not notice.
     let lines = weir.stderr().len();
@@ -111,10 +103,7 @@ fn descriptors_that_vanish_while_serving() {
     });
     client::round_trip(&mut established, b"after");
     let text = weir.stderr().join("\n");
-    assert!(
-        !text.contains("is down") && !text.contains(" down:"),
-        "{text}"
-    );
+    assert!(!text.contains("is down") && !text.contains(" down:"), "{text}");
 }
 
 /// How many connections are carried follows from the limit of the time when the configuration came into force: a shortage that
@@ -134,11 +123,7 @@ fn another_limit_counts_from_the_next_reload() {
     said(&weir, &["backend", "web/one", "weight", "2"]);
     assert_eq!(carried(), before);
     said(&weir, &["reload"]);
-    assert!(
-        carried() < before && carried() < Some(250),
-        "{:?}",
-        carried()
-    );
+    assert!(carried() < before && carried() < Some(250), "{:?}", carried());
 }
 
 /// Who has waited 15 seconds is told, not left to hang.
@@ -181,10 +166,7 @@ fn who_waits_too_long_is_reset() {
 #[test]
 fn a_stated_limit_turns_away_at_once() {
     let backend = Server::echo();
-    let yaml = format!(
-        "limits: {{connections: 3}}\n{}",
-        one_backend(backend.address, "")
-    );
+    let yaml = format!("limits: {{connections: 3}}\n{}", one_backend(backend.address, ""));
     let weir = Weir::start(&yaml);
     let mut heard = [0; 4];
     let ask = |_| {
@@ -215,26 +197,16 @@ fn a_stated_limit_turns_away_at_once() {
 #[test]
 fn a_configuration_that_cannot_fit_is_refused_with_the_numbers() {
     let backend = Server::echo();
-    let large = format!(
-        "limits: {{connections: 5000}}\n{}",
-        one_backend(backend.address, "")
-    );
-    let mut weir = Launch::new(&large)
-        .behind(&["prlimit", "--nofile=1000:1000"])
-        .spawn();
+    let large = format!("limits: {{connections: 5000}}\n{}", one_backend(backend.address, ""));
+    let mut weir = Launch::new(&large).behind(&["prlimit", "--nofile=1000:1000"]).spawn();
     assert_eq!(weir.wait_for_end().code(), Some(3));
     let text = weir.stderr().join("\n");
-    assert!(
-        text.contains("descriptors are needed (5000 connections of 2"),
-        "{text}"
-    );
+    assert!(text.contains("descriptors are needed (5000 connections of 2"), "{text}");
     assert!(text.contains("and 1000 may be opened"), "{text}");
 
     // On reload the old one stays.
     let small = one_backend(backend.address, "");
-    let weir = Launch::new(&small)
-        .behind(&["prlimit", "--nofile=1000:1000"])
-        .start();
+    let weir = Launch::new(&small).behind(&["prlimit", "--nofile=1000:1000"]).start();
     weir.rewrite(&large);
     weir.signal(Signal::SIGHUP);
     weir.wait_for_line("reload refused");

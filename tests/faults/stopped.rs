@@ -79,10 +79,7 @@ fn fast_senders(senders: usize, bytes: usize, memory_max_kib: u64) {
     );
     std::thread::sleep(Duration::from_secs(1));
     let later_kib = weir.memory_kib("RssAnon");
-    assert!(
-        later_kib <= full_kib + 256,
-        "grew from {full_kib} to {later_kib} KiB"
-    );
+    assert!(later_kib <= full_kib + 256, "grew from {full_kib} to {later_kib} KiB");
 
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();

@@ -74,15 +74,9 @@ fn status_shows_every_part_as_tables_and_as_the_document_of_the_contract() {
             "{number} in {status:#}"
         );
     }
+    assert!(status["pools"][0]["backends"][0]["connect_ms"].is_f64(), "{status:#}");
     assert!(
-        status["pools"][0]["backends"][0]["connect_ms"].is_f64(),
-        "{status:#}"
-    );
-    assert!(
-        status["config_file"]
-            .as_str()
-            .unwrap()
-            .ends_with("weir.yaml"),
+        status["config_file"].as_str().unwrap().ends_with("weir.yaml"),
         "{status:#}"
     );
     let tables = said(&weir, &["status"]);
@@ -100,21 +94,13 @@ fn status_shows_every_part_as_tables_and_as_the_document_of_the_contract() {
 #[test]
 fn conns_lists_and_kill_ends_one() {
     let (weir, _servers) = two("");
-    let mut streams: Vec<_> = (0..3)
-        .map(|_| client::connect(&weir.address("main")))
-        .collect();
+    let mut streams: Vec<_> = (0..3).map(|_| client::connect(&weir.address("main"))).collect();
     streams
         .iter_mut()
         .for_each(|stream| client::round_trip(stream, b"hello"));
     let conns = json(&weir, &["conns"]);
     assert_eq!(conns.as_array().unwrap().len(), 3, "{conns:#}");
-    assert_eq!(
-        json(&weir, &["conns", "--limit", "2"])
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(json(&weir, &["conns", "--limit", "2"]).as_array().unwrap().len(), 2);
     let local = streams[1].local_addr().unwrap().to_string();
     let table = said(&weir, &["conns"]);
     assert!(table.contains(&local) && table.contains("main/"), "{table}");
@@ -150,13 +136,8 @@ fn backend_orders_take_effect_at_once() {
         )
     };
     let used = || {
-        let counts = |status: serde_json::Value| {
-            [0, 1].map(|ix| {
-                status["pools"][0]["backends"][ix]["total"]
-                    .as_u64()
-                    .unwrap()
-            })
-        };
+        let counts =
+            |status: serde_json::Value| [0, 1].map(|ix| status["pools"][0]["backends"][ix]["total"].as_u64().unwrap());
         let before = counts(json(&weir, &["status"]));
         for _ in 0..4 {
             client::round_trip(&mut client::connect(&weir.address("main")), b"x");
@@ -187,11 +168,7 @@ fn backend_orders_take_effect_at_once() {
     ] {
         let answer = ask(&weir, words);
         assert_eq!(answer.status.code(), Some(1), "{words:?}");
-        assert!(
-            text(&answer.stderr).contains(says),
-            "{}",
-            text(&answer.stderr)
-        );
+        assert!(text(&answer.stderr).contains(says), "{}", text(&answer.stderr));
     }
     for words in [
         &["backend", "main", "drain"][..],
@@ -207,10 +184,7 @@ fn vip_orders_need_a_vip() {
     let (weir, _servers) = two("");
     let answer = ask(&weir, &["vip", "10.0.0.100", "demote"]);
     assert_eq!(answer.status.code(), Some(1), "{}", text(&answer.stderr));
-    assert_eq!(
-        ask(&weir, &["vip", "10.0.0.300", "demote"]).status.code(),
-        Some(2)
-    );
+    assert_eq!(ask(&weir, &["vip", "10.0.0.300", "demote"]).status.code(), Some(2));
 }
 
 #[test]
@@ -222,10 +196,7 @@ fn reload_says_what_came_of_it() {
     let refused = ask(&weir, &["reload"]);
     assert_eq!(refused.status.code(), Some(3));
     let error = text(&refused.stderr);
-    assert!(
-        error.contains("weir.yaml:1:") && error.contains("bindd"),
-        "{error}"
-    );
+    assert!(error.contains("weir.yaml:1:") && error.contains("bindd"), "{error}");
     let status = json(&weir, &["status"]);
     assert_eq!(status["generation"], 2);
     assert!(status["reload_error"].as_str().unwrap().contains("bindd"));
@@ -247,19 +218,9 @@ fn top_prints_a_frame_for_scripts() {
     }
     let frame = said(
         &weir,
-        &[
-            "top",
-            "--once",
-            "--interval",
-            "200ms",
-            "--view",
-            "connections",
-        ],
+        &["top", "--once", "--interval", "200ms", "--view", "connections"],
     );
-    assert!(
-        frame.contains(&open.local_addr().unwrap().to_string()),
-        "{frame}"
-    );
+    assert!(frame.contains(&open.local_addr().unwrap().to_string()), "{frame}");
     let document = json(&weir, &["top", "--interval", "200ms"]);
     assert_eq!(document["connections"].as_array().unwrap().len(), 1);
     assert!(document["rates"]["bytes_out"].is_f64());
@@ -280,12 +241,7 @@ fn a_weir_that_is_not_there_is_a_clear_error() {
     ] {
         for socket in [&nowhere, &stale] {
             let mut ask = command(env!("CARGO_BIN_EXE_weir"));
-            let output = ask
-                .args(words)
-                .arg("--socket")
-                .arg(socket)
-                .output()
-                .unwrap();
+            let output = ask.args(words).arg("--socket").arg(socket).output().unwrap();
             let error = text(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{words:?}: {error}");
             assert!(error.contains("weir is not running"), "{words:?}: {error}");
@@ -305,10 +261,7 @@ fn a_second_weir_on_the_same_admin_socket_is_refused_and_names_the_first() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(
-        error.contains(&format!(
-            "another weir (pid {}) is running there",
-            weir.pid()
-        )),
+        error.contains(&format!("another weir (pid {}) is running there", weir.pid())),
         "{error}"
     );
     said(&weir, &["status"]);

@@ -55,9 +55,7 @@ fn end_of(mut stream: TcpStream) {
 fn datagrams(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(address).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     socket
 }
 
@@ -353,11 +351,7 @@ fn run(row: &Row) {
             server.address
         }
     };
-    let workers = if row.top.contains("workers") {
-        ""
-    } else {
-        "workers: 2"
-    };
+    let workers = if row.top.contains("workers") { "" } else { "workers: 2" };
     let top = format!("{workers}\n{}", row.top);
     let weir = Weir::start(&format!(
         "
@@ -380,26 +374,14 @@ pools:
         .find(|record| record.cause == row.cause)
         .unwrap();
     assert_eq!(record.end(), (row.cause, row.by), "{record:?}");
-    assert_eq!(
-        (record.bytes_up, record.bytes_down),
-        row.bytes,
-        "{record:?}"
-    );
+    assert_eq!((record.bytes_up, record.bytes_down), row.bytes, "{record:?}");
     assert_eq!(record.listener, "main", "{record:?}");
     assert_eq!(record.pool, "main", "{record:?}");
     let served = row.bytes != (0, 0);
-    assert_eq!(
-        record.backend.as_deref(),
-        served.then_some("one"),
-        "{record:?}"
-    );
+    assert_eq!(record.backend.as_deref(), served.then_some("one"), "{record:?}");
     let connected = served && record.protocol == "tcp";
     assert_eq!(record.connect_ms.is_some(), connected, "{record:?}");
-    assert_eq!(
-        record.first_byte_ms.is_some(),
-        row.bytes.1 > 0,
-        "{record:?}"
-    );
+    assert_eq!(record.first_byte_ms.is_some(), row.bytes.1 > 0, "{record:?}");
 }
 
 /// Fails when a cause or a culprit in a row is exchanged for another.
@@ -411,12 +393,6 @@ fn endings_say_why_who_and_how_much() {
     }
     let mut causes: Vec<&str> = ROWS.iter().map(|row| row.cause).collect();
     causes.dedup();
-    let all: Vec<&str> = weir::relay::Cause::ALL
-        .iter()
-        .map(|cause| cause.as_str())
-        .collect();
-    assert!(
-        all.iter().all(|cause| causes.contains(cause)),
-        "{causes:?} of {all:?}"
-    );
+    let all: Vec<&str> = weir::relay::Cause::ALL.iter().map(|cause| cause.as_str()).collect();
+    assert!(all.iter().all(|cause| causes.contains(cause)), "{causes:?} of {all:?}");
 }

@@ -83,34 +83,18 @@ impl Terminal {
         let dir = tempfile::tempdir().unwrap();
         let server = dir.path().join("tmux").display().to_string();
         let terminal = Terminal { server, _dir: dir };
-        terminal.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "80",
-            "-y",
-            "24",
-            words,
-        ]);
+        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", words]);
         terminal
     }
 
     fn tmux(&self, words: &[&str]) -> String {
         let mut tmux = std::process::Command::new(find("tmux").unwrap());
-        let output = tmux
-            .arg("-S")
-            .arg(&self.server)
-            .args(words)
-            .output()
-            .unwrap();
+        let output = tmux.arg("-S").arg(&self.server).args(words).output().unwrap();
         super::text(&output.stdout)
     }
 
     fn press(&self, keys: &[&str]) {
-        keys.iter()
-            .for_each(|key| drop(self.tmux(&["send-keys", key])));
+        keys.iter().for_each(|key| drop(self.tmux(&["send-keys", key])));
     }
 
     #[track_caller]

@@ -22,42 +22,25 @@ fn a_long_connection_is_logged_while_it_lives() {
     let weir = Launch::new(&config("{access: stdout, interim: 1s}", &server)).start();
     let mut stream = client::connect(&weir.address("main"));
     client::round_trip(&mut stream, b"12345");
-    let interim = || {
-        weir.stdout()
-            .into_iter()
-            .filter(|line| line.ends_with("interim=true"))
-    };
+    let interim = || weir.stdout().into_iter().filter(|line| line.ends_with("interim=true"));
     let knows_all = |line: &String| {
-        let parts = [
-            " bytes_up=5 ",
-            " bytes_down=5 ",
-            " closed_by=- ",
-            " cause=- ",
-        ];
+        let parts = [" bytes_up=5 ", " bytes_down=5 ", " closed_by=- ", " cause=- "];
         parts.iter().all(|part| line.contains(part))
     };
     // There may be others from before the bytes came back.
-    wait_until("two interim records", || {
-        interim().filter(knows_all).count() >= 2
-    });
+    wait_until("two interim records", || interim().filter(knows_all).count() >= 2);
     drop(stream);
     let last = weir.wait_for_records(1).remove(0);
     assert_eq!(last.end(), ("finished", "client"));
     let id = format!(" id={} ", last.id);
-    assert!(
-        interim().all(|line| line.contains(&id)),
-        "one connection, one id"
-    );
+    assert!(interim().all(|line| line.contains(&id)), "one connection, one id");
 }
 
 #[test]
 fn a_rotated_log_is_opened_again_on_hup_and_every_record_is_in_one_of_the_files() {
     let server = Server::echo();
     let dir = tempfile::tempdir().unwrap();
-    let (path, rotated) = (
-        dir.path().join("access.log"),
-        dir.path().join("access.log.1"),
-    );
+    let (path, rotated) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
     let log = format!("{{access: '{}', format: json}}", path.display());
     let weir = Launch::new(&config(&log, &server)).start();
     let main = weir.address("main");

@@ -27,9 +27,7 @@ fn all_up(weir: &Weir) {
     wait_until("all backends are up", || {
         let status = json(weir, &["status"]);
         let pools = status["pools"].as_array().unwrap();
-        let mut backends = pools
-            .iter()
-            .flat_map(|pool| pool["backends"].as_array().unwrap());
+        let mut backends = pools.iter().flat_map(|pool| pool["backends"].as_array().unwrap());
         backends.all(|backend| backend["state"] == "up")
     });
 }
@@ -39,11 +37,7 @@ fn all_up(weir: &Weir) {
 fn get(address: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

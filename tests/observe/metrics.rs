@@ -124,9 +124,7 @@ fn datagram(address: &str) -> UdpSocket {
 
 /// The sum of the samples whose name is `name` and whose labels contain every one of `labels`.
 fn sum(samples: &BTreeMap<String, f64>, name: &str, labels: &str) -> f64 {
-    let matches = |key: &str| {
-        key.split('{').next() == Some(name) && labels.split(',').all(|label| key.contains(label))
-    };
+    let matches = |key: &str| key.split('{').next() == Some(name) && labels.split(',').all(|label| key.contains(label));
     samples
         .iter()
         .filter(|(key, _)| matches(key))
@@ -155,23 +153,11 @@ const ROWS: &[Row] = &[
         &[
             ("weir_build_info", "version=", To(1.0)),
             ("weir_config_generation", "", To(1.0)),
-            (
-                "weir_backend_weight",
-                "pool=\"main\",backend=\"good\"",
-                To(4.0),
-            ),
+            ("weir_backend_weight", "pool=\"main\",backend=\"good\"", To(4.0)),
             ("weir_backend_up", "pool=\"main\"", To(1.0)),
             ("weir_backend_state", "pool=\"main\",state=\"up\"", To(1.0)),
-            (
-                "weir_backend_up",
-                "pool=\"probed\",backend=\"dead\"",
-                To(0.0),
-            ),
-            (
-                "weir_probe_seconds_count",
-                "pool=\"probed\",backend=\"good\"",
-                Up,
-            ),
+            ("weir_backend_up", "pool=\"probed\",backend=\"dead\"", To(0.0)),
+            ("weir_probe_seconds_count", "pool=\"probed\",backend=\"good\"", Up),
             ("weir_probe_failures_total", "backend=\"dead\"", Up),
             ("weir_worker_turns_total", "worker=\"0\"", Up),
             ("weir_worker_turn_seconds_max", "worker=\"0\"", Up),
@@ -190,27 +176,11 @@ const ROWS: &[Row] = &[
             ("weir_connections_active", "listener=\"main\"", To(1.0)),
             ("weir_backend_active", "pool=\"main\"", To(1.0)),
             ("weir_backend_connections_total", "pool=\"main\"", By(1.0)),
-            (
-                "weir_bytes_total",
-                "listener=\"main\",direction=\"in\"",
-                By(5.0),
-            ),
-            (
-                "weir_bytes_total",
-                "listener=\"main\",direction=\"out\"",
-                By(5.0),
-            ),
-            (
-                "weir_backend_bytes_total",
-                "pool=\"main\",direction=\"out\"",
-                By(5.0),
-            ),
+            ("weir_bytes_total", "listener=\"main\",direction=\"in\"", By(5.0)),
+            ("weir_bytes_total", "listener=\"main\",direction=\"out\"", By(5.0)),
+            ("weir_backend_bytes_total", "pool=\"main\",direction=\"out\"", By(5.0)),
             ("weir_connect_seconds_count", "pool=\"main\"", By(1.0)),
-            (
-                "weir_connect_seconds_bucket",
-                "pool=\"main\",le=\"+Inf\"",
-                By(1.0),
-            ),
+            ("weir_connect_seconds_bucket", "pool=\"main\",le=\"+Inf\"", By(1.0)),
             ("weir_connect_seconds_sum", "pool=\"main\"", Up),
             ("weir_worker_connections", "worker=\"0\"", To(1.0)),
             ("weir_open_fds", "", Up),
@@ -228,11 +198,7 @@ const ROWS: &[Row] = &[
                 "listener=\"main\",cause=\"finished\"",
                 By(1.0),
             ),
-            (
-                "weir_connection_seconds_count",
-                "listener=\"main\"",
-                By(1.0),
-            ),
+            ("weir_connection_seconds_count", "listener=\"main\"", By(1.0)),
             ("weir_connection_seconds_sum", "listener=\"main\"", Up),
         ],
     ),
@@ -254,11 +220,7 @@ const ROWS: &[Row] = &[
                 "listener=\"closed\",cause=\"denied\"",
                 By(1.0),
             ),
-            (
-                "weir_connections_refused_total",
-                "listener=\"main\"",
-                By(0.0),
-            ),
+            ("weir_connections_refused_total", "listener=\"main\"", By(0.0)),
         ],
     ),
     (
@@ -273,11 +235,7 @@ const ROWS: &[Row] = &[
                 "pool=\"flaky\",backend=\"dead\",reason=\"refused\"",
                 By(1.0),
             ),
-            (
-                "weir_retries_total",
-                "pool=\"flaky\",backend=\"good\"",
-                By(1.0),
-            ),
+            ("weir_retries_total", "pool=\"flaky\",backend=\"good\"", By(1.0)),
             ("weir_connections_total", "listener=\"flaky\"", By(2.0)),
         ],
     ),
@@ -303,17 +261,9 @@ const ROWS: &[Row] = &[
             assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 5);
         },
         &[
-            (
-                "weir_connections_total",
-                "listener=\"dns\",protocol=\"udp\"",
-                By(1.0),
-            ),
+            ("weir_connections_total", "listener=\"dns\",protocol=\"udp\"", By(1.0)),
             ("weir_udp_sessions_active", "listener=\"dns\"", To(1.0)),
-            (
-                "weir_udp_datagrams_total",
-                "listener=\"dns\",direction=\"in\"",
-                By(1.0),
-            ),
+            ("weir_udp_datagrams_total", "listener=\"dns\",direction=\"in\"", By(1.0)),
             (
                 "weir_udp_datagrams_total",
                 "listener=\"dns\",direction=\"out\"",
@@ -330,11 +280,7 @@ const ROWS: &[Row] = &[
         "a drain",
         |scene| drop(said(&scene.weir, &["backend", "main/good", "drain"])),
         &[
-            (
-                "weir_backend_state",
-                "pool=\"main\",state=\"drain\"",
-                To(1.0),
-            ),
+            ("weir_backend_state", "pool=\"main\",state=\"drain\"", To(1.0)),
             ("weir_backend_state", "pool=\"main\",state=\"up\"", To(0.0)),
             ("weir_pool_eligible", "pool=\"main\"", To(0.0)),
         ],
@@ -375,22 +321,16 @@ fn every_metric_moves_when_it_should() {
         for &(name, labels, movement) in *expectations {
             let old = sum(&before, name, labels);
             let mut now = 0.0;
-            wait_until(
-                &format!("{what}: {name}{{{labels}}} {movement:?} from {old}"),
-                || {
-                    let samples = scene.samples();
-                    assert!(
-                        samples.keys().any(|key| key.starts_with(name)),
-                        "{name} has no sample"
-                    );
-                    now = sum(&samples, name, labels);
-                    match movement {
-                        By(step) => now == old + step,
-                        To(value) => now == value,
-                        Up => now > old,
-                    }
-                },
-            );
+            wait_until(&format!("{what}: {name}{{{labels}}} {movement:?} from {old}"), || {
+                let samples = scene.samples();
+                assert!(samples.keys().any(|key| key.starts_with(name)), "{name} has no sample");
+                now = sum(&samples, name, labels);
+                match movement {
+                    By(step) => now == old + step,
+                    To(value) => now == value,
+                    Up => now > old,
+                }
+            });
         }
         before = scene.samples();
     }
@@ -426,17 +366,8 @@ fn the_page_is_what_prometheus_expects_and_every_name_is_documented() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(page.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = format!(
-        "{}{}",
-        super::text(&output.stdout),
-        super::text(&output.stderr)
-    );
+    let said = format!("{}{}", super::text(&output.stdout), super::text(&output.stderr));
     assert!(output.status.success() && said.is_empty(), "{said}");
 }

@@ -8,9 +8,7 @@ use serde_json::Value;
 use super::common::{command, find, have, run};
 
 fn conf(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("conf")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name);
     path.display().to_string()
 }
 
@@ -30,12 +28,7 @@ fn the_alerting_rules_are_valid_and_fire_when_they_should() {
 fn expressions(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(object) => {
-            found.extend(
-                object
-                    .get("expr")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned),
-            );
+            found.extend(object.get("expr").and_then(Value::as_str).map(str::to_owned));
             object.values().for_each(|value| expressions(value, found));
         }
         Value::Array(values) => values.iter().for_each(|value| expressions(value, found)),
@@ -47,16 +40,14 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = words.filter(|word| word.starts_with("weir_") || word.starts_with("process_"));
-    ours.map(|word| word.trim_end_matches("_bucket").to_string())
-        .collect()
+    ours.map(|word| word.trim_end_matches("_bucket").to_string()).collect()
 }
 
 #[test]
 fn rules_and_dashboard_ask_for_documented_metrics_only() {
     let manual = include_str!("../../docs/observability.md");
     let dashboard: Value =
-        serde_json::from_str(&std::fs::read_to_string(conf("grafana-dashboard.json")).unwrap())
-            .unwrap();
+        serde_json::from_str(&std::fs::read_to_string(conf("grafana-dashboard.json")).unwrap()).unwrap();
     let mut all = Vec::new();
     expressions(&dashboard, &mut all);
     assert!(all.len() > 20);
@@ -69,16 +60,12 @@ fn rules_and_dashboard_ask_for_documented_metrics_only() {
 #[test]
 fn the_dashboard_is_well_formed() {
     let dashboard: Value =
-        serde_json::from_str(&std::fs::read_to_string(conf("grafana-dashboard.json")).unwrap())
-            .unwrap();
+        serde_json::from_str(&std::fs::read_to_string(conf("grafana-dashboard.json")).unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let mut ids = BTreeSet::new();
     let mut taken = BTreeSet::new();
     for panel in panels {
-        assert!(
-            ids.insert(panel["id"].as_u64().unwrap()),
-            "an id twice: {panel}"
-        );
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "an id twice: {panel}");
         let at = |key: &str| panel["gridPos"][key].as_u64().unwrap();
         assert!(at("x") + at("w") <= 24, "{panel}");
         for x in at("x")..at("x") + at("w") {

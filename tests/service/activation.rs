@@ -23,9 +23,7 @@ fn a_listener_takes_the_socket_with_its_name() {
     std::fs::write(&file, yaml).unwrap();
     let mut start = command(find("systemd-socket-activate").unwrap());
     start.args(["-l", &port.address().to_string(), "--fdname=web"]);
-    start
-        .args([env!("CARGO_BIN_EXE_weir"), "run", "-c"])
-        .arg(&file);
+    start.args([env!("CARGO_BIN_EXE_weir"), "run", "-c"]).arg(&file);
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
     let mut child = start.stderr(log).stdout(Stdio::null()).spawn().unwrap();
     let address = port.address().to_string();

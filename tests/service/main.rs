@@ -86,9 +86,7 @@ impl Service {
     fn upgrade(&self, pid: u32) -> u32 {
         kill(Pid::from_raw(pid as i32), Signal::SIGUSR2).unwrap();
         let message = self.told("MAINPID=");
-        let line = message
-            .lines()
-            .find_map(|line| line.strip_prefix("MAINPID="));
+        let line = message.lines().find_map(|line| line.strip_prefix("MAINPID="));
         let new = line.unwrap().parse().unwrap();
         self.told("READY=1");
         new

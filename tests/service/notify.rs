@@ -21,10 +21,7 @@ fn start_reload_refused_reload_and_stop_are_told() {
     let server = Server::echo();
     let service = Service::start(&yaml(&server), |launch| launch);
     let ready = service.told("READY=1");
-    assert!(
-        ready.contains("STATUS=generation 1: 1 listeners"),
-        "{ready}"
-    );
+    assert!(ready.contains("STATUS=generation 1: 1 listeners"), "{ready}");
 
     service.weir.signal(Signal::SIGHUP);
     let reloading = service.told("RELOADING=1");
@@ -63,9 +60,7 @@ fn the_watchdog_is_fed_in_time() {
 fn a_watchdog_for_another_process_is_not_fed() {
     let server = Server::echo();
     let service = Service::start(&yaml(&server), |launch| {
-        launch
-            .env("WATCHDOG_USEC", "100000")
-            .env("WATCHDOG_PID", "1")
+        launch.env("WATCHDOG_USEC", "100000").env("WATCHDOG_PID", "1")
     });
     service.told("READY=1");
     // It would be fed for the first time at once, before anything that is asked for.

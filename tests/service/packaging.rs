@@ -15,9 +15,7 @@ fn the_unit_is_sandboxed() {
     // Exposure in tenths.
     analyze.args(["security", "--offline=true", "--no-pager", "--threshold=20"]);
     let report = run(analyze.arg(root().join("conf/weir.service")));
-    let overall = report
-        .lines()
-        .find(|line| line.contains("Overall exposure"));
+    let overall = report.lines().find(|line| line.contains("Overall exposure"));
     println!("{}", overall.unwrap_or_default());
 }
 

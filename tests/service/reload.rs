@@ -18,8 +18,7 @@ use super::Finish;
 use super::common::netns::Netns;
 use super::common::program::Program;
 use super::common::{
-    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces,
-    operator, skip, wait_until,
+    Launch, PATIENCE, Port, Server, Weir, client, command, find, have, may_make_namespaces, operator, skip, wait_until,
 };
 use super::upgrade::{ask, echoes, named_udp};
 
@@ -118,22 +117,13 @@ fn many_reloads(reloads: u64) {
     if !have(&["nginx", "wrk"]) {
         return;
     }
-    let (nginx, other, echo, port) = (
-        Program::nginx(),
-        Program::nginx(),
-        Server::echo(),
-        Port::reserve(),
-    );
+    let (nginx, other, echo, port) = (Program::nginx(), Program::nginx(), Server::echo(), Port::reserve());
     let yaml = |step: u64| {
         let (weight, more_backends, more_listeners) = match step % 6 {
             1 => (3, "", String::new()),
             2 => (3, ", {name: c, address: '127.0.0.1:9'}", String::new()),
             3 => (1, "", String::new()),
-            4 => (
-                1,
-                "",
-                format!("  more: {{bind: '{}', pool: web}}\n", port.address()),
-            ),
+            4 => (1, "", format!("  more: {{bind: '{}', pool: web}}\n", port.address())),
             // Nothing changes between these.
             _ => (1, "", String::new()),
         };
@@ -176,18 +166,12 @@ fn many_reloads(reloads: u64) {
             warm_kib = weir.memory_kib("RssAnon");
         }
     }
-    let (took, grown_kib) = (
-        started.elapsed(),
-        weir.memory_kib("RssAnon").saturating_sub(warm_kib),
-    );
+    let (took, grown_kib) = (started.elapsed(), weir.memory_kib("RssAnon").saturating_sub(warm_kib));
     expect_no_errors(load);
     println!(
         "{reloads} reloads in {took:?}, the slowest {slowest:?}; {warm_kib} KiB after a third of them, then {grown_kib} KiB more"
     );
-    assert!(
-        grown_kib < 1024,
-        "grown by {grown_kib} KiB from {warm_kib} KiB"
-    );
+    assert!(grown_kib < 1024, "grown by {grown_kib} KiB from {warm_kib} KiB");
 
     // One process, and nothing is left over in it.
     reload(&weir, &yaml(0));
@@ -204,13 +188,7 @@ fn many_reloads(reloads: u64) {
     assert_eq!(named(&status["listeners"], "idle")["accepted"], 20);
     for backend in ["web/a", "web/b"] {
         let up = format!("backend {backend} (");
-        assert_eq!(
-            weir.stderr()
-                .iter()
-                .filter(|line| line.contains(&up))
-                .count(),
-            1
-        );
+        assert_eq!(weir.stderr().iter().filter(|line| line.contains(&up)).count(), 1);
     }
     for stream in &mut idle {
         client::round_trip(stream, b"after all that");
@@ -311,9 +289,7 @@ fn hold_workers(weir: &Weir) -> impl Drop + Send + use<> {
     let thread = std::thread::spawn(move || {
         for &worker in &workers {
             // One that retires may have ended meanwhile.
-            if ptrace::seize(worker, ptrace::Options::empty()).is_ok()
-                && ptrace::interrupt(worker).is_ok()
-            {
+            if ptrace::seize(worker, ptrace::Options::empty()).is_ok() && ptrace::interrupt(worker).is_ok() {
                 let _ = waitpid(worker, Some(WaitPidFlag::__WALL));
             }
         }
@@ -370,11 +346,7 @@ fn whoever_waits_in_a_queue_is_served() {
         for (ix, stream) in waiting.iter_mut().enumerate() {
             let mut answer = [0; 5];
             let read = stream.read_exact(&mut answer);
-            assert!(
-                read.is_ok(),
-                "{what}: client {ix} of {}: {read:?}",
-                addresses[ix % 2]
-            );
+            assert!(read.is_ok(), "{what}: client {ix} of {}: {read:?}", addresses[ix % 2]);
         }
     }
 }
@@ -411,10 +383,7 @@ fn new_workers_take_over_sockets_of_those_that_left() {
     let weir = Weir::start(&text);
     let flows = flows(&weir.address("dns"), 64);
     for workers in [1, 2, 1, 2] {
-        reload(
-            &weir,
-            &text.replace("workers: 2", &format!("workers: {workers}")),
-        );
+        reload(&weir, &text.replace("workers: 2", &format!("workers: {workers}")));
         for (flow, name) in &flows {
             assert_eq!(ask(flow), *name, "with {workers} workers");
         }
@@ -423,9 +392,7 @@ fn new_workers_take_over_sockets_of_those_that_left() {
         assert_eq!((&dns["active"], &dns["accepted"]), (&64.into(), &64.into()));
         // With one worker all sockets are in one place; with two, half of them each.
         let sessions = status["workers"].as_array().unwrap().iter();
-        let busy = sessions
-            .filter(|worker| worker["udp_sessions"] != 0)
-            .count();
+        let busy = sessions.filter(|worker| worker["udp_sessions"] != 0).count();
         assert_eq!(busy, workers);
     }
     // One at a time, so that none is given to a less busy worker.
@@ -461,22 +428,10 @@ fn whatever_is_refused_changes_nothing_and_is_told() {
     let file = weir.dir().join("weir.yaml");
     let mut held = echoes(&weir.address("main"));
 
-    let two = |more: String| {
-        format!("listeners: {{main: {{bind: '127.0.0.1:0', pool: main}}, more: {more}}}\n{pools}")
-    };
+    let two = |more: String| format!("listeners: {{main: {{bind: '127.0.0.1:0', pool: main}}, more: {more}}}\n{pools}");
     let rows: [(&str, Option<String>, i32, &str); 10] = [
-        (
-            "not YAML",
-            Some("listeners: {main: [}\n".into()),
-            3,
-            "weir.yaml:",
-        ),
-        (
-            "an unknown key",
-            Some(format!("{good}nonsense: 1\n")),
-            3,
-            "nonsense",
-        ),
+        ("not YAML", Some("listeners: {main: [}\n".into()), 3, "weir.yaml:"),
+        ("an unknown key", Some(format!("{good}nonsense: 1\n")), 3, "nonsense"),
         ("an empty file", Some(String::new()), 3, "listeners"),
         ("no file", None, 3, "there is no such file"),
         ("a directory", None, 3, "is a directory"),
@@ -584,10 +539,7 @@ fn a_bind_that_fails_leaves_everything_as_it_was() {
         assert_eq!(operator::ask(&weir, &["reload"]).status.code(), Some(1));
     }
     assert!(client::try_connect(&free.address().to_string(), None).is_err());
-    assert!(
-        UdpSocket::bind(free.address()).is_ok(),
-        "the UDP address is free"
-    );
+    assert!(UdpSocket::bind(free.address()).is_ok(), "the UDP address is free");
     assert!(!unix.exists());
     wait_until("no socket is left over", || weir.sockets() == before.1);
     wait_until("no thread is left over", || threads(&weir) == before.0);
@@ -620,9 +572,7 @@ fn a_bind_that_fails_leaves_the_election_as_it_was() {
         return;
     }
     let (netns, dir) = (Netns::new("reload"), tempfile::tempdir().unwrap());
-    netns.ip(&[
-        "link", "add", "weir0", "type", "veth", "peer", "name", "weir1",
-    ]);
+    netns.ip(&["link", "add", "weir0", "type", "veth", "peer", "name", "weir1"]);
     for interface in ["weir0", "weir1"] {
         netns.ip(&["link", "set", interface, "up"]);
     }
@@ -642,9 +592,7 @@ fn a_bind_that_fails_leaves_the_election_as_it_was() {
         .inside(&netns)
         .start();
     let addresses = || netns.ip(&["-oneline", "address", "show", "dev", "weir0"]);
-    wait_until("the virtual address is there", || {
-        addresses().contains("10.99.0.1/24")
-    });
+    wait_until("the virtual address is there", || addresses().contains("10.99.0.1/24"));
     // Nobody has this address, and so nothing can be bound to it.
     weir.rewrite(&yaml("10.99.0.2/24", "192.0.2.1:80"));
     let output = operator::ask(&weir, &["reload"]);
@@ -680,14 +628,7 @@ fn what_stays_is_not_touched() {
         let status = status(weir);
         let listener = named(&status["listeners"], "main").clone();
         let backend = &named(&status["pools"], "main")["backends"][0];
-        let kept = [
-            "state",
-            "active",
-            "total",
-            "failed",
-            "bytes_in",
-            "bytes_out",
-        ];
+        let kept = ["state", "active", "total", "failed", "bytes_in", "bytes_out"];
         let backend: Vec<Value> = kept.iter().map(|key| backend[key].clone()).collect();
         (listener, backend)
     };
@@ -729,10 +670,7 @@ fn removed_backends_drain_under_the_new_rules() {
     let mut held: Vec<TcpStream> = (0..8).map(|_| echoes(&weir.address("main"))).collect();
     let total = |weir: &Weir| {
         let backend = named(&named(&status(weir)["pools"], "main")["backends"], "b").clone();
-        (
-            backend["active"].as_u64().unwrap(),
-            backend["total"].as_u64().unwrap(),
-        )
+        (backend["active"].as_u64().unwrap(), backend["total"].as_u64().unwrap())
     };
     assert_eq!(total(&weir), (4, 4));
 
@@ -756,9 +694,7 @@ fn removed_backends_drain_under_the_new_rules() {
     );
     let is_open = |stream: &TcpStream| {
         stream.set_nonblocking(true).unwrap();
-        let open = stream
-            .peek(&mut [0])
-            .is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        let open = stream.peek(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
         stream.set_nonblocking(false).unwrap();
         open
     };
@@ -794,10 +730,7 @@ fn a_listener_may_go_together_with_a_worker() {
 #[test]
 fn the_history_survives_another_metrics_address() {
     let (server, ports) = (Server::echo(), [Port::reserve(), Port::reserve()]);
-    let rest = format!(
-        "{HEAD}pools: {{main: {{backends: ['{}']}}}}\n",
-        server.address
-    );
+    let rest = format!("{HEAD}pools: {{main: {{backends: ['{}']}}}}\n", server.address);
     let yaml = |port: &Port| format!("metrics: {}\n{rest}", port.address());
     let weir = Weir::start(&yaml(&ports[0]));
     let seen = |port: &Port| -> u64 {
@@ -807,9 +740,7 @@ fn the_history_survives_another_metrics_address() {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str::<Value>(body).unwrap()["seq"]
-            .as_u64()
-            .unwrap()
+        serde_json::from_str::<Value>(body).unwrap()["seq"].as_u64().unwrap()
     };
     wait_until("there is some history", || seen(&ports[0]) >= 2);
     // Told over a connection that is there already, and that outlives it.
@@ -819,9 +750,7 @@ fn the_history_survives_another_metrics_address() {
         TcpStream::connect(ports[0].address()).is_err()
     });
     reload(&weir, &rest);
-    wait_until("that one too", || {
-        TcpStream::connect(ports[1].address()).is_err()
-    });
+    wait_until("that one too", || TcpStream::connect(ports[1].address()).is_err());
     reload(&weir, &yaml(&ports[0]));
     assert!(seen(&ports[0]) >= 2);
 }

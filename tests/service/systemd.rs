@@ -44,23 +44,13 @@ impl Container {
         }
         let log = std::fs::File::create(path("log")).unwrap();
         let mut start = command(find("systemd-nspawn").unwrap());
-        start.args([
-            "--register=no",
-            "--keep-unit",
-            "--private-network",
-            "--boot",
-            "-D",
-        ]);
+        start.args(["--register=no", "--keep-unit", "--private-network", "--boot", "-D"]);
         // Its own filter of system calls is older than landlock.
         start.env("SYSTEMD_SECCOMP", "0");
         start.arg(path("root")).stdin(Stdio::null());
         start.stdout(log.try_clone().unwrap()).stderr(log);
         let nspawn = start.spawn().unwrap();
-        let mut container = Container {
-            leader: 0,
-            nspawn,
-            dir,
-        };
+        let mut container = Container { leader: 0, nspawn, dir };
         // A whole system takes its time on a busy machine.
         let deadline = Instant::now() + 4 * PATIENCE;
         while !container.has_booted() {
@@ -88,10 +78,8 @@ impl Container {
         let pid = self.nspawn.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         let is_init = |pid: &u32| {
-            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| {
-                s.lines()
-                    .any(|l| l.starts_with("NSpid:") && l.ends_with("\t1"))
-            })
+            std::fs::read_to_string(format!("/proc/{pid}/status"))
+                .is_ok_and(|s| s.lines().any(|l| l.starts_with("NSpid:") && l.ends_with("\t1")))
         };
         children
             .split_whitespace()
@@ -102,13 +90,8 @@ impl Container {
     fn command(&self, script: &str) -> Command {
         let mut enter = command("nsenter");
         enter.args(["--all", "--target", &self.leader.to_string()]);
-        enter
-            .current_dir("/")
-            .args(["sh", "-c", script])
-            .env_clear();
-        enter
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::null());
+        enter.current_dir("/").args(["sh", "-c", script]).env_clear();
+        enter.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
         enter
     }
 
@@ -168,9 +151,7 @@ impl Drop for Container {
         }
         let _ = self.nspawn.kill();
         let _ = self.nspawn.wait();
-        let _ = Command::new("umount")
-            .arg(self.dir.path().join("root"))
-            .status();
+        let _ = Command::new("umount").arg(self.dir.path().join("root")).status();
         if std::thread::panicking() {
             println!("the container wrote:\n{}", self.log());
         }
@@ -189,9 +170,7 @@ fn package(into: &Path) -> PathBuf {
     let weir = env!("CARGO_BIN_EXE_weir");
     let generated = root().join("target/package");
     for what in ["man", "completions"] {
-        run(command(weir)
-            .args(["generate", what])
-            .arg(generated.join(what)));
+        run(command(weir).args(["generate", what]).arg(generated.join(what)));
     }
     let file = into.join("weir.deb");
     let mut deb = Command::new("cargo");
@@ -213,14 +192,7 @@ const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79',
 /// restarting instead of handing over.
 #[test]
 fn a_package_is_installed_lives_and_leaves() {
-    let needed = [
-        "systemd-nspawn",
-        "cargo-deb",
-        "wrk",
-        "curl",
-        "nginx",
-        "adduser",
-    ];
+    let needed = ["systemd-nspawn", "cargo-deb", "wrk", "curl", "nginx", "adduser"];
     if !have(&needed) || !root().join("target/debug/weir").exists() && !skip("not a debug build") {
         return;
     }
@@ -253,11 +225,8 @@ fn a_package_is_installed_lives_and_leaves() {
         "sed -n 's/^WatchdogSec=.*/[Service]\\nWatchdogSec=5s/p' /usr/lib/systemd/system/weir.service \
          > /etc/systemd/system/weir.service.d/test.conf",
     );
-    machine
-        .run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
-    machine.run(
-        "ip link add weir0 type veth peer name weir1; ip link set weir0 up; ip link set weir1 up",
-    );
+    machine.run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
+    machine.run("ip link add weir0 type veth peer name weir1; ip link set weir0 up; ip link set weir1 up");
     machine.run("head -c 32 /dev/urandom | base64 > /etc/weir/secret");
     machine.run("chown root:weir /etc/weir/secret; chmod 640 /etc/weir/secret");
     write(CONFIGURATION);
@@ -301,17 +270,9 @@ fn a_package_is_installed_lives_and_leaves() {
 
     // The package is upgraded under load, and the virtual address stays.
     let moves = "timeout 120 ip -oneline monitor address dev weir0 | grep Deleted";
-    let mut moves = machine
-        .command(moves)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut moves = machine.command(moves).stdout(Stdio::null()).spawn().unwrap();
     let load = "wrk -t1 -c16 -d4s --timeout 20s -H 'Connection: close' http://127.0.0.1:79/";
-    let load = machine
-        .command(load)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let load = machine.command(load).stdout(Stdio::piped()).spawn().unwrap();
     let said = machine.run("dpkg -i /root/weir.deb");
     assert!(said.contains("handing over"), "{said}");
     let second = machine.wait_for_other(&first);
@@ -327,10 +288,7 @@ fn a_package_is_installed_lives_and_leaves() {
     let journal = machine.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
     assert!(!away, "the virtual address has been away:\n{journal}");
     wait_until("the old process ends", || {
-        !machine
-            .try_run(&format!("kill -0 {first}"))
-            .status
-            .success()
+        !machine.try_run(&format!("kill -0 {first}")).status.success()
     });
 
     // Hung, then killed.
@@ -401,9 +359,7 @@ fn the_guide_works_as_printed() {
         let weir = env!("CARGO_BIN_EXE_weir");
         std::fs::copy(weir, clone.join("target/release/weir")).unwrap();
         for part in ["scripts", "conf"] {
-            run(Command::new("cp")
-                .arg("-r")
-                .args([root().join(part), clone.join(part)]));
+            run(Command::new("cp").arg("-r").args([root().join(part), clone.join(part)]));
         }
         let nginx = "daemon off; pid /run/backend.pid; events {} http { access_log off; server { listen 127.0.0.1:8081; \
             location / { return 200 'hello'; } } }";
@@ -429,14 +385,8 @@ fn the_guide_works_as_printed() {
     assert_eq!(machine.property("ActiveState"), "active");
     assert_eq!(fetch(8080), "hello");
     let rating = step("systemd-analyze security weir");
-    let rating = rating
-        .lines()
-        .find(|line| line.contains("Overall"))
-        .unwrap_or_default();
-    assert!(
-        guide.contains("rates it 1.9") && rating.contains(" 1.9 "),
-        "{rating}"
-    );
+    let rating = rating.lines().find(|line| line.contains("Overall")).unwrap_or_default();
+    assert!(guide.contains("rates it 1.9") && rating.contains(" 1.9 "), "{rating}");
 
     // Reload, both ways; then the upgrade.
     for command in ["systemctl reload weir", "weir reload"] {
@@ -452,32 +402,20 @@ fn the_guide_works_as_printed() {
 
     // The sockets of the unit that is printed. What else is installed on this machine may have taken the port.
     machine.try_run("systemctl stop nginx haproxy apache2");
-    let unit = guide
-        .split("```ini\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
-    machine.run(&format!(
-        "cat > /etc/systemd/system/weir.socket <<'END'\n{unit}END"
-    ));
+    let unit = guide.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
+    machine.run(&format!("cat > /etc/systemd/system/weir.socket <<'END'\n{unit}END"));
     machine.run("sed -i 's/:8080\"/:80\"/g' /etc/weir/weir.yaml; weir check");
     machine.run("systemctl daemon-reload; systemctl stop weir; systemctl start weir.socket");
     assert_eq!(machine.fail("systemctl is-active weir").trim(), "inactive");
     assert_eq!(fetch(80), "hello");
-    machine.run(
-        "systemctl stop weir.socket weir; echo ReusePort=yes >> /etc/systemd/system/weir.socket",
-    );
+    machine.run("systemctl stop weir.socket weir; echo ReusePort=yes >> /etc/systemd/system/weir.socket");
     machine.run("systemctl daemon-reload; systemctl start weir.socket");
     assert_eq!(fetch(80), "hello");
     let log = machine.run("journalctl -u weir --no-pager");
     assert!(!log.contains("fits no listener"), "{log}");
 
     // Without a package.
-    machine.run(
-        "systemctl stop weir.socket weir; dpkg --purge weir; rm /etc/systemd/system/weir.socket",
-    );
+    machine.run("systemctl stop weir.socket weir; dpkg --purge weir; rm /etc/systemd/system/weir.socket");
     for command in ["scripts/install", "scripts/install --remove"] {
         assert!(guide.contains(&format!("`{command}`")), "{command}");
     }

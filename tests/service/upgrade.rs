@@ -10,9 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::common::program::Program;
-use super::common::{
-    Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until,
-};
+use super::common::{Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until};
 use super::{Finish, Service, is_weir};
 
 fn yaml(address: &str) -> String {
@@ -54,9 +52,7 @@ fn the_new_process_serves_and_the_old_one_finishes() {
     // The admin socket has gone over, and its file has not been removed by the one that left.
     let weir = env!("CARGO_BIN_EXE_weir");
     let admin = service.weir.admin();
-    let status = run(command(weir)
-        .args(["status", "--json", "--socket"])
-        .arg(admin));
+    let status = run(command(weir).args(["status", "--json", "--socket"]).arg(admin));
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["pid"], second);
     assert_eq!(status["upgrade_error"], serde_json::Value::Null);
@@ -91,18 +87,10 @@ fn a_successor_that_refuses_or_dies_changes_nothing() {
         std::fs::set_permissions(&binary, mode).unwrap();
     };
     let rows: [(&str, &dyn Fn(), &str); 4] = [
-        (
-            "refused file",
-            &|| service.weir.rewrite("nonsense: 1\n"),
-            "unknown key",
-        ),
+        ("refused file", &|| service.weir.rewrite("nonsense: 1\n"), "unknown key"),
         ("dies", &|| other(0o755), "ended before it could get ready"),
         ("not executable", &|| other(0o644), "Permission denied"),
-        (
-            "missing",
-            &|| std::fs::remove_file(&binary).unwrap(),
-            "No such file",
-        ),
+        ("missing", &|| std::fs::remove_file(&binary).unwrap(), "No such file"),
     ];
     for (what, spoil, expected) in rows {
         spoil();
@@ -240,9 +228,7 @@ fn udp_sessions_go_on() {
     // Nothing keeps the old processes, and no session has ended on the way.
     wait_until("the old process ends", || !service.weir.is_running());
     let left = |pid: &&u32| is_weir(**pid);
-    wait_until("one process is left", || {
-        pids[1..].iter().filter(left).count() == 1
-    });
+    wait_until("one process is left", || pids[1..].iter().filter(left).count() == 1);
     assert_eq!(service.weir.access_log().len(), 0);
 }
 
@@ -304,9 +290,7 @@ fn under_load(upgrades: usize, seconds: u32) {
         let mut pid = service.weir.pid();
         for round in 1..=upgrades {
             // The load goes on for a while between two upgrades.
-            std::thread::sleep(Duration::from_millis(
-                u64::from(seconds) * 500 / upgrades as u64,
-            ));
+            std::thread::sleep(Duration::from_millis(u64::from(seconds) * 500 / upgrades as u64));
             pid = service.upgrade(pid);
             // Not idle for so long that their backend gives up.
             if round % 10 == 0 {

@@ -63,42 +63,25 @@ fn a_refused_datagram_is_sent_again_to_another_backend() {
         );
         let records = weir.stop();
         let served = server.address.to_string();
-        assert!(
-            records
-                .iter()
-                .all(|record| record.backend.as_deref() == Some(&served))
-        );
-        assert_eq!(
-            records.iter().filter(|record| record.attempts == 2).count(),
-            10
-        );
+        assert!(records.iter().all(|record| record.backend.as_deref() == Some(&served)));
+        assert_eq!(records.iter().filter(|record| record.attempts == 2).count(), 10);
     });
 }
 
 #[test]
 fn without_another_backend_a_refusal_ends_nothing() {
     alone(|host| {
-        let weir = Launch::new(&config("", &[CLOSED.into()]))
-            .inside(host)
-            .start();
+        let weir = Launch::new(&config("", &[CLOSED.into()])).inside(host).start();
         let client = Client::at("127.0.0.1");
         for _ in 0..20 {
             client.send(&weir.address("main"), b"is anybody there?");
         }
-        let failed = || {
-            status(&weir)["pools"][0]["backends"][0]["failed"]
-                .as_u64()
-                .unwrap()
-        };
+        let failed = || status(&weir)["pools"][0]["backends"][0]["failed"].as_u64().unwrap();
         wait_until("refusals", || failed() > 0);
         let server = Server::echo(CLOSED);
         // The last of the refused ones may come late, and be answered first.
         wait_until("an answer", || {
-            client.echoed_within(
-                &weir.address("main"),
-                "now there is",
-                Duration::from_secs(1),
-            )
+            client.echoed_within(&weir.address("main"), "now there is", Duration::from_secs(1))
         });
         drop(server);
     });
@@ -114,10 +97,7 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
         let clients: Vec<Client> = (0..10).map(|_| Client::at("127.0.0.1")).collect();
         let ask = |client: &Client| client.ask(&weir.address("main"), "a question");
         let before: String = clients.iter().map(ask).collect();
-        assert!(
-            ["ababababab", "bababababa"].contains(&before.as_str()),
-            "{before}"
-        );
+        assert!(["ababababab", "bababababa"].contains(&before.as_str()), "{before}");
         drop(dying);
         // No question is lost: the refused one is sent again.
         for _ in 0..3 {
@@ -129,10 +109,7 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
 #[test]
 fn a_pool_says_what_becomes_of_the_sessions_of_a_backend_that_goes_down() {
     for (on_down, after) in [("keep", "a"), ("close", "b")] {
-        let servers = [
-            Server::named("127.0.0.1:0", "a"),
-            Server::named("127.0.0.1:0", "b"),
-        ];
+        let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
         // Health is what the TCP ports say.
         let doors = [(); 2].map(|()| super::common::Server::sink());
         let [a, b] = [0, 1].map(|ix| servers[ix].address);
@@ -146,19 +123,12 @@ pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a,
         drop(doors);
         let client = served_by("a", &weir.address("main"));
         let mut down = super::common::command(env!("CARGO_BIN_EXE_weir"));
-        super::common::run(
-            down.args(["backend", "main/a", "down", "--socket"])
-                .arg(weir.admin()),
-        );
+        super::common::run(down.args(["backend", "main/a", "down", "--socket"]).arg(weir.admin()));
         wait_until("it takes effect", || {
             // New clients go to b.
             (0..2).all(|_| Client::at("127.0.0.1").ask(&weir.address("main"), "?") == "b")
         });
-        assert_eq!(
-            client.ask(&weir.address("main"), "?"),
-            after,
-            "on_down: {on_down}"
-        );
+        assert_eq!(client.ask(&weir.address("main"), "?"), after, "on_down: {on_down}");
     }
 }
 
@@ -176,8 +146,7 @@ fn a_forged_refusal_does_not_move_a_flow() {
         .start();
     let address = weir.address("main");
     let client = host.enter(|| served_by("a", &address));
-    let raw =
-        backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
+    let raw = backend.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
     let source = {
         let mut first = None;
         wait_until("the source", || {
@@ -188,16 +157,9 @@ fn a_forged_refusal_does_not_move_a_flow() {
     };
     let forge = |quote: &[u8]| {
         let packet = port_unreachable(source, a.address, quote);
-        raw.send_to(&packet, &SocketAddr::from((v4(source), 0)).into())
-            .unwrap();
+        raw.send_to(&packet, &SocketAddr::from((v4(source), 0)).into()).unwrap();
     };
-    for quote in [
-        &b""[..],
-        b"x",
-        b"a quest",
-        b"other content of some length",
-        &[0; 500],
-    ] {
+    for quote in [&b""[..], b"x", b"a quest", b"other content of some length", &[0; 500]] {
         for _ in 0..20 {
             // In front of and behind a datagram of the flow.
             forge(quote);
@@ -263,12 +225,9 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
     link("eth0", [(&host, "10.9.0.1/24"), (&backend, "10.9.0.2/24")]);
     let far = backend.enter(|| Server::named("10.9.0.2:7", "far"));
     let near = host.enter(|| Server::named("127.0.0.1:0", "near"));
-    let weir = Launch::new(&config(
-        "",
-        &[far.address.to_string(), near.address.to_string()],
-    ))
-    .inside(&host)
-    .start();
+    let weir = Launch::new(&config("", &[far.address.to_string(), near.address.to_string()]))
+        .inside(&host)
+        .start();
     let address = weir.address("main");
     let old = host.enter(|| served_by("far", &address));
     // The router (here: the host's own firewall) says "host unreachable".
@@ -288,9 +247,7 @@ fn an_unreachable_host_moves_only_flows_that_never_worked() {
 /// The listening sockets are nobody's peer: a client that closes its port hurts nobody.
 #[test]
 fn clients_that_refuse_replies_do_not_disturb_the_listener() {
-    let server = Server::new("127.0.0.1:0", |_| {
-        vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]
-    });
+    let server = Server::new("127.0.0.1:0", |_| vec![b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]);
     let weir = Weir::start(&config("", &[server.address.to_string()]));
     let address = weir.address("main");
     for _ in 0..200 {

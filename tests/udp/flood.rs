@@ -9,8 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::common::netns::{Netns, link};
 use super::common::operator::{said, status};
 use super::common::{
-    Launch, PATIENCE, Port, Weir, command, may_make_namespaces, raise_descriptor_limit, run,
-    wait_until,
+    Launch, PATIENCE, Port, Weir, command, may_make_namespaces, raise_descriptor_limit, run, wait_until,
 };
 use super::peers::{Client, Server, metric};
 
@@ -57,14 +56,8 @@ pools: {{main: {{health: {{type: none}}, backends: ['{}']}}}}
                 }
             }
         });
-        let raw = client.enter(|| {
-            Socket::new(
-                Domain::IPV4,
-                Type::RAW,
-                Some(Protocol::from(libc::IPPROTO_RAW)),
-            )
-            .unwrap()
-        });
+        let raw =
+            client.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap());
         let mut started = Instant::now();
         for n in 0..FLOOD {
             // 20,000 a second, which takes the 3 s of the idle time and more.
@@ -76,10 +69,7 @@ pools: {{main: {{health: {{type: none}}, backends: ['{}']}}}}
             if started.elapsed() > due + Duration::from_millis(100) {
                 started = Instant::now() - due;
             }
-            let source = SocketAddr::from((
-                Ipv4Addr::from(0x0a09_1000 + n / 60_000),
-                (1024 + n % 60_000) as u16,
-            ));
+            let source = SocketAddr::from((Ipv4Addr::from(0x0a09_1000 + n / 60_000), (1024 + n % 60_000) as u16));
             let packet = spoofed(source, "10.9.0.1:5353".parse().unwrap(), b"flood");
             let _ = raw.send_to(&packet, &"10.9.0.1:0".parse::<SocketAddr>().unwrap().into());
             if n % 5_000 == 0 {
@@ -92,10 +82,7 @@ pools: {{main: {{health: {{type: none}}, backends: ['{}']}}}}
     println!("{answered} of {asked} answered; {most} sockets at most");
     // Each loss costs three of the five seconds: a flow that is hurt does not get as far as this.
     assert!(asked >= 5, "the flow was slow: {asked}");
-    assert!(
-        asked - answered <= 2 + asked / 100,
-        "{answered} of {asked} answered"
-    );
+    assert!(asked - answered <= 2 + asked / 100, "{answered} of {asked} answered");
     assert!(most <= sockets + SESSIONS, "{most} sockets");
     let process = status(&weir);
     assert!(process["workers"][0]["udp_sessions"].as_u64().unwrap() <= SESSIONS as u64);
@@ -104,9 +91,7 @@ pools: {{main: {{health: {{type: none}}, backends: ['{}']}}}}
     let grown = weir.memory_kib("RssAnon").saturating_sub(memory);
     assert!(grown < 16 << 10, "{grown} KiB more");
     // And it is over when it is over.
-    wait_until("sessions end", || {
-        status(&weir)["workers"][0]["udp_sessions"] == 0
-    });
+    wait_until("sessions end", || status(&weir)["workers"][0]["udp_sessions"] == 0);
     wait_until("sockets are closed", || weir.sockets() == sockets - 1);
 }
 
@@ -209,10 +194,7 @@ pools: {{main: {{backends: ['{}']}}}}
         .filter(|line| line.contains("Too many open files"))
         .count();
     let seconds = started.elapsed().as_secs() as usize;
-    assert!(
-        (1..=seconds + 2).contains(&lines),
-        "{lines} lines in {seconds} s"
-    );
+    assert!((1..=seconds + 2).contains(&lines), "{lines} lines in {seconds} s");
 }
 
 /// What the kernel has dropped at a socket is counted once, also when another worker goes on with the socket.
@@ -257,9 +239,7 @@ fn losses_of_a_socket_that_moves_are_counted_once() {
     weir.signal(nix::sys::signal::Signal::SIGCONT);
     let (mut seen, mut polls) = (0, 0);
     wait_until("losses are counted, and no more come", || {
-        clients
-            .iter()
-            .for_each(|client| client.send(&address, b"more"));
+        clients.iter().for_each(|client| client.send(&address, b"more"));
         std::thread::sleep(Duration::from_millis(200));
         let now = lost();
         // Each worker counts its own, and one of them may be late.
@@ -274,11 +254,7 @@ fn losses_of_a_socket_that_moves_are_counted_once() {
         status(&weir)["workers"][0]["udp_sessions"] == clients.len()
     });
     let before = server.count();
-    clients
-        .iter()
-        .for_each(|client| client.send(&address, b"after"));
-    wait_until("all were passed on", || {
-        server.count() >= before + clients.len()
-    });
+    clients.iter().for_each(|client| client.send(&address, b"after"));
+    wait_until("all were passed on", || server.count() >= before + clients.len());
     assert_eq!(lost(), seen);
 }

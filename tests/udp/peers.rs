@@ -108,22 +108,12 @@ impl Server {
         Server::on(socket, answer)
     }
 
-    pub fn on(
-        socket: UdpSocket,
-        answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
-    ) -> Server {
+    pub fn on(socket: UdpSocket, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Server {
         // Only so that it notices being dropped.
-        socket
-            .set_read_timeout(Some(Duration::from_millis(10)))
-            .unwrap();
-        socket2::SockRef::from(&socket)
-            .set_recv_buffer_size(4 << 20)
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
         let address = socket.local_addr().unwrap();
-        let (seen, stop) = (
-            Arc::new(Mutex::new(Seen::default())),
-            Arc::new(AtomicBool::new(false)),
-        );
+        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let (record, stopped) = (seen.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; LARGEST + 1];
@@ -132,13 +122,7 @@ impl Server {
                     continue;
                 };
                 let bytes = buffer[..len].to_vec();
-                record
-                    .lock()
-                    .unwrap()
-                    .from
-                    .entry(from)
-                    .or_default()
-                    .push(bytes);
+                record.lock().unwrap().from.entry(from).or_default().push(bytes);
                 for reply in answer(&buffer[..len]) {
                     let _ = socket.send_to(&reply, from);
                 }

@@ -24,10 +24,7 @@ impl Drop for Daemon {
 }
 
 fn directory() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("weir-test-")
-        .tempdir()
-        .unwrap()
+    tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap()
 }
 
 fn program(name: &str) -> Command {
@@ -91,11 +88,7 @@ fn dnsperf_to_nsd_loses_no_query() {
     let _servers = [nsd(&ports[0]), nsd(&ports[1])];
     let dir = directory();
     let queries = dir.path().join("queries");
-    fs::write(
-        &queries,
-        "host.example. A\nns.example. A\nnone.example. A\n",
-    )
-    .unwrap();
+    fs::write(&queries, "host.example. A\nns.example. A\nnone.example. A\n").unwrap();
     for udp in [
         "{idle: 10s, replies: 1}",
         "{idle: 10s}",
@@ -110,10 +103,7 @@ fn dnsperf_to_nsd_loses_no_query() {
         ])
         .arg(&queries);
         let report = run(&mut load);
-        assert!(
-            report.contains("Queries lost:         0 (0.00%)"),
-            "{udp}: {report}"
-        );
+        assert!(report.contains("Queries lost:         0 (0.00%)"), "{udp}: {report}");
         let sent = report
             .lines()
             .find_map(|line| line.trim().strip_prefix("Queries sent:"))
@@ -157,13 +147,7 @@ pools:
         server.address(),
     ));
     let mut load = program("iperf3");
-    load.args([
-        "--json",
-        "--client",
-        "127.0.0.1",
-        "--port",
-        &port.number.to_string(),
-    ]);
+    load.args(["--json", "--client", "127.0.0.1", "--port", &port.number.to_string()]);
     load.args([
         "--udp",
         "--bitrate",
@@ -192,8 +176,7 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
     if !have(&["openssl"]) {
         return;
     }
-    let silence: u64 =
-        std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
+    let silence: u64 = std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
     let (dir, port) = (directory(), Port::reserve());
     let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
     let mut make = program("openssl");
@@ -221,28 +204,16 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
         .arg(&certificate);
     let mut server = Talker::start(serve, dir.path().join("server"));
     let number = format!(":{:04X} ", port.number);
-    let bound = || {
-        fs::read_to_string("/proc/net/udp")
-            .unwrap()
-            .contains(&number)
-    };
+    let bound = || fs::read_to_string("/proc/net/udp").unwrap().contains(&number);
     wait_until("openssl listens", bound);
 
     let weir = weir_before(&[port.address()], &format!("{{idle: {}s}}", silence + 5));
     let mut connect = program("openssl");
-    connect.args([
-        "s_client",
-        "-dtls",
-        "-quiet",
-        "-connect",
-        &weir.address("main"),
-    ]);
+    connect.args(["s_client", "-dtls", "-quiet", "-connect", &weir.address("main")]);
     let mut client = Talker::start(connect, dir.path().join("client"));
     for (round, pause) in [("before", silence), ("after", 0)] {
         client.say(&format!("question {round}\n"));
-        wait_until("the question", || {
-            server.heard(&format!("question {round}"))
-        });
+        wait_until("the question", || server.heard(&format!("question {round}")));
         server.say(&format!("answer {round}\n"));
         wait_until("the answer", || client.heard(&format!("answer {round}")));
         std::thread::sleep(Duration::from_secs(pause));
@@ -277,16 +248,11 @@ impl Talker {
     }
 
     fn say(&mut self, text: &str) {
-        assert!(
-            self.daemon.child.try_wait().unwrap().is_none(),
-            "it has ended"
-        );
+        assert!(self.daemon.child.try_wait().unwrap().is_none(), "it has ended");
         self.input.write_all(text.as_bytes()).unwrap();
     }
 
     fn heard(&self, text: &str) -> bool {
-        fs::read_to_string(&self.output)
-            .unwrap_or_default()
-            .contains(text)
+        fs::read_to_string(&self.output).unwrap_or_default().contains(text)
     }
 }

@@ -8,10 +8,7 @@ use super::common::{PATIENCE, Weir, wait_until};
 use super::peers::{Client, Server, metric};
 
 fn config(listener: &str, backends: &[&Server]) -> String {
-    let list: Vec<String> = backends
-        .iter()
-        .map(|server| server.address.to_string())
-        .collect();
+    let list: Vec<String> = backends.iter().map(|server| server.address.to_string()).collect();
     format!(
         "
 workers: 1
@@ -33,24 +30,14 @@ fn silence_ends_a_session_and_a_record_tells_of_it() {
     }
     let record = &weir.wait_for_records(1)[0];
     assert_eq!(record.end(), ("idle_timeout", "weir"));
+    assert_eq!((record.bytes_up, record.bytes_down, record.attempts), (15, 24, 1));
     assert_eq!(
-        (record.bytes_up, record.bytes_down, record.attempts),
-        (15, 24, 1)
-    );
-    assert_eq!(
-        (
-            record.protocol.as_str(),
-            record.listener.as_str(),
-            record.pool.as_str()
-        ),
+        (record.protocol.as_str(), record.listener.as_str(), record.pool.as_str()),
         ("udp", "main", "main")
     );
     assert_eq!(record.client, client.address().to_string());
     assert_eq!(record.local, weir.address("main"));
-    assert_eq!(
-        record.address.as_deref(),
-        Some(server.address.to_string().as_str())
-    );
+    assert_eq!(record.address.as_deref(), Some(server.address.to_string().as_str()));
     assert!(record.first_byte_ms.is_some());
     assert!(record.duration_ms >= 2000.0, "{}", record.duration_ms);
     // The next datagram opens another session.
@@ -74,26 +61,14 @@ fn a_session_lives_as_long_as_it_speaks() {
 
 #[test]
 fn a_reply_to_each_request_ends_a_session() {
-    let servers = [
-        Server::named("127.0.0.1:0", "a"),
-        Server::named("127.0.0.1:0", "b"),
-    ];
-    let weir = Weir::start(&config(
-        "udp: {idle: 30s, replies: 1}",
-        &[&servers[0], &servers[1]],
-    ));
+    let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
+    let weir = Weir::start(&config("udp: {idle: 30s, replies: 1}", &[&servers[0], &servers[1]]));
     let client = Client::at("127.0.0.1");
-    let answers: Vec<String> = (0..6)
-        .map(|_| client.ask(&weir.address("main"), "x"))
-        .collect();
+    let answers: Vec<String> = (0..6).map(|_| client.ask(&weir.address("main"), "x")).collect();
     let turns = answers.windows(2).all(|pair| pair[0] != pair[1]);
     assert!(turns, "each query is balanced by itself: {answers:?}");
     let records = weir.wait_for_records(6);
-    assert!(
-        records
-            .iter()
-            .all(|record| record.end() == ("finished", "backend"))
-    );
+    assert!(records.iter().all(|record| record.end() == ("finished", "backend")));
     assert!(
         records
             .iter()
@@ -118,27 +93,15 @@ fn replies_are_counted_for_each_request() {
         assert_eq!(client.receive().0, [n]);
     }
     let records = weir.wait_for(|records| records.iter().map(|r| r.bytes_down).sum::<u64>() == 100);
-    assert!(
-        records
-            .iter()
-            .all(|record| record.end() == ("finished", "backend"))
-    );
+    assert!(records.iter().all(|record| record.end() == ("finished", "backend")));
 }
 
 #[test]
 fn a_used_up_session_is_followed_by_another_and_still_gets_its_replies() {
-    let servers = [
-        Server::named("127.0.0.1:0", "a"),
-        Server::named("127.0.0.1:0", "b"),
-    ];
-    let weir = Weir::start(&config(
-        "udp: {idle: 3s, requests: 2}",
-        &[&servers[0], &servers[1]],
-    ));
+    let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
+    let weir = Weir::start(&config("udp: {idle: 3s, requests: 2}", &[&servers[0], &servers[1]]));
     let client = Client::at("127.0.0.1");
-    let answers: Vec<String> = (0..8)
-        .map(|_| client.ask(&weir.address("main"), "x"))
-        .collect();
+    let answers: Vec<String> = (0..8).map(|_| client.ask(&weir.address("main"), "x")).collect();
     assert!(
         ["aabbaabb", "bbaabbaa"].contains(&answers.concat().as_str()),
         "{answers:?}"
@@ -154,10 +117,7 @@ fn a_used_up_session_is_followed_by_another_and_still_gets_its_replies() {
 #[test]
 fn one_way_datagrams_choose_their_backends_one_by_one() {
     let servers = [Server::silent("127.0.0.1:0"), Server::silent("127.0.0.1:0")];
-    let weir = Weir::start(&config(
-        "udp: {requests: 1, replies: 0}",
-        &[&servers[0], &servers[1]],
-    ));
+    let weir = Weir::start(&config("udp: {requests: 1, replies: 0}", &[&servers[0], &servers[1]]));
     let client = Client::at("127.0.0.1");
     for _ in 0..100 {
         client.send(&weir.address("main"), b"<14>line");
@@ -167,11 +127,7 @@ fn one_way_datagrams_choose_their_backends_one_by_one() {
     });
     assert_eq!(servers.each_ref().map(Server::count), [50, 50]);
     let records = weir.wait_for_records(100);
-    assert!(
-        records
-            .iter()
-            .all(|record| record.end() == ("finished", "client"))
-    );
+    assert!(records.iter().all(|record| record.end() == ("finished", "client")));
     assert_eq!(status(&weir)["workers"][0]["udp_sessions"], 0);
 }
 
@@ -198,9 +154,7 @@ pools: {{main: {{balance: least_conn, backends: [{}]}}}}
     let sources: Vec<usize> = servers.iter().map(Server::sources).collect();
     assert_eq!(sources, [20, 40, 60]);
     let backends = status(&weir)["pools"][0]["backends"].clone();
-    let active: Vec<u64> = (0..3)
-        .map(|ix| backends[ix]["active"].as_u64().unwrap())
-        .collect();
+    let active: Vec<u64> = (0..3).map(|ix| backends[ix]["active"].as_u64().unwrap()).collect();
     assert_eq!(active, [20, 40, 60]);
 }
 
@@ -285,11 +239,7 @@ fn sources_that_are_not_allowed_or_hold_too_many_sessions_are_shed() {
     }
     clients[2].send(&address, b"x");
     Client::at("127.0.0.9").send(&address, b"x");
-    assert_eq!(
-        Client::at("127.0.0.2").ask(&address, "x"),
-        "x",
-        "others are not hurt"
-    );
+    assert_eq!(Client::at("127.0.0.2").ask(&address, "x"), "x", "others are not hurt");
     let metric = |series: &str| metric(&metrics.address().to_string(), series);
     wait_until("both are counted", || {
         metric("weir_udp_dropped_total{reason=\"denied\"}") == 1
@@ -315,10 +265,7 @@ fn a_reload_touches_no_session() {
 
 #[test]
 fn fewer_workers_lose_no_session() {
-    let servers = [
-        Server::named("127.0.0.1:0", "a"),
-        Server::named("127.0.0.1:0", "b"),
-    ];
+    let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
     let yaml = config("udp: {idle: 30s}", &[&servers[0], &servers[1]]);
     let weir = Weir::start(&yaml.replace("workers: 1", "workers: 3"));
     let address = weir.address("main");
@@ -346,18 +293,13 @@ fn live_sessions_are_listed_and_can_be_ended() {
         super::common::run(say.args(arguments).arg("--socket").arg(weir.admin()))
     };
     let live: serde_json::Value = serde_json::from_str(&weir_says(&["conns", "--json"])).unwrap();
-    let session = live
-        .as_array()
-        .map_or(&live["connections"][0], |all| &all[0]);
+    let session = live.as_array().map_or(&live["connections"][0], |all| &all[0]);
     assert_eq!(
         (session["protocol"].as_str(), session["bytes_up"].as_u64()),
         (Some("udp"), Some(5)),
         "{live}"
     );
-    assert_eq!(
-        session["client"].as_str(),
-        Some(client.address().to_string().as_str())
-    );
+    assert_eq!(session["client"].as_str(), Some(client.address().to_string().as_str()));
     weir_says(&["kill", &session["id"].to_string()]);
     assert_eq!(weir.wait_for_records(1)[0].end(), ("killed", "weir"));
     // The client does not notice: its next datagram opens another one.

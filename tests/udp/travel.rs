@@ -48,10 +48,7 @@ fn families_may_differ_between_the_sides() {
     for (client, server) in [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")] {
         let server = Server::echo(&format!("{server}:0"));
         let weir = weir_before(&server, &format!("{client}:0"));
-        assert_eq!(
-            Client::at(client).ask(&weir.address("main"), "hello"),
-            "hello"
-        );
+        assert_eq!(Client::at(client).ask(&weir.address("main"), "hello"), "hello");
     }
 }
 
@@ -91,11 +88,7 @@ fn a_wildcard_bind_answers_from_each_address_that_was_asked() {
         "fd09::11/64",
         "fd09::12/128",
     ] {
-        let nodad: &[&str] = if address.contains(':') {
-            &["nodad"]
-        } else {
-            &[]
-        };
+        let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
         host.ip(&[&["addr", "add", address, "dev", "eth0"], nodad].concat());
     }
     let server = host.enter(|| Server::echo("127.0.0.1:0"));
@@ -164,9 +157,7 @@ pools: {{main: {{backends: ['{}']}}}}
     .start();
     let got = client.enter(|| {
         let socket = UdpSocket::bind("[::]:0").unwrap();
-        socket
-            .set_read_timeout(Some(super::common::PATIENCE))
-            .unwrap();
+        socket.set_read_timeout(Some(super::common::PATIENCE)).unwrap();
         let scope = nix::net::if_::if_nametoindex("eth0").unwrap();
         let host = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 5353, 0, scope);
         socket.send_to(b"near", host).unwrap();
@@ -186,11 +177,7 @@ fn merged_batches_arrive_as_the_datagrams_that_they_were() {
         return;
     }
     let mut rng = Rng::new(seed(2));
-    let (client, host, backend) = (
-        Netns::new("client"),
-        Netns::new("host"),
-        Netns::new("backend"),
-    );
+    let (client, host, backend) = (Netns::new("client"), Netns::new("host"), Netns::new("backend"));
     link("eth0", [(&client, "10.9.0.2/24"), (&host, "10.9.0.1/24")]);
     link("eth1", [(&host, "10.9.1.1/24"), (&backend, "10.9.1.2/24")]);
     for (mtu, sizes) in [("1500", [1200, 64, 1472]), ("1400", [1472, 1372, 1373])] {

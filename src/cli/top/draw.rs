@@ -27,11 +27,7 @@ const KEYS: &[(&str, &str)] = &[
 /// Draws everything.
 pub fn draw(frame: &mut Frame, model: &Model, colours: bool) {
     let paint = Paint { colours };
-    let graphs = if frame.area().height >= GRAPHS_HEIGHT_MIN {
-        5
-    } else {
-        0
-    };
+    let graphs = if frame.area().height >= GRAPHS_HEIGHT_MIN { 5 } else { 0 };
     let [head, graph, tabs, body, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(graphs),
@@ -115,12 +111,7 @@ fn draw_graphs(frame: &mut Frame, area: Rect, model: &Model, paint: &Paint) {
     let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas::<2>(area);
     let sample = model.latest();
     let graphs = [
-        (
-            "to clients",
-            &sample.throughput,
-            rate as fn(f64) -> String,
-            Color::Cyan,
-        ),
+        ("to clients", &sample.throughput, rate as fn(f64) -> String, Color::Cyan),
         (
             "new connections/s",
             &sample.new,
@@ -181,11 +172,7 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, paint: &Paint) {
             (true, true) => format!("{name}▼"),
             (true, false) => format!("{name}▲"),
         };
-        let style = if ix == sorted {
-            Style::new().bold()
-        } else {
-            paint.dim()
-        };
+        let style = if ix == sorted { Style::new().bold() } else { paint.dim() };
         Cell::from(aligned(name, right)).style(style)
     });
     // Names share what is left over; the rest is as wide as it must be.
@@ -197,11 +184,12 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, paint: &Paint) {
     }
     let room = area.width.saturating_sub(2 + columns.len() as u16);
     shrink(&mut widths, columns, room);
-    let shown = rows.iter().map(|row| {
-        Row::new(row.cells.iter().zip(columns).map(|(cell, &(_, _, right))| {
-            Cell::from(aligned(cell.text.clone(), right)).style(paint.tone(cell.tone))
-        }))
-    });
+    let shown =
+        rows.iter().map(|row| {
+            Row::new(row.cells.iter().zip(columns).map(|(cell, &(_, _, right))| {
+                Cell::from(aligned(cell.text.clone(), right)).style(paint.tone(cell.tone))
+            }))
+        });
     let table = Table::new(shown, widths.iter().map(|&width| Constraint::Length(width)))
         .header(Row::new(heads))
         .column_spacing(1)
@@ -222,10 +210,7 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, paint: &Paint) {
             height: area.height.saturating_sub(1),
             ..area
         };
-        frame.render_widget(
-            Paragraph::new(format!("  {empty}")).style(paint.dim()),
-            below,
-        );
+        frame.render_widget(Paragraph::new(format!("  {empty}")).style(paint.dim()), below);
     }
 }
 
@@ -244,11 +229,7 @@ fn shrink(widths: &mut [u16], columns: &[(&str, u16, bool)], room: u16) {
 }
 
 fn aligned(text: String, right: bool) -> Line<'static> {
-    Line::from(text).alignment(if right {
-        Alignment::Right
-    } else {
-        Alignment::Left
-    })
+    Line::from(text).alignment(if right { Alignment::Right } else { Alignment::Left })
 }
 
 fn foot_line<'a>(model: &'a Model, paint: &Paint) -> Line<'a> {
@@ -289,10 +270,7 @@ fn draw_help(frame: &mut Frame) {
     let lines = [
         ("1 2 3 4, Tab", "backends, listeners, connections, VIPs"),
         ("up, down", "select (PgUp, PgDn, Home, End)"),
-        (
-            "Enter",
-            "connections of the backend or listener; then one in full",
-        ),
+        ("Enter", "connections of the backend or listener; then one in full"),
         ("Esc", "back to all"),
         ("s, S", "sort by the next, the previous column"),
         ("r", "reverse the order"),

@@ -52,10 +52,7 @@ enum ViewArg {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval: Duration = text
-        .parse::<humantime::Duration>()
-        .map_err(|e| e.to_string())?
-        .into();
+    let interval: Duration = text.parse::<humantime::Duration>().map_err(|e| e.to_string())?.into();
     match interval >= Duration::from_millis(100) {
         true => Ok(interval),
         false => Err("at least 100ms".into()),
@@ -88,16 +85,13 @@ fn ask(client: &mut Client) -> Result<Sample, Error> {
     let row = |name: &str| {
         let row = history["series"]["total"][name].as_array();
         let number = |value: &Value| value.as_f64().unwrap_or(0.0) as u64;
-        row.map(|row| row.iter().map(number).collect())
-            .unwrap_or_default()
+        row.map(|row| row.iter().map(number).collect()).unwrap_or_default()
     };
     Ok(Sample {
         throughput: row("out"),
         new: row("new"),
         status: client.read(&Question::Status)?,
-        connections: client.read(&Question::Conns {
-            limit: CONNECTIONS_MAX,
-        })?,
+        connections: client.read(&Question::Conns { limit: CONNECTIONS_MAX })?,
     })
 }
 
@@ -150,12 +144,7 @@ fn live(args: &Args, model: &mut Model) -> Result<(), Error> {
 }
 
 /// Ends when nobody listens any more.
-fn keep_asking(
-    mut client: Option<Client>,
-    path: &Path,
-    interval: Duration,
-    samples: &Sender<Result<Sample, Error>>,
-) {
+fn keep_asking(mut client: Option<Client>, path: &Path, interval: Duration, samples: &Sender<Result<Sample, Error>>) {
     loop {
         let began = Instant::now();
         let connected = match client.take() {

@@ -34,12 +34,7 @@ pub enum View {
 
 impl View {
     /// In the order of their keys 1 to 4.
-    pub const ALL: [View; 4] = [
-        View::Backends,
-        View::Listeners,
-        View::Connections,
-        View::Vips,
-    ];
+    pub const ALL: [View; 4] = [View::Backends, View::Listeners, View::Connections, View::Vips];
 
     /// Name of the tab.
     pub fn title(self) -> &'static str {
@@ -305,9 +300,7 @@ impl Model {
         let mut sum = [0.0; 4];
         for listener in &self.sample.status.listeners {
             let rates = self.rate(&format!("listener {}", listener.name));
-            sum.iter_mut()
-                .zip(rates)
-                .for_each(|(sum, rate)| *sum += rate);
+            sum.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate);
         }
         sum
     }
@@ -320,9 +313,7 @@ impl Model {
     fn follow(&mut self, id: Option<String>) {
         let rows = self.rows();
         let found = id.and_then(|id| rows.iter().position(|row| row.id == id));
-        self.selected = found
-            .unwrap_or(self.selected)
-            .min(rows.len().saturating_sub(1));
+        self.selected = found.unwrap_or(self.selected).min(rows.len().saturating_sub(1));
     }
 
     /// The rows of the view: filtered, sorted.
@@ -334,11 +325,7 @@ impl Model {
             View::Vips => self.vips(),
         };
         let needle = self.filter.to_lowercase();
-        rows.retain(|row| {
-            row.cells
-                .iter()
-                .any(|cell| cell.text.to_lowercase().contains(&needle))
-        });
+        rows.retain(|row| row.cells.iter().any(|cell| cell.text.to_lowercase().contains(&needle)));
         let (column, descending) = self.order();
         rows.sort_by(|a, b| {
             let order = a.cells[column]
@@ -371,10 +358,7 @@ impl Model {
                         tone: if failed > 0.0 { Tone::Bad } else { Tone::Plain },
                         ..number(backend.failed as f64, count(backend.failed as f64))
                     },
-                    number(
-                        backend.connect_ms.unwrap_or(-1.0),
-                        millis(backend.connect_ms),
-                    ),
+                    number(backend.connect_ms.unwrap_or(-1.0), millis(backend.connect_ms)),
                 ],
                 id,
                 target: Target::Connections {
@@ -399,11 +383,7 @@ impl Model {
                     number(listener.active, listener.active.to_string()),
                     number(new, count(new)),
                     Cell {
-                        tone: if refused > 0.0 {
-                            Tone::Note
-                        } else {
-                            Tone::Plain
-                        },
+                        tone: if refused > 0.0 { Tone::Note } else { Tone::Plain },
                         ..number(listener.refused as f64, count(listener.refused as f64))
                     },
                     number(up, per_second(up)),
@@ -447,12 +427,7 @@ impl Model {
                 target: Target::Detail(connection.id),
             }
         };
-        self.sample
-            .connections
-            .iter()
-            .filter(inside)
-            .map(row)
-            .collect()
+        self.sample.connections.iter().filter(inside).map(row).collect()
     }
 
     fn vips(&self) -> Vec<Row> {
@@ -564,9 +539,7 @@ impl Model {
 
     /// Forgets it after a while.
     pub fn tick(&mut self, now: Instant) {
-        let old = |(_, at): &(String, Instant)| {
-            now.saturating_duration_since(*at) > Duration::from_secs(5)
-        };
+        let old = |(_, at): &(String, Instant)| now.saturating_duration_since(*at) > Duration::from_secs(5);
         if self.message.as_ref().is_some_and(old) {
             self.message = None;
         }
@@ -617,12 +590,7 @@ fn counters(sample: &Sample) -> Counters {
         for backend in &pool.backends {
             counters.insert(
                 format!("backend {}/{}", pool.name, backend.name),
-                [
-                    backend.total,
-                    backend.failed,
-                    backend.bytes_in,
-                    backend.bytes_out,
-                ],
+                [backend.total, backend.failed, backend.bytes_in, backend.bytes_out],
             );
         }
     }
@@ -637,10 +605,7 @@ fn counters(sample: &Sample) -> Counters {
 pub fn detail_lines(connection: &Connection, rates: [f64; 4]) -> Vec<(&'static str, String)> {
     vec![
         ("id", connection.id.to_string()),
-        (
-            "listener",
-            format!("{} ({})", connection.listener, connection.protocol),
-        ),
+        ("listener", format!("{} ({})", connection.listener, connection.protocol)),
         ("client", connection.client.clone()),
         ("backend", connection.place()),
         ("worker", connection.worker.to_string()),

@@ -93,9 +93,7 @@ fn seen() -> Model {
 
 fn frame(model: &Model, width: u16, height: u16) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal
-        .draw(|frame| draw::draw(frame, model, true))
-        .unwrap();
+    terminal.draw(|frame| draw::draw(frame, model, true)).unwrap();
     frame_text(terminal.backend())
 }
 
@@ -134,27 +132,15 @@ fn a_frame_of_80_by_24_shows_what_matters() {
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-    assert!(
-        lines.iter().all(|line| line.chars().count() <= 80),
-        "{text}"
-    );
+    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
     let down = text.find("web/b").unwrap();
-    assert!(
-        down < text.find("web/a").unwrap(),
-        "the busiest first:\n{text}"
-    );
+    assert!(down < text.find("web/a").unwrap(), "the busiest first:\n{text}");
 }
 
 #[test]
 fn frames_of_any_size_are_drawn() {
     let mut model = seen();
-    for mode in [
-        Mode::Table,
-        Mode::Help,
-        Mode::Detail(1),
-        Mode::Confirm(1),
-        Mode::Filter,
-    ] {
+    for mode in [Mode::Table, Mode::Help, Mode::Detail(1), Mode::Confirm(1), Mode::Filter] {
         model.mode = mode;
         for view in View::ALL {
             model.view = view;
@@ -246,8 +232,7 @@ fn nothing_moves_while_paused() {
 fn a_connection_that_is_new_has_a_rate_at_once_and_a_listener_has_not() {
     let mut model = seen();
     let mut next = sample(12);
-    next.connections
-        .push(connection(9, "web", "a", 1_000_000_000));
+    next.connections.push(connection(9, "web", "a", 1_000_000_000));
     next.status.listeners.push(Listener {
         name: "new".into(),
         bytes_out: 1_000_000_000,

@@ -46,14 +46,9 @@ impl Bound {
                         false => [of_address.get(&own), of_address.get(&wildcard)],
                     };
                     let overlaps = |(end, _): &&(u16, _)| end >= ports.start();
-                    let earlier = rivals
-                        .into_iter()
-                        .flatten()
-                        .find(overlaps)
-                        .map(|(_, spot)| *spot);
+                    let earlier = rivals.into_iter().flatten().find(overlaps).map(|(_, spot)| *spot);
                     let this = (*ports.end(), spot);
-                    let further =
-                        |seen: &mut (u16, _)| *seen = if seen.0 < this.0 { this } else { *seen };
+                    let further = |seen: &mut (u16, _)| *seen = if seen.0 < this.0 { this } else { *seen };
                     of_address.entry(own).and_modify(further).or_insert(this);
                     of_family.entry(family).and_modify(further).or_insert(this);
                     earlier

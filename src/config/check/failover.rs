@@ -29,10 +29,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         if let Some(first) = addresses.insert(address.value, name) {
             notes.error(
                 address,
-                format!(
-                    "`{}` is the address of node `{first}` already",
-                    address.value
-                ),
+                format!("`{}` is the address of node `{first}` already", address.value),
             );
         }
     }
@@ -50,16 +47,10 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
                 witness,
                 format!("is node `{name}`, which votes already: name a third party"),
             );
-        } else if witnesses[..i]
-            .iter()
-            .any(|other| other.value == witness.value)
-        {
+        } else if witnesses[..i].iter().any(|other| other.value == witness.value) {
             notes.error(
                 witness,
-                format!(
-                    "`{}` is here twice: each witness has one vote",
-                    witness.value
-                ),
+                format!("`{}` is here twice: each witness has one vote", witness.value),
             );
         }
     }
@@ -90,22 +81,10 @@ pub fn check_failover(section: &Section, failover: &Failover) {
     if failover.nodes.is_empty() {
         return; // what is wrong with them is said already
     }
-    let key = if failover.quorum.is_some() {
-        "quorum"
-    } else {
-        "nodes"
-    };
-    let (errors, advice) = quorum_findings(
-        failover.quorum,
-        failover.nodes.len(),
-        failover.witnesses.len(),
-    );
-    errors
-        .into_iter()
-        .for_each(|error| section.error(key, error));
-    advice
-        .into_iter()
-        .for_each(|advice| section.warn(key, advice));
+    let key = if failover.quorum.is_some() { "quorum" } else { "nodes" };
+    let (errors, advice) = quorum_findings(failover.quorum, failover.nodes.len(), failover.witnesses.len());
+    errors.into_iter().for_each(|error| section.error(key, error));
+    advice.into_iter().for_each(|advice| section.warn(key, advice));
     if failover.nodes.len() == 1 {
         section.warn("nodes", "a single node has no other to fail over to");
     }
@@ -127,24 +106,17 @@ fn vips(
                 notes.error(address, format!("`{ip}` is here twice, first as {first}"));
             }
             let is_it = |node: &Spot<SocketAddr>| node.value.ip() == ip;
-            if let Some((name, _)) = nodes
-                .iter()
-                .find(|(_, node)| node.as_ref().is_some_and(is_it))
-            {
+            if let Some((name, _)) = nodes.iter().find(|(_, node)| node.as_ref().is_some_and(is_it)) {
                 notes.error(
                     address,
-                    format!(
-                        "`{ip}` is the address of node `{name}`, which never moves: use another"
-                    ),
+                    format!("`{ip}` is the address of node `{name}`, which never moves: use another"),
                 );
             }
         }
         let mut prefer: Vec<usize> = Vec::new();
         for name in item.list::<Name>("prefer") {
             match names.find(notes, "node", &name) {
-                Some(node) if prefer.contains(&node) => {
-                    notes.error(&name, format!("`{}` is here twice", name.value.0))
-                }
+                Some(node) if prefer.contains(&node) => notes.error(&name, format!("`{}` is here twice", name.value.0)),
                 Some(node) => prefer.push(node),
                 None => {}
             }
@@ -165,11 +137,7 @@ fn vips(
                 .collect(),
         }
     };
-    section
-        .items("vips", "address")
-        .into_iter()
-        .map(vip)
-        .collect()
+    section.items("vips", "address").into_iter().map(vip).collect()
 }
 
 /// Program and arguments. One text is a path: words are never split, so that nothing has to be quoted.
@@ -179,10 +147,7 @@ fn notify(notes: &Notes, section: &Section) -> Vec<String> {
         if !program.value.starts_with('/') {
             notes.error(
                 program,
-                format!(
-                    "`{}` is not an absolute path: begin with `/`",
-                    program.value
-                ),
+                format!("`{}` is not an absolute path: begin with `/`", program.value),
             );
         } else if words.len() == 1 && program.value.contains(' ') {
             let list: Vec<&str> = program.value.split_whitespace().collect();

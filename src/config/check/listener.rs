@@ -9,22 +9,14 @@ use crate::config::raw::Section;
 use crate::config::value::*;
 
 /// The listener, and the index of the pool that has to suit it.
-pub fn check(
-    notes: &Notes,
-    section: &Section,
-    pools: &Names,
-    bound: &mut Bound,
-) -> (Listener, Option<usize>) {
+pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> (Listener, Option<usize>) {
     // `None`: given and wrong, so nothing is concluded from it.
     let stated = section.optional("protocol");
     let protocol = stated.unwrap_or(Protocol::Tcp);
     let binds = section.list::<Bind>("bind");
     for bind in &binds {
         if protocol == Protocol::Udp && matches!(bind.value, Bind::Unix(_)) {
-            notes.error(
-                bind,
-                "a unix socket carries streams: use it with `protocol: tcp`",
-            );
+            notes.error(bind, "a unix socket carries streams: use it with `protocol: tcp`");
         }
         bound.add(bind.clone(), protocol);
     }
@@ -87,11 +79,7 @@ fn accept_proxy(notes: &Notes, section: &Section) -> Vec<IpNet> {
 
 /// Rules by source address: they need one, and must be able to have an effect.
 fn sources(section: &Section, limits: &Section, listener: &Listener) {
-    let unix_only = !listener.bind.is_empty()
-        && listener
-            .bind
-            .iter()
-            .all(|bind| matches!(bind, Bind::Unix(_)));
+    let unix_only = !listener.bind.is_empty() && listener.bind.iter().all(|bind| matches!(bind, Bind::Unix(_)));
     for (section, key) in [
         (section, "allow"),
         (section, "deny"),
@@ -99,14 +87,14 @@ fn sources(section: &Section, limits: &Section, listener: &Listener) {
         (limits, "new_per_source"),
     ] {
         if unix_only && section.has(key) {
-            section.error(key, "clients of a unix socket have no source address: leave it out, or bind an IP address");
+            section.error(
+                key,
+                "clients of a unix socket have no source address: leave it out, or bind an IP address",
+            );
         }
     }
     if limits.has("exempt") && !limits.has("per_source") && !limits.has("new_per_source") {
-        limits.warn(
-            "exempt",
-            "has no effect without `per_source` or `new_per_source`",
-        );
+        limits.warn("exempt", "has no effect without `per_source` or `new_per_source`");
     }
     if let (Some(all), Some(one)) = (listener.limits.connections, listener.limits.per_source)
         && one > all

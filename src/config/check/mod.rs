@@ -70,10 +70,7 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             udp_sessions: limits.optional("udp_sessions"),
         },
         shutdown_grace: root.value("shutdown_grace"),
-        listeners: listeners
-            .into_iter()
-            .map(|(listener, _)| listener)
-            .collect(),
+        listeners: listeners.into_iter().map(|(listener, _)| listener).collect(),
         pools,
         failover,
     }
@@ -108,10 +105,7 @@ impl<'a> Names<'a> {
                 None if known.len() <= 8 => format!("defined: {}", known.join(", ")),
                 None => format!("it is none of the {} that are defined", known.len()),
             };
-            notes.error(
-                name,
-                format!("there is no {what} `{}`; {remedy}", name.value.0),
-            );
+            notes.error(name, format!("there is no {what} `{}`; {remedy}", name.value.0));
         }
         found
     }

@@ -14,10 +14,7 @@ struct Users<'a>(&'a [&'a Listener]);
 
 impl Users<'_> {
     fn of(&self, protocol: Protocol) -> Option<&Listener> {
-        self.0
-            .iter()
-            .copied()
-            .find(|listener| listener.protocol == protocol)
+        self.0.iter().copied().find(|listener| listener.protocol == protocol)
     }
     fn udp_only(&self) -> bool {
         self.of(Protocol::Udp).is_some() && self.of(Protocol::Tcp).is_none()
@@ -131,7 +128,10 @@ fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend
         backends.push(item.here().clone().map(|_| backend));
     }
     if !backends.is_empty() && backends.iter().all(|b| b.value.weight == 0) {
-        section.error("backends", "every weight is 0, so nothing could be served: give at least one a weight of 1 or more");
+        section.error(
+            "backends",
+            "every weight is 0, so nothing could be served: give at least one a weight of 1 or more",
+        );
     } else if !backends.is_empty() && backends.iter().all(|b| b.value.backup) {
         section.warn(
             "backends",
@@ -179,9 +179,7 @@ fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
     };
     match (bind, address) {
         (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,
-        (Bind::Ip { ip, ports }, BackendAddress::Ip(to)) => {
-            ports.contains(&to.port()) && local(ip, &to.ip())
-        }
+        (Bind::Ip { ip, ports }, BackendAddress::Ip(to)) => ports.contains(&to.port()) && local(ip, &to.ip()),
         (Bind::Ip { ip, .. }, BackendAddress::SamePort(to)) => local(ip, to),
         _ => false,
     }
@@ -189,10 +187,7 @@ fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
 
 fn source_hash(section: &Section, balance: Balance) -> SourceHash {
     if balance != Balance::SourceHash && section.has("source_hash") {
-        section.warn(
-            "source_hash",
-            "has no effect without `balance: source_hash`",
-        );
+        section.warn("source_hash", "has no effect without `balance: source_hash`");
     }
     let hash = section.section("source_hash");
     SourceHash {
@@ -219,12 +214,7 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
             ProbeKind::None
         }
     };
-    let bytes = |key| {
-        health
-            .optional(key)
-            .map(|Payload(bytes)| bytes)
-            .unwrap_or_default()
-    };
+    let bytes = |key| health.optional(key).map(|Payload(bytes)| bytes).unwrap_or_default();
     let result = Health {
         kind,
         interval: health.value("interval"),
@@ -235,16 +225,12 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         send: bytes("send"),
         expect: bytes("expect"),
     };
-    let unused: Vec<_> = [
-        "interval", "timeout", "rise", "fall", "port", "send", "expect",
-    ]
-    .into_iter()
-    .filter(|key| health.has(key))
-    .collect();
+    let unused: Vec<_> = ["interval", "timeout", "rise", "fall", "port", "send", "expect"]
+        .into_iter()
+        .filter(|key| health.has(key))
+        .collect();
     let unix = |a: &&BackendAddress| matches!(a, BackendAddress::Unix(_));
-    let portless = addresses
-        .iter()
-        .find(|a| matches!(a, BackendAddress::SamePort(_)));
+    let portless = addresses.iter().find(|a| matches!(a, BackendAddress::SamePort(_)));
     match kind {
         ProbeKind::None => {
             if !unused.is_empty() {
@@ -258,11 +244,7 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         ProbeKind::Udp if !health.has("send") => {
             health.error("type", "a udp probe needs `send`, a datagram that the backend answers: `send: \"PING\\r\\n\"` or `send: \"hex:...\"`");
         }
-        ProbeKind::Udp
-            if users.of(Protocol::Udp).is_none()
-                && !users.0.is_empty()
-                && result.port.is_none() =>
-        {
+        ProbeKind::Udp if users.of(Protocol::Udp).is_none() && !users.0.is_empty() && result.port.is_none() => {
             health.error(
                 "type",
                 "this pool serves tcp: write `type: tcp`, or the `port` that answers udp",
@@ -283,7 +265,13 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         health.error("port", "unix sockets have no port: leave it out");
     }
     if result.timeout > result.interval {
-        health.warn("timeout", format!("is longer than the interval of {}: probes of a silent backend come at that pace instead", humantime::format_duration(result.interval)));
+        health.warn(
+            "timeout",
+            format!(
+                "is longer than the interval of {}: probes of a silent backend come at that pace instead",
+                humantime::format_duration(result.interval)
+            ),
+        );
     }
     result
 }
@@ -305,9 +293,7 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
         BackendAddress::SamePort(ip) => Some(*ip),
         BackendAddress::Unix(_) => None,
     };
-    let other = |b: &&Spot<Backend>| {
-        ip_of(&b.value).is_some_and(|ip| ip.is_ipv4() != source.value.is_ipv4())
-    };
+    let other = |b: &&Spot<Backend>| ip_of(&b.value).is_some_and(|ip| ip.is_ipv4() != source.value.is_ipv4());
     if let Some(backend) = backends.iter().find(other) {
         let name = &backend.value.name;
         notes.error(

@@ -50,16 +50,8 @@ fn the_example_in_conf_is_accepted() {
 /// (`P`), the failover section (`F`), or is the whole file (`W`). A line whose key the fragment has gives way to it.
 fn file(place: char, fragment: &str) -> String {
     const SECTIONS: &[(char, &str, &[&str])] = &[
-        (
-            'L',
-            "listeners: {web: {",
-            &["bind: \"0.0.0.0:80\"", "pool: web"],
-        ),
-        (
-            'P',
-            "pools: {web: {",
-            &["backends: [10.0.0.1:80, 10.0.0.2:80]"],
-        ),
+        ('L', "listeners: {web: {", &["bind: \"0.0.0.0:80\"", "pool: web"]),
+        ('P', "pools: {web: {", &["backends: [10.0.0.1:80, 10.0.0.2:80]"]),
         (
             'F',
             "failover: {",
@@ -101,12 +93,7 @@ fn said(text: &str) -> (bool, Vec<String>) {
         Ok(loaded) => (false, loaded.warnings),
         Err(errors) => (true, errors.0),
     };
-    (
-        refused,
-        list.iter()
-            .map(|d| d.to_string()[2..].to_string())
-            .collect(),
-    )
+    (refused, list.iter().map(|d| d.to_string()[2..].to_string()).collect())
 }
 
 /// Break tried: `Section::value` without its range check; eleven rows failed.
@@ -159,10 +146,7 @@ fn a_file_full_of_mistakes_shows_all_of_them() {
 #[test]
 fn every_row_of_the_table_is_read() {
     // With accept_proxy left out there is nothing to read below it.
-    for (text, left_out) in [
-        (reference(), "nothing"),
-        (file('F', "beat: 20ms"), "accept_proxy."),
-    ] {
+    for (text, left_out) in [(reference(), "nothing"), (file('F', "beat: 20ms"), "accept_proxy.")] {
         let notes = notes::Notes::default();
         let tree = yaml::read(&text).unwrap();
         check::check(&notes, &tree);
@@ -186,10 +170,7 @@ fn defaults_are_those_of_the_contract() {
         (None, None, seconds(30))
     );
     assert_eq!(config.admin, std::path::Path::new("/run/weir/admin.sock"));
-    assert_eq!(
-        (config.log.access, config.log.interim),
-        (AccessTarget::Stdout, None)
-    );
+    assert_eq!((config.log.access, config.log.interim), (AccessTarget::Stdout, None));
     assert_eq!((listener.protocol, listener.pool), (Protocol::Tcp, 0));
     assert_eq!(listener.limits, ListenerLimits::default());
     assert_eq!(
@@ -240,14 +221,8 @@ fn defaults_are_those_of_the_contract() {
             attempts: 3
         }
     );
-    assert_eq!(
-        (pool.slow_start, pool.on_drain_finish),
-        (None, Some(seconds(60)))
-    );
-    assert_eq!(
-        (pool.send_proxy, pool.source_address),
-        (SendProxy::Off, None)
-    );
+    assert_eq!((pool.slow_start, pool.on_drain_finish), (None, Some(seconds(60))));
+    assert_eq!((pool.send_proxy, pool.source_address), (SendProxy::Off, None));
     assert_eq!(pool.backends[0].weight, 1);
 }
 
@@ -303,9 +278,7 @@ fn udp_pools_are_probed_only_as_they_are_told() {
         );
         let notes = notes::Notes::default();
         assert_eq!(
-            parse_with(notes, "f", &text).unwrap().config.pools[0]
-                .health
-                .kind,
+            parse_with(notes, "f", &text).unwrap().config.pools[0].health.kind,
             kind,
             "{health}"
         );
@@ -316,13 +289,7 @@ fn udp_pools_are_probed_only_as_they_are_told() {
 fn flags_make_the_same_configuration_and_errors_name_the_flag() {
     let s = |list: &[&str]| -> Vec<String> { list.iter().map(|s| s.to_string()).collect() };
     let backends = s(&["10.0.0.1:80,weight=3,backup,name=a", "10.0.0.2:80"]);
-    let config = Config::from_flags(
-        &s(&["0.0.0.0:80", "[::]:80"]),
-        &backends,
-        false,
-        Some("random"),
-    )
-    .unwrap();
+    let config = Config::from_flags(&s(&["0.0.0.0:80", "[::]:80"]), &backends, false, Some("random")).unwrap();
     let file = parse(
         "f",
         r#"
@@ -338,13 +305,7 @@ pools: {main: {balance: random, backends: [{name: a, address: 10.0.0.1:80, weigh
         "localhost:80,weight=1,weight=2",
         "10.0.0.1:80",
     ]);
-    let errors = Config::from_flags(
-        &s(&["80", "0.0.0.0:1", "0.0.0.0:1"]),
-        &backends,
-        false,
-        Some("rr"),
-    )
-    .unwrap_err();
+    let errors = Config::from_flags(&s(&["80", "0.0.0.0:1", "0.0.0.0:1"]), &backends, false, Some("rr")).unwrap_err();
     assert_eq!(
         errors.to_string().lines().collect::<Vec<_>>(),
         [
@@ -401,17 +362,11 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     let budget = Budget::new(&config("{}"), 20_000, 2);
     // Two workers, each with one listening socket, its own descriptors and its pipes; two probes; the reserve.
     assert_eq!(budget.fixed, 2 * (1 + 4 + 128) + 2 + 64);
-    assert_eq!(
-        (budget.connections, budget.sessions),
-        ((20_000 - budget.fixed) / 2, 0)
-    );
+    assert_eq!((budget.connections, budget.sessions), ((20_000 - budget.fixed) / 2, 0));
     // A small limit shrinks the reserve and the pipes, so that most of it still carries connections.
     let small = Budget::new(&config("{}"), 256, 2);
     assert_eq!((small.fixed, small.pipes), (44 + 4 * 13, 13));
-    assert_eq!(
-        (small.connections, small.refusal(&config("{}"))),
-        (80, None)
-    );
+    assert_eq!((small.connections, small.refusal(&config("{}"))), (80, None));
     let says = |limits: &str, limit| -> Vec<String> {
         facts_warnings("f", &config(limits), &facts(limit))
             .iter()
@@ -444,9 +399,8 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
 #[test]
 fn few_ports_towards_distant_backends_are_warned_about() {
     let says = |backend: &str, ports_reused| {
-        let text = format!(
-            "listeners: {{a: {{bind: '0.0.0.0:81', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}"
-        );
+        let text =
+            format!("listeners: {{a: {{bind: '0.0.0.0:81', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}");
         let config = parse("f", &text).unwrap().config;
         let facts = Facts {
             fd_soft: 20_000,
@@ -456,10 +410,7 @@ fn few_ports_towards_distant_backends_are_warned_about() {
             ports_reused,
         };
         let warnings = facts_warnings("f", &config, &facts);
-        warnings
-            .iter()
-            .map(Diagnostic::as_warning)
-            .collect::<Vec<_>>()
+        warnings.iter().map(Diagnostic::as_warning).collect::<Vec<_>>()
     };
     assert_eq!(says("10.0.0.1:80", true), Vec::<String>::new());
     assert_eq!(says("127.0.0.1:80", false), Vec::<String>::new());
@@ -491,9 +442,7 @@ fn sensible(text: &str) -> Result<(), TestCaseError> {
     };
     let places: Vec<_> = errors.0.iter().map(|e| (e.line, e.column)).collect();
     prop_assert!(places.is_sorted(), "{places:?}");
-    let lines = text
-        .split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
-        .count() as u32;
+    let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count() as u32;
     for error in &errors.0 {
         prop_assert!(
             error.line >= 1 && error.line <= lines.max(1) && error.column >= 1,
@@ -510,8 +459,8 @@ fn soup() -> impl Strategy<Value = String> {
         .iter()
         .flat_map(|row| [format!("{}: ", row.key()), row.example.to_string()]);
     let marks = [
-        "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "&a ", "*a", "<<: ", "\"", "'",
-        "|", "#", ": ", "? ", "!t ", "~", "off", "\t", "é",
+        "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "&a ", "*a", "<<: ", "\"", "'", "|", "#", ": ", "? ",
+        "!t ", "~", "off", "\t", "é",
     ];
     let words: Vec<String> = words.chain(marks.map(String::from)).collect();
     prop::collection::vec(prop::sample::select(words), 0..60).prop_map(|words| words.concat())

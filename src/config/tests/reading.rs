@@ -72,11 +72,7 @@ fn text_that_is_no_yaml_is_refused_with_its_place() {
     ];
     for (text, expected) in rows {
         let (at, message) = read(text).unwrap_err();
-        assert_eq!(
-            format!("{}:{}: {message}", at.line, at.column),
-            expected,
-            "{text:?}"
-        );
+        assert_eq!(format!("{}:{}: {message}", at.line, at.column), expected, "{text:?}");
     }
 }
 
@@ -86,22 +82,13 @@ fn an_alias_bomb_is_refused_quickly() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_string();
     for i in 1..9 {
         let alias = format!("*a{}", i - 1);
-        text.push_str(&format!(
-            "a{i}: &a{i} [{}]\n",
-            [alias.as_str(); 10].join(", ")
-        ));
+        text.push_str(&format!("a{i}: &a{i} [{}]\n", [alias.as_str(); 10].join(", ")));
     }
     let (_, message) = read(&text).unwrap_err();
     assert!(
-        message.contains("repetition limit exceeded")
-            || message.contains("more than 1048576 values"),
+        message.contains("repetition limit exceeded") || message.contains("more than 1048576 values"),
         "{message}"
     );
     let deep = "[".repeat(100_000);
-    assert!(
-        read(&deep)
-            .unwrap_err()
-            .1
-            .contains("recursion limit exceeded")
-    );
+    assert!(read(&deep).unwrap_err().1.contains("recursion limit exceeded"));
 }

@@ -463,10 +463,7 @@ fn a_pool_with_more_backends_than_tables_have_room_for() {
     let pool = |backends: usize| {
         let address = |n: usize| format!("10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255);
         let list: Vec<String> = (0..backends).map(address).collect();
-        super::said(&super::file(
-            'P',
-            &format!("backends: [{}]", list.join(", ")),
-        ))
+        super::said(&super::file('P', &format!("backends: [{}]", list.join(", "))))
     };
     let most = crate::balance::MEMBERS_MAX;
     assert_eq!(pool(most), (false, vec![]));

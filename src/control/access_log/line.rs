@@ -234,12 +234,8 @@ mod tests {
         let mut interim = record("web", Some("a"));
         interim.interim = true;
         let text = line(&interim, LogFormat::Text);
-        assert!(
-            text.ends_with("closed_by=- cause=- interim=true\n"),
-            "{text}"
-        );
-        let json: serde_json::Value =
-            serde_json::from_str(&line(&interim, LogFormat::Json)).unwrap();
+        assert!(text.ends_with("closed_by=- cause=- interim=true\n"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&line(&interim, LogFormat::Json)).unwrap();
         assert_eq!(
             (&json["interim"], &json["cause"]),
             (&true.into(), &serde_json::Value::Null)

@@ -121,14 +121,7 @@ fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Ha
     let thread = std::thread::Builder::new()
         .name("access-log".into())
         .spawn(move || writer.run(&queue, &ordered))?;
-    Ok((
-        records,
-        Handle {
-            orders,
-            thread,
-            stats,
-        },
-    ))
+    Ok((records, Handle { orders, thread, stats }))
 }
 
 impl Handle {
@@ -165,10 +158,7 @@ impl Handle {
 enum Target {
     Nowhere,
     Stdout(File),
-    File {
-        path: std::path::PathBuf,
-        file: File,
-    },
+    File { path: std::path::PathBuf, file: File },
 }
 
 impl Target {
@@ -176,9 +166,7 @@ impl Target {
         Ok(match target {
             AccessTarget::Off => Target::Nowhere,
             // A descriptor of our own: the standard library's handle buffers by lines and may be locked by others.
-            AccessTarget::Stdout => {
-                Target::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into())
-            }
+            AccessTarget::Stdout => Target::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into()),
             AccessTarget::File(path) => Target::File {
                 file: open_file(path)?,
                 path: path.clone(),
@@ -215,12 +203,7 @@ fn open_file(path: &Path) -> io::Result<File> {
         .create(true)
         .mode(0o640)
         .open(path)
-        .map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("access log {}: {error}", path.display()),
-            )
-        })
+        .map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
 }
 
 struct Writer {
@@ -318,10 +301,7 @@ impl Writer {
 
     fn warn(&mut self, error: &io::Error, lost: u64) {
         let now = Instant::now();
-        if self
-            .warned
-            .is_none_or(|at| now - at >= Duration::from_secs(1))
-        {
+        if self.warned.is_none_or(|at| now - at >= Duration::from_secs(1)) {
             self.warned = Some(now);
             let name = self.target.name();
             log::warn!("access log {name}: {error}: {lost} records lost now, counting on silently");
@@ -481,10 +461,7 @@ mod tests {
     #[test]
     fn after_a_rotation_records_go_to_the_new_file_and_none_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, rotated) = (
-            dir.path().join("access.log"),
-            dir.path().join("access.log.1"),
-        );
+        let (path, rotated) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
         let (records, handle) = start_file(&path);
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
         std::fs::rename(&path, &rotated).unwrap();
@@ -506,10 +483,7 @@ mod tests {
         handle.reopen().recv().unwrap();
         records.send(numbered(1)).unwrap();
         handle.finish();
-        assert_eq!(
-            ids(&std::fs::read_to_string(moved.join("access.log")).unwrap()),
-            [1]
-        );
+        assert_eq!(ids(&std::fs::read_to_string(moved.join("access.log")).unwrap()), [1]);
     }
 
     #[test]
@@ -526,11 +500,7 @@ mod tests {
         assert_eq!((stats.written(), stats.lost()), (0, 50));
         records.send(numbered(50)).unwrap();
         handle.finish();
-        assert!(
-            std::fs::read_to_string(path)
-                .unwrap()
-                .contains("\"id\":50,")
-        );
+        assert!(std::fs::read_to_string(path).unwrap().contains("\"id\":50,"));
         assert_eq!((stats.written(), stats.lost()), (1, 50));
     }
 
@@ -551,11 +521,7 @@ mod tests {
     fn a_torn_line_does_not_swallow_the_next_one() {
         let (mut reader, writer) = io::pipe().unwrap();
         nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-        nix::fcntl::fcntl(
-            &writer,
-            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
-        )
-        .unwrap();
+        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
         let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
@@ -566,20 +532,10 @@ mod tests {
         let stats = handle.stats.clone();
         handle.finish();
         reader.read_to_end(&mut text).unwrap();
-        let lines: Vec<String> = BufReader::new(&*text)
-            .lines()
-            .map(|line| line.unwrap())
-            .collect();
-        let whole = lines
-            .iter()
-            .filter(|line| line.ends_with("cause=finished"))
-            .count() as u64;
+        let lines: Vec<String> = BufReader::new(&*text).lines().map(|line| line.unwrap()).collect();
+        let whole = lines.iter().filter(|line| line.ends_with("cause=finished")).count() as u64;
         assert!(lines.last().unwrap().contains(" id=777 "), "{lines:?}");
-        assert_eq!(
-            lines.len() as u64,
-            whole + 1,
-            "one line is torn, the others are whole"
-        );
+        assert_eq!(lines.len() as u64, whole + 1, "one line is torn, the others are whole");
         assert_eq!((stats.written(), stats.lost()), (whole, 101 - whole));
     }
 
@@ -595,11 +551,7 @@ mod tests {
             dropped += u64::from(records.try_send(record.clone()).is_err());
         }
         assert!(dropped > 0);
-        assert!(
-            started.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         handle.finish();
     }
 }

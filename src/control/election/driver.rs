@@ -102,11 +102,7 @@ impl Driver {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, WAKER)?);
-        registry.register(
-            &mut SourceFd(&keeper.as_fd().as_raw_fd()),
-            KEEPER,
-            Interest::READABLE,
-        )?;
+        registry.register(&mut SourceFd(&keeper.as_fd().as_raw_fd()), KEEPER, Interest::READABLE)?;
         let links = Links::new(registry, listener, LINKS, plan.identity.clone())?;
         let now = Instant::now();
         let mut driver = Driver {
@@ -190,9 +186,7 @@ impl Driver {
                 match event.token() {
                     WAKER | KEEPER => {}
                     token if token.0 >= WITNESSES => self.witnesses.event(token, &mut answers),
-                    token => self
-                        .links
-                        .event(self.poll.registry(), now, token, &mut news),
+                    token => self.links.event(self.poll.registry(), now, token, &mut news),
                 }
             }
             self.links.proceed(self.poll.registry(), now, &mut news);
@@ -307,12 +301,7 @@ impl Driver {
                 self.ask(&ToKeeper::Release { target });
             }
             Action::Beat => self.beat_due = true,
-            Action::Transition {
-                vip,
-                from,
-                to,
-                reason,
-            } => {
+            Action::Transition { vip, from, to, reason } => {
                 self.transitions[vip] += 1;
                 let name = |n: NodeIx| self.plan.identity.nodes[n].name.as_str();
                 let event = Event::Transition {
@@ -395,10 +384,7 @@ impl Driver {
                     self.keeper_state = Keeper::Useless;
                     let raw = self.keeper.as_fd().as_raw_fd();
                     let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
-                    return self.keeper_fails(
-                        now,
-                        "has ended; restart weir to hold virtual addresses again",
-                    );
+                    return self.keeper_fails(now, "has ended; restart weir to hold virtual addresses again");
                 }
             }
         }
@@ -445,28 +431,16 @@ impl Driver {
             // Answers to what was asked before the reset mean nothing any more.
             return;
         }
-        let done = |vip, effect, result| Input::Done {
-            vip,
-            effect,
-            result,
-        };
+        let done = |vip, effect, result| Input::Done { vip, effect, result };
         let (target, make): (Target, Box<dyn FnOnce(VipIx) -> Input>) = match message {
             FromKeeper::Ack => {
                 self.unacked = None;
                 return;
             }
-            FromKeeper::Held { target } => {
-                (target, Box::new(move |v| done(v, Effect::Hold, Ok(()))))
-            }
-            FromKeeper::Failed { target, why } => {
-                (target, Box::new(move |v| done(v, Effect::Hold, Err(why))))
-            }
-            FromKeeper::Released { target } => {
-                (target, Box::new(move |v| done(v, Effect::Release, Ok(()))))
-            }
-            FromKeeper::Lost { target, why } => {
-                (target, Box::new(move |vip| Input::Lost { vip, why }))
-            }
+            FromKeeper::Held { target } => (target, Box::new(move |v| done(v, Effect::Hold, Ok(())))),
+            FromKeeper::Failed { target, why } => (target, Box::new(move |v| done(v, Effect::Hold, Err(why)))),
+            FromKeeper::Released { target } => (target, Box::new(move |v| done(v, Effect::Release, Ok(())))),
+            FromKeeper::Lost { target, why } => (target, Box::new(move |vip| Input::Lost { vip, why })),
             FromKeeper::Expired { target } => (target, Box::new(|vip| Input::Expired { vip })),
             _ => return,
         };
@@ -487,8 +461,7 @@ impl Driver {
 
     fn send_beat(&mut self, now: Instant, to: Option<NodeIx>, news: &mut Vec<News>) {
         let claims = to_wire(&self.table.claims(), &self.addresses(), &self.plan.names());
-        self.links
-            .beat(self.poll.registry(), now, to, &claims, news);
+        self.links.beat(self.poll.registry(), now, to, &claims, news);
     }
 
     // ---- commands ----
@@ -521,11 +494,8 @@ impl Driver {
             .position(|a| *a == ip)
             .ok_or_else(|| format!("{ip} is not a virtual address of this configuration"))?;
         let held = self.table.claims()[vip].phase != Phase::Free;
-        let heir = (0..self.plan.identity.nodes.len()).any(|n| {
-            self.table
-                .peer_claim(n, vip)
-                .is_some_and(|c| c.fit == Fit::Ready)
-        });
+        let heir = (0..self.plan.identity.nodes.len())
+            .any(|n| self.table.peer_claim(n, vip).is_some_and(|c| c.fit == Fit::Ready));
         Ok(match order {
             Order::Demote(_) => {
                 self.step(now, Input::Admin(TableOrder::Demote(vip)));
@@ -559,8 +529,7 @@ impl Driver {
         };
         if let Some(listener) = rebuilt {
             let identity = plan.identity.clone();
-            self.links
-                .rebuild(self.poll.registry(), listener, identity)?;
+            self.links.rebuild(self.poll.registry(), listener, identity)?;
         }
         let table = plan.carried(&self.table, &self.plan.targets, &self.plan.names());
         // What is not watched any more is released by the keeper.
@@ -620,9 +589,7 @@ impl Driver {
                     state: view.state,
                     holder: view.holder.map(name),
                     since_s: view.since.as_secs(),
-                    reason: view
-                        .reason
-                        .text(|n| self.plan.identity.nodes[n].name.as_str()),
+                    reason: view.reason.text(|n| self.plan.identity.nodes[n].name.as_str()),
                     demoted: view.demoted,
                     transitions: self.transitions[v],
                 }
@@ -635,10 +602,7 @@ impl Driver {
                 NodeStatus {
                     name: name(n),
                     alive: view.alive,
-                    last_beat_ms: view
-                        .last_beat
-                        .filter(|_| n != me)
-                        .map(|d| d.as_millis() as u64),
+                    last_beat_ms: view.last_beat.filter(|_| n != me).map(|d| d.as_millis() as u64),
                 }
             })
             .collect();
@@ -666,11 +630,5 @@ impl Driver {
 
 fn witnesses(plan: &Plan, now: Instant) -> Witnesses {
     let from = plan.identity.nodes[plan.identity.me].address.ip();
-    Witnesses::new(
-        now,
-        WITNESSES,
-        from,
-        plan.witnesses.clone(),
-        plan.identity.dead_after,
-    )
+    Witnesses::new(now, WITNESSES, from, plan.witnesses.clone(), plan.identity.dead_after)
 }

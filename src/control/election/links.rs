@@ -140,12 +140,7 @@ pub fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
 
 impl Links {
     /// Takes over a listening socket. Tokens from `first` upwards are used.
-    pub fn new(
-        registry: &Registry,
-        listener: OwnedFd,
-        first: usize,
-        identity: Identity,
-    ) -> io::Result<Links> {
+    pub fn new(registry: &Registry, listener: OwnedFd, first: usize, identity: Identity) -> io::Result<Links> {
         let listener = std::net::TcpListener::from(listener);
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
@@ -177,12 +172,7 @@ impl Links {
     }
 
     /// Starts over with other nodes, another secret or, if given, another listening socket.
-    pub fn rebuild(
-        &mut self,
-        registry: &Registry,
-        listener: Option<OwnedFd>,
-        identity: Identity,
-    ) -> io::Result<()> {
+    pub fn rebuild(&mut self, registry: &Registry, listener: Option<OwnedFd>, identity: Identity) -> io::Result<()> {
         self.part_all(registry);
         if let Some(listener) = listener {
             let mut listener = TcpListener::from_std(std::net::TcpListener::from(listener));
@@ -257,14 +247,7 @@ impl Links {
         n != self.identity.me && nodes[self.identity.me].name < nodes[n].name
     }
 
-    fn dial(
-        &mut self,
-        registry: &Registry,
-        now: Instant,
-        n: NodeIx,
-        probe: bool,
-        news: &mut Vec<News>,
-    ) {
+    fn dial(&mut self, registry: &Registry, now: Instant, n: NodeIx, probe: bool, news: &mut Vec<News>) {
         let under_way = self
             .conns
             .values()
@@ -325,11 +308,7 @@ impl Links {
         let id = self.next;
         self.next += 1;
         registry
-            .register(
-                &mut conn.stream,
-                Token(id),
-                Interest::READABLE | Interest::WRITABLE,
-            )
+            .register(&mut conn.stream, Token(id), Interest::READABLE | Interest::WRITABLE)
             .ok()?;
         self.conns.insert(id, conn);
         Some(id)
@@ -427,13 +406,7 @@ impl Links {
         }
     }
 
-    fn pump(
-        &mut self,
-        registry: &Registry,
-        now: Instant,
-        id: usize,
-        news: &mut Vec<News>,
-    ) -> Result<(), End> {
+    fn pump(&mut self, registry: &Registry, now: Instant, id: usize, news: &mut Vec<News>) -> Result<(), End> {
         self.flush(id)?;
         let mut chunk = [0; 16 * 1024];
         let mut total = 0;
@@ -481,12 +454,7 @@ impl Links {
                 .ok_or(Rejected::UnknownNode)?;
             conn.node = Some(node);
             conn.boot = hello.boot;
-            conn.session = Some(session(
-                &self.identity.secret,
-                conn.side,
-                &conn.ours,
-                &hello,
-            ));
+            conn.session = Some(session(&self.identity.secret, conn.side, &conn.ours, &hello));
             if conn.side == Side::Acceptor {
                 conn.out = conn.ours.encode();
             }
@@ -539,14 +507,7 @@ impl Links {
     }
 
     /// A connection has proved itself: it replaces the present one.
-    fn adopt(
-        &mut self,
-        registry: &Registry,
-        id: usize,
-        n: NodeIx,
-        boot: u64,
-        news: &mut Vec<News>,
-    ) {
+    fn adopt(&mut self, registry: &Registry, id: usize, n: NodeIx, boot: u64, news: &mut Vec<News>) {
         if self.nodes[n].boot.replace(boot).is_some_and(|b| b != boot) {
             news.push(News::Gone(n));
         }
@@ -558,9 +519,7 @@ impl Links {
         let others: Vec<usize> = self
             .conns
             .iter()
-            .filter(|(other, c)| {
-                **other != id && c.node == Some(n) && c.side == Side::Dialer && !c.authenticated
-            })
+            .filter(|(other, c)| **other != id && c.node == Some(n) && c.side == Side::Dialer && !c.authenticated)
             .map(|(other, _)| *other)
             .collect();
         for other in others {
@@ -568,14 +527,7 @@ impl Links {
         }
     }
 
-    fn ended(
-        &mut self,
-        registry: &Registry,
-        now: Instant,
-        id: usize,
-        end: End,
-        news: &mut Vec<News>,
-    ) {
+    fn ended(&mut self, registry: &Registry, now: Instant, id: usize, end: End, news: &mut Vec<News>) {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
@@ -694,11 +646,7 @@ impl From<Rejected> for End {
 
 /// Begins to connect, from our own node's address if this host has it.
 pub fn connect(from: IpAddr, to: SocketAddr, user_timeout: Duration) -> io::Result<TcpStream> {
-    let socket = Socket::new(
-        Domain::for_address(to),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     // Behind address translation our configured address is not on this host; then the route decides.
     let _ = socket.bind(&SockAddr::from(SocketAddr::new(from, 0)));
     socket.set_tcp_nodelay(true)?;

@@ -96,9 +96,7 @@ pub enum Event {
 impl Event {
     fn level(&self) -> log::Level {
         match self {
-            Event::Transition {
-                to: State::Fault, ..
-            }
+            Event::Transition { to: State::Fault, .. }
             | Event::Node { alive: false, .. }
             | Event::Rejected { .. }
             | Event::Note(_) => log::Level::Warn,
@@ -321,8 +319,8 @@ impl Election {
         let boot = getrandom::u64().map_err(io::Error::other)?;
         let plan = Plan::new(config, boot)?;
         let address = plan.identity.nodes[plan.identity.me].address;
-        let listener = links::listen(address)
-            .map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
+        let listener =
+            links::listen(address).map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
         let table = Table::new(Instant::now(), plan.setup.clone());
         launch(config, plan, table, 0, keeper, listener, local, events)
     }
@@ -448,8 +446,7 @@ impl ElectionHandle {
     /// The thread does not answer.
     pub fn detach(mut self) -> io::Result<Detached> {
         let (reply, answer): (_, Receiver<Detached>) = bounded(1);
-        self.send(Command::Detach(reply))
-            .map_err(io::Error::other)?;
+        self.send(Command::Detach(reply)).map_err(io::Error::other)?;
         let detached = answer
             .recv_timeout(ANSWER)
             .map_err(|_| io::Error::other("the election thread does not answer"));

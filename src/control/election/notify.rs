@@ -32,11 +32,7 @@ pub struct Notes(Sender<Note>);
 
 impl Notes {
     /// Starts the threads; they end when the last sender is dropped. `events` gets a copy of every event.
-    pub fn start(
-        node: String,
-        command: Vec<String>,
-        events: Sender<Event>,
-    ) -> std::io::Result<Notes> {
+    pub fn start(node: String, command: Vec<String>, events: Sender<Event>) -> std::io::Result<Notes> {
         let (sender, notes) = bounded(WAITING_MAX);
         let (runs, commands) = bounded::<(Vec<String>, Event)>(COMMANDS_MAX);
         std::thread::Builder::new()
@@ -58,32 +54,21 @@ impl Notes {
     }
 }
 
-fn tell(
-    notes: &Receiver<Note>,
-    mut command: Vec<String>,
-    events: &Sender<Event>,
-    runs: &Sender<(Vec<String>, Event)>,
-) {
+fn tell(notes: &Receiver<Note>, mut command: Vec<String>, events: &Sender<Event>, runs: &Sender<(Vec<String>, Event)>) {
     for note in notes {
         match note {
             Note::Event(event) => {
                 log::log!(event.level(), "{event}");
                 if matches!(event, Event::Transition { .. })
                     && !command.is_empty()
-                    && let Err(TrySendError::Full(_)) =
-                        runs.try_send((command.clone(), event.clone()))
+                    && let Err(TrySendError::Full(_)) = runs.try_send((command.clone(), event.clone()))
                 {
-                    log::warn!(
-                        "notify: {COMMANDS_MAX} commands wait already, this one is left out"
-                    );
+                    log::warn!("notify: {COMMANDS_MAX} commands wait already, this one is left out");
                 }
                 let _ = events.try_send(event);
             }
             Note::Recording(recording) => {
-                log::debug!(
-                    "failover inputs up to the transition: {}",
-                    recording.to_json()
-                );
+                log::debug!("failover inputs up to the transition: {}", recording.to_json());
             }
             Note::Command(new) => command = new,
         }

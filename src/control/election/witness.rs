@@ -54,13 +54,7 @@ impl Witnesses {
     }
 
     /// Asks if it is time to; `calm` says that every node is heard.
-    pub fn tick(
-        &mut self,
-        registry: &Registry,
-        now: Instant,
-        calm: bool,
-        answers: &mut Vec<(usize, bool)>,
-    ) {
+    pub fn tick(&mut self, registry: &Registry, now: Instant, calm: bool, answers: &mut Vec<(usize, bool)>) {
         let patience = self.patience;
         self.questions
             .retain(|_, q| now.saturating_duration_since(q.asked) < patience);
@@ -79,15 +73,8 @@ impl Witnesses {
                 Ok(mut stream) => {
                     let id = self.next_token;
                     self.next_token += 1;
-                    if registry
-                        .register(&mut stream, Token(id), Interest::WRITABLE)
-                        .is_ok()
-                    {
-                        let question = Question {
-                            ix,
-                            stream,
-                            asked: now,
-                        };
+                    if registry.register(&mut stream, Token(id), Interest::WRITABLE).is_ok() {
+                        let question = Question { ix, stream, asked: now };
                         self.questions.insert(id, question);
                     }
                 }

@@ -86,17 +86,11 @@ fn answer(request: Request, control: Control, n: u64) {
             ("web", order) => Ok(format!("web/{name}: {order:?}")),
             _ => Err(format!("no pool has the name {pool}")),
         })),
-        Request::Vip {
-            address,
-            order,
-            reply,
-        } => drop(reply.send(match order {
+        Request::Vip { address, order, reply } => drop(reply.send(match order {
             VipOrder::Demote => Ok(format!("{address} moves")),
             VipOrder::Allow => Err(format!("{address} is not ours")),
         })),
-        Request::Reload { reply } => {
-            drop(reply.send(Err(Refusal::configuration("f.yaml:1:1: no"))))
-        }
+        Request::Reload { reply } => drop(reply.send(Err(Refusal::configuration("f.yaml:1:1: no")))),
         Request::Metrics { reply } => drop(reply.send(format!("weir_asked_total {n}\n"))),
         Request::Health { reply } => drop(reply.send(match control {
             Control::Well => Ok(()),
@@ -154,10 +148,7 @@ fn each_question_has_its_answer() {
     let served = serve(Control::Well);
     let mut admin = served.admin();
     for (question, answer) in [
-        (
-            json!({"command": "kill", "id": 1}),
-            json!({"ok": "1 is ended"}),
-        ),
+        (json!({"command": "kill", "id": 1}), json!({"ok": "1 is ended"})),
         (
             json!({"command": "kill", "id": 2}),
             json!({"error": "no connection or session has the id 2", "cause": "runtime"}),
@@ -196,13 +187,7 @@ fn each_question_has_its_answer() {
     }
     assert!(ask(&mut admin, r#"{"command":"status"}"#)["ok"]["generation"].is_u64());
     assert!(ask(&mut admin, r#"{"command":"history","since":0}"#)["ok"]["series"].is_object());
-    for nonsense in [
-        "",
-        "{}",
-        "status",
-        r#"{"command":"dance"}"#,
-        r#"{"command":"kill"}"#,
-    ] {
+    for nonsense in ["", "{}", "status", r#"{"command":"dance"}"#, r#"{"command":"kill"}"#] {
         assert!(ask(&mut admin, nonsense)["error"].is_string(), "{nonsense}");
     }
 }
@@ -221,10 +206,7 @@ fn a_question_without_end_is_refused_and_the_client_dropped() {
 #[test]
 fn the_socket_file_is_for_owner_and_group_only() {
     let served = serve(Control::Well);
-    let mode = std::fs::metadata(&served.path)
-        .unwrap()
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(&served.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660, "{mode:o}");
 }
 
@@ -283,20 +265,8 @@ fn http_answers() {
         ("GET", "/", "200", "text/html", "<!doctype html>"),
         ("GET", "/page.css", "200", "text/css", ""),
         ("GET", "/page.js", "200", "text/javascript", ""),
-        (
-            "GET",
-            "/status",
-            "200",
-            "application/json",
-            "\"generation\"",
-        ),
-        (
-            "GET",
-            "/status?x=1",
-            "200",
-            "application/json",
-            "\"generation\"",
-        ),
+        ("GET", "/status", "200", "application/json", "\"generation\""),
+        ("GET", "/status?x=1", "200", "application/json", "\"generation\""),
         (
             "GET",
             "/metrics",
@@ -316,32 +286,20 @@ fn http_answers() {
         ("GET", "/nothing", "404", "text/plain", "not found"),
         ("GET", "/../etc/passwd", "404", "text/plain", "not found"),
         ("POST", "/", "405", "text/plain", "only GET and HEAD"),
-        (
-            "DELETE",
-            "/status",
-            "405",
-            "text/plain",
-            "only GET and HEAD",
-        ),
+        ("DELETE", "/status", "405", "text/plain", "only GET and HEAD"),
     ] {
         let (head, body) = served.http(method, path);
         assert!(
             head.starts_with(&format!("http/1.1 {status} ")),
             "{method} {path}: {head}"
         );
-        assert!(
-            head.contains(&format!("content-type: {kind}")),
-            "{path}: {head}"
-        );
+        assert!(head.contains(&format!("content-type: {kind}")), "{path}: {head}");
         assert!(body.contains(part), "{path}: {body}");
         assert!(
             head.contains("content-security-policy: default-src 'none'"),
             "{path}: {head}"
         );
-        assert!(
-            head.contains("x-content-type-options: nosniff"),
-            "{path}: {head}"
-        );
+        assert!(head.contains("x-content-type-options: nosniff"), "{path}: {head}");
         if method == "GET" {
             let (bare, none) = served.http("HEAD", path);
             assert_eq!(
@@ -387,18 +345,9 @@ fn clients_that_never_finish_a_request_do_not_keep_others_out() {
     for _ in 0..20 {
         assert!(served.http("GET", "/metrics").0.starts_with("http/1.1 200"));
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
-    let hangers_on: Vec<UnixStream> = (0..100)
-        .map(|_| UnixStream::connect(&served.path).unwrap())
-        .collect();
-    assert_eq!(
-        ask(&mut served.admin(), r#"{"command":"health"}"#)["ok"],
-        "ok"
-    );
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let hangers_on: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
+    assert_eq!(ask(&mut served.admin(), r#"{"command":"health"}"#)["ok"], "ok");
     drop((slow, hangers_on));
 }
 
@@ -413,16 +362,8 @@ fn many_clients_are_few_questions_and_no_answer_is_older_than_its_question() {
                 for _ in 0..50 {
                     let before = served.asked.load(SeqCst);
                     let (_, body) = served.http("GET", "/metrics");
-                    let n: u64 = body
-                        .trim()
-                        .strip_prefix("weir_asked_total ")
-                        .unwrap()
-                        .parse()
-                        .unwrap();
-                    assert!(
-                        n >= before,
-                        "answer {n} was there before the question after {before}"
-                    );
+                    let n: u64 = body.trim().strip_prefix("weir_asked_total ").unwrap().parse().unwrap();
+                    assert!(n >= before, "answer {n} was there before the question after {before}");
                 }
             });
         }
@@ -439,10 +380,7 @@ fn many_clients_are_few_questions_and_no_answer_is_older_than_its_question() {
 #[test]
 fn heads_too_long_or_malformed_are_refused() {
     let served = serve(Control::Well);
-    let long = format!(
-        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
-        "y".repeat(64 << 10)
-    );
+    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(64 << 10));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(500));
     for hostile in [
         long.as_str(),
@@ -456,10 +394,7 @@ fn heads_too_long_or_malformed_are_refused() {
         // A reset is an answer as well.
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-            "{answer}"
-        );
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     assert!(served.http("GET", "/healthz").0.starts_with("http/1.1 200"));
 }
@@ -474,17 +409,11 @@ fn a_client_that_says_nothing_is_dropped_in_time() {
         .unwrap();
     let started = Instant::now();
     for stream in [&mut silent, &mut talks_once] {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(12),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
 }
 
 #[test]

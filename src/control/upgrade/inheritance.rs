@@ -52,8 +52,7 @@ impl Inheritance {
     pub fn receive() -> anyhow::Result<Inheritance> {
         let mut heirlooms = Heirlooms::default();
         for (name, fd) in systemd::activated().context("socket activation")? {
-            let label = activated_label(&name, &fd)
-                .with_context(|| format!("socket activation: socket `{name}`"))?;
+            let label = activated_label(&name, &fd).with_context(|| format!("socket activation: socket `{name}`"))?;
             heirlooms.0.push((label, fd));
         }
         let Some(number) = std::env::var_os(VARIABLE) else {

@@ -67,11 +67,7 @@ pub struct Predecessor {
 
 impl Predecessor {
     /// Begins; an [`Event`] in `inputs` ends it.
-    pub fn begin(
-        program: Program,
-        estate: Estate,
-        inputs: Sender<Input>,
-    ) -> anyhow::Result<Predecessor> {
+    pub fn begin(program: Program, estate: Estate, inputs: Sender<Input>) -> anyhow::Result<Predecessor> {
         if std::process::id() == 1 {
             bail!("this process is number 1: its end would end the container");
         }
@@ -79,19 +75,17 @@ impl Predecessor {
         near.set_timeout(START_MAX)?;
         let line = Line(Arc::new(near));
         let handle = Predecessor { line: line.clone() };
-        std::thread::Builder::new()
-            .name("upgrade".into())
-            .spawn(move || {
-                let mut back = Back::default();
-                let event = match hand_over(&program, &estate, line, far, &mut back) {
-                    Ok(done) => Event::Done(done),
-                    Err(error) => Event::Failed {
-                        reason: format!("{error:#}"),
-                        back,
-                    },
-                };
-                let _ = inputs.send(Input::Upgrade(event));
-            })?;
+        std::thread::Builder::new().name("upgrade".into()).spawn(move || {
+            let mut back = Back::default();
+            let event = match hand_over(&program, &estate, line, far, &mut back) {
+                Ok(done) => Event::Done(done),
+                Err(error) => Event::Failed {
+                    reason: format!("{error:#}"),
+                    back,
+                },
+            };
+            let _ = inputs.send(Input::Upgrade(event));
+        })?;
         Ok(handle)
     }
 
@@ -102,13 +96,7 @@ impl Predecessor {
 }
 
 /// Takes all steps. `back` holds what nobody serves at the moment.
-fn hand_over(
-    program: &Program,
-    estate: &Estate,
-    line: Line,
-    far: Channel,
-    back: &mut Back,
-) -> anyhow::Result<Done> {
+fn hand_over(program: &Program, estate: &Estate, line: Line, far: Channel, back: &mut Back) -> anyhow::Result<Done> {
     let sockets = gather(estate).context("cannot collect the listening sockets")?;
     let pid = handover::spawn(
         &program.path,
@@ -149,19 +137,12 @@ fn is_timeout(error: &anyhow::Error) -> bool {
 }
 
 /// From the first socket to Serving; returns what the successor has no use for.
-fn introduce(
-    estate: &Estate,
-    line: &Line,
-    sockets: Vec<ListenSocket>,
-    back: &mut Back,
-) -> anyhow::Result<Vec<Label>> {
+fn introduce(estate: &Estate, line: &Line, sockets: Vec<ListenSocket>, back: &mut Back) -> anyhow::Result<Vec<Label>> {
     let label = |socket: &ListenSocket| {
         let place = (socket.listener, socket.local.clone());
         estate.listeners.get(&place).map(|(label, _)| label.clone())
     };
-    let listening = sockets
-        .iter()
-        .filter_map(|s| Some((label(s)?, s.fd.as_fd())));
+    let listening = sockets.iter().filter_map(|s| Some((label(s)?, s.fd.as_fd())));
     let own = estate.own.iter();
     let all: Vec<(Label, BorrowedFd)> = listening
         .chain(own.map(|(name, fd)| (Label::Own(name.clone()), fd.as_fd())))
@@ -294,10 +275,6 @@ mod tests {
             None
         });
         assert!(!is_timeout(&ended), "{ended:#}");
-        assert!(
-            ended
-                .to_string()
-                .contains("ended before it could get ready")
-        );
+        assert!(ended.to_string().contains("ended before it could get ready"));
     }
 }

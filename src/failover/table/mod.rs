@@ -36,8 +36,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::words::{
-    Action, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State,
-    VipView,
+    Action, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State, VipView,
 };
 use super::{NodeIx, VipIx};
 
@@ -205,9 +204,7 @@ impl Table {
 
     /// Continues a machine that was written down in another process: its clock starts over at `now`.
     pub fn resume(mut self, now: Instant) -> Table {
-        self.epoch = now
-            .checked_sub(Duration::from_micros(self.now))
-            .unwrap_or(now);
+        self.epoch = now.checked_sub(Duration::from_micros(self.now)).unwrap_or(now);
         self
     }
 
@@ -375,11 +372,7 @@ impl Table {
             }
             Input::Local(local) => self.local = local,
             Input::Frozen { gap } => self.frozen(gap.as_millis() as u64, out),
-            Input::Done {
-                vip,
-                effect,
-                result,
-            } => self.done(vip, effect, result, out),
+            Input::Done { vip, effect, result } => self.done(vip, effect, result, out),
             Input::Lost { vip, why } => {
                 if self.vips[vip].state != State::Standby {
                     self.trouble(vip, why);
@@ -415,13 +408,7 @@ impl Table {
         }
     }
 
-    fn done(
-        &mut self,
-        v: VipIx,
-        effect: Effect,
-        result: Result<(), String>,
-        out: &mut Vec<Action>,
-    ) {
+    fn done(&mut self, v: VipIx, effect: Effect, result: Result<(), String>, out: &mut Vec<Action>) {
         let vip = &mut self.vips[v];
         match (effect, vip.state, result) {
             (Effect::Hold, State::Claiming, Ok(())) => {
@@ -467,10 +454,7 @@ impl Table {
     /// Bookkeeping that follows from the view alone.
     fn observe(&mut self) {
         for v in 0..self.vips.len() {
-            let holder = self
-                .holders(v)
-                .map(|(n, _)| n)
-                .min_by_key(|n| self.rank(v, *n));
+            let holder = self.holders(v).map(|(n, _)| n).min_by_key(|n| self.rank(v, *n));
             let ready = self.fit(v).0 == Fit::Ready;
             let now = self.now;
             let vip = &mut self.vips[v];
@@ -524,9 +508,7 @@ impl Table {
     fn decide_active(&mut self, v: VipIx, out: &mut Vec<Action>) {
         // A planned move that has succeeded, or a conflict that we lose.
         if let Some(to) = self.vips[v].yields.as_ref().map(|y| y.to)
-            && self
-                .holders(v)
-                .any(|(n, phase)| n == to && phase == Phase::Held)
+            && self.holders(v).any(|(n, phase)| n == to && phase == Phase::Held)
         {
             return self.release(v, Reason::To(to), out);
         }
@@ -541,15 +523,10 @@ impl Table {
             .filter(|(n, _)| Some(*n) != successor)
             .map(|(_, phase)| phase)
             .collect();
-        let contested = others
-            .iter()
-            .any(|p| ![Phase::Leaving, yielding_to_us].contains(p));
+        let contested = others.iter().any(|p| ![Phase::Leaving, yielding_to_us].contains(p));
         let vip = &mut self.vips[v];
         if (contested && !vip.rivals) || (vip.rivals && others.is_empty()) {
-            out.push(Action::Announce {
-                vip: v,
-                insist: false,
-            });
+            out.push(Action::Announce { vip: v, insist: false });
         }
         vip.rivals = !others.is_empty();
 
@@ -566,9 +543,9 @@ impl Table {
         // Reasons to hand over.
         let (fit, why) = self.fit(v);
         if let Some(y) = self.vips[v].yields.clone() {
-            let willing = self.claim(y.to, v).is_some_and(|c| {
-                c.fit == Fit::Ready && (fit < Fit::Ready || self.outranks(v, y.to))
-            });
+            let willing = self
+                .claim(y.to, v)
+                .is_some_and(|c| c.fit == Fit::Ready && (fit < Fit::Ready || self.outranks(v, y.to)));
             if willing && self.now < y.until {
                 return;
             }
@@ -738,9 +715,7 @@ impl Table {
         let fresh = self.now < self.vips[v].quiet_until && self.has_peers();
         match (self.listening(), fresh) {
             _ if fit == Fit::Unable => (fit, why),
-            (true, _) if fit == Fit::Ready && self.listening_why == Reason::Starting => {
-                (Fit::Soon, Reason::Starting)
-            }
+            (true, _) if fit == Fit::Ready && self.listening_why == Reason::Starting => (Fit::Soon, Reason::Starting),
             (true, _) => (Fit::Unable, self.listening_why.clone()),
             (false, true) => (Fit::Unable, Reason::Starting),
             (false, false) => (fit, why),

@@ -155,11 +155,7 @@ fn who_claims() {
     for (me, says, claims) in rows {
         let mut desk = Desk::new(me, 2, 1);
         let got = desk.pass(400, &[(1 - me, says)]);
-        assert_eq!(
-            got.contains(&HOLD),
-            claims,
-            "node {me}, other says {says:?}"
-        );
+        assert_eq!(got.contains(&HOLD), claims, "node {me}, other says {says:?}");
     }
 }
 
@@ -184,13 +180,7 @@ fn nobody_claims_without_what_it_takes() {
         ),
         ("demoted", Input::Admin(Order::Demote(0))),
         ("carrier", Input::Link { vip: 0, up: false }),
-        (
-            "somebody else",
-            Input::Foreign {
-                vip: 0,
-                present: true,
-            },
-        ),
+        ("somebody else", Input::Foreign { vip: 0, present: true }),
         ("lacks", Input::Keeper(Err("lacks CAP_NET_ADMIN".into()))),
     ];
     for (why, input) in rows {
@@ -273,13 +263,7 @@ fn preemption_waits_and_asks() {
     let mut worse = Desk::held(1, 2, &[(0, claim(Phase::Free, Fit::Unable))]);
     worse.beat(0, IDLE);
     assert_eq!(worse.table.claims()[0].phase, Phase::Held);
-    worse.beat(
-        0,
-        Claim {
-            wants: true,
-            ..IDLE
-        },
-    );
+    worse.beat(0, Claim { wants: true, ..IDLE });
     assert_eq!(worse.table.claims()[0].phase, Phase::Yielding(0));
 }
 
@@ -314,10 +298,7 @@ fn a_frozen_node_lets_go_and_listens() {
 
 #[test]
 fn a_majority_is_needed_all_the_time() {
-    let backs = |n: NodeIx| Claim {
-        backs: Some(n),
-        ..IDLE
-    };
+    let backs = |n: NodeIx| Claim { backs: Some(n), ..IDLE };
     let mut desk = Desk::new(0, 3, 2);
     // Alive is not enough: they must back us.
     assert!(desk.pass(400, &[(1, backs(1)), (2, backs(1))]).is_empty());

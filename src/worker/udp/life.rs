@@ -88,10 +88,7 @@ impl Udp {
     ) -> Result<(), Dropped> {
         let pass = self.admit(context, listener, ends, false)?;
         let found = self.find_backend(context, listener.id, ends, None, None);
-        let local = self
-            .sockets
-            .get(socket)
-            .map(|listening| listening.local.clone());
+        let local = self.sockets.get(socket).map(|listening| listening.local.clone());
         let (found, local) = match (found, local) {
             (Ok(found), Some(local)) => (found, local),
             (found, _) => {
@@ -229,9 +226,7 @@ impl Udp {
                 Ok(fd) => return Ok(fd),
                 Err(error) => error,
             };
-            let short = ConnectError::from(io::Error::from_raw_os_error(
-                error.raw_os_error().unwrap_or(0),
-            ));
+            let short = ConnectError::from(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(0)));
             if !matches!(short, ConnectError::Exhausted | ConnectError::NoPorts) {
                 return Err(short);
             }
@@ -310,9 +305,7 @@ impl Udp {
                 Trouble::Closed => ReportKind::Refused,
                 _ => ReportKind::TimedOut,
             };
-            let Some(OnError::Failed { blame, resend }) =
-                self.table.on_error(context.now, key, proof)
-            else {
+            let Some(OnError::Failed { blame, resend }) = self.table.on_error(context.now, key, proof) else {
                 continue;
             };
             let Some(session) = self.table.get_mut(key) else {
@@ -325,13 +318,9 @@ impl Udp {
                     ReportKind::Refused => shard.refused.add(1),
                     _ => shard.timed_out.add(1),
                 }
-                context
-                    .shared
-                    .report(session.backend.identity, kind, context.now);
+                context.shared.report(session.backend.identity, kind, context.now);
             }
-            if let Some((again, introduces)) =
-                session.refused(quoted, &self.stash).filter(|_| resend)
-            {
+            if let Some((again, introduces)) = session.refused(quoted, &self.stash).filter(|_| resend) {
                 self.send_again(poll, context, key, &again, introduces);
             }
             return;
@@ -339,19 +328,8 @@ impl Udp {
     }
 
     /// Sends a refused datagram to another backend, if there is one.
-    pub(super) fn send_again(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        key: Key,
-        again: &[u8],
-        introduces: bool,
-    ) {
-        let Some(refused) = self
-            .table
-            .get_mut(key)
-            .map(|session| session.backend.identity)
-        else {
+    pub(super) fn send_again(&mut self, poll: &Poll, context: &mut Context, key: Key, again: &[u8], introduces: bool) {
+        let Some(refused) = self.table.get_mut(key).map(|session| session.backend.identity) else {
             return;
         };
         if self.rebind(poll, context, key, false).is_err() {

@@ -45,8 +45,7 @@ impl Udp {
             let Some(listening) = self.sockets.get(key) else {
                 continue;
             };
-            let is_here =
-                |(id, local): &(u32, Local)| *id == listening.id && *local == *listening.local;
+            let is_here = |(id, local): &(u32, Local)| *id == listening.id && *local == *listening.local;
             if !places.iter().any(is_here) {
                 continue;
             }
@@ -62,12 +61,7 @@ impl Udp {
     }
 
     /// Gives every listening socket and its sessions to another worker.
-    pub(in crate::worker) fn hand_over(
-        &mut self,
-        poll: &Poll,
-        context: &Context,
-        to: &link::Worker,
-    ) {
+    pub(in crate::worker) fn hand_over(&mut self, poll: &Poll, context: &Context, to: &link::Worker) {
         for key in self.sockets.keys() {
             // What is muted closes here, in a moment.
             if self.sockets.get(key).is_some_and(|l| !l.mute) {
@@ -114,14 +108,7 @@ impl Udp {
 
     /// Takes the sessions of a listening socket out of the table. Nothing is accounted for, because they go on elsewhere, but
     /// what the kernel has dropped so far.
-    fn leave(
-        &mut self,
-        poll: &Poll,
-        context: &Context,
-        socket: Key,
-        identity: u64,
-        migrants: &mut Vec<Migrant>,
-    ) {
+    fn leave(&mut self, poll: &Poll, context: &Context, socket: Key, identity: u64, migrants: &mut Vec<Migrant>) {
         let lost = |listener: &Listener, drops: &mut Tally, fd| {
             let lost = drops.rise(udp::dropped(fd));
             let shard = listener.stats.shards.of(context.id);
@@ -130,16 +117,9 @@ impl Udp {
         if let Some(listening) = self.sockets.get_mut(socket)
             && let Some(listener) = &listening.listener
         {
-            lost(
-                listener,
-                &mut listening.drops,
-                listening.socket.fd.as_raw_fd(),
-            );
+            lost(listener, &mut listening.drops, listening.socket.fd.as_raw_fd());
         }
-        let here = self
-            .table
-            .iter()
-            .filter(|(_, view)| view.data.socket == socket);
+        let here = self.table.iter().filter(|(_, view)| view.data.socket == socket);
         let sessions: Vec<(Key, Passport)> = here
             .map(|(key, view)| {
                 let session = view.data;
@@ -166,11 +146,7 @@ impl Udp {
                 continue;
             };
             if session.gro {
-                lost(
-                    &session.listener,
-                    &mut session.drops,
-                    session.fd.as_raw_fd(),
-                );
+                lost(&session.listener, &mut session.drops, session.fd.as_raw_fd());
             }
             leave_seat(context);
             // Parked sessions have ended; those without a place are astray, and get a backend as new ones would.

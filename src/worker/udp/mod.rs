@@ -164,12 +164,7 @@ impl Udp {
 
     /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
     pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
-        let timers = [
-            self.table.deadline(),
-            self.closing,
-            self.deaf,
-            self.interim_at,
-        ];
+        let timers = [self.table.deadline(), self.closing, self.deaf, self.interim_at];
         let next = timers.into_iter().flatten().min()?;
         let at = next.saturating_duration_since(context.shared.epoch);
         Some(at.as_micros().div_ceil(1000) as u64)
@@ -225,10 +220,7 @@ impl Udp {
         let socket = match udp::prepare(fd, address, udp::LISTEN_BUFFER) {
             Ok(socket) => socket,
             Err(error) => {
-                return log::error!(
-                    "worker {}: cannot set up {address}/udp: {error}",
-                    context.id
-                );
+                return log::error!("worker {}: cannot set up {address}/udp: {error}", context.id);
             }
         };
         if socket.receive_buffer < udp::LISTEN_BUFFER {
@@ -269,20 +261,13 @@ impl Udp {
     /// Reads no more from the socket of `listener` at `local` and closes it a moment later, when the replies that are under
     /// way have passed; at once if another socket has taken its place, because the kernel would go on to give this one a
     /// share of the clients.
-    pub(super) fn remove(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        listener: u32,
-        local: &Local,
-    ) {
+    pub(super) fn remove(&mut self, poll: &Poll, context: &mut Context, listener: u32, local: &Local) {
         let now = context.now;
         for key in self.sockets.keys() {
             let Some(listening) = self.sockets.get_mut(key) else {
                 continue;
             };
-            if listening.id != listener || *listening.local != *local || listening.closes.is_some()
-            {
+            if listening.id != listener || *listening.local != *local || listening.closes.is_some() {
                 continue;
             }
             if !std::mem::replace(&mut listening.mute, true) {
@@ -312,12 +297,7 @@ impl Udp {
         self.closing = self.sockets.iter().filter_map(|(_, l)| l.closes).min();
     }
 
-    fn end_sessions(
-        &mut self,
-        context: &mut Context,
-        socket: Key,
-        which: impl Fn(&View<Session>) -> bool,
-    ) {
+    fn end_sessions(&mut self, context: &mut Context, socket: Key, which: impl Fn(&View<Session>) -> bool) {
         let of_socket = |view: &View<Session>| view.data.socket == socket && which(view);
         let sessions = self.table.iter().filter(|(_, view)| of_socket(view));
         for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
@@ -388,10 +368,7 @@ impl Udp {
                     State::Live => "open",
                     _ => "connecting",
                 },
-                age_ms: context
-                    .now
-                    .saturating_duration_since(view.data.opened)
-                    .as_millis() as u64,
+                age_ms: context.now.saturating_duration_since(view.data.opened).as_millis() as u64,
                 idle_ms: (context.now - context.shared.epoch)
                     .saturating_sub(view.last)
                     .as_millis() as u64,
@@ -417,9 +394,7 @@ impl Udp {
     /// Up to `count` sessions of a backend go to another one with their next datagram.
     pub(super) fn shed(&mut self, backend: u64, count: usize) {
         let of_backend = self.table.iter().filter(|(_, view)| {
-            view.data.backend.identity == backend
-                && view.data.place.is_some()
-                && view.state == State::Live
+            view.data.backend.identity == backend && view.data.place.is_some() && view.state == State::Live
         });
         let keys: Vec<Key> = of_backend.map(|(key, _)| key).take(count).collect();
         for key in keys {

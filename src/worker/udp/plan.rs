@@ -201,10 +201,7 @@ mod tests {
         let rows: [Row; 9] = [
             (&[(100, 0)], &[(1, 0)]),
             (&[(100, 0), (100, 0), (100, 0)], &[(3, 100)]),
-            (
-                &[(100, 0), (100, 0), (60, 0), (100, 0)],
-                &[(3, 100), (1, 0)],
-            ),
+            (&[(100, 0), (100, 0), (60, 0), (100, 0)], &[(3, 100), (1, 0)]),
             (&[(60, 0), (100, 0)], &[(1, 0), (1, 0)]),
             (&[(3600, 1200), (2400, 1200)], &[(2, 1200)]),
             (&[(3000, 1200), (2400, 1200)], &[(1, 1200), (1, 1200)]),
@@ -214,11 +211,7 @@ mod tests {
         ];
         for (input, expected) in rows {
             let plan = planned(1500, input);
-            let got: Vec<_> = plan
-                .messages
-                .iter()
-                .map(|m| (m.parts.len(), m.segment))
-                .collect();
+            let got: Vec<_> = plan.messages.iter().map(|m| (m.parts.len(), m.segment)).collect();
             assert_eq!(got, expected, "{input:?}");
         }
     }

@@ -58,10 +58,7 @@ impl Udp {
         }
         let socket = session.socket;
         let group_max = usize::from(session.group_down);
-        let datagrams: usize = slots
-            .clone()
-            .map(|slot| self.inbox.meta(slot).datagrams())
-            .sum();
+        let datagrams: usize = slots.clone().map(|slot| self.inbox.meta(slot).datagrams()).sum();
         let bytes: usize = slots.clone().map(|slot| self.inbox.meta(slot).len).sum();
         let Some(after) = self.table.on_backend(context.now, key, datagrams as u32) else {
             return;
@@ -106,13 +103,8 @@ impl Udp {
         };
         session.bytes_down += bytes;
         if !std::mem::replace(&mut session.heard, true) {
-            let us = context
-                .now
-                .saturating_duration_since(session.opened)
-                .as_micros();
-            session
-                .first_byte_us
-                .get_or_insert(us.min(u128::from(u32::MAX)) as u32);
+            let us = context.now.saturating_duration_since(session.opened).as_micros();
+            session.first_byte_us.get_or_insert(us.min(u128::from(u32::MAX)) as u32);
             let waited = context.now.saturating_duration_since(session.bound);
             session
                 .backend
@@ -122,13 +114,7 @@ impl Udp {
         let shard = session.listener.stats.shards.of(context.id);
         shard.datagrams_out.add(datagrams);
         shard.bytes_out.add(bytes);
-        session
-            .backend
-            .stats
-            .shards
-            .of(context.id)
-            .bytes_out
-            .add(bytes);
+        session.backend.stats.shards.of(context.id).bytes_out.add(bytes);
     }
 
     /// Sends what was planned for clients, one call for each listening socket, and clears the inbox.
@@ -138,10 +124,7 @@ impl Udp {
             let mut order: Vec<usize> = (0..self.owners.len()).collect();
             order.sort_by_key(|&ix| self.owners[ix].1.index);
             self.owners = order.iter().map(|&ix| self.owners[ix]).collect();
-            self.plan.messages = order
-                .iter()
-                .map(|&ix| self.plan.messages[ix].clone())
-                .collect();
+            self.plan.messages = order.iter().map(|&ix| self.plan.messages[ix].clone()).collect();
         }
         let mut start = 0;
         while start < self.owners.len() {
@@ -151,12 +134,7 @@ impl Udp {
                 .take_while(|owner| owner.1 == socket)
                 .count();
             if let Some(listening) = self.sockets.get(socket) {
-                self.deliver_through(
-                    context,
-                    listening.socket.fd.as_raw_fd(),
-                    start,
-                    start + alike,
-                );
+                self.deliver_through(context, listening.socket.fd.as_raw_fd(), start, start + alike);
             }
             start += alike;
         }
@@ -168,9 +146,7 @@ impl Udp {
     fn deliver_through(&mut self, context: &Context, fd: RawFd, mut start: usize, end: usize) {
         while start < end {
             let messages = &self.plan.messages[start..end];
-            let (gone, sent) = self
-                .outbox
-                .send(fd, &self.inbox, &self.plan.parts, messages);
+            let (gone, sent) = self.outbox.send(fd, &self.inbox, &self.plan.parts, messages);
             start += gone;
             if sent == Sent::Gone {
                 return;
@@ -191,8 +167,7 @@ impl Udp {
                     let mut at = 0;
                     while at < apart.messages.len() {
                         let messages = &apart.messages[at..];
-                        let (gone, sent) =
-                            self.outbox.send(fd, &self.inbox, &apart.parts, messages);
+                        let (gone, sent) = self.outbox.send(fd, &self.inbox, &apart.parts, messages);
                         at += gone;
                         if let Some(why) = reason(sent) {
                             self.count_drop(context, owner, why);

@@ -46,11 +46,7 @@ impl Item {
     /// Its datagrams.
     fn datagrams(&self) -> impl Iterator<Item = Part> + use<> {
         let (part, segment) = (self.part, self.segment as u32);
-        let step = if segment == 0 {
-            part.len.max(1)
-        } else {
-            segment
-        };
+        let step = if segment == 0 { part.len.max(1) } else { segment };
         let count = part.len.div_ceil(step).max(1);
         (0..count).map(move |nth| Part {
             start: part.start + nth * step,
@@ -201,13 +197,7 @@ impl Udp {
         };
         let bytes = run.iter().map(|item| u64::from(item.part.len)).sum();
         session.bytes_up += bytes;
-        session
-            .backend
-            .stats
-            .shards
-            .of(context.id)
-            .bytes_in
-            .add(bytes);
+        session.backend.stats.shards.of(context.id).bytes_in.add(bytes);
         if session.introduce {
             return self.introduce(poll, context, run);
         }
@@ -268,9 +258,7 @@ impl Udp {
                 break;
             };
             let fd = session.fd.as_raw_fd();
-            let (gone, sent) =
-                self.outbox
-                    .send(fd, &self.inbox, &plan.parts, &plan.messages[start..]);
+            let (gone, sent) = self.outbox.send(fd, &self.inbox, &plan.parts, &plan.messages[start..]);
             start += gone;
             retried &= gone == 0;
             let Some(why) = reason(sent) else { break };
@@ -307,11 +295,7 @@ impl Udp {
     /// loses the session its own.
     fn before_retry(&mut self, poll: &Poll, context: &mut Context, key: Key) {
         self.read_errors(poll, context, key);
-        if self
-            .table
-            .view(key)
-            .is_some_and(|view| view.state == State::Astray)
-        {
+        if self.table.view(key).is_some_and(|view| view.state == State::Astray) {
             let _ = self.rebind(poll, context, key, false);
         }
     }
@@ -366,9 +350,7 @@ fn count_refusal(context: &Context, listener: &Listener, why: Dropped, datagrams
 fn refusal(why: Dropped) -> Option<Cause> {
     match why {
         Dropped::NoBackend => Some(Cause::NoBackend),
-        Dropped::LimitProcess | Dropped::NoDescriptor | Dropped::NoPort => {
-            Some(Cause::LimitProcess)
-        }
+        Dropped::LimitProcess | Dropped::NoDescriptor | Dropped::NoPort => Some(Cause::LimitProcess),
         Dropped::LimitListener => Some(Cause::LimitListener),
         Dropped::LimitSource => Some(Cause::LimitSource),
         Dropped::LimitRate => Some(Cause::LimitRate),

@@ -176,9 +176,7 @@ impl Session {
     /// The datagram that a refusal quotes, if all of it is there or was kept, and whether it begins with an introduction.
     pub(super) fn refused(&self, quoted: &[u8], stash: &Stash) -> Option<(Vec<u8>, bool)> {
         let [latest, _] = &self.sent;
-        let kept = self
-            .stashed
-            .and_then(|at| stash.get(at, latest.len as usize));
+        let kept = self.stashed.and_then(|at| stash.get(at, latest.len as usize));
         if let Some(bytes) = kept.filter(|bytes| bytes.starts_with(quoted)) {
             return Some((bytes.to_vec(), latest.introduces));
         }
@@ -188,13 +186,7 @@ impl Session {
     }
 
     /// The access record of its end.
-    pub(super) fn record(
-        &self,
-        ends: &Endpoints,
-        now: Instant,
-        cause: Cause,
-        closed_by: By,
-    ) -> Record {
+    pub(super) fn record(&self, ends: &Endpoints, now: Instant, cause: Cause, closed_by: By) -> Record {
         // On a wildcard socket the address that the client used is not the one that the socket is bound to.
         let local = match &*self.local {
             Local::Ip(bound) if bound.ip().is_unspecified() => Arc::new(Local::Ip(ends.local())),
@@ -228,11 +220,7 @@ mod tests {
     /// With the table's own part (about 150 bytes) far below what the kernel spends on the socket.
     #[test]
     fn a_session_is_small() {
-        assert!(
-            size_of::<Session>() <= 300,
-            "{} bytes",
-            size_of::<Session>()
-        );
+        assert!(size_of::<Session>() <= 300, "{} bytes", size_of::<Session>());
     }
 
     #[test]
