@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::metrics::{Metrics, Peak};
+use super::phase::Order;
 use super::process::ProcessFacts;
 use super::view::{BackendFacts, Facts, Status, Times};
 use super::{Control, Request};
@@ -20,6 +21,11 @@ const WORKERS_MAX: Duration = Duration::from_secs(1);
 impl Control {
     /// Answers a question or carries out an order.
     pub(super) fn answer(&mut self, request: Request) {
+        // A reload is admitted where signals come to as well.
+        let admitted = match request.order() {
+            Order::Reload => Ok(()),
+            order => self.admit(order).map_err(|why| why.to_string()),
+        };
         // Whoever asked may have gone; then nobody is there to be told.
         match request {
             Request::Status { reply } => {
@@ -40,7 +46,7 @@ impl Control {
             }
             Request::Health { reply } => drop(reply.send(self.health())),
             Request::Connections { limit, reply } => drop(reply.send(self.connections(limit))),
-            Request::Kill { id, reply } => drop(reply.send(self.kill(id))),
+            Request::Kill { id, reply } => drop(reply.send(admitted.is_ok() && self.kill(id))),
             Request::Backend {
                 pool,
                 name,
@@ -48,12 +54,14 @@ impl Control {
                 reply,
             } => {
                 let now = Instant::now();
-                let outcome = self.pools.order(&pool, &name, order, now);
+                let outcome = admitted.and_then(|()| self.pools.order(&pool, &name, order, now));
                 // In force when it is answered.
                 self.follow_pools(now);
                 let _ = reply.send(outcome);
             }
-            Request::Vip { address, order, reply } => drop(reply.send(self.vips.order(address, order))),
+            Request::Vip { address, order, reply } => {
+                let _ = reply.send(admitted.and_then(|()| self.vips.order(address, order)));
+            }
             Request::Reload { reply } => drop(reply.send(self.reload())),
         }
     }

@@ -18,6 +18,7 @@ pub mod http;
 pub mod metrics;
 mod notifier;
 pub mod observer;
+mod phase;
 mod pools;
 pub mod probe;
 pub mod process;
@@ -50,6 +51,7 @@ use crew::{Crew, Hired};
 use endpoints::{Changes, Endpoints, Plan};
 use metrics::Peak;
 use notifier::Notifier;
+use phase::{Answer, Order, Phase, Why};
 use pools::Pools;
 use probe::Prober;
 use succession::Succession;
@@ -355,6 +357,9 @@ impl Control {
 
     /// Whether workers have accepted what was queued on the sockets that they were told to close, and nothing is open any more.
     fn is_idle(&mut self) -> bool {
+        if self.succession.is_upgrading() {
+            return false;
+        }
         if let Some(unlistened) = &self.unlistened
             && unlistened.try_recv() != Err(TryRecvError::Disconnected)
         {
@@ -373,15 +378,37 @@ impl Control {
             }
             Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
             Input::Upgrade(event) => return self.on_upgrade(event),
-            Input::Signal(_) if self.succession.is_waiting() => return false,
-            Input::Signal(_) if std::mem::take(&mut self.succession.retired) => {
-                log::info!("stopping, as soon as the connections that are left have finished");
-            }
-            Input::Signal(_) if self.stopping.is_some() => return false,
-            Input::Signal(_) => self.begin_stop(),
+            Input::Signal(_) => match phase::answer(Order::Stop, self.phase()) {
+                Answer::End => return false,
+                Answer::Already => {
+                    self.succession.note_stop();
+                    log::info!("stopping, as soon as the connections that are left have finished");
+                }
+                _ => self.begin_stop(),
+            },
             Input::Request(request) => self.answer(request),
         }
         true
+    }
+
+    /// Where this process is in its life.
+    fn phase(&self) -> Phase {
+        match self.succession.phase() {
+            Phase::Serving | Phase::Arriving | Phase::Upgrading if self.stopping.is_some() => Phase::Stopping,
+            phase => phase,
+        }
+    }
+
+    /// Whether an order is taken at this time. Whoever gave it by signal finds the reason in the log.
+    fn admit(&self, order: Order) -> Result<(), Why> {
+        match phase::answer(order, self.phase()) {
+            Answer::Refuse(why) => {
+                let word = format!("{order:?}").to_lowercase();
+                log::warn!("{word} refused: {why}");
+                Err(why)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn begin_stop(&mut self) {
@@ -438,9 +465,13 @@ impl Control {
     }
 
     fn reload(&mut self) -> Result<String, Refusal> {
-        if let Err(reason) = self.succession.busy() {
-            log::warn!("reload refused: {reason}");
-            return Err(reason.into());
+        if let Err(why) = self.admit(Order::Reload) {
+            // A service manager that has sent HUP waits until it hears of the reload.
+            if self.phase() == Phase::Upgrading {
+                self.notifier.reloading();
+                self.notifier.ready(self.status_line());
+            }
+            return Err(why.to_string().into());
         }
         self.notifier.reloading();
         let outcome = self.read_again();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
+use super::phase::Order;
 use super::probe::Verdict;
 use crate::link::LiveConnection;
 
@@ -78,6 +79,21 @@ pub enum Request {
         /// Answer.
         reply: Sender<Result<(), String>>,
     },
+}
+
+impl Request {
+    /// What it amounts to.
+    pub(super) fn order(&self) -> Order {
+        match self {
+            Request::Status { .. } | Request::Connections { .. } | Request::Metrics { .. } | Request::Health { .. } => {
+                Order::Look
+            }
+            Request::Kill { .. } => Order::Kill,
+            Request::Backend { .. } => Order::Backend,
+            Request::Vip { .. } => Order::Vip,
+            Request::Reload { .. } => Order::Reload,
+        }
+    }
 }
 
 /// Why nothing was changed.

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::phase::{Order, Phase};
 use super::pools::Knowledge;
 use super::sockets::Dealt;
 use super::upgrade::{Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
@@ -16,12 +17,12 @@ pub struct Succession {
     pub heirlooms: Heirlooms,
     /// Since this process was started by another one, until it serves; with what it will serve then.
     waiting: Option<(Successor, Dealt)>,
+    /// It serves; the process before it has not let go of everything yet.
+    arriving: bool,
     /// An upgrade is under way.
     predecessor: Option<Predecessor>,
-    /// Another process serves; this one drains.
-    handed_over: bool,
-    /// That was the only reason to end so far: nobody has told it to stop.
-    pub retired: bool,
+    /// Another process serves, and this one drains; whether somebody has told it to stop besides.
+    handed_over: Option<(u32, bool)>,
     /// Why the last upgrade failed.
     pub error: Option<String>,
 }
@@ -33,9 +34,9 @@ impl Succession {
             program: Program::own(),
             heirlooms: inheritance.heirlooms,
             waiting: inheritance.successor.map(|s| (s, Dealt::new())),
+            arriving: false,
             predecessor: None,
-            handed_over: false,
-            retired: false,
+            handed_over: None,
             error: None,
         };
         (succession, inheritance.knowledge)
@@ -43,7 +44,7 @@ impl Succession {
 
     /// Whether this process is the service: what bears the service's name (files of sockets) is its own.
     pub fn is_in_office(&self) -> bool {
-        self.waiting.is_none() && !self.handed_over
+        self.waiting.is_none() && self.handed_over.is_none()
     }
 
     /// Whether another process still serves in place of this one.
@@ -59,19 +60,34 @@ impl Succession {
         }
     }
 
-    /// Why the configuration cannot change now.
-    pub fn busy(&self) -> Result<(), String> {
-        match self.waiting.is_some() || self.predecessor.is_some() {
-            true => Err("an upgrade is under way".to_string()),
-            false => Ok(()),
+    /// As far as upgrades decide it: nothing is known here of an order to stop.
+    pub fn phase(&self) -> Phase {
+        match self.handed_over {
+            Some((successor, told)) => Phase::HandedOver { successor, told },
+            None if self.waiting.is_some() => Phase::Waiting,
+            None if self.predecessor.is_some() => Phase::Upgrading,
+            None if self.arriving => Phase::Arriving,
+            None => Phase::Serving,
         }
     }
 
-    /// Gives an upgrade under way up.
-    pub fn abandon(&mut self) {
-        if let Some(predecessor) = self.predecessor.take() {
+    /// An operator has told this process to stop, which has handed over already.
+    pub fn note_stop(&mut self) {
+        if let Some((_, told)) = &mut self.handed_over {
+            *told = true;
+        }
+    }
+
+    /// Gives an upgrade under way up. It is over when its [`Event`] comes, with the sockets that nobody serves meanwhile.
+    pub fn abandon(&self) {
+        if let Some(predecessor) = &self.predecessor {
             predecessor.abandon();
         }
+    }
+
+    /// Whether sockets may be in nobody's hand but an upgrade's.
+    pub fn is_upgrading(&self) -> bool {
+        self.predecessor.is_some()
     }
 }
 
@@ -92,12 +108,7 @@ impl Control {
 
     /// Starts the binary on disk.
     pub(super) fn begin_upgrade(&mut self) {
-        let refused = match (self.stopping, self.succession.busy()) {
-            (Some(_), _) => Some("this process is about to end".to_string()),
-            (None, busy) => busy.err(),
-        };
-        if let Some(reason) = refused {
-            log::warn!("upgrade refused: {reason}");
+        if self.admit(Order::Upgrade).is_err() {
             return;
         }
         let own = match self.own_sockets() {
@@ -137,18 +148,31 @@ impl Control {
 
     /// A step of an upgrade; false ends the process.
     pub(super) fn on_upgrade(&mut self, event: Event) -> bool {
+        let phase = self.phase();
         match event {
             Event::Failed { reason, back } => {
                 let Back { sockets, migrants } = back;
                 self.succession.predecessor = None;
                 let mut dealt = Dealt::new();
+                let mut places = Vec::new();
                 for (ix, socket) in sockets.into_iter().enumerate() {
                     let worker = ix % self.crew.size().max(1);
+                    places.push((socket.listener, socket.local.clone()));
                     dealt.entry(worker).or_default().push(socket);
                 }
                 self.crew.settle(dealt, migrants);
+                if phase == Phase::Stopping {
+                    // Who is queued there is served; nobody else is.
+                    self.crew.unlisten(&places);
+                    self.unlistened = Some(self.crew.barrier());
+                    log::info!("upgrade given up: {reason}");
+                    return true;
+                }
                 self.upgrade_failed(reason);
             }
+            // The order to stop and the successor's word that it serves have crossed: it has been told to stop as well, and
+            // has the sockets.
+            Event::Done(_) if phase == Phase::Stopping => self.succession.predecessor = None,
             Event::Done(done) => {
                 let grace = self.config.shutdown_grace;
                 log::info!(
@@ -158,8 +182,7 @@ impl Control {
                     humantime::format_duration(grace)
                 );
                 self.succession.predecessor = None;
-                self.succession.retired = true;
-                self.succession.handed_over = true;
+                self.succession.handed_over = Some((done.pid, false));
                 self.observer = None;
                 self.notifier.hand_over(done.pid);
                 for (_, local) in &done.unused {
@@ -179,6 +202,7 @@ impl Control {
             }
             Event::Go(migrants) => {
                 if let Some((successor, held)) = self.succession.waiting.take() {
+                    self.succession.arriving = true;
                     self.crew.settle(held, migrants);
                     if let Err(error) = self.observe() {
                         log::error!("admin socket and metrics: {error}");
@@ -187,22 +211,32 @@ impl Control {
                     log::info!("upgrade: serving");
                 }
             }
+            Event::Vips(_) if phase == Phase::Stopping => log::warn!("upgrade: stopping, so the VIPs are let go"),
             Event::Vips(election) => {
                 if let Err(error) = self.vips.resume(self.config.failover.as_ref(), election) {
                     log::error!("upgrade: the VIPs are let go: {error}");
                 }
             }
             Event::Main => {
-                if let Err(error) = self.vips.follow(self.config.failover.as_ref(), None) {
+                self.succession.arriving = false;
+                if phase != Phase::Stopping
+                    && let Err(error) = self.vips.follow(self.config.failover.as_ref(), None)
+                {
                     log::error!("failover: {error}");
                 }
                 let status = self.status_line();
                 self.notifier.speak(status);
             }
-            Event::Abandoned => {
+            Event::Abandoned if phase == Phase::Waiting => {
                 log::error!("upgrade: the old process gave it up");
                 return false;
             }
+            // It serves already: who has come to it may finish.
+            Event::Abandoned if phase != Phase::Stopping => {
+                log::info!("upgrade: the old process has been told to stop, and so does this one");
+                self.begin_stop();
+            }
+            Event::Abandoned => {}
         }
         true
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg, sendmsg,
+    setsockopt, shutdown, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -79,6 +79,11 @@ impl Channel {
             sendmsg::<()>(fd, &parts, control, MsgFlags::MSG_NOSIGNAL, None)
         })?;
         Ok(())
+    }
+
+    /// Hears no more: [`receive`](Self::receive) says that the peer has gone, also to whoever waits in it.
+    pub fn stop_listening(&self) -> io::Result<()> {
+        Ok(shutdown(self.0.as_raw_fd(), Shutdown::Read)?)
     }
 
     /// Waits for a message; `None` = the peer has gone. `WouldBlock` = the timeout has passed.

@@ -293,6 +293,13 @@ impl Weir {
         self.child.wait().unwrap()
     }
 
+    /// Waits for the process to end, whatever others with its descriptors do.
+    #[track_caller]
+    pub fn wait_for_end_of_process(&mut self) -> ExitStatus {
+        super::wait_until("the end of the process", || !self.is_running());
+        self.child.wait().unwrap()
+    }
+
     /// TERM; it must end well. Returns all access records.
     #[track_caller]
     pub fn stop(mut self) -> Vec<Record> {

@@ -4,6 +4,7 @@
 mod common;
 
 mod activation;
+mod dying;
 mod instances;
 mod notify;
 mod packaging;

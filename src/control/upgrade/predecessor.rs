@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -63,6 +64,7 @@ pub struct Estate {
 #[derive(Debug)]
 pub struct Predecessor {
     line: Line,
+    abandoned: Arc<AtomicBool>,
 }
 
 impl Predecessor {
@@ -74,10 +76,14 @@ impl Predecessor {
         let (near, far) = Channel::pair()?;
         near.set_timeout(START_MAX)?;
         let line = Line(Arc::new(near));
-        let handle = Predecessor { line: line.clone() };
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let handle = Predecessor {
+            line: line.clone(),
+            abandoned: abandoned.clone(),
+        };
         std::thread::Builder::new().name("upgrade".into()).spawn(move || {
             let mut back = Back::default();
-            let event = match hand_over(&program, &estate, line, far, &mut back) {
+            let event = match hand_over(&program, &estate, line, far, &abandoned, &mut back) {
                 Ok(done) => Event::Done(done),
                 Err(error) => Event::Failed {
                     reason: format!("{error:#}"),
@@ -89,14 +95,23 @@ impl Predecessor {
         Ok(handle)
     }
 
-    /// Tells the successor to end. If it serves already, it goes on.
+    /// Tells the successor to end, at once or, if it serves already, when its connections have. The [`Event`] comes soon.
     pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
         let _ = self.line.say(&Note::Abandon);
+        let _ = self.line.0.stop_listening();
     }
 }
 
 /// Takes all steps. `back` holds what nobody serves at the moment.
-fn hand_over(program: &Program, estate: &Estate, line: Line, far: Channel, back: &mut Back) -> anyhow::Result<Done> {
+fn hand_over(
+    program: &Program,
+    estate: &Estate,
+    line: Line,
+    far: Channel,
+    abandoned: &AtomicBool,
+    back: &mut Back,
+) -> anyhow::Result<Done> {
     let sockets = gather(estate).context("cannot collect the listening sockets")?;
     let pid = handover::spawn(
         &program.path,
@@ -107,11 +122,14 @@ fn hand_over(program: &Program, estate: &Estate, line: Line, far: Channel, back:
     )
     .with_context(|| format!("cannot start {}", program.path.display()))?;
     log::info!("upgrade: process {pid} starts");
-    let outcome = introduce(estate, &line, sockets, back);
+    let mut ready = false;
+    let outcome = introduce(estate, &line, sockets, &mut ready, back);
     match &outcome {
         Ok(_) => {}
         // Whoever did not answer in time may do so later, when nobody listens any more.
         Err(error) if is_timeout(error) => handover::kill(pid),
+        // It may not look at the channel for long, and holds the sockets: clients would queue up at nobody.
+        Err(_) if abandoned.load(Ordering::SeqCst) && !ready => handover::kill(pid),
         Err(_) => {
             let _ = line.say(&Note::Abandon);
         }
@@ -137,7 +155,13 @@ fn is_timeout(error: &anyhow::Error) -> bool {
 }
 
 /// From the first socket to Serving; returns what the successor has no use for.
-fn introduce(estate: &Estate, line: &Line, sockets: Vec<ListenSocket>, back: &mut Back) -> anyhow::Result<Vec<Label>> {
+fn introduce(
+    estate: &Estate,
+    line: &Line,
+    sockets: Vec<ListenSocket>,
+    ready: &mut bool,
+    back: &mut Back,
+) -> anyhow::Result<Vec<Label>> {
     let label = |socket: &ListenSocket| {
         let place = (socket.listener, socket.local.clone());
         estate.listeners.get(&place).map(|(label, _)| label.clone())
@@ -162,6 +186,7 @@ fn introduce(estate: &Estate, line: &Line, sockets: Vec<ListenSocket>, back: &mu
         Note::Refused(reason) => bail!("{reason}"),
         other => bail!("the new process said {other:?}"),
     };
+    *ready = true;
     let listeners = estate.listeners.iter();
     let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
     let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
@@ -258,7 +283,7 @@ mod tests {
         };
         let _far = successor(far);
         let line = Line(Arc::new(near));
-        introduce(&estate, &line, Vec::new(), &mut Back::default()).unwrap_err()
+        introduce(&estate, &line, Vec::new(), &mut false, &mut Back::default()).unwrap_err()
     }
 
     /// The short version of `a_successor_that_hangs_is_given_up` in `tests/service/upgrade.rs`: whoever hangs has to be
