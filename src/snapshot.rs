@@ -7,9 +7,10 @@ use std::time::Duration;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::balance::{Cursor, Loads, Mask, Picker, Shares, source_key};
+use crate::balance::{Cursor, Loads, Picker, source_key};
 use crate::config::model;
 use crate::gate::Gate;
+use crate::health::Eligibility;
 use crate::stats::{BackendStats, ListenerStats};
 
 /// See the module.
@@ -58,14 +59,8 @@ pub struct Pool {
     pub backends: Vec<Arc<Backend>>,
     /// The algorithm with its tables.
     pub picker: Picker,
-    /// Effective share of each backend (slow start).
-    pub shares: Shares,
-    /// Eligible backends by tier: primaries, then backups. The first tier that has one left is used.
-    pub tiers: [Mask; 2],
-    /// Nothing is up and the pool tries all: the tiers hold every backend.
-    pub desperate: bool,
-    /// Backends that are known to be up and take work.
-    pub healthy: usize,
+    /// Who takes new work.
+    pub eligibility: Eligibility,
 }
 
 /// A backend.
@@ -128,6 +123,17 @@ impl Place {
     }
 }
 
+/// What came of looking for a backend.
+#[derive(Debug)]
+pub enum Choice {
+    /// This one, and a place there.
+    Backend(Place),
+    /// Those that could take the work have `max_connections`.
+    Full,
+    /// There is none that was not tried already.
+    Nobody,
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.stats.active.lower();
@@ -136,22 +142,31 @@ impl Drop for Place {
 
 impl Pool {
     /// Chooses a backend that is not in `tried` (identities) and has room, and takes a place there.
-    pub fn choose(&self, cursor: &mut Cursor, key: u64, tried: &[u64], now: Duration) -> Option<Place> {
-        for tier in &self.tiers {
-            let mut mask = Cow::Borrowed(tier);
+    pub fn choose(&self, cursor: &mut Cursor, key: u64, tried: &[u64], now: Duration) -> Choice {
+        let Eligibility {
+            first, then, shares, ..
+        } = &self.eligibility;
+        for set in [first, then] {
+            let mut mask = Cow::Borrowed(set);
             for ix in (0..self.backends.len()).filter(|_| !tried.is_empty()) {
                 if tried.contains(&self.backends[ix].identity) {
                     mask.to_mut().clear(ix);
                 }
             }
-            while let Some(ix) = self.picker.pick(cursor, key, &LoadsAt(self, now), &self.shares, &mask) {
+            let mut full = false;
+            while let Some(ix) = self.picker.pick(cursor, key, &LoadsAt(self, now), shares, &mask) {
                 if let Some(place) = Place::take(&self.backends[ix]) {
-                    return Some(place);
+                    return Choice::Backend(place);
                 }
+                full = true;
                 mask.to_mut().clear(ix);
             }
+            // Whoever comes after them is for the time when these are out, not for when they are busy.
+            if full {
+                return Choice::Full;
+            }
         }
-        None
+        Choice::Nobody
     }
 
     /// The hash key of a client for this pool; only source hash looks at it.
@@ -160,5 +175,127 @@ impl Pool {
             (model::Balance::SourceHash, Some(client)) => source_key(&self.config.source_hash, client),
             _ => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::{Member, Shares, identity};
+    use crate::config;
+    use crate::health::{Candidate, Standing};
+
+    /// A pool of backends written as in `eligibility`'s table, each with the connections it has; three is the cap.
+    fn pool(backends: &[(char, u32)], try_all: bool) -> Pool {
+        let list: Vec<String> = backends
+            .iter()
+            .enumerate()
+            .map(|(ix, (letter, _))| {
+                let backup = letter.is_ascii_uppercase();
+                format!("{{address: '10.0.0.{ix}:80', max_connections: 3, backup: {backup}}}")
+            })
+            .collect();
+        let all_down = if try_all { "try_all" } else { "refuse" };
+        let text = format!(
+            "listeners: {{l: {{bind: '127.0.0.1:80', pool: p}}}}\npools: {{p: {{all_down: {all_down}, backends: [{}]}}}}",
+            list.join(", ")
+        );
+        let config = config::parse("f", &text).unwrap().config.pools.remove(0);
+        let candidates: Vec<Candidate> = backends
+            .iter()
+            .map(|(letter, _)| Candidate {
+                standing: match letter.to_ascii_lowercase() {
+                    'r' => Standing::Ready,
+                    'u' => Standing::Untested,
+                    _ => Standing::Unhealthy,
+                },
+                weight: 1,
+                backup: letter.is_ascii_uppercase(),
+                share: Shares::WHOLE,
+            })
+            .collect();
+        let backends: Vec<Arc<Backend>> = std::iter::zip(&config.backends, backends)
+            .map(|(config, (_, active))| {
+                let stats = BackendStats::new(1);
+                (0..*active).for_each(|_| stats.active.raise());
+                Arc::new(Backend {
+                    identity: identity("p", &config.address.to_string()),
+                    pool: "p".into(),
+                    config: config.clone(),
+                    send_proxy: model::SendProxy::Off,
+                    stats,
+                })
+            })
+            .collect();
+        let members: Vec<Member> = backends
+            .iter()
+            .map(|backend| Member {
+                identity: backend.identity,
+                weight: 1,
+            })
+            .collect();
+        Pool {
+            picker: Picker::new(config.balance, &config.source_hash, &members),
+            eligibility: Eligibility::new(&candidates, config.all_down),
+            config: Arc::new(config),
+            backends,
+        }
+    }
+
+    /// Columns: backends with their connections (the cap is 3), those tried in vain, the choice (backend, `f`ull, `n`obody).
+    /// Broken on purpose: backups behind a full primary, behind a ready one that refused; full ones taken for nobody.
+    #[test]
+    fn who_is_chosen() {
+        #[rustfmt::skip]
+        let rows: &[(&[(char, u32)], &[usize], &str)] = &[
+            (&[('r', 0), ('r', 2)], &[], "0"),
+            (&[('r', 3), ('r', 2)], &[], "1"),
+            (&[('r', 3), ('r', 3)], &[], "f"),
+            (&[('r', 0), ('r', 0)], &[0], "1"),
+            (&[('r', 0), ('r', 3)], &[0], "f"),
+            (&[('r', 0), ('r', 0)], &[0, 1], "n"),
+            // A backup waits for health to say that no primary is left.
+            (&[('r', 3), ('R', 0)], &[], "f"),
+            (&[('r', 0), ('r', 0), ('R', 0)], &[0], "1"),
+            (&[('r', 0), ('r', 3), ('R', 0)], &[0], "f"),
+            (&[('r', 0), ('R', 0)], &[0], "n"),
+            (&[('r', 0), ('u', 0), ('R', 0)], &[0, 1], "n"),
+            (&[('i', 0), ('R', 0)], &[], "1"),
+            (&[('i', 0), ('R', 3)], &[], "f"),
+            // Nobody knows whether the primary is up.
+            (&[('u', 0), ('R', 0)], &[], "0"),
+            (&[('u', 0), ('R', 0)], &[0], "1"),
+            (&[('u', 3), ('R', 0)], &[], "f"),
+            // Nothing is up.
+            (&[('i', 0), ('I', 0)], &[], "n"),
+        ];
+        let check = |backends: &[(char, u32)], tried: &[usize], wanted: &str, try_all| {
+            let pool = pool(backends, try_all);
+            let identities: Vec<u64> = tried.iter().map(|&ix| pool.backends[ix].identity).collect();
+            let before: Vec<u32> = pool.backends.iter().map(|backend| backend.stats.active.get()).collect();
+            let chosen = pool.choose(&mut Cursor::new(1), 0, &identities, Duration::ZERO);
+            let place = |ix: usize| pool.backends[ix].stats.active.get() - before[ix];
+            let got = match &chosen {
+                Choice::Full => "f".into(),
+                Choice::Nobody => "n".into(),
+                Choice::Backend(taken) => {
+                    let is = |backend: &Arc<Backend>| Arc::ptr_eq(backend, taken.backend());
+                    let ix = pool.backends.iter().position(is).unwrap();
+                    assert_eq!(place(ix), 1);
+                    ix.to_string()
+                }
+            };
+            assert_eq!(got, wanted, "{backends:?} tried {tried:?}");
+            drop(chosen);
+            assert!((0..before.len()).all(|ix| place(ix) == 0), "every place is given back");
+        };
+        for (backends, tried, wanted) in rows {
+            check(backends, tried, wanted, false);
+        }
+        // `all_down: try_all`: primaries, and backups when those have failed.
+        check(&[('i', 0), ('I', 0)], &[], "0", true);
+        check(&[('i', 0), ('I', 0)], &[0], "1", true);
+        check(&[('i', 3), ('I', 0)], &[], "f", true);
+        check(&[('i', 0), ('I', 0)], &[0, 1], "n", true);
     }
 }

@@ -134,6 +134,9 @@ pub struct ListenerShard {
     pub bytes_out: Count,
     /// Endings by [`Cause`] (index `cause as usize`).
     pub closed: [Count; Cause::ALL.len()],
+    /// Of those that ended with [`Cause::NoBackend`] (or datagrams without a session): there was nobody (0), or those that
+    /// could serve were full (1).
+    pub no_backend: [Count; 2],
     /// Lifetimes.
     pub seconds: Histogram,
     /// Datagrams from clients.

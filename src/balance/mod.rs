@@ -2,8 +2,8 @@
 //!
 //! A [`Picker`] is built once from a pool's backends and its algorithm and is immutable from then on (it sits in a
 //! snapshot; a clone shares its tables). What changes from pick to pick comes in from outside: the worker's [`Cursor`],
-//! the shared [`Loads`], the [`Shares`] of backends that are ramping up, and the [`Mask`] of eligible backends (up, not
-//! draining, the right tier, not tried before). A retry is the same call with the tried backends masked out. No backend
+//! the shared [`Loads`], the [`Shares`] of backends that are ramping up, and the [`Mask`] of eligible backends (those
+//! that health lets serve, less those tried before). A retry is the same call with the tried backends masked out. No backend
 //! is `None`.
 //!
 //! | algorithm | up to 64 eligible | beyond | file |
@@ -338,28 +338,6 @@ impl Picker {
             Policy::SourceHash(maglev) => maglev.pick(&view, key, trace),
         }
     }
-}
-
-/// The tier that takes new work: the first of these sets that is not empty.
-///
-/// 1. primaries that are ready
-/// 2. primaries that nobody has probed yet: at a start traffic need not wait for the first probes
-/// 3. backups that are ready
-/// 4. backups that nobody has probed yet
-///
-/// One bit a backend. Backends of weight 0 belong in neither `ready` nor `untested`: they take no work, so they must not keep
-/// the next tier idle.
-pub fn tier(ready: &Mask, untested: &Mask, backup: &Mask) -> Mask {
-    let primary = |set: &Mask| set.and_not(backup);
-    let sets = [
-        primary(ready),
-        primary(untested),
-        ready.and(backup),
-        untested.and(backup),
-    ];
-    sets.into_iter()
-        .find(|set| !set.is_empty())
-        .unwrap_or_else(|| Mask::new(ready.len()))
 }
 
 #[cfg(test)]

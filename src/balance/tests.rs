@@ -181,28 +181,6 @@ fn shares_follow_weights() {
     }
 }
 
-/// Backends 3 and 4 are backups. Columns: ready, untested, tier. Broken on purpose: sets 2 and 3 exchanged.
-#[test]
-fn the_tier_is_primaries_or_else_backups() {
-    let mask = |bits: &[usize]| Mask::from_fn(5, |ix| bits.contains(&ix));
-    let rows: [(&[usize], &[usize], &[usize]); 7] = [
-        (&[0, 1, 4], &[], &[0, 1]),
-        (&[0, 1, 4], &[2], &[0, 1]),
-        (&[3, 4], &[1, 2], &[1, 2]),
-        (&[3, 4], &[], &[3, 4]),
-        (&[4], &[3], &[4]),
-        (&[], &[3], &[3]),
-        (&[], &[], &[]),
-    ];
-    for (ready, untested, wanted) in rows {
-        assert_eq!(
-            tier(&mask(ready), &mask(untested), &mask(&[3, 4])),
-            mask(wanted),
-            "{ready:?} {untested:?}"
-        );
-    }
-}
-
 /// Columns: shares, eligible, effective shares. Broken on purpose: no scaling.
 #[test]
 fn shares_are_relative_to_the_eligible() {

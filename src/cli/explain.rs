@@ -10,9 +10,10 @@ use std::str::FromStr;
 
 use crate::app::EXIT_CONFIG;
 use crate::balance::acl::Acl;
-use crate::balance::{Cursor, Loads, Mask, Member, Picker, Shares, identity, source_key, tier};
+use crate::balance::{Cursor, Loads, Member, Picker, Shares, identity, source_key};
 use crate::config::model::{Balance, Listener, Pool};
 use crate::config::{self, Config};
+use crate::health::{Candidate, Eligibility, Standing};
 
 /// What `weir explain` takes.
 #[derive(Debug, clap::Args)]
@@ -123,18 +124,20 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
             weight: backend.weight,
         })
         .collect();
-    let of = |wanted: fn(&crate::config::model::Backend) -> bool| {
-        Mask::from_fn(pool.backends.len(), |ix| wanted(&pool.backends[ix]))
-    };
-    let untested = Mask::new(pool.backends.len());
-    let eligible = tier(
-        &of(|backend| backend.weight > 0),
-        &untested,
-        &of(|backend| backend.backup),
-    );
+    let candidates: Vec<Candidate> = pool
+        .backends
+        .iter()
+        .map(|backend| Candidate {
+            standing: Standing::Ready,
+            weight: backend.weight,
+            backup: backend.backup,
+            share: Shares::WHOLE,
+        })
+        .collect();
+    let eligibility = Eligibility::new(&candidates, pool.all_down);
     let picker = Picker::new(pool.balance, &pool.source_hash, &members);
     let key = source_key(&pool.source_hash, from);
-    let explanation = picker.explain(&mut Cursor::new(0), key, &Idle, &Shares::full(), &eligible);
+    let explanation = picker.explain(&mut Cursor::new(0), key, &Idle, &eligibility.shares, &eligibility.first);
     answer.backend = explanation.chosen;
     answer.reason = explanation
         .reason

@@ -233,7 +233,7 @@ pub static FIELDS: &[Field] = &[
     required::<BackendAddress>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
     value::<u32>("pools.*.backends.*.weight", "1", "Share of the work; 0 = no new work.").range("0..65535"),
     value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
-    value::<bool>("pools.*.backends.*.backup", "false", "Used only when no other is left."),
+    value::<bool>("pools.*.backends.*.backup", "false", "Serves only while no primary is up."),
     section("pools.*.health", "Active health checks.").or("none").udp("section"),
     optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp"),
     value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),

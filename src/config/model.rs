@@ -254,7 +254,7 @@ pub struct Backend {
     pub weight: u32,
     /// Live connections at most; `None` = unlimited.
     pub max_connections: Option<u32>,
-    /// Used only when no primary is left.
+    /// Serves only while no primary is up.
     pub backup: bool,
 }
 

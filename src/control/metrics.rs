@@ -88,8 +88,14 @@ impl Metrics<'_> {
             }
             for &cause in Cause::ALL {
                 let (word, n) = (cause.as_str(), stats.closed(cause));
-                if cause.is_refusal() {
-                    refused.count(&[name, ("reason", word)], n);
+                match cause {
+                    // One cause, two things to do about it.
+                    Cause::NoBackend => {
+                        refused.count(&[name, ("reason", word)], sum(|shard| &shard.no_backend[0]));
+                        refused.count(&[name, ("reason", "full")], sum(|shard| &shard.no_backend[1]));
+                    }
+                    _ if cause.is_refusal() => refused.count(&[name, ("reason", word)], n),
+                    _ => {}
                 }
                 closed.count(&[name, ("cause", word)], n);
             }
@@ -158,12 +164,7 @@ impl Metrics<'_> {
         let unknown = BackendFacts::default();
         for pool in &self.snapshot.pools {
             let pool_label = ("pool", pool.config.name.as_str());
-            let in_use = pool.tiers.iter().map(|tier| tier.count());
-            let in_use: usize = match pool.desperate {
-                true => in_use.sum(),
-                false => in_use.into_iter().find(|&n| n > 0).unwrap_or(0),
-            };
-            eligible.gauge(&[pool_label], in_use as u32);
+            eligible.gauge(&[pool_label], pool.eligibility.count() as u32);
             for backend in &pool.backends {
                 let (stats, known) = (
                     &backend.stats,

@@ -14,12 +14,12 @@ pub use knowledge::Knowledge;
 
 use super::probe::{Probe, Prober, Verdict};
 use super::request::BackendOrder;
-use crate::balance::{Mask, Member, Picker, Shares, identity};
+use crate::balance::{Member, Picker, identity};
 use crate::base::Rng;
-use crate::config::model::{self, AllDown, BackendAddress, OnDown, ProbeKind};
+use crate::config::model::{self, BackendAddress, OnDown, ProbeKind};
 use crate::health::drain::Drain;
 use crate::health::schedule::{RUNNING_MAX, Schedule};
-use crate::health::{BackendState, Change, Order, Policy, Standing, State};
+use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Policy, Serving, Standing, State};
 use crate::link::Report;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
@@ -482,39 +482,22 @@ impl Pools {
 impl PoolEntry {
     fn publish(&mut self, now: Instant) -> Arc<Pool> {
         let PoolEntry { config, entries, .. } = &*self;
-        let of = |wanted: &[Standing], backup: bool| {
-            Mask::from_fn(entries.len(), |ix| {
-                let entry = &entries[ix];
-                entry.backend.config.backup == backup && entry.weight() > 0 && wanted.contains(&entry.state.standing())
+        let candidates: Vec<Candidate> = entries
+            .iter()
+            .map(|entry| Candidate {
+                standing: entry.state.standing(),
+                weight: entry.weight(),
+                backup: entry.backend.config.backup,
+                share: entry.state.share(now),
             })
-        };
-        // An untested backend takes work as if it were up: a failed connect goes elsewhere, while a start that waits for
-        // probes would pile everything on whoever is probed first.
-        let tier = |backup| of(&[Standing::Ready, Standing::Untested], backup);
-        let mut tiers = [tier(false), tier(true)];
-        let nobody = tiers.iter().all(Mask::is_empty);
-        let unhealthy = [false, true].map(|backup| of(&[Standing::Unhealthy], backup));
-        let desperate = nobody && config.all_down == AllDown::TryAll && !unhealthy.iter().all(Mask::is_empty);
-        if desperate {
-            tiers = unhealthy;
-        }
-        // Whoever is left when a tier is spent (refused, full) may still be a backup: the first tier goes first.
-        let eligible = tiers.iter().find(|tier| !tier.is_empty()).map_or(0, Mask::count);
-        let shares: Vec<u32> = entries.iter().map(|entry| entry.state.share(now)).collect();
-        let serving = tiers.iter().find(|tier| !tier.is_empty()).unwrap_or(&tiers[0]);
+            .collect();
         let pool = Pool {
             config: config.clone(),
             backends: entries.iter().map(|entry| entry.backend.clone()).collect(),
             picker: self.picker.clone(),
-            shares: Shares::new(&shares, serving),
-            tiers,
-            desperate,
-            healthy: entries
-                .iter()
-                .filter(|entry| entry.weight() > 0 && entry.state.standing() == Standing::Ready)
-                .count(),
+            eligibility: Eligibility::new(&candidates, config.all_down),
         };
-        self.note_supply(eligible, desperate);
+        self.note_supply(pool.eligibility.count(), pool.eligibility.serving == Serving::All);
         Arc::new(pool)
     }
 

@@ -156,7 +156,7 @@ pub struct Backend {
     pub address: String,
     /// Weight in force.
     pub weight: u32,
-    /// Used only when no primary is left.
+    /// Serves only while no primary is up.
     pub backup: bool,
     /// One of [`BACKEND_STATES`].
     pub state: String,
@@ -394,18 +394,11 @@ fn listener(listener: &snapshot::Listener) -> Listener {
 }
 
 fn pool(pool: &snapshot::Pool, facts: &Facts) -> Pool {
-    let [primaries, backups] = &pool.tiers;
-    let (serving, eligible) = match (primaries.count(), backups.count()) {
-        (0, 0) => ("none", 0),
-        (n, m) if pool.desperate => ("all", n + m),
-        (0, m) => ("backup", m),
-        (n, _) => ("primary", n),
-    };
     Pool {
         name: pool.config.name.clone(),
         balance: balance(pool.config.balance).into(),
-        eligible,
-        serving: serving.into(),
+        eligible: pool.eligibility.count(),
+        serving: pool.eligibility.serving.as_str().into(),
         backends: pool.backends.iter().map(|b| backend(b, facts)).collect(),
     }
 }

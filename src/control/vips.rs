@@ -140,7 +140,8 @@ fn node(node: &NodeStatus) -> view::Node {
 fn local(shared: Arc<Shared>, patience: Duration) -> impl FnMut() -> Local + Send {
     move || {
         let detail = shared.stuck(patience, CONTROL_MAX);
-        let pools = shared.snapshot().pools.iter().map(|pool| pool.healthy > 0).collect();
+        let snapshot = shared.snapshot();
+        let pools = snapshot.pools.iter().map(|pool| pool.eligibility.healthy > 0).collect();
         Local {
             serving: detail.is_none(),
             detail: detail.unwrap_or_default(),

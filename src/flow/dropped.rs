@@ -30,6 +30,8 @@ reasons! {
     TooBig = "too_big",
     /// No backend was eligible.
     NoBackend = "no_backend",
+    /// Those that could take a session have `max_connections`.
+    Full = "full",
     /// Sessions of the process are at their cap and none could make room.
     LimitProcess = "limit_process",
     /// Sessions of the listener are at their cap and none could make room.

@@ -9,14 +9,14 @@
 //! | `drain` | the operator said drain | none, what it has goes on |
 //! | `down` | probes fail | none |
 //! | `ejected` | real traffic fails | none |
-//! | `starting` | no probe result yet | only while no backend of its tier is up |
+//! | `starting` | no probe result yet | yes |
 //! | `up` | otherwise | yes |
 //!
 //! Probes go on in every state, so that an order taken back finds the truth at once. A backend that returns to `up` from
 //! anything but `starting` ramps up, if the pool has a slow start: a new backend is not a returning one.
 //!
 //! What this file never does: decide for the pool. Whether an ejection would take the last one is the caller's knowledge
-//! and comes in as a parameter; which tier takes the work is `balance::tier`.
+//! and comes in as a parameter; who of a pool takes its work is [`super::eligibility`].
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ pub enum Order {
 pub enum Standing {
     /// Yes.
     Ready,
-    /// Nobody knows yet: if there is no better one.
+    /// Nobody knows yet: as if it were ready.
     Untested,
     /// Unhealthy: only by `all_down: try_all`.
     Unhealthy,

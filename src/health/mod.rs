@@ -6,14 +6,17 @@
 //! | [`outlier`] | what failures of real traffic mean: ejection with back-off |
 //! | [`slow_start`] | how much a returning backend gets |
 //! | [`backend`] | all of that and the operator's orders together: one state word, one reason, one share |
+//! | [`eligibility`] | which backends of a pool take new work |
 //! | [`schedule`] | which backend is probed when |
 //! | [`drain`] | how many connections to close now so that a drained backend empties at a flat rate |
 
 pub mod backend;
 pub mod drain;
+pub mod eligibility;
 pub mod outlier;
 pub mod schedule;
 pub mod slow_start;
 pub mod verdict;
 
 pub use backend::{BackendState, Change, Order, Policy, Standing, State};
+pub use eligibility::{Candidate, Eligibility, Serving};

@@ -7,7 +7,7 @@ use super::Context;
 use crate::config::model::{BackendAddress, SendProxy};
 use crate::link::{Local, ReportKind};
 use crate::relay::Cause;
-use crate::snapshot::{Backend, Place};
+use crate::snapshot::{Backend, Choice, Place};
 use crate::sys::socket::{self, ConnectError, Target};
 
 /// Where the current attempt to reach a backend stands.
@@ -32,6 +32,8 @@ pub(super) enum Started {
     Connecting(Place, OwnedFd),
     /// Failed at once; the next may do better.
     Failed,
+    /// Nobody was tried, because there is nobody or because those that could serve are `full`.
+    NoBackend { full: bool },
     /// Nothing is left to try.
     GaveUp(Cause),
 }
@@ -62,23 +64,25 @@ impl Attempt {
         let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
         let clock = now - context.shared.epoch;
         let Some((pool, cursor)) = context.pool_of(listener) else {
-            return Started::GaveUp(Cause::NoBackend);
+            return Started::NoBackend { full: false };
         };
         let spent = self.tried.len() as u32;
         let left = pool.config.connect.attempts.saturating_sub(spent);
         let out_of_time = spent > 0 && now_ms >= self.deadline_ms;
-        let place = match left {
-            0 => None,
-            _ if out_of_time => None,
+        let choice = match left {
+            0 => Choice::Nobody,
+            _ if out_of_time => Choice::Nobody,
             _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
         };
-        let Some(place) = place else {
-            return Started::GaveUp(match self.last_error {
-                None => Cause::NoBackend,
-                Some(ConnectError::TimedOut) => Cause::ConnectTimeout,
-                Some(ConnectError::Reset) => Cause::BackendReset,
-                Some(_) => Cause::ConnectFailed,
-            });
+        let Choice::Backend(place) = choice else {
+            return match self.last_error {
+                None => Started::NoBackend {
+                    full: matches!(choice, Choice::Full),
+                },
+                Some(ConnectError::TimedOut) => Started::GaveUp(Cause::ConnectTimeout),
+                Some(ConnectError::Reset) => Started::GaveUp(Cause::BackendReset),
+                Some(_) => Started::GaveUp(Cause::ConnectFailed),
+            };
         };
         let backend = place.backend().clone();
         if spent > 0 {

@@ -486,6 +486,11 @@ impl Tcp {
                     }
                 }
                 Started::Failed => {}
+                Started::NoBackend { full } => {
+                    let shard = connection.listener.stats.shards.of(context.id);
+                    shard.no_backend[usize::from(full)].add(1);
+                    break Cause::NoBackend;
+                }
                 Started::GaveUp(cause) => break cause,
             }
         };

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use super::common::{self, Port, Server, Weir, client, server, wait_until};
-use super::{UNWATCHED, backend, backend_of, count, hold, in_parallel, pool, status};
+use super::{UNWATCHED, backend, backend_of, count, hold, in_parallel, metrics_sum, pool, status};
 
 /// Answers its name and keeps the connection until the client ends it.
 fn holding(name: &'static str) -> Server {
@@ -56,8 +56,8 @@ fn max_connections_is_exact_over_the_workers() {
     }
 }
 
-/// Backups serve while no primary is left or has room, and not a connection longer.
-/// Broken on purpose: backups among the primaries (`PoolEntry::publish`).
+/// Backups serve while no primary is up, and not a connection longer: neither a cap nor a refused connect lets them.
+/// Broken on purpose: backups among the primaries, behind full ones, behind ready ones that refuse (`Eligibility::new`).
 #[test]
 fn backups_serve_only_in_place_of_primaries() {
     let ports = [Port::reserve(), Port::reserve()];
@@ -97,14 +97,37 @@ fn backups_serve_only_in_place_of_primaries() {
     drop(primaries);
     weir.stop();
 
-    // A primary that is full has no room for more than it may have.
+    // One that is full is up: nobody else takes what it has no room for.
     let full = holding("a");
     let backends = [
         backend("a", full.address, "max_connections: 3"),
         backend("z", backup.address, "backup: true"),
     ];
-    let weir = Weir::start(&pool(UNWATCHED, &backends));
+    let metrics = Port::reserve();
+    let configuration = pool(UNWATCHED, &backends) + &format!("metrics: {}\n", metrics.address());
+    let weir = Weir::start(&configuration);
     let address = weir.address("main");
-    let held: Vec<_> = (0..5).map(|_| hold(&address, None)).collect();
-    assert_eq!(held.iter().map(|(name, _)| *name).collect::<String>(), "aaazz");
+    let held: Vec<_> = (0..5).filter_map(|_| try_hold(&address)).collect();
+    assert_eq!(held.iter().map(|(name, _)| *name).collect::<String>(), "aaa");
+    let records = weir.wait_for_records(2);
+    assert!(records.iter().all(|record| record.end() == ("no_backend", "weir")));
+    for (reason, wanted) in [("full", 2.0), ("no_backend", 0.0)] {
+        let name = format!("weir_connections_refused_total{{listener=\"main\",reason=\"{reason}\"}}");
+        assert_eq!(metrics_sum(&metrics.address().to_string(), &name), wanted, "{reason}");
+    }
+
+    // One that refuses a connection is up, too, until health says otherwise: with one more primary, or with none.
+    let refusing = Port::reserve();
+    for (other, wanted) in [(Some(backend("b", full.address, "")), "a"), (None, "")] {
+        let mut backends = vec![backend("refuses", refusing.address(), "weight: 255")];
+        backends.extend(other);
+        backends.push(backend("z", backup.address, "backup: true"));
+        let weir = Weir::start(&pool(&format!("balance: round_robin, {UNWATCHED}"), &backends));
+        let address = weir.address("main");
+        let names: String = (0..10)
+            .filter_map(|_| try_hold(&address))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, wanted.repeat(10));
+    }
 }

@@ -58,6 +58,14 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         source_address: source_address(notes, section, &backends),
         backends: backends.into_iter().map(|b| b.value).collect(),
     };
+    let backups = pool.backends.iter().filter(|backend| backend.backup).count();
+    let unwatched = pool.health.kind == ProbeKind::None && pool.passive.is_none();
+    if unwatched && backups > 0 && backups < pool.backends.len() {
+        section.warn(
+            "backends",
+            "nothing watches the primaries (health.type: none, passive: off), so a backup serves only while `weir backend` has them out",
+        );
+    }
     if let (SendProxy::V1, Some(udp)) = (pool.send_proxy, users.of(Protocol::Udp)) {
         let message = format!(
             "version 1 is for streams, and listener `{}` is udp: write `v2`",

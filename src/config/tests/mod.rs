@@ -119,6 +119,7 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
         ('P', "health: {type: none, rise: 2, fall: 3}", &["6:10: pools.web.health.type: nothing is probed: rise, fall has no effect"]),
         ('P', "source_hash: {port: true}", &["6:1: pools.web.source_hash: has no effect without `balance: source_hash`"]),
         ('P', "backends: [{address: 10.0.0.1:80, backup: true}]", &["6:1: pools.web.backends: every backend is a backup: without a primary that makes no difference"]),
+        ('P', "health: {type: none}\npassive: off\nbackends: [{address: 10.0.0.1:80}, {address: 10.0.0.2:80, backup: true}]", &["8:1: pools.web.backends: nothing watches the primaries (health.type: none, passive: off), so a backup serves only while `weir backend` has them out"]),
         ('R', r#"pools: {web: {backends: 10.0.0.1:80}, spare: {backends: 10.0.0.1:80}}"#, &["1:39: pools.spare: no listener uses this pool"]),
         ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}"#, &["9:1: failover.nodes: two nodes without a witness: if the link between them breaks while both live, BOTH hold the VIPs until it heals; add a witness, or a third node that holds nothing, to rule that out"]),
         ('F', r#"nodes: {a: "10.0.0.1:7400"}"#, &["9:1: failover.nodes: a single node has no other to fail over to"]),

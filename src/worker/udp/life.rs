@@ -16,7 +16,7 @@ use crate::flow::{Dropped, Endpoints, Full, OnError, Tally};
 use crate::gate::Pass;
 use crate::link::ReportKind;
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, Listener, Place};
+use crate::snapshot::{Backend, Choice, Listener, Place};
 use crate::sys::epoll;
 use crate::sys::socket::ConnectError;
 use crate::sys::udp::{self, Trouble};
@@ -159,13 +159,18 @@ impl Udp {
         let key = pool.key_of(Some(ends.client()));
         let mut tried: Vec<u64> = failed.into_iter().collect();
         let mut chosen = pool.choose(cursor, key, &tried, clock);
-        if chosen.is_none() && failed.is_some() {
-            // It is the only one; it may have come back.
+        if failed.is_some() && !matches!(chosen, Choice::Backend(_)) {
+            // It is the only one that has room; it may have come back.
             tried.clear();
             chosen = pool.choose(cursor, key, &tried, clock);
         }
         let mut attempts = 0;
-        while let Some(place) = chosen {
+        loop {
+            let place = match chosen {
+                Choice::Backend(place) => place,
+                Choice::Full => return Err(Dropped::Full),
+                Choice::Nobody => return Err(Dropped::NoBackend),
+            };
             attempts += 1;
             let backend = place.backend().clone();
             let shard = backend.stats.shards.of(worker);
@@ -198,14 +203,13 @@ impl Udp {
             }
             tried.push(backend.identity);
             let Some((_, cursor)) = context.pool_of(listener) else {
-                break;
+                return Err(Dropped::NoBackend);
             };
             chosen = match u32::from(attempts) < pool.config.connect.attempts {
                 true => pool.choose(cursor, key, &tried, clock),
-                false => None,
+                false => Choice::Nobody,
             };
         }
-        Err(Dropped::NoBackend)
     }
 
     /// Connects a socket, giving up parked sessions for a descriptor or a port.

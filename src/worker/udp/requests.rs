@@ -343,13 +343,16 @@ fn count_refusal(context: &Context, listener: &Listener, why: Dropped, datagrams
     shard.dropped[why as usize].add(u64::from(datagrams));
     if let Some(cause) = refusal(why) {
         shard.closed[cause as usize].add(u64::from(datagrams));
+        if cause == Cause::NoBackend {
+            shard.no_backend[usize::from(why == Dropped::Full)].add(u64::from(datagrams));
+        }
     }
 }
 
 /// The refusal that a datagram without a session counts as.
 fn refusal(why: Dropped) -> Option<Cause> {
     match why {
-        Dropped::NoBackend => Some(Cause::NoBackend),
+        Dropped::NoBackend | Dropped::Full => Some(Cause::NoBackend),
         Dropped::LimitProcess | Dropped::NoDescriptor | Dropped::NoPort => Some(Cause::LimitProcess),
         Dropped::LimitListener => Some(Cause::LimitListener),
         Dropped::LimitSource => Some(Cause::LimitSource),
