@@ -105,9 +105,8 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &str) {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format_timestamp_millis()
-        .init();
+    weir::control::event_log::start();
+    weir::control::event_log::spawn().unwrap();
     let mut config = read(path);
     let timers = Timers::derive(config.beat, config.dead_after);
     let keeper = weir::keeper::spawn(&timers).expect("keeper");

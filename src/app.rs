@@ -29,10 +29,17 @@ pub const EXIT_CONFIG: u8 = 3;
 
 /// `weir run`: serves until a signal ends it. `sandboxed`: gives up every right that serving does not take.
 pub fn run(source: Source, sandboxed: bool) -> ExitCode {
+    event_log::start();
+    let code = start_and_serve(source, sandboxed);
+    event_log::finish();
+    code
+}
+
+fn start_and_serve(source: Source, sandboxed: bool) -> ExitCode {
     let inheritance = match Inheritance::receive() {
         Ok(inheritance) => inheritance,
         Err(error) => {
-            eprintln!("{error:#}");
+            event_log::say(&format!("{error:#}"));
             return ExitCode::FAILURE;
         }
     };
@@ -45,18 +52,18 @@ pub fn run(source: Source, sandboxed: bool) -> ExitCode {
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {
-            eprintln!("{errors}");
+            event_log::say(&errors.to_string());
             refuse(&errors.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     if let Err(error) = limits::raise_open_files() {
-        eprintln!("cannot raise the limit on open files: {error}");
+        log::warn!("cannot raise the limit on open files: {error}");
     }
     let workers = config.workers.unwrap_or_else(limits::cpus);
     let budget = Budget::new(&config, limits::open_files(), workers);
     if let Some(refusal) = budget.refusal(&config) {
-        eprintln!("limits: {refusal}");
+        event_log::say(&format!("limits: {refusal}"));
         refuse(&format!("limits: {refusal}"));
         return ExitCode::from(EXIT_CONFIG);
     }
@@ -90,7 +97,6 @@ pub fn launch(
 ) -> anyhow::Result<Running> {
     event_log::start();
     event_log::follow(&config.log);
-    abort_on_panic();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("cannot raise the limit on open files: {error}");
     }
@@ -110,6 +116,7 @@ pub fn launch(
     for refused in needs.iter().flat_map(sandbox::confine) {
         log::warn!("sandbox: without {refused}");
     }
+    event_log::spawn().context("cannot start the event log")?;
     let workers = config.workers.unwrap_or_else(limits::cpus);
     let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
@@ -131,7 +138,9 @@ pub fn launch(
 impl Running {
     /// Serves until a signal, or somebody with `inputs`, ends it.
     pub fn serve(self) -> anyhow::Result<()> {
-        self.control.run()
+        let outcome = self.control.run();
+        event_log::finish();
+        outcome
     }
 
     /// Names and addresses of all bound sockets.
@@ -197,19 +206,11 @@ fn spawn_worker(id: usize, shared: Arc<Shared>, pipes_max: usize) -> io::Result<
             if let Err(error) = worker.run() {
                 // Without this worker its listening sockets would swallow connections: nothing is served half.
                 log::error!("worker {id}: {error}");
+                event_log::finish();
                 std::process::exit(1);
             }
         })?;
     Ok((handle, thread))
-}
-
-/// A panic in any thread ends the process, so that a VIP moves and systemd restarts; never leave a core dead.
-fn abort_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        print(info);
-        std::process::abort();
-    }));
 }
 
 fn watch_signals(inputs: Sender<Input>) -> anyhow::Result<()> {

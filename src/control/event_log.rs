@@ -1,39 +1,291 @@
-//! The event log: what happens, as sentences on stderr, text or JSON.
+//! The event log: what happens, as sentences on standard error, text or JSON.
+//!
+//! # How it works
+//!
+//! Whoever has something to say makes the line himself and puts it into a bounded queue; one thread writes. Lines stay in
+//! the order in which they were put there. A queue that is full costs a line, which is counted, never a wait: a worker that
+//! waited for the reader of a pipe would not serve, an election that did would lose its addresses.
+//!
+//! Before [`spawn`] there is no thread (it must be started with no more rights than it keeps), and lines wait; should the
+//! process end before, [`finish`] writes them.
+//!
+//! # Last words
+//!
+//! [`finish`] waits until all lines are out, for [`FINISH_MAX`] at most, so an end or a panic is told in full to whoever
+//! reads and delays nobody who does not.
 
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::model::{Log, LogFormat};
+use crate::sys::output;
 
-static JSON: AtomicBool = AtomicBool::new(false);
+/// Lines that may wait.
+const QUEUE_MAX: usize = 8192;
+/// How long [`finish`] waits for a reader.
+const FINISH_MAX: Duration = Duration::from_secs(1);
+/// A line that finds no room is tried again after so long at the latest.
+const RETRY: Duration = Duration::from_secs(60);
 
-/// Installs it; level and form follow the configuration.
-pub fn start() {
-    let format = |out: &mut env_logger::fmt::Formatter, record: &log::Record| {
+static LOG: OnceLock<EventLog> = OnceLock::new();
+
+struct EventLog {
+    lines: Sender<Entry>,
+    queue: Receiver<Entry>,
+    json: AtomicBool,
+    /// The thread has been started.
+    written: AtomicBool,
+    dropped: AtomicU64,
+}
+
+enum Entry {
+    Line(String),
+    /// Dropped when everything before it has been written.
+    Flush(Sender<()>),
+}
+
+impl EventLog {
+    fn new(queue_max: usize) -> EventLog {
+        let (lines, queue) = bounded(queue_max);
+        EventLog {
+            lines,
+            queue,
+            json: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    fn put(&self, line: String) {
+        if self.lines.try_send(Entry::Line(line)).is_err() {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether all lines so far are out.
+    fn flush(&self, out: impl AsFd, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        if !self.written.load(Relaxed) {
+            return self.write_here(out, deadline);
+        }
+        let (done, all_done) = bounded(1);
+        self.lines.send_deadline(Entry::Flush(done), deadline).is_ok()
+            && all_done.recv_deadline(deadline) == Err(crossbeam_channel::RecvTimeoutError::Disconnected)
+    }
+
+    /// Without the thread.
+    fn write_here(&self, out: impl AsFd, deadline: Instant) -> bool {
+        for entry in self.queue.try_iter() {
+            let Entry::Line(line) = entry else { continue };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if output::write_within(out.as_fd(), line.as_bytes(), left).1.is_some() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The thread: writes for ever.
+    fn write(&self, out: impl AsFd) {
+        let mut told = 0;
+        for entry in &self.queue {
+            let line = match entry {
+                Entry::Line(line) => line,
+                Entry::Flush(done) => {
+                    drop(done);
+                    continue;
+                }
+            };
+            let mut rest = line.as_bytes();
+            // In pieces, because each try has an end: the line stays whole.
+            let lost = loop {
+                match output::write_within(out.as_fd(), rest, RETRY) {
+                    (_, None) => break false,
+                    (done, Some(error)) if error.kind() == ErrorKind::TimedOut => rest = &rest[done..],
+                    _ => break true,
+                }
+            };
+            self.dropped.fetch_add(u64::from(lost), Relaxed);
+            let dropped = self.dropped.load(Relaxed);
+            if !lost && dropped > told {
+                let text = format!(
+                    "{} lines of this log were lost: they could not be written",
+                    dropped - told
+                );
+                let line = self.line(log::Level::Warn, &text);
+                let (_, error) = output::write_within(out.as_fd(), line.as_bytes(), RETRY);
+                told = if error.is_none() { dropped } else { told };
+            }
+        }
+    }
+
+    fn line(&self, level: log::Level, message: &str) -> String {
         let time = humantime::format_rfc3339_millis(SystemTime::now());
-        let message = record.args().to_string();
-        if JSON.load(Ordering::Relaxed) {
+        if self.json.load(Relaxed) {
             let line = serde_json::json!({
                 "time": time.to_string(),
-                "level": record.level().as_str().to_lowercase(),
+                "level": level.as_str().to_lowercase(),
                 "message": message,
             });
-            writeln!(out, "{line}")
-        } else {
-            let message = message.replace('\n', "\n    ");
-            writeln!(out, "{time} {:<5} {message}", record.level())
+            return format!("{line}\n");
         }
-    };
-    // Our own lines only: libraries have nothing to say to an operator.
-    let _ = env_logger::Builder::new()
-        .filter_module("weir", log::LevelFilter::Trace)
-        .format(format)
-        .try_init();
+        format!("{time} {level:<5} {}\n", message.replace('\n', "\n    "))
+    }
+}
+
+impl log::Log for EventLog {
+    /// Our own lines only: libraries have nothing to say to an operator.
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        let target = metadata.target();
+        target == "weir" || target.starts_with("weir::")
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            self.put(self.line(record.level(), &record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {
+        EventLog::flush(self, io::stderr(), FINISH_MAX);
+    }
+}
+
+/// Installs it; lines wait until [`spawn`] or [`finish`]. From now on a panic in any thread ends the process with its last
+/// words here, so that a VIP moves and systemd restarts; never is a core left dead.
+pub fn start() {
+    let log = LOG.get_or_init(|| EventLog::new(QUEUE_MAX));
+    if log::set_logger(log).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+        std::panic::set_hook(Box::new(abort));
+    }
+}
+
+/// Starts the thread that writes.
+pub fn spawn() -> io::Result<()> {
+    let Some(log) = LOG.get() else { return Ok(()) };
+    if log.written.swap(true, Relaxed) {
+        return Ok(());
+    }
+    let out: OwnedFd = io::stderr().as_fd().try_clone_to_owned()?;
+    std::thread::Builder::new()
+        .name("event-log".into())
+        .spawn(move || log.write(out))?;
+    Ok(())
 }
 
 /// Follows `log:` of a configuration, the first one or a later one.
 pub fn follow(log: &Log) {
     log::set_max_level(log.level);
-    JSON.store(log.format == LogFormat::Json, Ordering::Relaxed);
+    if let Some(own) = LOG.get() {
+        own.json.store(log.format == LogFormat::Json, Relaxed);
+    }
+}
+
+/// A text as it is, such as the errors of a configuration, line by line with its place.
+pub fn say(text: &str) {
+    match LOG.get() {
+        Some(log) => log.put(format!("{text}\n")),
+        None => eprintln!("{text}"),
+    }
+}
+
+/// Waits until all lines so far are out, a second at most; whether they are.
+pub fn finish() -> bool {
+    LOG.get().is_none_or(|log| log.flush(io::stderr(), FINISH_MAX))
+}
+
+/// Lines that nobody will read: the queue was full, or they could not be written.
+pub fn dropped() -> u64 {
+    LOG.get().map_or(0, |log| log.dropped.load(Relaxed))
+}
+
+fn abort(info: &PanicHookInfo) {
+    let thread = std::thread::current();
+    let trace = std::backtrace::Backtrace::capture();
+    let mut words = format!("thread {}: {info}", thread.name().unwrap_or("?"));
+    if trace.status() == std::backtrace::BacktraceStatus::Captured {
+        words += &format!("\n{trace}");
+    }
+    log::error!("{words}");
+    // The thread that writes cannot wait for itself.
+    if thread.name() == Some("event-log") || !finish() {
+        output::last_words(&words);
+    }
+    std::process::abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn started(queue_max: usize, out: OwnedFd) -> &'static EventLog {
+        let log: &EventLog = Box::leak(Box::new(EventLog::new(queue_max)));
+        log.written.store(true, Relaxed);
+        std::thread::spawn(move || log.write(out));
+        log
+    }
+
+    /// Breaks tried: `send` in place of `try_send` (waits for ever); no count.
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_nobody_waits() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let log = started(4, writer.into());
+        // One is more than the pipe holds.
+        let line = "x".repeat(99_999);
+        let count = 100;
+        for _ in 0..count {
+            log.put(format!("{line}\n"));
+        }
+        assert!(!log.flush(io::stderr(), Duration::from_millis(10)));
+        let dropped = log.dropped.load(Relaxed);
+        assert!(dropped > 0 && dropped < count, "{dropped}");
+
+        // Somebody reads at last: the rest comes whole, and the loss is told.
+        let mut text = String::new();
+        let mut buffer = [0; 4096];
+        while !text.contains("were lost") {
+            let read = reader.read(&mut buffer).unwrap();
+            text += std::str::from_utf8(&buffer[..read]).unwrap();
+        }
+        let lines = text.lines().filter(|got| *got == line).count() as u64;
+        assert!(
+            lines >= 1 && lines <= count - dropped,
+            "{lines} of {count} less {dropped}"
+        );
+        assert!(
+            text.contains(&format!("{dropped} lines of this log were lost")),
+            "{}",
+            &text[text.len() - 100..]
+        );
+    }
+
+    /// Break tried: last words that do not wait.
+    #[test]
+    fn lines_come_in_order_and_the_last_ones_too_with_and_without_the_thread() {
+        for thread in [false, true] {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let out = writer.try_clone().unwrap();
+            let log = match thread {
+                true => started(64, out.into()),
+                false => Box::leak(Box::new(EventLog::new(64))),
+            };
+            for number in 0..50 {
+                log.put(format!("{number}\n"));
+            }
+            assert!(log.flush(&writer, Duration::from_secs(30)));
+            let expected: String = (0..50).map(|number| format!("{number}\n")).collect();
+            let mut text = vec![0; expected.len()];
+            reader.read_exact(&mut text).unwrap();
+            assert_eq!(String::from_utf8(text).unwrap(), expected, "thread {thread}");
+        }
+    }
 }

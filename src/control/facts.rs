@@ -9,7 +9,7 @@ use super::metrics::{Metrics, Peak};
 use super::phase::Order;
 use super::process::ProcessFacts;
 use super::view::{BackendFacts, Facts, Status, Times};
-use super::{Control, Request};
+use super::{Control, Request, event_log};
 use crate::flow::Dropped;
 use crate::link::{Command, LiveConnection};
 
@@ -139,6 +139,7 @@ impl Control {
             udp_dropped: self.udp_dropped(),
             records_dropped: self.shared.process.records_dropped.get()
                 + self.access_log.as_ref().map_or(0, |(_, log)| log.stats.lost()),
+            log_lines_dropped: event_log::dropped(),
             process: ProcessFacts::read(),
         }
     }

@@ -326,6 +326,11 @@ impl Metrics<'_> {
                 "Access records lost because the log could not take or write them.",
                 self.facts.records_dropped,
             ),
+            (
+                "weir_log_lines_dropped_total",
+                "Lines of the event log lost because standard error could not take them.",
+                self.facts.log_lines_dropped,
+            ),
         ] {
             page.counter(name, help, [([], value)]);
         }

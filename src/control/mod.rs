@@ -287,8 +287,12 @@ impl Control {
 
     /// Serves until told to stop.
     pub fn run(mut self) -> anyhow::Result<()> {
-        for (name, local) in self.endpoints.bound() {
+        for (ix, (name, local)) in self.endpoints.bound().enumerate() {
             log::info!("listening: {name} {local}");
+            // Thousands of them are more than may wait; who does not read in a second loses some.
+            if ix % 1024 == 1023 {
+                event_log::finish();
+            }
         }
         self.announce()?;
         log::info!("ready");

@@ -7,12 +7,16 @@
 //! new one (MAINPID=), the new one from then on. A silent notifier remembers that it is ready and says so when its turn
 //! comes.
 
+use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use crate::sys::systemd::{self, NotifyState};
 
 /// The status line is repeated with fresh numbers so often.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// Notifications that may wait for a service manager that does not read; the oldest go first.
+const UNSENT_MAX: usize = 64;
 /// Signs of life are sent so many times within the service manager's limit.
 const FEEDS_PER_LIMIT: u32 = 4;
 
@@ -23,6 +27,8 @@ pub struct Notifier {
     watchdog: Option<Watchdog>,
     status: String,
     status_at: Instant,
+    /// What the service manager had no room for, oldest first.
+    unsent: VecDeque<String>,
 }
 
 #[derive(Debug)]
@@ -45,6 +51,7 @@ impl Notifier {
             }),
             status: String::new(),
             status_at: now,
+            unsent: VecDeque::new(),
         }
     }
 
@@ -57,7 +64,8 @@ impl Notifier {
     /// The configuration is in force, after start or reload (also after one that was refused).
     pub fn ready(&mut self, status: String) {
         self.status = one_line(&status);
-        self.send(&[NotifyState::Ready, NotifyState::Status(&self.status)]);
+        let status = self.status.clone();
+        self.send(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
 
     /// Another line of status.
@@ -65,12 +73,13 @@ impl Notifier {
         let status = one_line(&status);
         if status != self.status {
             self.status = status;
-            self.send(&[NotifyState::Status(&self.status)]);
+            let status = self.status.clone();
+            self.send(&[NotifyState::Status(&status)]);
         }
     }
 
     /// A reload begins; [`ready`](Self::ready) ends it.
-    pub fn reloading(&self) {
+    pub fn reloading(&mut self) {
         // Type=notify-reload demands the time stamp in the same datagram; older service managers ignore it.
         match systemd::monotonic_now() {
             Ok(stamp) => self.send(&[NotifyState::Reloading, stamp]),
@@ -81,7 +90,8 @@ impl Notifier {
     /// The process is about to end.
     pub fn stopping(&mut self, status: String) {
         self.status = one_line(&status);
-        self.send(&[NotifyState::Stopping, NotifyState::Status(&self.status)]);
+        let status = self.status.clone();
+        self.send(&[NotifyState::Stopping, NotifyState::Status(&status)]);
     }
 
     /// Names the process that the service consists of from now on, and says no more.
@@ -108,6 +118,7 @@ impl Notifier {
     /// Feeds the watchdog if that is due and no worker is stuck. `busy` holds, for each worker, its number and for how
     /// long its current turn has lasted.
     pub fn feed(&mut self, now: Instant, busy: impl Iterator<Item = (usize, Duration)>) {
+        self.send_unsent();
         if self.silent {
             return;
         }
@@ -134,12 +145,27 @@ impl Notifier {
         }
     }
 
-    fn send(&self, states: &[NotifyState]) {
+    fn send(&mut self, states: &[NotifyState]) {
         if self.silent {
             return;
         }
-        if let Err(error) = systemd::notify(states) {
-            log::warn!("cannot notify the service manager: {error}");
+        let assignments = states.iter().map(|state| format!("{state}\n")).collect();
+        if self.unsent.len() >= UNSENT_MAX {
+            self.unsent.pop_front();
+        }
+        self.unsent.push_back(assignments);
+        self.send_unsent();
+    }
+
+    /// In order, as far as there is room: the control thread must not wait for a service manager that hangs.
+    fn send_unsent(&mut self) {
+        while let Some(next) = self.unsent.front() {
+            match systemd::notify(next) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => log::warn!("cannot notify the service manager: {error}"),
+                Ok(()) => {}
+            }
+            self.unsent.pop_front();
         }
     }
 }

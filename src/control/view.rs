@@ -84,6 +84,8 @@ pub struct Process {
     pub spliced_bytes: u64,
     /// Access records that were lost.
     pub records_dropped: u64,
+    /// Lines of the event log that were lost.
+    pub log_lines_dropped: u64,
 }
 
 /// An event loop.
@@ -272,6 +274,8 @@ pub struct Facts {
     pub udp_dropped: Vec<(&'static str, u64)>,
     /// Access records lost: those that workers could not hand over and those that could not be written.
     pub records_dropped: u64,
+    /// Lines of the event log that nobody will read.
+    pub log_lines_dropped: u64,
     /// What the kernel says of the process.
     pub process: ProcessFacts,
 }
@@ -355,6 +359,7 @@ impl Status {
                 cpu_s: round3(facts.process.cpu.as_secs_f64()),
                 spliced_bytes: spliced,
                 records_dropped: facts.records_dropped,
+                log_lines_dropped: facts.log_lines_dropped,
             },
             workers: workers.iter().map(|w| worker(w, facts)).collect(),
             listeners: snapshot.listeners.iter().map(|l| listener(l)).collect(),

@@ -17,7 +17,7 @@ use crate::failover::lease::{Input, Leases, Op, Output, Report};
 use crate::failover::timers::Timers;
 use crate::sys::neigh::Announcer;
 use crate::sys::netlink::{Change, Interface, Monitor, Netlink};
-use crate::sys::sched;
+use crate::sys::{output, sched};
 
 /// Messages taken in one round, so that time and the kernel's news get their turn.
 const ROUND_MAX: usize = 256;
@@ -29,16 +29,20 @@ pub fn main() -> ExitCode {
     let stdin = io::stdin();
     let channel = stdin.as_fd();
     if !matches!(getsockopt(&channel, sockopt::SockType), Ok(SockType::SeqPacket)) {
-        eprintln!("weir keeper: is started by weir run, not by hand");
+        output::last_words("weir keeper: is started by weir run, not by hand");
         return ExitCode::from(2);
     }
+    // Standard error is the main process's, and perhaps a pipe that nobody reads: waiting there would keep the addresses.
+    std::panic::set_hook(Box::new(|info| {
+        output::last_words(&format!("weir keeper: {info}"));
+    }));
     let problem = settle_in();
     let outcome = Keeper::new(channel).and_then(|mut keeper| keeper.run(problem));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // The main process sees the channel close; what is left on the interfaces lapses.
-            eprintln!("weir keeper: {e}");
+            output::last_words(&format!("weir keeper: {e}"));
             ExitCode::FAILURE
         }
     }

@@ -2,14 +2,27 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use sd_notify::NotifyState;
 
-/// Sends notifications; without a service manager this does nothing.
-pub fn notify(states: &[NotifyState]) -> io::Result<()> {
-    sd_notify::notify(states)
+/// Sends assignments, one a line; without a service manager this does nothing. Never waits: `WouldBlock` if the service
+/// manager has so much to read already that nothing more fits.
+pub fn notify(assignments: &str) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&path)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(assignments.as_bytes(), &address).map(drop)
 }
 
 /// Time stamp that goes with RELOADING=1 (Type=notify-reload).

@@ -9,15 +9,15 @@
 //!
 //! # What it never does
 //!
-//! It never stops and never blocks a worker. A batch that cannot be written (disk full, reader gone) is dropped whole and
-//! counted, with one warning a second at most; the next batch is tried again. If half a line got out before the failure,
+//! It never stops and never blocks a worker. A batch that cannot be written (disk full, reader gone, no room for a second) is
+//! dropped whole and counted, with one warning a second at most; the next batch is tried again. If half a line got out before the failure,
 //! the next batch begins with a line feed, so that no two records share a line. A record that was in the channel before
 //! [`Handle::reopen`] was called goes to the old file or to the new one, never to neither.
 
 mod line;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -30,6 +30,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::config::model::{AccessTarget, Log, LogFormat};
 use crate::link::Record;
+use crate::sys::output;
 
 /// Records that may wait: more than the busiest workers produce while one batch is gathered and written.
 const QUEUE_MAX: usize = 8192;
@@ -39,7 +40,7 @@ const GATHER: Duration = Duration::from_millis(5);
 const BATCH_BYTES: usize = 64 << 10;
 /// How long [`Handle::finish`] waits for a reader that does not read.
 const FINISH_MAX: Duration = Duration::from_secs(2);
-/// How long a non-blocking target may refuse one batch.
+/// How long there may be no room for a batch.
 const WRITE_MAX: Duration = Duration::from_secs(1);
 
 /// What became of the records that reached the thread.
@@ -202,6 +203,8 @@ fn open_file(path: &Path) -> io::Result<File> {
         .append(true)
         .create(true)
         .mode(0o640)
+        // A named pipe that nobody reads is an error, and not something to wait for.
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
 }
@@ -275,7 +278,7 @@ impl Writer {
         let (done, error) = match self.target.file() {
             _ if bytes.is_empty() => (0, None),
             None => (bytes.len(), None),
-            Some(file) => write_all(file, bytes),
+            Some(file) => output::write_within(file.as_fd(), bytes, WRITE_MAX),
         };
         let written = match error {
             None => lines,
@@ -307,27 +310,6 @@ impl Writer {
             log::warn!("access log {name}: {error}: {lost} records lost now, counting on silently");
         }
     }
-}
-
-/// Writes as much as it can; says how much that was.
-fn write_all(file: &mut File, bytes: &[u8]) -> (usize, Option<io::Error>) {
-    let (mut done, mut refused) = (0, None::<Instant>);
-    while done < bytes.len() {
-        match file.write(&bytes[done..]) {
-            Ok(0) => return (done, Some(ErrorKind::WriteZero.into())),
-            Ok(n) => (done, refused) = (done + n, None),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Somebody made a shared terminal or pipe non-blocking.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if refused.get_or_insert_with(Instant::now).elapsed() >= WRITE_MAX {
-                    return (done, Some(error));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return (done, Some(error)),
-        }
-    }
-    (done, None)
 }
 
 #[cfg(test)]
