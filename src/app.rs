@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::model::{AccessTarget, Bind, Protocol};
+use crate::config::model::{AccessTarget, BackendAddress, Bind, Protocol};
 use crate::config::{Budget, Config};
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
@@ -22,6 +22,7 @@ use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
 use crate::sys::sandbox::{self, Needs, Unlisted};
+use crate::sys::ways;
 use crate::worker::{Settings, Worker};
 
 /// Configuration refused.
@@ -164,25 +165,42 @@ fn needs(source: &Source, config: &Config) -> Needs {
         commands: config.failover.iter().any(|f| !f.notify.is_empty()),
         ..Needs::default()
     };
-    // The directory, because editors replace a file by renaming another; and the one that a link leads to.
+    // The directory, because editors replace a file by renaming another; and those that links lead through, which are switched
+    // to another release.
     let file = match source {
         Source::File(path) => Some(path),
         Source::Flags(_) => None,
     };
-    for path in file.into_iter().chain(config.failover.iter().map(|f| &f.secret_file)) {
-        needs.read.push(directory(path));
-        needs.read.extend(path.canonicalize().map(|real| directory(&real)));
-    }
+    let files = file.into_iter().chain(config.failover.iter().map(|f| &f.secret_file));
+    needs.read = files.flat_map(|path| ways::directories(path)).collect();
+    let program = std::env::args_os()
+        .next()
+        .and_then(|name| ways::program(Path::new(&name)));
+    needs.run = program.iter().flat_map(|path| ways::directories(path)).collect();
     // First: see `launch`.
     needs.write.push(directory(&config.admin));
-    if let AccessTarget::File(path) = &config.log.access {
-        needs.write.push(directory(path));
-    }
-    for bind in config.listeners.iter().flat_map(|l| &l.bind) {
-        if let Bind::Unix(path) = bind {
-            needs.write.push(directory(path));
-        }
-    }
+    let log = match &config.log.access {
+        AccessTarget::File(path) => Some(path),
+        _ => None,
+    };
+    let sockets = config
+        .listeners
+        .iter()
+        .flat_map(|l| &l.bind)
+        .filter_map(|bind| match bind {
+            Bind::Unix(path) => Some(path),
+            Bind::Ip { .. } => None,
+        });
+    needs
+        .write
+        .extend(log.into_iter().chain(sockets).flat_map(|path| ways::directories(path)));
+    let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+    needs.connect = backends
+        .filter_map(|backend| match &backend.address {
+            BackendAddress::Unix(path) => Some(path.clone()),
+            _ => None,
+        })
+        .collect();
     needs
 }
 

@@ -44,7 +44,7 @@ use crate::keeper::KeeperHandle;
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
-use crate::sys::limits;
+use crate::sys::{limits, sandbox};
 
 use access_log::Opened;
 use crew::{Crew, Hired};
@@ -496,7 +496,8 @@ impl Control {
                 log::info!("reloaded: generation {}", self.generation);
                 Ok(format!("generation {}", self.generation))
             }
-            Err(refusal) => {
+            Err(mut refusal) => {
+                refusal.reason += sandbox::hint(&refusal.reason);
                 log::error!("reload refused, the old configuration stays in force: {refusal}");
                 self.reload_failures += 1;
                 self.reload_error = Some(refusal.reason.clone());

@@ -367,6 +367,9 @@ fn words(error: ConnectError) -> String {
         ConnectError::Reset => "connection reset",
         ConnectError::TimedOut => "connection timed out",
         ConnectError::Unreachable => "no route to the backend",
+        ConnectError::Denied => {
+            "permission denied (EACCES): by the mode of the unix socket's file, a firewall or a `prohibit` route"
+        }
         ConnectError::NoPorts => "no local port is free",
         ConnectError::Exhausted => "out of descriptors or memory",
     }

@@ -8,6 +8,7 @@ use super::pools::Knowledge;
 use super::sockets::Dealt;
 use super::upgrade::{Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
 use super::{Control, admin, admin_name, endpoints, http_name};
+use crate::sys::sandbox;
 
 /// Where this process stands between one that came before it and one that comes after it.
 #[derive(Debug)]
@@ -139,7 +140,8 @@ impl Control {
         Ok(own)
     }
 
-    fn upgrade_failed(&mut self, reason: String) {
+    fn upgrade_failed(&mut self, mut reason: String) {
+        reason += sandbox::hint(&reason);
         log::error!("upgrade failed, this process goes on: {reason}");
         self.succession.error = Some(reason);
         let status = self.status_line();

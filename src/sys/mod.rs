@@ -16,3 +16,4 @@ pub mod secret;
 pub mod socket;
 pub mod systemd;
 pub mod udp;
+pub mod ways;

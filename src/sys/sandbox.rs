@@ -20,12 +20,15 @@
 //! # What it never does
 //!
 //! It never fails a start: an old kernel or a container may refuse any part, and each refusal is a sentence for the log.
-//! It looks at no path after [`confine`], so directories that a later configuration names must lie in the old ones.
+//! It looks at no path after [`confine`], so directories that a later configuration names must lie in the old ones. Links
+//! are different: [`ways`](super::ways) says which directories the paths lead through, and a release that is switched by
+//! a link (`current -> v2`) lies in one of them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use caps::{CapSet, Capability};
 use landlock::{
@@ -43,6 +46,10 @@ pub struct Needs {
     pub read: Vec<PathBuf>,
     /// Directories to create, write and remove files and sockets in.
     pub write: Vec<PathBuf>,
+    /// Directories to execute files in, besides the one that this program is in.
+    pub run: Vec<PathBuf>,
+    /// Unix sockets to connect to.
+    pub connect: Vec<PathBuf>,
     /// Large receive buffers for UDP (SO_RCVBUFFORCE takes CAP_NET_ADMIN).
     pub large_buffers: bool,
     /// A thread of real-time priority (CAP_SYS_NICE).
@@ -73,6 +80,20 @@ const PROGRAMS: [&str; 7] = [
     "/nix/store",
 ];
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
+
+/// Landlock is in force.
+static RESTRICTED: AtomicBool = AtomicBool::new(false);
+
+/// What to add to a message that ends in EACCES: nothing if landlock is not in force.
+pub fn hint(message: &str) -> &'static str {
+    match RESTRICTED.load(Relaxed) && message.contains("Permission denied") {
+        true => {
+            " (the sandbox lets through what the paths led to when the process was started; a directory that is new, or has \
+             been put in the place of another, takes a restart)"
+        }
+        false => "",
+    }
+}
 
 /// First step; to be taken while this is the only thread. Returns what could not be had, in words.
 pub fn confine(needs: &Needs) -> Vec<String> {
@@ -107,12 +128,36 @@ fn kept(needs: &Needs) -> HashSet<Capability> {
     if needs.real_time {
         kept.insert(Capability::CAP_SYS_NICE);
     }
-    // Root without this one is just another user: it could not read a configuration or write a log that belongs to one.
+    // Root without this one is just another user: it could not read a configuration or write a log that belongs to one, or
+    // connect to a socket whose file only its owner may use.
     let foreign = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.uid() != 0);
-    if nix::unistd::geteuid().is_root() && needs.read.iter().chain(&needs.write).any(foreign) {
+    let root = nix::unistd::geteuid().is_root();
+    let files = needs.read.iter().chain(&needs.write).any(foreign);
+    if root && (files || needs.connect.iter().any(|path| !may_connect(path))) {
         kept.insert(Capability::CAP_DAC_OVERRIDE);
     }
     kept
+}
+
+/// Whether root without capabilities may certainly connect to a unix socket. One that is not there yet, because its server
+/// starts later, may come to belong to anybody.
+fn may_connect(path: &Path) -> bool {
+    let allows = |path: &Path, bit: u32| {
+        std::fs::metadata(path).is_ok_and(|found| {
+            let shift = match (found.uid(), found.gid()) {
+                (0, _) => 6,
+                (_, 0) => 3,
+                _ => 0,
+            };
+            found.mode() >> shift & bit != 0
+        })
+    };
+    const WRITE: u32 = 2;
+    const SEARCH: u32 = 1;
+    let Ok(real) = path.canonicalize() else {
+        return false;
+    };
+    allows(&real, WRITE) && real.ancestors().skip(1).all(|directory| allows(directory, SEARCH))
 }
 
 fn drop_capabilities(needs: &Needs) -> Result<(), String> {
@@ -153,6 +198,7 @@ fn restrict_files(needs: &Needs) -> Result<(), String> {
             .handle_access(AccessFs::from_all(RIGHTS))?
             .create()?
             .add_rules(path_beneath_rules(beside, run))?
+            .add_rules(path_beneath_rules(&needs.run, run))?
             .add_rules(path_beneath_rules(PROGRAMS, run))?
             .add_rules(path_beneath_rules(COMMON, read))?
             .add_rules(path_beneath_rules(DEVICES, device))?
@@ -166,7 +212,10 @@ fn restrict_files(needs: &Needs) -> Result<(), String> {
     match restrict() {
         Err(error) => Err(error.to_string()),
         Ok(status) if status.ruleset == RulesetStatus::NotEnforced => Err("this kernel does not have it".into()),
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            RESTRICTED.store(true, Relaxed);
+            Ok(())
+        }
     }
 }
 

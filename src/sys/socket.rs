@@ -143,8 +143,10 @@ pub enum ConnectError {
     Reset,
     /// No answer in time.
     TimedOut,
-    /// No route, network down, not permitted.
+    /// No route, network down.
     Unreachable,
+    /// The mode of a unix socket's file, a firewall or a `prohibit` route does not let this process through.
+    Denied,
     /// No free local port or address.
     NoPorts,
     /// No descriptor or memory.
@@ -159,6 +161,7 @@ impl ConnectError {
             ConnectError::Reset => "reset",
             ConnectError::TimedOut => "timed_out",
             ConnectError::Unreachable => "unreachable",
+            ConnectError::Denied => "permission denied (EACCES)",
             ConnectError::NoPorts => "no_ports",
             ConnectError::Exhausted => "exhausted",
         }
@@ -176,9 +179,8 @@ impl ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,
             libc::ECONNRESET | libc::EPIPE => ConnectError::Reset,
-            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM => {
-                ConnectError::Unreachable
-            }
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => ConnectError::Unreachable,
+            libc::EACCES | libc::EPERM => ConnectError::Denied,
             // On a unix socket EAGAIN means that the listener's queue is full, on an internet one that no port is free.
             libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EAGAIN => ConnectError::NoPorts,
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => ConnectError::Exhausted,
@@ -194,6 +196,7 @@ impl From<ConnectError> for io::Error {
             ConnectError::Reset => libc::ECONNRESET,
             ConnectError::TimedOut => libc::ETIMEDOUT,
             ConnectError::Unreachable => libc::EHOSTUNREACH,
+            ConnectError::Denied => libc::EACCES,
             ConnectError::NoPorts => libc::EADDRNOTAVAIL,
             ConnectError::Exhausted => libc::EMFILE,
         })

@@ -79,6 +79,7 @@ pub struct Launch<'a> {
     env: Vec<(String, String)>,
     wrapper: Vec<String>,
     program: String,
+    file: Option<PathBuf>,
 }
 
 impl<'a> Launch<'a> {
@@ -90,12 +91,19 @@ impl<'a> Launch<'a> {
             env: Vec::new(),
             wrapper: Vec::new(),
             program: env!("CARGO_BIN_EXE_weir").into(),
+            file: None,
         }
     }
 
     /// Another copy of the binary.
     pub fn program(mut self, path: &str) -> Self {
         self.program = path.into();
+        self
+    }
+
+    /// With a file that is there already, as it is.
+    pub fn file(mut self, path: &str) -> Self {
+        self.file = Some(path.into());
         self
     }
 
@@ -131,8 +139,11 @@ impl<'a> Launch<'a> {
     #[track_caller]
     pub fn spawn(self) -> Weir {
         let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().unwrap();
-        let file = dir.path().join("weir.yaml");
-        std::fs::write(&file, complete(&self.yaml, dir.path())).unwrap();
+        let file = self.file.unwrap_or_else(|| {
+            let file = dir.path().join("weir.yaml");
+            std::fs::write(&file, complete(&self.yaml, dir.path())).unwrap();
+            file
+        });
 
         let mut words: Vec<String> = match self.netns {
             Some(netns) => vec!["nsenter".into(), format!("--net={}", netns.path())],

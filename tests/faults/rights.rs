@@ -187,3 +187,180 @@ fn who_may_give_orders() {
     }
     assert!(!weir.stderr().join("\n").contains("reloaded"));
 }
+
+/// A unix backend that answers its name, of user and mode; dropped with its directory.
+fn unix_backend(path: &std::path::Path, user: u32, mode: u32) {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.write_all(b"unix");
+        }
+    });
+}
+
+/// Weir as root reaches every backend that the configuration names at the start. One that comes later may be out of reach,
+/// and then the reason is named.
+///
+/// Break tried: CAP_DAC_OVERRIDE for files only.
+#[test]
+fn unix_backends_of_another_user() {
+    if !nix::unistd::Uid::effective().is_root() {
+        common::skip("files of another user need root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    unix_backend(&path("own"), 0, 0o660);
+    unix_backend(&path("other"), 65534, 0o660);
+    let yaml = |name: &str| {
+        format!(
+            "listeners: {{web: {{bind: '127.0.0.1:0', pool: web}}}}\n\
+             pools: {{web: {{backends: [{{name: a, address: 'unix:{}'}}], health: {{interval: 100ms, fall: 1}}}}}}\n",
+            path(name).display()
+        )
+    };
+    let override_kept = |weir: &Weir| {
+        let held = of_threads(weir, "CapEff");
+        held.iter()
+            .all(|set| u64::from_str_radix(set, 16).unwrap() & 1 << 1 != 0)
+    };
+    // Named before it is there: it may come to belong to anybody.
+    for (name, kept) in [("own", false), ("other", true), ("missing", true)] {
+        let weir = Weir::start(&yaml(name));
+        if name == "missing" {
+            unix_backend(&path(name), 65534, 0o600);
+        }
+        wait_until(name, || {
+            client::fetch(&weir.address("web")).is_ok_and(|answer| answer == "unix")
+        });
+        assert_eq!(override_kept(&weir), kept, "{name}");
+        if name == "own" {
+            weir.rewrite(&yaml("other"));
+            weir.signal(Signal::SIGHUP);
+            weir.wait_for_line_with(&["backend web/a", "is down", "permission denied (EACCES)"]);
+        }
+        weir.stop();
+    }
+}
+
+/// A directory in which a release is chosen by a link: `current -> v1`, program and configuration in it.
+struct Releases(tempfile::TempDir);
+
+impl Releases {
+    fn new(yaml: &str) -> Releases {
+        let releases = Releases(tempfile::tempdir().unwrap());
+        for (release, listener) in [("v1", "first"), ("v2", "second")] {
+            let directory = releases.0.path().join(release);
+            fs::create_dir_all(directory.join("bin")).unwrap();
+            fs::copy(env!("CARGO_BIN_EXE_weir"), directory.join("bin/weir")).unwrap();
+            fs::write(directory.join("weir.yaml"), yaml.replace("LISTENER", listener)).unwrap();
+        }
+        releases.switch("v1");
+        releases
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// The way deployments do it: at no moment is there no link.
+    fn switch(&self, release: &str) {
+        std::os::unix::fs::symlink(release, self.path("next")).unwrap();
+        fs::rename(self.path("next"), self.path("current")).unwrap();
+    }
+}
+
+/// Break tried: only the directories that the paths led to at the start (EACCES at the reload and at the upgrade).
+#[test]
+fn a_release_is_switched_by_a_link() {
+    let (backend, admin) = (Server::echo(), tempfile::tempdir().unwrap());
+    let releases = Releases::new(&format!(
+        "admin: {}/admin.sock\nlog: {{access: off}}\n\
+         listeners: {{LISTENER: {{bind: '127.0.0.1:0', pool: web}}}}\npools: {{web: {{backends: '{}'}}}}\n",
+        admin.path().display(),
+        backend.address
+    ));
+    let program = releases.path("current/bin/weir");
+    // Through a link, and by way of `..`.
+    let file = releases.path("current/bin/../weir.yaml");
+    let weir = Launch::new("").program(&program).file(&file).start();
+    client::round_trip(&mut client::connect(&weir.address("first")), b"hello");
+    releases.switch("v2");
+    weir.signal(Signal::SIGHUP);
+    weir.wait_for_line("reloaded: generation 2");
+    weir.signal(Signal::SIGUSR2);
+    let line = weir.wait_for_line("serves; ");
+    let pid = line
+        .split_once("process ")
+        .unwrap()
+        .1
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
+    let link = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM);
+    assert!(link.ends_with("v2/bin/weir"), "{link:?}");
+    weir.wait_for_line("listening: second ");
+}
+
+/// What cannot work is refused with the reason: a directory that was put in the place of the old one is another one.
+#[test]
+fn a_directory_in_the_place_of_another_takes_a_restart() {
+    let (backend, dir, admin) = (
+        Server::echo(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let (here, away) = (dir.path().join("weir"), dir.path().join("away"));
+    fs::create_dir(&here).unwrap();
+    let file = here.join("weir.yaml");
+    let yaml = format!(
+        "admin: {}/admin.sock\n{}",
+        admin.path().display(),
+        one_backend(backend.address, "")
+    );
+    fs::write(&file, &yaml).unwrap();
+    let weir = Launch::new("").file(&file.display().to_string()).start();
+    // The file alone may be replaced.
+    fs::write(here.join("new"), &yaml).unwrap();
+    fs::rename(here.join("new"), &file).unwrap();
+    weir.signal(Signal::SIGHUP);
+    weir.wait_for_line("reloaded: generation 2");
+    fs::rename(&here, &away).unwrap();
+    fs::create_dir(&here).unwrap();
+    fs::write(&file, &yaml).unwrap();
+    weir.signal(Signal::SIGHUP);
+    weir.wait_for_line_with(&["reload refused", "takes a restart"]);
+    client::round_trip(&mut client::connect(&weir.address("web")), b"as before");
+}
+
+/// A log that is moved to another directory is opened again under its name.
+#[test]
+fn a_log_may_be_rotated_into_another_directory() {
+    let backend = Server::echo();
+    let (dir, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = dir.path().join("access.log");
+    let yaml = format!(
+        "log: {{access: '{}'}}\n{}",
+        log.display(),
+        one_backend(backend.address, "")
+    );
+    let weir = Weir::start(&yaml);
+    client::round_trip(&mut client::connect(&weir.address("web")), b"one");
+    wait_until("a record", || {
+        fs::read_to_string(&log).is_ok_and(|text| !text.is_empty())
+    });
+    fs::rename(&log, archive.path().join("access.log.1")).unwrap();
+    weir.signal(Signal::SIGHUP);
+    weir.wait_for_line("reloaded: generation 2");
+    wait_until("a record in the new file", || {
+        client::round_trip(&mut client::connect(&weir.address("web")), b"more");
+        fs::read_to_string(&log).is_ok_and(|text| !text.is_empty())
+    });
+    weir.stop();
+}
