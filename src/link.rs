@@ -134,8 +134,10 @@ pub enum Command {
     Listen(ListenSocket),
     /// Accept what is queued on the sockets of this listener and address, then close them.
     Unlisten(u32, Local),
-    /// Hand out duplicates of all listening sockets and go on serving them.
+    /// Hand out duplicates of listening sockets and go on serving them.
     Share {
+        /// Which (listener, address); `None` = all.
+        of: Option<Arc<Vec<(u32, Local)>>>,
         /// Where they go.
         reply: Sender<std::io::Result<Vec<ListenSocket>>>,
     },

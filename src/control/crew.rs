@@ -158,6 +158,21 @@ impl Crew {
         }
     }
 
+    /// Duplicates of the listening sockets at these places (listener, address), with the position of the worker that serves each.
+    pub fn share(&self, places: Vec<(u32, Local)>) -> io::Result<Vec<(usize, ListenSocket)>> {
+        let places = Arc::new(places);
+        let mut shared = Vec::new();
+        for (ix, member) in self.active.iter().enumerate() {
+            let (reply, answer) = bounded(1);
+            let of = Some(places.clone());
+            member.handle.send(Command::Share { of, reply });
+            let silent = |_| io::Error::other(format!("worker {} does not answer", member.handle.id));
+            let sockets = answer.recv_timeout(SETTLE_MAX).map_err(silent)??;
+            shared.extend(sockets.into_iter().map(|socket| (ix, socket)));
+        }
+        Ok(shared)
+    }
+
     /// Has every worker serve what is queued at these addresses (listener, address), and close them.
     pub fn unlisten(&self, closed: &[(u32, Local)]) {
         for (listener, local) in closed {

@@ -1,6 +1,12 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
+//!
+//! A socket is never closed while the configuration wants its address. A listener of another name that has an address of
+//! one that goes is that one, renamed: it keeps its sockets, counts and places under limits. An address that moves to a listener
+//! that stays takes its sockets along as duplicates, so that whoever waits in the queue is served: by the listener before if
+//! its worker gets to it, else by the one after.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,7 +14,7 @@ use super::sockets::{self, BindError, Bound, Dealt};
 use super::upgrade::{Heirlooms, Label};
 use crate::config::model::{self, Config, Protocol};
 use crate::gate::Gate;
-use crate::link::Local;
+use crate::link::{ListenSocket, Local};
 use crate::snapshot::Listener;
 use crate::stats::ListenerStats;
 
@@ -40,8 +46,21 @@ struct Place {
 #[derive(Debug)]
 pub struct Plan {
     bound: Vec<(usize, Local, Bound)>,
+    moved: Vec<Moved>,
+    /// The entry that each listener continues, if any.
+    origins: Vec<Option<usize>>,
     ids: Vec<u32>,
     next_id: u32,
+}
+
+/// An address that goes from one listener to another.
+#[derive(Debug)]
+struct Moved {
+    /// The one that it comes to.
+    to: usize,
+    place: Place,
+    /// Duplicates, with the positions of the workers that have them.
+    sockets: Vec<(usize, ListenSocket)>,
 }
 
 /// What workers have to be told of a plan.
@@ -70,40 +89,104 @@ pub fn remove_file(local: &Local) {
 }
 
 impl Endpoints {
-    fn entry(&self, name: &str, protocol: Protocol) -> Option<&Entry> {
-        self.entries
+    /// The entry that each of `listeners` continues: the one of its name, else one whose name goes and whose address it has.
+    fn origins(&self, listeners: &[model::Listener]) -> Vec<Option<usize>> {
+        let key = |listener: &model::Listener| (listener.name.clone(), listener.protocol);
+        let by_name: HashMap<_, usize> = self
+            .entries
             .iter()
-            .find(|entry| entry.listener.config.name == name && entry.listener.config.protocol == protocol)
+            .enumerate()
+            .map(|(ix, entry)| (key(&entry.listener.config), ix))
+            .collect();
+        let mut origins: Vec<Option<usize>> = listeners.iter().map(|l| by_name.get(&key(l)).copied()).collect();
+        let staying: HashSet<usize> = origins.iter().flatten().copied().collect();
+        let mut going: HashMap<(Protocol, &Local), usize> = HashMap::new();
+        for (ix, entry) in self.entries.iter().enumerate().filter(|(ix, _)| !staying.contains(ix)) {
+            let protocol = entry.listener.config.protocol;
+            going.extend(entry.bound.iter().map(|place| ((protocol, &place.wanted), ix)));
+        }
+        let mut taken = HashSet::new();
+        for (listener, origin) in listeners.iter().zip(&mut origins) {
+            if origin.is_none() && !going.is_empty() {
+                let wanted = sockets::wanted(listener);
+                let mut candidates = wanted.iter().filter_map(|local| going.get(&(listener.protocol, local)));
+                *origin = candidates.find(|ix| taken.insert(**ix)).copied();
+            }
+        }
+        origins
     }
 
-    /// Binds what `listeners` ask for and is neither bound yet nor inherited.
+    /// Binds what `listeners` ask for and is neither bound yet nor inherited. `share` makes duplicates of the sockets at
+    /// some places, which move from one listener to another.
     pub fn plan(
         &self,
         listeners: &[model::Listener],
         workers: usize,
         heirlooms: &mut Heirlooms,
+        share: impl FnOnce(Vec<(u32, Local)>) -> io::Result<Vec<(usize, ListenSocket)>>,
     ) -> Result<Plan, BindError> {
         let mut plan = Plan {
             bound: Vec::new(),
+            moved: Vec::new(),
+            origins: self.origins(listeners),
             ids: Vec::new(),
             next_id: self.next_id,
         };
+        // Addresses that can move: which, and from whom.
+        let mut elsewhere: HashMap<(Protocol, &Local), (u32, &Place)> = HashMap::new();
+        for entry in &self.entries {
+            let protocol = entry.listener.config.protocol;
+            // Where the kernel chose the port, the old listener and the new one do not mean the same.
+            let named = entry.bound.iter().filter(|place| place.wanted == place.local);
+            elsewhere.extend(named.map(|place| ((protocol, &place.wanted), (entry.listener.id, place))));
+        }
         // More sockets for addresses that are served already.
         let mut more = Vec::new();
+        let mut moving = Vec::new();
         for (ix, listener) in listeners.iter().enumerate() {
-            let entry = self.entry(&listener.name, listener.protocol);
+            let entry = plan.origins[ix].map(|origin| &self.entries[origin]);
             let id = entry.map_or(plan.next_id, |entry| entry.listener.id);
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
             for wanted in sockets::wanted(listener) {
                 match entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted)) {
-                    None => {
-                        let bound = sockets::bind(listener, id, &wanted, workers, heirlooms)?;
-                        plan.bound.push((ix, wanted, bound));
-                    }
+                    None => match elsewhere.get(&(listener.protocol, &wanted)) {
+                        Some(&(from, place)) => {
+                            moving.push((ix, from, place));
+                            if !place.is_alone && place.sockets < workers {
+                                more.push((ix, id, wanted, place));
+                            }
+                        }
+                        None => {
+                            let bound = sockets::bind(listener, id, &wanted, workers, heirlooms)?;
+                            plan.bound.push((ix, wanted, bound));
+                        }
+                    },
                     Some(place) if place.is_alone || place.sockets >= workers => {}
                     Some(place) => more.push((ix, id, wanted, place)),
                 }
+            }
+        }
+        if !moving.is_empty() {
+            let (first, _, place) = moving[0];
+            let refused = |error| BindError::new(&listeners[first], &place.local, error);
+            let places = moving.iter().map(|(_, from, place)| (*from, place.local.clone()));
+            let mut by_place: HashMap<(u32, Local), Vec<_>> = HashMap::new();
+            for (worker, socket) in share(places.collect()).map_err(refused)? {
+                let from = (socket.listener, socket.local.clone());
+                by_place.entry(from).or_default().push((worker, socket));
+            }
+            for (to, from, place) in moving {
+                let mut sockets = by_place.remove(&(from, place.local.clone())).unwrap_or_default();
+                if sockets.len() < place.sockets {
+                    let found = format!("{} of {} sockets were found; try again", sockets.len(), place.sockets);
+                    return Err(BindError::new(&listeners[to], &place.local, io::Error::other(found)));
+                }
+                sockets
+                    .iter_mut()
+                    .for_each(|(_, socket)| socket.listener = plan.ids[to]);
+                let place = place.clone();
+                plan.moved.push(Moved { to, place, sockets });
             }
         }
         // These last: from then on the kernel puts clients into their queues, who would be lost if the plan failed.
@@ -118,8 +201,8 @@ impl Endpoints {
     /// Puts a plan into force.
     pub fn commit(&mut self, mut plan: Plan, config: &Config, workers: usize) -> Changes {
         let mut entries: Vec<Entry> = Vec::new();
-        for (listener, &id) in config.listeners.iter().zip(&plan.ids) {
-            let old = self.entry(&listener.name, listener.protocol);
+        for ((listener, &id), origin) in config.listeners.iter().zip(&plan.ids).zip(&plan.origins) {
+            let old = origin.map(|origin| &self.entries[origin]);
             let stats = old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
             let wanted = sockets::wanted(listener);
             let kept = old.map_or_else(Vec::new, |e| {
@@ -139,6 +222,11 @@ impl Endpoints {
                 gate,
             });
             entries.push(Entry { listener, bound: kept });
+        }
+        let mut moved = Vec::new();
+        for Moved { to, place, sockets } in std::mem::take(&mut plan.moved) {
+            entries[to].bound.push(place);
+            moved.extend(sockets);
         }
         let mut dealt = Vec::new();
         for (ix, wanted, bound) in std::mem::take(&mut plan.bound) {
@@ -162,6 +250,9 @@ impl Endpoints {
             closed_streams: Vec::new(),
             closed_datagrams: Vec::new(),
         };
+        for (worker, socket) in moved {
+            changes.dealt.entry(worker).or_default().push(socket);
+        }
         for Entry { listener, bound } in old {
             let closed = match listener.config.protocol {
                 Protocol::Tcp => &mut changes.closed_streams,
@@ -170,8 +261,9 @@ impl Endpoints {
             let gone = bound.into_iter().map(|place| (listener.id, place.local));
             closed.extend(gone.filter(|(id, local)| !self.has(*id, local)));
         }
-        let files = changes.closed_streams.iter();
-        files.for_each(|(_, local)| remove_file(local));
+        let bound: HashSet<&Local> = self.bound().map(|(_, local)| local).collect();
+        let files = changes.closed_streams.iter().map(|(_, local)| local);
+        files.filter(|local| !bound.contains(local)).for_each(remove_file);
         changes
     }
 

@@ -219,7 +219,8 @@ impl Control {
         let hired = self.crew.hire(workers);
         let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         let heirlooms = &mut self.succession.heirlooms;
-        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms);
+        let share = |places| self.crew.share(places);
+        let plan = self.endpoints.plan(&config.listeners, workers, heirlooms, share);
         let plan = plan.map_err(|error| error.to_string())?;
         Ok(Prepared {
             workers,

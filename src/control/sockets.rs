@@ -50,6 +50,18 @@ pub fn wanted(listener: &Listener) -> Vec<Local> {
     addresses.collect()
 }
 
+impl BindError {
+    /// For another reason than bind(2).
+    pub fn new(listener: &Listener, address: &Local, error: std::io::Error) -> BindError {
+        BindError {
+            listener: listener.name.clone(),
+            address: address.to_string(),
+            error,
+            hint: "",
+        }
+    }
+}
+
 /// Binds one address for `workers` workers, as far as it was not inherited.
 pub fn bind(
     listener: &Listener,

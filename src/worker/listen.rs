@@ -190,10 +190,11 @@ impl Listeners {
         }
     }
 
-    /// Duplicates of all sockets.
-    pub(super) fn share(&self) -> std::io::Result<Vec<ListenSocket>> {
-        let duplicates = self.sockets.iter().map(|(_, l)| l.socket.duplicate());
-        duplicates.collect()
+    /// Duplicates of the sockets that are meant, by listener and address.
+    pub(super) fn share(&self, is_meant: impl Fn(u32, &Local) -> bool) -> std::io::Result<Vec<ListenSocket>> {
+        let sockets = self.sockets.iter().map(|(_, listening)| &listening.socket);
+        let meant = sockets.filter(|socket| is_meant(socket.listener, &socket.local));
+        meant.map(ListenSocket::duplicate).collect()
     }
 
     /// Deregisters before closing: a registration lives as long as the open file, which a duplicate may keep open.

@@ -31,7 +31,7 @@ use mio::{Events, Poll, Registry, Waker};
 
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
-use crate::link::{self, COMMANDS_MAX, Command, Commands, Shared};
+use crate::link::{self, COMMANDS_MAX, Command, Commands, Local, Shared};
 use crate::relay::Cause;
 use crate::snapshot::{Pool, Snapshot};
 use crate::stats::WorkerStats;
@@ -224,9 +224,13 @@ impl Worker {
                     listeners.remove(poll, context, tcp, listener, &local);
                     udp.remove(poll, context, listener, &local);
                 }
-                Command::Share { reply } => {
-                    let shared = listeners.share().and_then(|mut sockets| {
-                        sockets.extend(udp.share()?);
+                Command::Share { of, reply } => {
+                    let is_meant = |listener: u32, local: &Local| {
+                        let listed = |places: &Vec<_>| places.iter().any(|(id, at)| *id == listener && at == local);
+                        of.as_deref().is_none_or(listed)
+                    };
+                    let shared = listeners.share(is_meant).and_then(|mut sockets| {
+                        sockets.extend(udp.share(is_meant)?);
                         Ok(sockets)
                     });
                     let _ = reply.send(shared);

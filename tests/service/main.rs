@@ -6,6 +6,7 @@ mod common;
 mod activation;
 mod dying;
 mod instances;
+mod moves;
 mod notify;
 mod packaging;
 mod reload;

@@ -251,7 +251,7 @@ fn gather(estate: &Estate) -> anyhow::Result<Vec<ListenSocket>> {
         let mut sockets = Vec::new();
         for worker in &estate.workers {
             let (reply, shared) = bounded(1);
-            if worker.send(Command::Share { reply }) {
+            if worker.send(Command::Share { of: None, reply }) {
                 let answer = shared
                     .recv_timeout(STEP_MAX)
                     .with_context(|| format!("worker {} does not answer", worker.id))?;

@@ -20,9 +20,10 @@ use crate::snapshot::{Listener, Place};
 use crate::sys::{epoll, socket, udp};
 
 impl Udp {
-    /// Duplicates of the listening sockets that are read here.
-    pub(in crate::worker) fn share(&self) -> io::Result<Vec<ListenSocket>> {
-        let read = self.sockets.iter().filter(|(_, l)| !l.mute);
+    /// Duplicates of the listening sockets that are read here and meant, by listener and address.
+    pub(in crate::worker) fn share(&self, is_meant: impl Fn(u32, &Local) -> bool) -> io::Result<Vec<ListenSocket>> {
+        let sockets = self.sockets.iter();
+        let read = sockets.filter(|(_, l)| !l.mute && is_meant(l.id, &l.local));
         let duplicates = read.map(|(_, listening)| {
             Ok(ListenSocket {
                 listener: listening.id,
