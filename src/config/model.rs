@@ -91,6 +91,8 @@ pub enum Bind {
     Ip {
         /// Local address, possibly the wildcard.
         ip: IpAddr,
+        /// Index of the interface that a link-local address belongs to; 0 for others.
+        scope: u32,
         /// Ports, usually one; 0 lets the kernel choose (a range never contains 0).
         ports: RangeInclusive<u16>,
     },

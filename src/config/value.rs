@@ -1,11 +1,12 @@
 //! One value: from its text to its meaning, or to the sentence that says what is wrong and what would be right.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::meant::suggestion;
 use super::model::*;
@@ -368,11 +369,71 @@ fn hex(digits: &str) -> Option<Vec<u8>> {
 
 /// What was written where an address belongs, taken apart.
 enum Written<'t> {
-    Ip(IpAddr, Option<&'t str>),
+    Ip(Host, Option<&'t str>),
     Unix(PathBuf),
 }
 
-/// Takes an address apart. `example` completes the remedies.
+/// An IP address and the interface that it belongs to, if it is a link-local one.
+#[derive(Clone, Copy)]
+struct Host {
+    ip: IpAddr,
+    /// Index of the interface, else 0.
+    scope: u32,
+}
+
+impl Host {
+    fn with_port(self, port: u16) -> SocketAddr {
+        match self.ip {
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.scope).into(),
+            ip => SocketAddr::new(ip, port),
+        }
+    }
+}
+
+/// `ADDRESS` or `ADDRESS%INTERFACE`; the error continues a sentence that begins with what was written.
+fn host(text: &str) -> Result<Host, String> {
+    let (bare, zone) = match text.split_once('%') {
+        Some((bare, zone)) => (bare, Some(zone)),
+        None => (text, None),
+    };
+    let ip = ip_address(bare)?;
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    match zone {
+        None if link_local => Err(format!(
+            "is a link-local address, which means another host on each interface: write the interface too, `[{bare}%eth0]:80`"
+        )),
+        None => Ok(Host { ip, scope: 0 }),
+        Some(_) if !link_local => Err(format!(
+            "names an interface, which only link-local addresses do: write `{bare}`"
+        )),
+        Some(zone) => match if_nametoindex(zone).ok().or_else(|| index(zone)) {
+            Some(scope) => Ok(Host { ip, scope }),
+            None => Err(format!(
+                "names the interface `{}`, which this machine does not have",
+                shorten(zone)
+            )),
+        },
+    }
+}
+
+/// An interface named by its number.
+fn index(zone: &str) -> Option<u32> {
+    let index = zone.parse().ok()?;
+    if_indextoname(index).ok().map(|_| index)
+}
+
+/// As it is written in a file: with the name of the interface, because its number differs from host to host.
+fn shown(address: &SocketAddr) -> String {
+    if let SocketAddr::V6(v6) = address
+        && v6.scope_id() != 0
+        && let Ok(name) = if_indextoname(v6.scope_id())
+    {
+        return format!("[{}%{}]:{}", v6.ip(), name.to_string_lossy(), v6.port());
+    }
+    address.to_string()
+}
+
+/// Takes an address apart.
 fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
     let shown = shorten(text);
     if let Some(path) = text.strip_prefix("unix:") {
@@ -395,9 +456,9 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
             "`{shown}` has no address: write `0.0.0.0:{port}` or `[::]:{port}`"
         ));
     }
-    let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(Some((host, ""))) => (host, None),
-        Some(Some((host, rest))) => (host, rest.strip_prefix(':')),
+    let (name, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((name, ""))) => (name, None),
+        Some(Some((name, rest))) => (name, rest.strip_prefix(':')),
         Some(None) => return Err(format!("`{shown}` is not an address: the `]` is missing")),
         None if text.matches(':').count() > 1 => {
             return Err(match text.parse::<Ipv6Addr>() {
@@ -407,16 +468,16 @@ fn written<'t>(text: &'t str) -> Result<Written<'t>, String> {
         }
         None => text
             .split_once(':')
-            .map_or((text, None), |(host, port)| (host, Some(port))),
+            .map_or((text, None), |(name, port)| (name, Some(port))),
     };
     if text.starts_with('[') && port.is_none() && !text.ends_with(']') {
         return Err(format!("`{shown}` is not an address: after `]` comes `:` and the port"));
     }
-    let ip = ip_address(host).map_err(|reason| format!("`{shown}` {reason}"))?;
-    if ip.is_ipv6() != text.starts_with('[') {
+    let host = host(name).map_err(|reason| format!("`{shown}` {reason}"))?;
+    if host.ip.is_ipv6() != text.starts_with('[') {
         return Err(format!("`{shown}` is not an address: brackets are for IPv6 only"));
     }
-    Ok(Written::Ip(ip, port))
+    Ok(Written::Ip(host, port))
 }
 
 /// An IP address without brackets; the error continues a sentence that begins with what was written.
@@ -428,7 +489,7 @@ fn ip_address(host: &str) -> Result<IpAddr, String> {
         },
         Ok(v4) => Ok(v4),
         Err(_) if host.contains('%') => {
-            Err("has a zone, which is not supported: use an address that is not link-local".into())
+            Err("names an interface, which is not possible here: write the address alone".into())
         }
         Err(_) if host == "localhost" => Err("is a name: write `127.0.0.1` or `[::1]`".into()),
         Err(_) if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') => {
@@ -448,10 +509,10 @@ fn port(text: &str) -> Result<u16, String> {
 impl FromText for Bind {
     const KIND: &'static str = "address";
     fn from_text(text: &str) -> Result<Self, String> {
-        let (ip, ports) = match written(text)? {
+        let (Host { ip, scope }, ports) = match written(text)? {
             Written::Unix(path) => return Ok(Bind::Unix(path)),
             Written::Ip(_, None) => return Err(format!("`{text}` has no port: write `{text}:80`")),
-            Written::Ip(ip, Some(ports)) => (ip, ports),
+            Written::Ip(host, Some(ports)) => (host, ports),
         };
         if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return Err(format!(
@@ -470,23 +531,27 @@ impl FromText for Bind {
                 first..=last
             }
         };
-        Ok(Bind::Ip { ip, ports })
+        Ok(Bind::Ip { ip, scope, ports })
     }
 }
 
 impl FromText for BackendAddress {
     const KIND: &'static str = "address";
     fn from_text(text: &str) -> Result<Self, String> {
-        let (ip, to) = match written(text)? {
+        let (host, to) = match written(text)? {
             Written::Unix(path) => return Ok(BackendAddress::Unix(path)),
-            Written::Ip(ip, to) => (ip, to),
+            Written::Ip(host, to) => (host, to),
         };
+        let ip = host.ip;
         if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return Err(format!(
                 "`{text}` is not the address of one machine: write the backend's own"
             ));
         }
         match to {
+            None if host.scope != 0 => Err(format!(
+                "`{text}` has no port, and with an interface it needs one: write `{text}:8080`"
+            )),
             None => Ok(BackendAddress::SamePort(ip)),
             Some(range) if range.contains('-') => Err(format!(
                 "`{text}`: a backend has one port; without one (`{}`) it gets the port that the client used",
@@ -494,7 +559,7 @@ impl FromText for BackendAddress {
             )),
             Some(to) => match port(to)? {
                 0 => Err(format!("`{text}`: port 0 cannot be connected to: 1 to 65535")),
-                to => Ok(BackendAddress::Ip(SocketAddr::new(ip, to))),
+                to => Ok(BackendAddress::Ip(host.with_port(to))),
             },
         }
     }
@@ -510,9 +575,9 @@ impl FromText for SocketAddr {
                 shorten(text)
             )),
             Written::Ip(_, None) => Err(format!("`{text}` has no port: write `{text}:9000`")),
-            Written::Ip(ip, Some(to)) => match port(to)? {
+            Written::Ip(host, Some(to)) => match port(to)? {
                 0 => Err(format!("`{text}`: port 0 is not possible here: 1 to 65535")),
-                to => Ok(SocketAddr::new(ip, to)),
+                to => Ok(host.with_port(to)),
             },
         }
     }
@@ -579,8 +644,9 @@ impl fmt::Display for Bind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Bind::Unix(path) => write!(f, "unix:{}", path.display()),
-            Bind::Ip { ip, ports } => {
-                SocketAddr::new(*ip, *ports.start()).fmt(f)?;
+            Bind::Ip { ip, scope, ports } => {
+                let host = Host { ip: *ip, scope: *scope };
+                f.write_str(&shown(&host.with_port(*ports.start())))?;
                 match ports.start() == ports.end() {
                     true => Ok(()),
                     false => write!(f, "-{}", ports.end()),
@@ -594,7 +660,7 @@ impl fmt::Display for BackendAddress {
     /// As it is written in a file.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            BackendAddress::Ip(address) => address.fmt(f),
+            BackendAddress::Ip(address) => f.write_str(&shown(address)),
             BackendAddress::SamePort(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
             BackendAddress::SamePort(ip) => ip.fmt(f),
             BackendAddress::Unix(path) => write!(f, "unix:{}", path.display()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use super::upgrade::{Heirloom, Heirlooms};
@@ -41,9 +41,12 @@ pub type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
 /// The addresses that a listener asks for, ranges written out.
 pub fn wanted(listener: &Listener) -> Vec<Local> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
-        Bind::Ip { ip, ports } => ports
+        Bind::Ip { ip, scope, ports } => ports
             .clone()
-            .map(|port| Local::Ip(SocketAddr::new(*ip, port)))
+            .map(|port| match ip {
+                IpAddr::V6(ip) => Local::Ip(SocketAddrV6::new(*ip, port, 0, *scope).into()),
+                IpAddr::V4(ip) => Local::Ip((*ip, port).into()),
+            })
             .collect::<Vec<_>>(),
         Bind::Unix(path) => vec![Local::Unix(path.clone())],
     });

@@ -43,6 +43,14 @@ pub fn fetch(address: &str) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// Connects to an address that text cannot carry (with an interface in it), and reads to the end.
+pub fn fetch_from(address: SocketAddr) -> std::io::Result<String> {
+    let mut text = String::new();
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_to_string(&mut text).map(|_| text)
+}
+
 /// Sends `bytes` and reads an answer of the same length.
 #[track_caller]
 pub fn round_trip(stream: &mut TcpStream, bytes: &[u8]) {

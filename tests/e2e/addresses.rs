@@ -184,3 +184,55 @@ pools: {{main: {{backends: [{{name: one, address: '{}'}}]}}}}
     }
     wait_until("three records", || weir.access_log().len() == 3);
 }
+
+/// Addresses of one link, which mean another host on each interface: the configuration names the interface.
+#[test]
+fn link_local_addresses() {
+    use super::common::netns::{Netns, link};
+    use super::common::{Launch, may_make_namespaces};
+    if !may_make_namespaces() {
+        return;
+    }
+    let (near, far) = (Netns::new("near"), Netns::new("far"));
+    link("eth0", [(&near, "fe80::1/64"), (&far, "fe80::2/64")]);
+    let scope = |netns: &Netns| netns.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap());
+    let at = |ip: &str, port: u16, scope: u32| {
+        SocketAddr::from(std::net::SocketAddrV6::new(ip.parse().unwrap(), port, 0, scope))
+    };
+    let scopes = [scope(&near), scope(&far)];
+    // The backends are on the host itself, which has the address, too.
+    let backend = near.enter(|| Server::named_on(server::bind(at("fe80::1", 0, scopes[0])), "local"));
+    let echo = near.enter(|| std::net::UdpSocket::bind(at("fe80::1", 0, scopes[0])).unwrap());
+    let udp_port = echo.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((length, client)) = echo.recv_from(&mut buffer) {
+            let _ = echo.send_to(&buffer[..length], client);
+        }
+    });
+    let yaml = format!(
+        "listeners:\n  tcp: {{bind: '[fe80::1%eth0]:80', pool: tcp}}\n  \
+         udp: {{protocol: udp, bind: '[fe80::1%eth0]:53', pool: udp}}\n\
+         pools:\n  tcp: {{backends: [{{name: a, address: '[fe80::1%eth0]:{}'}}]}}\n  \
+         udp: {{health: none, backends: '[fe80::1%eth0]:{udp_port}'}}\n",
+        backend.address.port()
+    );
+    let weir = Launch::new(&yaml).inside(&near).start();
+    let answer = far.enter(|| client::fetch_from(at("fe80::1", 80, scopes[1])).unwrap());
+    assert_eq!(answer, "local");
+    let client = far.enter(|| std::net::UdpSocket::bind("[::]:0").unwrap());
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"hello", at("fe80::1", 53, scopes[1])).unwrap();
+    let mut buffer = [0; 64];
+    let (length, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.port()), (&b"hello"[..], 53));
+    let status = super::common::operator::status(&weir);
+    assert_eq!(status["listeners"][0]["bind"][0], "[fe80::1%eth0]:80");
+    // The same address again is the same socket.
+    weir.signal(nix::sys::signal::Signal::SIGHUP);
+    weir.wait_for_line("reloaded: generation 2");
+    assert_eq!(
+        far.enter(|| client::fetch_from(at("fe80::1", 80, scopes[1])).unwrap()),
+        "local"
+    );
+}

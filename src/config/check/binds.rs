@@ -31,15 +31,15 @@ impl Bound {
             Bind::Unix(_) => 0,
         });
         let mut paths: HashMap<&PathBuf, &Spot<Bind>> = HashMap::new();
-        let mut of_address: Furthest<(Protocol, IpAddr)> = HashMap::new();
+        let mut of_address: Furthest<(Protocol, IpAddr, u32)> = HashMap::new();
         let mut of_family: Furthest<(Protocol, bool)> = HashMap::new();
         for (spot, protocol) in &self.0 {
             let earlier = match &spot.value {
                 Bind::Unix(path) => paths.insert(path, spot),
                 // The kernel chooses a free one.
                 Bind::Ip { ports, .. } if *ports.start() == 0 => None,
-                Bind::Ip { ip, ports } => {
-                    let (own, wildcard) = ((*protocol, *ip), (*protocol, wildcard_of(ip)));
+                Bind::Ip { ip, scope, ports } => {
+                    let (own, wildcard) = ((*protocol, *ip, *scope), (*protocol, wildcard_of(ip), 0));
                     let family = (*protocol, ip.is_ipv4());
                     let rivals = match ip.is_unspecified() {
                         true => [of_family.get(&family), None],

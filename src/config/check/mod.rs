@@ -80,6 +80,10 @@ impl From<std::net::SocketAddr> for Bind {
     fn from(address: std::net::SocketAddr) -> Bind {
         Bind::Ip {
             ip: address.ip(),
+            scope: match address {
+                std::net::SocketAddr::V6(v6) => v6.scope_id(),
+                std::net::SocketAddr::V4(_) => 0,
+            },
             ports: address.port()..=address.port(),
         }
     }

@@ -187,7 +187,7 @@ fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
     };
     match (bind, address) {
         (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,
-        (Bind::Ip { ip, ports }, BackendAddress::Ip(to)) => ports.contains(&to.port()) && local(ip, &to.ip()),
+        (Bind::Ip { ip, ports, .. }, BackendAddress::Ip(to)) => ports.contains(&to.port()) && local(ip, &to.ip()),
         (Bind::Ip { ip, .. }, BackendAddress::SamePort(to)) => local(ip, to),
         _ => false,
     }
@@ -292,6 +292,16 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
             &source,
             format!(
                 "`{}` is no address of this machine: leave it out to let the kernel choose",
+                source.value
+            ),
+        );
+    }
+    if matches!(source.value, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        notes.error(
+            &source,
+            format!(
+                "`{}` is a link-local address: leave it out, the kernel uses that of the interface which the backends' addresses \
+                 name",
                 source.value
             ),
         );

@@ -139,8 +139,14 @@ workers: 2", &[
     ('L', r#"bind: "[::ffff:10.0.0.1]:80""#, &[
         "2:7: listeners.web.bind: `[::ffff:10.0.0.1]:80` is an IPv4 address written as IPv6: write `10.0.0.1`",
     ]),
-    ('L', r#"bind: "[fe80::1%eth0]:80""#, &[
-        "2:7: listeners.web.bind: `[fe80::1%eth0]:80` has a zone, which is not supported: use an address that is not link-local",
+    ('L', r#"bind: "[fe80::1]:80""#, &[
+        "2:7: listeners.web.bind: `[fe80::1]:80` is a link-local address, which means another host on each interface: write the interface too, `[fe80::1%eth0]:80`",
+    ]),
+    ('L', r#"bind: "[fe80::1%missing0]:80""#, &[
+        "2:7: listeners.web.bind: `[fe80::1%missing0]:80` names the interface `missing0`, which this machine does not have",
+    ]),
+    ('L', r#"bind: "[::1%lo]:80""#, &[
+        "2:7: listeners.web.bind: `[::1%lo]:80` names an interface, which only link-local addresses do: write `::1`",
     ]),
     ('L', "bind: 10.0.0.256:80", &[
         "2:7: listeners.web.bind: `10.0.0.256:80` is not an IP address, such as `10.0.0.1` or `2001:db8::1`",
@@ -360,6 +366,15 @@ health: {port: 80}", &[
     ]),
     ('P', "source_address: 10.0.0.5:0", &[
         "6:17: pools.web.source_address: `10.0.0.5:0` has a port: write the address alone",
+    ]),
+    ('P', r#"source_address: "fe80::5""#, &[
+        "6:17: pools.web.source_address: `fe80::5` is a link-local address: leave it out, the kernel uses that of the interface which the backends' addresses name",
+        "6:17: pools.web.source_address: is IPv6, and backend `10.0.0.1:80` is not: give the two families pools of their own",
+    ]),
+    ('P', r#"backends: ["[fe80::5]:80", "[fe80::5%lo]", "[fe80::5%missing0]:80"]"#, &[
+        "6:12: pools.web.backends[0].address: `[fe80::5]:80` is a link-local address, which means another host on each interface: write the interface too, `[fe80::5%eth0]:80`",
+        "6:28: pools.web.backends[1].address: `[fe80::5%lo]` has no port, and with an interface it needs one: write `[fe80::5%lo]:8080`",
+        "6:44: pools.web.backends[2].address: `[fe80::5%missing0]:80` names the interface `missing0`, which this machine does not have",
     ]),
     ('P', "source_address: 0.0.0.0", &[
         "6:17: pools.web.source_address: `0.0.0.0` is no address of this machine: leave it out to let the kernel choose",
