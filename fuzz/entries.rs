@@ -11,8 +11,8 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use weir::config::model::{Protocol, SendProxy};
+use weir::control::operator::{admin as admin_socket, observer};
 use weir::control::request::{Input, Request};
-use weir::control::{admin as admin_socket, observer};
 use weir::failover::beat::{self, Hello, Side};
 use weir::relay::proxy_header::{self, HEADER_MAX, Parsed};
 

@@ -208,7 +208,7 @@ fn one_file_knows_the_yaml_library() {
 
 /// docs/security.md names a test for each promise: files, modules of a test binary, modules with unit tests. Each exists.
 ///
-/// Seen to fail with `control::admin` and `base::latest`, which have no unit tests.
+/// Seen to fail with `control::operator::admin` and `base::latest`, which have no unit tests.
 #[test]
 fn the_tests_behind_each_promise_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

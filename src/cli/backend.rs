@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use super::client::{self, Options};
-use crate::control::admin::{Order, Question};
+use crate::control::operator::admin::{Order, Question};
 
 /// Change one backend until the next reload says otherwise.
 #[derive(Debug, clap::Args)]

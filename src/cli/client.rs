@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::app::EXIT_CONFIG;
-use crate::control::admin::{DEFAULT_PATH, Question};
+use crate::control::operator::admin::{DEFAULT_PATH, Question};
 use crate::control::{Refusal, RefusalCause};
 
 /// Longer than the other side waits for its control thread, so that its sentence arrives.

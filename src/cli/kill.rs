@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::{self, Options};
-use crate::control::admin::Question;
+use crate::control::operator::admin::Question;
 
 /// End one connection or UDP session.
 #[derive(Debug, clap::Args)]

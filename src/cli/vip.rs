@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use super::client::{self, Options};
-use crate::control::admin::{Question, VipWord};
+use crate::control::operator::admin::{Question, VipWord};
 
 /// Move a VIP to the next node, or take part again.
 #[derive(Debug, clap::Args)]

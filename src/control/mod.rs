@@ -7,27 +7,14 @@
 //! A change of anything that workers act on ends in one [`Shared::publish`] at the end of the round that made it.
 
 pub mod access_log;
-pub mod admin;
-mod crew;
 pub mod election;
-mod endpoints;
 pub mod event_log;
-mod facts;
-pub mod history;
-pub mod http;
-pub mod metrics;
 mod notifier;
-pub mod observer;
+pub mod operator;
 mod phase;
-mod pools;
-pub mod probe;
-pub mod process;
+mod publication;
 pub mod request;
-mod sockets;
-mod succession;
 pub mod upgrade;
-pub mod view;
-mod vips;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -47,18 +34,19 @@ use crate::snapshot::Snapshot;
 use crate::sys::{limits, sandbox};
 
 use access_log::Opened;
-use crew::{Crew, Hired};
-use endpoints::{Changes, Endpoints, Plan};
-use metrics::Peak;
+use election::vips::Vips;
 use notifier::Notifier;
+use operator::metrics::Peak;
+use operator::{admin, observer};
 use phase::{Answer, Order, Phase, Why};
-use pools::Pools;
-use probe::Prober;
-use succession::Succession;
+use publication::crew::{Crew, Hired};
+use publication::endpoints::{Changes, Endpoints, Plan};
+use publication::pools::{self, Pools};
+use publication::probe::Prober;
 use upgrade::Inheritance;
+use upgrade::succession::Succession;
 
 pub use request::{BackendOrder, Input, Refusal, RefusalCause, Request, VipOrder};
-use vips::Vips;
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;

@@ -6,7 +6,7 @@ use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
 use super::phase::Order;
-use super::probe::Verdict;
+use super::publication::probe::Verdict;
 use crate::link::LiveConnection;
 
 /// One thing for the control thread to deal with.

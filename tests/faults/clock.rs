@@ -7,7 +7,7 @@ use super::common::{self, Launch, Server, client};
 
 /// Files that may read the wall clock, and what for.
 const READERS: &[(&str, &str)] = &[
-    ("control", "start time, events shown to operators"),
+    ("control/operator", "start time, events shown to operators"),
     ("control/access_log", "writing it"),
     ("control/event_log.rs", "time of a log line"),
     ("link.rs", "type of that field"),

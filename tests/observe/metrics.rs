@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use super::common::{PATIENCE, Port, Server, Weir, client, command, find, have, wait_until};
 use super::{ask, get, said, samples};
 
-/// Names of the contract. What has to do with VIPs is shown where they are rendered, in `control::metrics`.
+/// Names of the contract. What has to do with VIPs is shown where they are rendered, in `control::operator::metrics`.
 const NAMES: [&str; 29] = [
     "weir_connections_total",
     "weir_connections_active",

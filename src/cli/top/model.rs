@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::cli::table::{self, Tone, age, bytes, count, millis, rate, tone};
-use crate::control::view::{Connection, Status};
+use crate::control::operator::view::{Connection, Status};
 
 /// What the running weir said at one moment.
 #[derive(Debug, Clone, Default)]
@@ -371,7 +371,7 @@ impl Model {
     }
 
     fn listeners(&self) -> Vec<Row> {
-        let row = |listener: &crate::control::view::Listener| {
+        let row = |listener: &crate::control::operator::view::Listener| {
             let id = format!("listener {}", listener.name);
             let [new, refused, up, down] = self.rate(&id);
             Row {
@@ -431,7 +431,7 @@ impl Model {
     }
 
     fn vips(&self) -> Vec<Row> {
-        let row = |vip: &crate::control::view::Vip| Row {
+        let row = |vip: &crate::control::operator::view::Vip| Row {
             id: format!("vip {}", vip.address),
             cells: vec![
                 text(&vip.address),

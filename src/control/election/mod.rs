@@ -46,6 +46,7 @@ mod driver;
 pub mod links;
 mod notify;
 pub mod record;
+pub mod vips;
 mod witness;
 
 use driver::{Command, Driver};

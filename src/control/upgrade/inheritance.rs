@@ -11,7 +11,7 @@ use super::{Address, Event, Label, Line, Note, START_MAX, VARIABLE};
 use crate::config::model::{Listener, Protocol};
 use crate::control::Input;
 use crate::control::election::Detached;
-use crate::control::pools::Knowledge;
+use crate::control::publication::pools::Knowledge;
 use crate::link::{Local, Migrant};
 use crate::sys::handover::Channel;
 use crate::sys::{socket, systemd};

@@ -39,15 +39,16 @@
 
 mod inheritance;
 mod predecessor;
+pub mod succession;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::election::Detached;
-use super::pools::Knowledge;
 use crate::config::model::Protocol;
+use crate::control::election::Detached;
+use crate::control::publication::pools::Knowledge;
 use crate::link::{ListenSocket, Local, Migrant, Passport};
 
 pub use inheritance::{Heirloom, Heirlooms, Inheritance, Successor};

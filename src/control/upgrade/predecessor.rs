@@ -14,7 +14,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::{Back, Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
 use crate::control::Input;
-use crate::control::pools::Knowledge;
+use crate::control::publication::pools::Knowledge;
 use crate::link::{self, Command, ListenSocket, Local};
 use crate::sys::handover::{self, Channel, DESCRIPTORS_MAX};
 use crate::sys::systemd;

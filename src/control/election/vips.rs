@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::election::{Detached, Election, ElectionHandle, NodeStatus, Order, VipStatus};
-use super::request::VipOrder;
-use super::view;
+use super::{Detached, Election, ElectionHandle, NodeStatus, Order, VipStatus};
 use crate::config::model::Failover;
+use crate::control::operator::view;
+use crate::control::request::VipOrder;
 use crate::failover::timers::Timers;
 use crate::failover::words::Local;
 use crate::keeper::{self, KeeperHandle};

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
-use super::upgrade::{Heirloom, Heirlooms};
 use crate::config::model::{Bind, Listener, Protocol};
+use crate::control::upgrade::{Heirloom, Heirlooms};
 use crate::link::{ListenSocket, Local};
 use crate::sys::{socket, udp};
 

@@ -16,9 +16,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 
-use super::Input;
 use crate::base::{Key, Slab, Timers};
 use crate::config::model::ProbeKind;
+use crate::control::Input;
 use crate::health::schedule::tries;
 use crate::sys::socket::{self, ConnectError, Target, Transfer};
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::control::view::Status;
+use crate::control::operator::view::Status;
 use crate::control::{BackendOrder, Refusal, VipOrder};
 use crate::link::LiveConnection;
 

@@ -485,7 +485,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::view::{Node, Vip};
+    use crate::control::operator::view::{Node, Vip};
 
     fn render(facts: &Facts) -> String {
         let metrics = Metrics {

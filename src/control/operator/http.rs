@@ -25,9 +25,9 @@ use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Request;
 use super::history::History;
 use super::observer::{self, ANSWER_MAX, Asker, Flight, Seats, Ticket};
+use crate::control::Request;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 128;

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::sockets::{self, BindError, Bound, Dealt};
-use super::upgrade::{Heirlooms, Label};
 use crate::config::model::{self, Config, Protocol};
+use crate::control::upgrade::{Heirlooms, Label};
 use crate::gate::Gate;
 use crate::link::{ListenSocket, Local};
 use crate::snapshot::Listener;

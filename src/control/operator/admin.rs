@@ -31,7 +31,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::history::History;
 use super::observer::{self, ANSWER_MAX, Asker, Seats};
-use super::{BackendOrder, Refusal, Request, VipOrder};
+use crate::control::{BackendOrder, Refusal, Request, VipOrder};
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/weir/admin.sock";

@@ -29,7 +29,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, LocalSet};
 
 use super::history::History;
-use super::{Input, Request, admin, http};
+use super::{admin, http};
+use crate::control::{Input, Request};
 use crate::sys::sched;
 
 /// How long control may take to answer.

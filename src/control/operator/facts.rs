@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::metrics::{Metrics, Peak};
-use super::phase::Order;
 use super::process::ProcessFacts;
 use super::view::{BackendFacts, Facts, Status, Times};
-use super::{Control, Request, event_log};
+use crate::control::phase::Order;
+use crate::control::{Control, Request, event_log};
 use crate::flow::Dropped;
 use crate::link::{Command, LiveConnection};
 
@@ -20,7 +20,7 @@ const WORKERS_MAX: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Answers a question or carries out an order.
-    pub(super) fn answer(&mut self, request: Request) {
+    pub(in crate::control) fn answer(&mut self, request: Request) {
         // A reload is admitted where signals come to as well.
         let admitted = match request.order() {
             Order::Reload => Ok(()),
@@ -67,7 +67,7 @@ impl Control {
     }
 
     /// Whether every worker turns and every listener is bound.
-    pub(super) fn health(&self) -> Result<(), String> {
+    pub(in crate::control) fn health(&self) -> Result<(), String> {
         if self.stopping.is_some() {
             return Err("stopping".into());
         }

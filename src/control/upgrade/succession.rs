@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use super::phase::{Order, Phase};
-use super::pools::Knowledge;
-use super::sockets::Dealt;
-use super::upgrade::{Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
-use super::{Control, admin, admin_name, endpoints, http_name};
+use super::{Back, Estate, Event, Heirlooms, Inheritance, Predecessor, Program, Successor};
+use crate::control::operator::admin;
+use crate::control::phase::{Order, Phase};
+use crate::control::publication::endpoints;
+use crate::control::publication::pools::Knowledge;
+use crate::control::publication::sockets::Dealt;
+use crate::control::{Control, admin_name, http_name};
 use crate::sys::sandbox;
 
 /// Where this process stands between one that came before it and one that comes after it.
@@ -94,7 +96,7 @@ impl Succession {
 
 impl Control {
     /// Tells a predecessor that this process could serve.
-    pub(super) fn announce(&mut self) -> anyhow::Result<()> {
+    pub(in crate::control) fn announce(&mut self) -> anyhow::Result<()> {
         let Succession { heirlooms, waiting, .. } = &mut self.succession;
         match waiting {
             Some((successor, _)) => successor.announce(heirlooms, self.inputs_sender.clone())?,
@@ -108,7 +110,7 @@ impl Control {
     }
 
     /// Starts the binary on disk.
-    pub(super) fn begin_upgrade(&mut self) {
+    pub(in crate::control) fn begin_upgrade(&mut self) {
         if self.admit(Order::Upgrade).is_err() {
             return;
         }
@@ -149,7 +151,7 @@ impl Control {
     }
 
     /// A step of an upgrade; false ends the process.
-    pub(super) fn on_upgrade(&mut self, event: Event) -> bool {
+    pub(in crate::control) fn on_upgrade(&mut self, event: Event) -> bool {
         let phase = self.phase();
         match event {
             Event::Failed { reason, back } => {

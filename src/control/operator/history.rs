@@ -206,7 +206,7 @@ fn samples(status: &Status) -> Vec<(String, Sample)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::view::{Backend, Listener, Pool};
+    use crate::control::operator::view::{Backend, Listener, Pool};
 
     fn status(accepted: u64, bytes: u64, backends: &[(&str, u64)]) -> Status {
         Status {

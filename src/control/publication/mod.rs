@@ -1,0 +1,7 @@
+//! What workers act on: pools and the health of their backends, listeners and their sockets, and the workers themselves.
+
+pub mod crew;
+pub mod endpoints;
+pub mod pools;
+pub mod probe;
+pub mod sockets;
