@@ -1,12 +1,14 @@
 //! The relay against a fake edge-triggered kernel: every seed is one connection with random peers, buffers and timing.
 //!
 //! The fake keeps the promises of the real one and no more: an event is told once, its mask is computed when it is
-//! fetched, EAGAIN re-arms, a read stops at an urgent mark, a pipe has slots rather than bytes, what was received before
-//! a RST can still be read, and an error is reported once and then looks like the end of the stream.
+//! fetched, EAGAIN re-arms, a read stops before the urgent mark and runs over it when it begins there, a splice stops at it
+//! for good, a pipe has slots rather than bytes, what was received before a RST can still be read, and an error is
+//! reported once and then looks like the end of the stream. Bytes arrive at any time, also between two calls of a pump.
 //!
-//! Checked on every seed: no byte lost, repeated or reordered; FIN only after its bytes; everything that a side sent
-//! before its RST reaches the other; no stall. Rules that were broken to see this fail: inferring the end of the stream
-//! without looking at `fin_announced`; ignoring `mark_urgent`; taking the FIN bit of a broken socket for a FIN; trusting
+//! Checked on every seed: no byte lost, repeated or reordered; urgent bytes are urgent at the other end; FIN only after its
+//! bytes; everything that a side sent before its RST reaches the other; no stall. Rules that were broken to see this fail: inferring the end of the stream
+//! without looking at `fin_announced`; ignoring `mark_urgent`; believing a splice that says EAGAIN, end or failure at the mark;
+//! reading on without looking for the mark; looking for the mark before looking how much is unread; taking the FIN bit of a broken socket for a FIN; trusting
 //! short reads of a broken socket; dropping `mark_source` when a write finds the peer gone;
 //! promising a FIN before the source has ended;
 //! not clearing `sink_ready` on EAGAIN (livelock) or clearing `source_ready` after every fill (stall).
@@ -35,9 +37,12 @@ struct Socket {
     fin: bool,
     reset: bool,
     error_reported: bool,
+    /// The kernel knows one mark, the latest.
     urgent_at: Option<usize>,
-    /// What weir wrote and the peer has not read yet.
-    tx: VecDeque<u8>,
+    /// Bytes that the peer sent as urgent, and whether the next one took the mark away before this one was read.
+    marks: Vec<(usize, bool)>,
+    /// What weir wrote and the peer has not read yet, urgent or not.
+    tx: VecDeque<(u8, bool)>,
     tx_room: usize,
     tx_blocked: bool,
     tx_fin: bool,
@@ -49,21 +54,18 @@ struct Socket {
     to_send: usize,
     ends_with_reset: bool,
     received: usize,
+    received_urgent: Vec<usize>,
     saw_fin: bool,
 }
 
 impl Socket {
-    fn urgent_ahead(&self) -> bool {
-        self.urgent_at.is_some_and(|at| at > self.read && at < self.arrived)
+    fn at_mark(&self) -> bool {
+        self.urgent_at == Some(self.read)
     }
 
-    fn recv(&mut self, room: usize) -> Result<usize, Done> {
-        let stop = if self.urgent_ahead() {
-            self.urgent_at.unwrap()
-        } else {
-            self.arrived
-        };
-        match stop - self.read {
+    /// What an operation on the socket finds that can take `available` bytes.
+    fn take(&mut self, available: usize, room: usize) -> Result<usize, Done> {
+        match available {
             0 if self.reset && !std::mem::replace(&mut self.error_reported, true) => Err(Done::Failed),
             0 if self.reset || self.fin => Err(Done::Eof),
             0 => Err(Done::Blocked),
@@ -71,7 +73,46 @@ impl Socket {
         }
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Done {
+    fn stop(&self) -> usize {
+        self.urgent_at.filter(|at| *at >= self.read).unwrap_or(self.arrived)
+    }
+
+    fn recv(&mut self, conduit: Conduit, room: usize) -> Result<usize, Done> {
+        match conduit {
+            Conduit::Pipe => self.take(self.stop() - self.read, room),
+            Conduit::Buffer => {
+                assert!(!self.at_mark(), "ran over the urgent mark");
+                self.take(self.stop() - self.read, room)
+            }
+            Conduit::Urgent => {
+                assert!(room == 1 && self.marks.iter().any(|(at, _)| *at == self.read));
+                self.take(self.arrived - self.read, room)
+            }
+        }
+    }
+
+    /// More of the peer's stream arrives.
+    fn arrive(&mut self, rng: &mut Rng) {
+        let n = (1 + rng.below(300) as usize).min(self.to_send);
+        if n > 0 && rng.below(20) == 0 {
+            let at = self.arrived + rng.below(n as u64) as usize;
+            let before = self.urgent_at.replace(at);
+            if let (Some(before), Some(last)) = (before, self.marks.last_mut()) {
+                last.1 |= before >= self.read;
+            }
+            self.marks.push((at, false));
+        }
+        self.arrived += n;
+        self.to_send -= n;
+        // FIN and RST come right behind the last byte, or later.
+        if self.to_send == 0 && (n == 0 || rng.below(2) == 0) {
+            self.fin = !self.ends_with_reset;
+            self.reset = self.ends_with_reset;
+        }
+        self.edge = true;
+    }
+
+    fn send(&mut self, bytes: &[(u8, bool)]) -> Done {
         assert!(!self.tx_fin, "write after FIN");
         if self.reset {
             self.error_reported = true;
@@ -94,13 +135,25 @@ impl Socket {
 
 struct Fake {
     sockets: [Socket; 2],
-    held: [VecDeque<u8>; 2],
+    held: [VecDeque<(u8, bool)>; 2],
     in_pipe: [bool; 2],
     pipe_slots: usize,
     segment: usize,
     pipes_left: usize,
     copied: u64,
     spliced: u64,
+    urgent: u64,
+    rng: Rng,
+}
+
+impl Fake {
+    /// The network does not wait for a pump to end.
+    fn meanwhile(&mut self) {
+        let socket = &mut self.sockets[self.rng.below(2) as usize];
+        if self.rng.below(8) == 0 && !socket.fin && !socket.reset {
+            socket.arrive(&mut self.rng);
+        }
+    }
 }
 
 impl Io for Fake {
@@ -116,21 +169,43 @@ impl Io for Fake {
         self.in_pipe[lane as usize]
     }
 
-    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done {
+    fn unread(&mut self, lane: Side) -> usize {
+        self.meanwhile();
+        let socket = &self.sockets[lane as usize];
+        socket.arrived - socket.read
+    }
+
+    fn at_mark(&mut self, lane: Side) -> bool {
+        self.meanwhile();
+        self.sockets[lane as usize].at_mark()
+    }
+
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize, unread: usize) -> Done {
+        self.meanwhile();
         let room = match conduit {
-            Conduit::Buffer => COPY_BUFFER,
+            Conduit::Buffer => most.min(COPY_BUFFER),
             Conduit::Pipe => most.min(self.pipe_slots * self.segment),
+            Conduit::Urgent => 1,
         };
         let held = &mut self.held[lane as usize];
         assert!(held.is_empty(), "filled over unsent bytes");
         let socket = &mut self.sockets[lane as usize];
-        match socket.recv(room) {
+        if unread == 0 {
+            // A look at what is there takes nothing.
+            return match socket.arrived - socket.read {
+                0 => socket.take(0, 1).unwrap_err(),
+                _ => Done::Blocked,
+            };
+        }
+        match socket.recv(conduit, room.min(unread)) {
             Ok(n) => {
-                held.extend((socket.read..socket.read + n).map(|at| byte(lane, at)));
+                held.extend((socket.read..socket.read + n).map(|at| (byte(lane, at), conduit == Conduit::Urgent)));
                 socket.read += n;
+                socket.urgent_at = socket.urgent_at.filter(|at| *at >= socket.read);
                 match conduit {
                     Conduit::Buffer => self.copied += n as u64,
                     Conduit::Pipe => self.spliced += n as u64,
+                    Conduit::Urgent => self.urgent += 1,
                 }
                 Done::Moved {
                     bytes: n,
@@ -150,7 +225,7 @@ impl Io for Fake {
         } else {
             bytes
         };
-        let chunk: Vec<u8> = held.iter().take(most).copied().collect();
+        let chunk: Vec<_> = held.iter().take(most).copied().collect();
         let done = self.sockets[lane.other() as usize].send(&chunk);
         if let Done::Moved { bytes, .. } = done {
             held.drain(..bytes);
@@ -175,18 +250,7 @@ impl Io for Fake {
 fn act(socket: &mut Socket, side: Side, rng: &mut Rng, eager: bool) -> bool {
     let choice = rng.below(4);
     if choice < 2 && !socket.fin && !socket.reset {
-        let n = (1 + rng.below(300) as usize).min(socket.to_send);
-        if n > 0 && rng.below(40) == 0 && socket.urgent_at.is_none() && n > 1 {
-            socket.urgent_at = Some(socket.arrived + 1 + rng.below(n as u64 - 1) as usize);
-        }
-        socket.arrived += n;
-        socket.to_send -= n;
-        // FIN and RST come right behind the last byte, or later.
-        if socket.to_send == 0 && (n == 0 || rng.below(2) == 0) {
-            socket.fin = !socket.ends_with_reset;
-            socket.reset = socket.ends_with_reset;
-        }
-        socket.edge = true;
+        socket.arrive(rng);
         return true;
     }
     if socket.tx.is_empty() {
@@ -197,7 +261,10 @@ fn act(socket: &mut Socket, side: Side, rng: &mut Rng, eager: bool) -> bool {
         return true;
     }
     let n = 1 + rng.below(socket.tx.len() as u64) as usize;
-    for got in socket.tx.drain(..n) {
+    for (got, urgent) in socket.tx.drain(..n) {
+        if urgent {
+            socket.received_urgent.push(socket.received);
+        }
         assert_eq!(
             got,
             byte(side.other(), socket.received),
@@ -213,7 +280,7 @@ fn act(socket: &mut Socket, side: Side, rng: &mut Rng, eager: bool) -> bool {
     true
 }
 
-fn run(seed: u64) -> (u64, u64) {
+fn run(seed: u64) -> [u64; 3] {
     let mut rng = Rng::new(seed);
     let with_resets = rng.below(3) == 0;
     let bulk = rng.below(2) == 0;
@@ -233,6 +300,8 @@ fn run(seed: u64) -> (u64, u64) {
         pipes_left: rng.below(3) as usize,
         copied: 0,
         spliced: 0,
+        urgent: 0,
+        rng: rng.clone(),
     };
     let sent: Vec<usize> = fake.sockets.iter().map(|s| s.to_send).collect();
     let mut pair = Pair::new(true);
@@ -262,10 +331,7 @@ fn run(seed: u64) -> (u64, u64) {
                     if socket.fin {
                         pair.mark_fin(side);
                     }
-                    if socket
-                        .urgent_at
-                        .is_some_and(|at| at >= socket.read && at < socket.arrived)
-                    {
+                    if socket.urgent_at.is_some() {
                         pair.mark_urgent(side);
                     }
                     if socket.tx.len() * 3 <= socket.tx_room * 2 {
@@ -319,8 +385,21 @@ fn run(seed: u64) -> (u64, u64) {
         let delivered = pair.moved_from(side) as usize;
         let other = &fake.sockets[side.other() as usize];
         assert!(other.reset || delivered == other.received, "accounting");
+        let marks = &fake.sockets[side as usize].marks;
+        for &(at, superseded) in marks.iter().filter(|(at, _)| *at < other.received) {
+            let urgent = other.received_urgent.contains(&at);
+            assert!(
+                urgent || superseded,
+                "the urgent byte {at} of {side:?} came as any other"
+            );
+        }
+        let sent_urgent = |at: &usize| marks.iter().any(|(mark, _)| mark == at);
+        assert!(
+            other.received_urgent.iter().all(sent_urgent),
+            "towards {side:?}: more is urgent than was"
+        );
     }
-    (fake.copied, fake.spliced)
+    [fake.copied, fake.spliced, fake.urgent]
 }
 
 #[test]
@@ -329,12 +408,15 @@ fn every_seed_delivers_everything_and_ends() {
         run(seed.parse().expect("WEIR_SEED is a number"));
         return;
     }
-    let (mut copied, mut spliced) = (0, 0);
+    let mut bytes = [0; 3];
     for seed in 0..SEEDS {
-        let (c, s) = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
-        copied += c;
-        spliced += s;
+        let moved = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("failed with WEIR_SEED={seed}"));
+        bytes = std::array::from_fn(|ix| bytes[ix] + moved[ix]);
     }
-    println!("{SEEDS} seeds, {copied} bytes copied, {spliced} bytes spliced");
-    assert!(copied > 1_000_000 && spliced > 1_000_000, "both conduits were used");
+    let [copied, spliced, urgent] = bytes;
+    println!("{SEEDS} seeds, {copied} bytes copied, {spliced} bytes spliced, {urgent} urgent");
+    assert!(
+        copied > 1_000_000 && spliced > 1_000_000 && urgent > 2_000,
+        "all conduits were used"
+    );
 }

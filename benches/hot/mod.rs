@@ -44,7 +44,15 @@ impl Io for Script {
     fn acquire_pipe(&mut self, _: Side) -> bool {
         true
     }
-    fn fill(&mut self, lane: Side, _: Conduit, _: usize) -> Done {
+    fn unread(&mut self, _: Side) -> usize {
+        0
+    }
+
+    fn at_mark(&mut self, _: Side) -> bool {
+        false
+    }
+
+    fn fill(&mut self, lane: Side, _: Conduit, _: usize, _: usize) -> Done {
         self.gives[lane as usize].pop().unwrap_or(Done::Blocked)
     }
     fn drain(&mut self, _: Side, _: Conduit, bytes: usize, _: bool) -> Done {

@@ -18,6 +18,8 @@ pub enum Conduit {
     Buffer,
     /// A kernel pipe.
     Pipe,
+    /// One byte in user space that was sent as urgent data, and goes on as urgent data.
+    Urgent,
 }
 
 /// `WEIR_GEAR=copy` or `splice` in the environment of the *build* pins every lane: for measuring the two against each other
@@ -48,7 +50,7 @@ impl Gear {
     pub fn observe(&mut self, large: bool) {
         let (shift, limit, other) = match self.conduit {
             Conduit::Buffer => (large, UP_AFTER, Conduit::Pipe),
-            Conduit::Pipe => (!large, DOWN_AFTER, Conduit::Buffer),
+            Conduit::Pipe | Conduit::Urgent => (!large, DOWN_AFTER, Conduit::Buffer),
         };
         self.streak = if shift { self.streak + 1 } else { 0 };
         if self.streak >= limit {

@@ -13,6 +13,22 @@
 //! event that announced the peer's FIN (EPOLLRDHUP) took everything there was, FIN being last by nature: it is the end
 //! of the stream, known without asking again.
 //!
+//! # Urgent data
+//!
+//! A byte that was sent as urgent data (send(2), MSG_OOB) is passed on as urgent data, at its place in the stream, so a
+//! receiver sees what it would see without a balancer in between, whether it reads urgent data apart (recv with MSG_OOB) or
+//! in line (SO_OOBINLINE). What the kernel does at the *mark*, the place of that byte, makes this delicate:
+//!
+//! * a read stops before the mark, and one that begins at the mark runs over it;
+//! * a splice stops at the mark for good. It says EAGAIN there, or 0 once FIN is queued behind it.
+//!
+//! So an answer of splice that could mean the mark is believed only after the socket was asked whether it stands there
+//! ([`Done::Marked`]), and a lane that has met urgent data once (EPOLLPRI, or such an answer) is *pinned*: it is copied for
+//! good. A read of a pinned lane takes no more than the socket was seen to hold before it was asked for the mark; nothing
+//! that arrives in between can then be run over, because a new mark is always behind everything that has arrived. The
+//! same holds for a read that no event has announced ([`Lane::must_look`]): the event that tells of urgent data might
+//! still be on its way.
+//!
 //! # Invariant (the no-stall lemma)
 //!
 //! [`Op::Wait`] on an unfinished lane means that the kernel still owes an edge: the sink is not ready, or the conduit is
@@ -52,6 +68,11 @@ pub enum Done {
     Eof,
     /// The socket is gone: reset, broken pipe, timed out.
     Failed,
+    /// A splice stopped at the urgent mark (fill only).
+    Marked {
+        /// It said so with an error, which is not told again: behind the mark follow the last bytes of a reset stream.
+        failed: bool,
+    },
 }
 
 /// See the module.
@@ -68,6 +89,10 @@ pub struct Lane {
     fin_announced: bool,
     /// A short read or write is as good as EAGAIN.
     short_is_dry: bool,
+    /// An event since the latest fill said that there is something to read.
+    announced: bool,
+    /// Urgent data was met: no splice any more.
+    pinned: bool,
     eof: bool,
     shut: bool,
 }
@@ -85,16 +110,28 @@ impl Lane {
     /// The source is readable (or at its end, or broken).
     pub fn mark_source(&mut self) {
         self.source_ready = true;
+        self.announced = true;
     }
 
     /// The source's peer has sent FIN (EPOLLRDHUP).
     pub fn mark_fin(&mut self) {
-        self.source_ready = true;
+        self.mark_source();
         self.fin_announced = true;
     }
 
-    /// The source has urgent data (reads stop at its mark) or an error waiting behind its data: short reads prove nothing.
+    /// The source has urgent data (EPOLLPRI; the byte may be all there is, which EPOLLIN does not tell of).
     pub fn mark_urgent(&mut self) {
+        self.mark_source();
+        self.pin();
+    }
+
+    /// Short reads prove nothing: an error waits behind the data, or the socket is not TCP.
+    pub fn mark_inconclusive(&mut self) {
+        self.short_is_dry = false;
+    }
+
+    pub(super) fn pin(&mut self) {
+        self.pinned = true;
         self.short_is_dry = false;
     }
 
@@ -106,6 +143,7 @@ impl Lane {
     pub(super) fn forget_source(&mut self) {
         self.source_ready = false;
         self.fin_announced = false;
+        self.pinned = false;
     }
 
     pub(super) fn forget_sink(&mut self) {
@@ -127,7 +165,9 @@ impl Lane {
 
     /// Learns what came of `op`. A failure is the pair's affair; here it ends the source or empties the conduit.
     pub fn done(&mut self, op: Op, done: Done, copy_buffer: usize) {
+        self.announced &= op != Op::Fill;
         match (op, done) {
+            (_, Done::Marked { .. }) => self.pin(),
             (Op::Fill, Done::Moved { bytes, short }) => {
                 debug_assert_eq!(self.piped, 0);
                 self.gear.observe(bytes >= copy_buffer);
@@ -181,7 +221,17 @@ impl Lane {
 
     /// What the next fill should go through.
     pub(super) fn wanted(&self) -> Conduit {
-        self.gear.conduit()
+        match self.pinned {
+            true => Conduit::Buffer,
+            false => self.gear.conduit(),
+        }
+    }
+
+    /// The next read might run over an urgent mark: what is before it must be known first. Reading on without an event
+    /// happens between TCP sockets only after a full read; others are asked again after every read, and for their sake
+    /// it is not worth a call.
+    pub(super) fn must_look(&self) -> bool {
+        self.pinned || (self.short_is_dry && !self.announced)
     }
 
     /// Settles what the next fill goes through; a pipe that is not to be had makes the lane small again.
@@ -209,7 +259,7 @@ mod tests {
     use super::*;
     use Done::*;
 
-    /// `r`: source ready, `w`: sink ready, `f`: FIN announced, `u`: urgent; then pairs of expected op and result.
+    /// `r`: source ready, `w`: sink ready, `f`: FIN announced, `u`: urgent, `i`: inconclusive; then pairs of expected op and result.
     fn run(short_is_dry: bool, marks: &str, steps: &[(Op, Done)]) -> Lane {
         let mut lane = Lane::new(short_is_dry);
         for mark in marks.chars() {
@@ -218,6 +268,7 @@ mod tests {
                 'w' => lane.mark_sink(),
                 'f' => lane.mark_fin(),
                 'u' => lane.mark_urgent(),
+                'i' => lane.mark_inconclusive(),
                 _ => unreachable!(),
             }
         }
@@ -299,6 +350,21 @@ mod tests {
                 &[(Op::Fill, short(9)), (drain(9), moved(9))],
                 Op::Fill,
             ),
+            ("urgent data alone is read", true, "wu", &[], Op::Fill),
+            (
+                "an error behind the data: inconclusive",
+                true,
+                "rwi",
+                &[(Op::Fill, short(9)), (drain(9), moved(9))],
+                Op::Fill,
+            ),
+            (
+                "stopped at the mark: not at the end",
+                true,
+                "rwf",
+                &[(Op::Fill, Marked { failed: false })],
+                Op::Fill,
+            ),
             ("EAGAIN", true, "rw", &[(Op::Fill, Blocked)], Op::Wait),
             ("end of stream", true, "rw", &[(Op::Fill, Eof)], Op::ShutSink),
             ("FIN after the bytes", true, "rwf", &[(Op::Fill, short(9))], drain(9)),
@@ -347,5 +413,29 @@ mod tests {
         let lane = run(true, "rwf", &steps);
         assert_eq!(lane.conduit(), Conduit::Pipe);
         assert_eq!(lane.next(), drain(300), "a short splice says nothing about the sink");
+    }
+
+    #[test]
+    fn urgent_data_ends_splicing_for_good() {
+        let runs = usize::from(crate::relay::gear::UP_AFTER);
+        let bulk = [(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(runs);
+        let mut lane = run(true, "rw", &bulk);
+        assert_eq!((lane.wanted(), lane.must_look()), (Conduit::Pipe, true));
+        lane.done(Op::Fill, Marked { failed: false }, 100);
+        for _ in 0..=runs {
+            assert_eq!((lane.wanted(), lane.must_look()), (Conduit::Buffer, true));
+            lane.done(Op::Fill, moved(100), 100);
+            lane.done(drain(100), moved(100), 100);
+        }
+    }
+
+    #[test]
+    fn a_read_that_no_event_announced_looks_first() {
+        let mut lane = run(true, "rw", &[]);
+        assert!(!lane.must_look());
+        lane.done(Op::Fill, moved(100), 100);
+        assert!(lane.must_look(), "a full read, then another");
+        lane.mark_source();
+        assert!(!lane.must_look());
     }
 }

@@ -35,9 +35,15 @@ pub trait Io {
     fn copy_buffer(&self) -> usize;
     /// A pipe for `lane` is wanted (its conduit is empty); false if none is to be had.
     fn acquire_pipe(&mut self, lane: Side) -> bool;
-    /// Reads from the source of `lane` into the empty conduit: a buffer as much as it holds, a pipe `most` bytes (never
-    /// less than the copy buffer).
-    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done;
+    /// Bytes that the source of `lane` holds at least, up to its urgent mark.
+    fn unread(&mut self, lane: Side) -> usize;
+    /// The next byte of the source of `lane` is the urgent one, whether it has arrived yet or not.
+    fn at_mark(&mut self, lane: Side) -> bool;
+    /// Reads from the source of `lane` into the empty conduit: up to `most` bytes, and no more than a buffer holds; short is
+    /// less than that. Of a buffer's fill, the source is known to hold only `unread` bytes before a mark may come: no more
+    /// are taken, and if it is none, only the end of the stream or a failure is looked for. At the mark, exactly the
+    /// urgent byte is read, with [`Conduit::Urgent`].
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize, unread: usize) -> Done;
     /// Writes up to `bytes` from the conduit to the sink of `lane`. What a buffer still holds after a short or blocked
     /// write is kept until the next drain. `last`: nothing follows but the FIN, and that at once (the same pump shuts or
     /// ends), so both may share a segment.
@@ -92,9 +98,14 @@ impl Pair {
         self.lanes[side as usize].mark_urgent();
     }
 
+    /// The socket of `side` is such that short reads from it prove nothing.
+    pub fn mark_inconclusive(&mut self, side: Side) {
+        self.lanes[side as usize].mark_inconclusive();
+    }
+
     /// The socket of `side` has an error pending: both lanes will meet it, after what can still be read.
     pub fn mark_broken(&mut self, side: Side) {
-        self.mark_urgent(side);
+        self.mark_inconclusive(side);
         self.mark_readable(side);
         self.mark_writable(side);
     }
@@ -132,11 +143,14 @@ impl Pair {
             self.first_eof.get_or_insert(side);
         }
         let culprit = match (op, done) {
-            (Op::Fill, Done::Failed) => side,
+            (Op::Fill, Done::Failed | Done::Marked { failed: true }) => side,
             (Op::Drain { .. }, Done::Failed) => side.other(),
             _ => return,
         };
         if self.broken.is_some() {
+            if matches!(done, Done::Marked { .. }) {
+                return;
+            }
             // The side that was to get the last bytes is gone as well.
             self.lanes[side as usize].done(Op::Fill, Done::Eof, copy_buffer);
         } else {
@@ -215,14 +229,36 @@ fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op, left: usize)
     // A lane of a broken pair ends by a reset, which would drop what waits for a FIN.
     let last = lane.eof() && pair.broken.is_none();
     match op {
-        Op::Fill => {
-            let pipe = lane.wanted() == Conduit::Pipe && io.acquire_pipe(side);
-            lane.settle(if pipe { Conduit::Pipe } else { Conduit::Buffer });
-            // A fill cut short by the budget must not look like a lane that has become small.
-            io.fill(side, lane.conduit(), left.max(io.copy_buffer()))
-        }
+        Op::Fill => fill(lane, io, side, left),
         Op::Drain { bytes } => io.drain(side, lane.conduit(), bytes, last),
         Op::ShutSink => io.shut(side),
         Op::Wait => Done::Blocked,
     }
+}
+
+fn fill(lane: &mut Lane, io: &mut impl Io, side: Side, left: usize) -> Done {
+    // A fill cut short by the budget must not look like a lane that has become small.
+    let most = left.max(io.copy_buffer());
+    if lane.wanted() == Conduit::Pipe && io.acquire_pipe(side) {
+        lane.settle(Conduit::Pipe);
+        return match io.fill(side, Conduit::Pipe, most, usize::MAX) {
+            done @ (Done::Blocked | Done::Eof | Done::Failed) if io.at_mark(side) => Done::Marked {
+                failed: done == Done::Failed,
+            },
+            done => done,
+        };
+    }
+    if !lane.must_look() {
+        lane.settle(Conduit::Buffer);
+        return io.fill(side, Conduit::Buffer, most, usize::MAX);
+    }
+    // In this order: see "Urgent data" in the module of lanes.
+    let unread = io.unread(side);
+    if io.at_mark(side) {
+        lane.pin();
+        lane.settle(Conduit::Urgent);
+        return io.fill(side, Conduit::Urgent, 1, 1);
+    }
+    lane.settle(Conduit::Buffer);
+    io.fill(side, Conduit::Buffer, most, unread)
 }

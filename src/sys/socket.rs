@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
-/// TCP_NODELAY from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
+/// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
 pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
@@ -19,6 +19,7 @@ pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
         socket.set_only_v6(true)?;
     }
     socket.set_tcp_nodelay(true)?;
+    keep_urgent_inline(socket.as_raw_fd());
     socket.bind(&address.into())?;
     socket.listen(i32::from(u16::MAX))?;
     Ok(socket.into())
@@ -363,6 +364,41 @@ pub fn send_before_fin(fd: RawFd, bytes: &[u8]) -> Transfer {
     send_with(fd, bytes, libc::MSG_NOSIGNAL | libc::MSG_MORE)
 }
 
+/// [`send`] of one byte as urgent data (MSG_OOB), or as any other where the socket knows no such thing.
+pub fn send_urgent(fd: RawFd, bytes: &[u8]) -> Transfer {
+    debug_assert_eq!(bytes.len(), 1);
+    match send_with(fd, bytes, libc::MSG_NOSIGNAL | libc::MSG_OOB) {
+        Transfer::Failed => send(fd, bytes),
+        sent => sent,
+    }
+}
+
+/// Makes reads take urgent data at its place in the stream (SO_OOBINLINE, socket(7)); accepted sockets inherit it.
+pub fn keep_urgent_inline(fd: RawFd) {
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
+}
+
+/// Whether the next byte to be read is the urgent one (SIOCATMARK, tcp(7)).
+pub fn at_urgent_mark(fd: RawFd) -> bool {
+    query(fd, SIOCATMARK) > 0
+}
+
+/// Bytes that can be read, at least (SIOCINQ, tcp(7)).
+pub fn unread(fd: RawFd) -> usize {
+    query(fd, libc::FIONREAD)
+}
+
+/// asm-generic/sockios.h; not in the libc crate.
+const SIOCATMARK: libc::Ioctl = 0x8905;
+
+/// An ioctl that writes one int; 0 if it fails.
+fn query(fd: RawFd, request: libc::Ioctl) -> usize {
+    let mut value: libc::c_int = 0;
+    // SAFETY: callers pass requests that write one int, which outlives the call.
+    let done = unsafe { libc::ioctl(fd, request, &raw mut value) };
+    if done < 0 { 0 } else { value.max(0) as usize }
+}
+
 fn send_with(fd: RawFd, bytes: &[u8], flags: i32) -> Transfer {
     // SAFETY: `bytes` is readable for its length during the call.
     let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
@@ -413,10 +449,7 @@ pub fn waited_ms(fd: RawFd) -> u64 {
 
 /// Bytes written and not yet acknowledged by the peer (SIOCOUTQ, tcp(7)).
 pub fn unacknowledged(fd: RawFd) -> usize {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ writes one int.
-    let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
-    if done < 0 { 0 } else { bytes.max(0) as usize }
+    query(fd, libc::TIOCOUTQ)
 }
 
 /// Closes both descriptors, in one call when their numbers are neighbours (they usually are: one was opened right after

@@ -139,11 +139,30 @@ impl Io for SocketIo<'_> {
         }
     }
 
-    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize) -> Done {
+    fn unread(&mut self, lane: Side) -> usize {
+        socket::unread(self.fds[lane as usize])
+    }
+
+    fn at_mark(&mut self, lane: Side) -> bool {
+        socket::at_urgent_mark(self.fds[lane as usize])
+    }
+
+    fn fill(&mut self, lane: Side, conduit: Conduit, most: usize, unread: usize) -> Done {
         let source = self.fds[lane as usize];
-        if conduit == Conduit::Buffer {
-            let filled = socket::recv(source, self.scratch);
-            return done(filled, self.scratch.len(), &mut self.starved);
+        if conduit != Conduit::Pipe {
+            if conduit == Conduit::Urgent {
+                socket::keep_urgent_inline(source);
+            }
+            let asked = most.min(self.scratch.len());
+            let filled = match unread {
+                // What has come meanwhile is told of by an event.
+                0 => match socket::peek(source, &mut self.scratch[..1]) {
+                    Transfer::Bytes(_) => Transfer::Blocked,
+                    nothing => nothing,
+                },
+                _ => socket::recv(source, &mut self.scratch[..asked.min(unread)]),
+            };
+            return done(filled, asked, &mut self.starved);
         }
         let held = &mut self.held[lane as usize];
         let Held::Pipe(pipe) = held else {
@@ -158,11 +177,15 @@ impl Io for SocketIo<'_> {
         done(filled, usize::MAX, &mut self.starved)
     }
 
-    fn drain(&mut self, lane: Side, _conduit: Conduit, bytes: usize, last: bool) -> Done {
+    fn drain(&mut self, lane: Side, conduit: Conduit, bytes: usize, last: bool) -> Done {
         self.before_write(lane.other());
         let sink = self.fds[lane.other() as usize];
         let held = &mut self.held[lane as usize];
-        let send = if last { socket::send_before_fin } else { socket::send };
+        let send = match (conduit, last) {
+            (Conduit::Urgent, _) => socket::send_urgent,
+            (_, true) => socket::send_before_fin,
+            (_, false) => socket::send,
+        };
         match held {
             Held::Nothing => {
                 let sent = send(sink, &self.scratch[..bytes]);

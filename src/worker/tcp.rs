@@ -97,12 +97,12 @@ impl Tcp {
         };
         let pair = &mut connection.pair;
         let broken = event.is_error();
+        if event.is_priority() {
+            pair.mark_urgent(side);
+        }
         if broken {
             pair.mark_broken(side);
         } else {
-            if event.is_priority() {
-                pair.mark_urgent(side);
-            }
             if event.is_readable() {
                 pair.mark_readable(side);
             }
@@ -541,7 +541,7 @@ impl Tcp {
         shard.total.add(1);
         shard.connect.observe_us(u64::from(connect_us));
         if matches!(backend.config.address, BackendAddress::Unix(_)) {
-            connection.pair.mark_urgent(Side::Backend);
+            connection.pair.mark_inconclusive(Side::Backend);
             connection.nagle = Nagle::Off;
         } else if !header.is_empty() {
             connection.nagle = Nagle::On;

@@ -16,6 +16,7 @@ mod programs;
 mod shutdown;
 mod timeouts;
 mod tool;
+mod urgent;
 
 use std::net::SocketAddr;
 
