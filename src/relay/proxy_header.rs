@@ -38,6 +38,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     if bytes.first() == Some(&b'P') {
         return parse_v1(&bytes[..bytes.len().min(V1_MAX)]);
     }
+    if let Some(parsed) = parse_v2_local(bytes) {
+        return parsed;
+    }
     let result = v2::Header::try_from(bytes);
     let incomplete = result.is_incomplete();
     match result {
@@ -51,6 +54,25 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         Err(_) if !incomplete || bytes.len() >= HEADER_MAX || too_long(bytes) => Parsed::Invalid,
         Err(_) => Parsed::Incomplete,
     }
+}
+
+/// Version 2, command LOCAL: the proxy speaks for itself, a health check for example. The family and whatever is in the
+/// block have no meaning then, and both are to be ignored (section 2.2), also a family whose addresses are not there, which
+/// the library takes for an error. `None` if it is another command.
+fn parse_v2_local(bytes: &[u8]) -> Option<Parsed> {
+    const START: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20";
+    let block = bytes.strip_prefix(START)?;
+    let &[_family, high, low, ..] = block else {
+        return Some(Parsed::Incomplete);
+    };
+    let len = START.len() + 3 + usize::from(u16::from_be_bytes([high, low]));
+    Some(if len > HEADER_MAX {
+        Parsed::Invalid
+    } else if bytes.len() < len {
+        Parsed::Incomplete
+    } else {
+        Parsed::Header { len, addresses: None }
+    })
 }
 
 /// The line is judged once it is whole: half a line may end where the library sees an empty field.
@@ -159,6 +181,12 @@ mod tests {
         Some((a.parse().unwrap(), b.parse().unwrap()))
     }
 
+    /// Version 2, LOCAL, with a family, a block and what follows.
+    fn local(family: u8, block: &[u8], tail: &[u8]) -> Vec<u8> {
+        let len = (block.len() as u16).to_be_bytes();
+        [&b"\r\n\r\n\0\r\nQUIT\n\x20"[..], &[family], &len, block, tail].concat()
+    }
+
     #[test]
     fn what_the_first_bytes_are() {
         let v1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 4711 80\r\n";
@@ -203,6 +231,53 @@ mod tests {
             ("v2 begun", &v2_with_tlv[..13], Parsed::Incomplete),
             ("v2 without its TLV", &v2_with_tlv[..28], Parsed::Incomplete),
             ("v2 of 64 KiB", &too_long_v2, Parsed::Invalid),
+            ("local", &local(0x00, &[], b"GET"), header(16, None)),
+            (
+                "local, IPv4 without addresses",
+                &local(0x11, &[], b"GET"),
+                header(16, None),
+            ),
+            (
+                "local, IPv6 over UDP, half an address",
+                &local(0x22, &[7; 9], b""),
+                header(25, None),
+            ),
+            (
+                "local, addresses that mean nothing",
+                &local(0x11, &[7; 12], b"GET"),
+                header(28, None),
+            ),
+            (
+                "local, no family of this world",
+                &local(0xff, &[7; 3], b""),
+                header(19, None),
+            ),
+            ("local, begun", &local(0x11, &[], b"")[..13], Parsed::Incomplete),
+            (
+                "local, without its length",
+                &local(0x11, &[], b"")[..15],
+                Parsed::Incomplete,
+            ),
+            (
+                "local, half a block",
+                &local(0x11, &[7; 9], b"")[..20],
+                Parsed::Incomplete,
+            ),
+            (
+                "local, the longest",
+                &local(0x00, &[7; HEADER_MAX - 16], b""),
+                header(HEADER_MAX, None),
+            ),
+            (
+                "local, longer",
+                &local(0x00, &[7; HEADER_MAX - 15], b"")[..99],
+                Parsed::Invalid,
+            ),
+            (
+                "v2, an unknown command",
+                b"\r\n\r\n\0\r\nQUIT\n\x22\x11\0\0",
+                Parsed::Invalid,
+            ),
         ];
         for (name, bytes, expected) in rows {
             assert_eq!(parse(bytes), *expected, "{name}");
