@@ -272,16 +272,17 @@ pub fn acknowledge(fd: RawFd) {
     let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1);
 }
 
+/// Takes the pending error of a socket, if it has one (SO_ERROR).
+pub fn take_connect_error(fd: RawFd) -> Option<ConnectError> {
+    match with_socket(fd, |socket| socket.take_error()) {
+        Ok(pending) => pending.map(ConnectError::from),
+        Err(error) => Some(error.into()),
+    }
+}
+
 /// Takes the pending error of a socket whose connection failed.
 pub fn connect_error(fd: RawFd) -> ConnectError {
-    let pending = with_socket(fd, |socket| socket.take_error());
-    ConnectError::from_errno(
-        pending
-            .ok()
-            .flatten()
-            .and_then(|error| error.raw_os_error())
-            .unwrap_or(libc::ECONNREFUSED),
-    )
+    take_connect_error(fd).unwrap_or(ConnectError::Refused)
 }
 
 fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {

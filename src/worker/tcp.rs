@@ -149,18 +149,24 @@ impl Tcp {
                     self.retire(context, key, Cause::ClientReset, By::Client);
                     return;
                 }
-                match (&connection.backend, attempt.broken, attempt.writable) {
-                    (Some(fd), true, _) => {
-                        let error = socket::connect_error(fd.as_raw_fd());
-                        self.attempt_failed(context, key, error);
-                        return;
-                    }
-                    (_, _, true) => {
-                        if !self.established(context, key) {
-                            return;
-                        }
-                    }
-                    _ => return,
+                let Some(fd) = connection
+                    .backend
+                    .as_ref()
+                    .filter(|_| attempt.broken || attempt.writable)
+                else {
+                    return;
+                };
+                // A backend that has written and closed at once looks broken, too (EPOLLHUP of a unix socket), but there
+                // is no error, and there are bytes to read.
+                let failure = match attempt.broken {
+                    true => socket::take_connect_error(fd.as_raw_fd()),
+                    false => None,
+                };
+                if let Some(error) = failure {
+                    return self.attempt_failed(context, key, error);
+                }
+                if !self.established(context, key) {
+                    return;
                 }
             }
             Phase::Open => {}

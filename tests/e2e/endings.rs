@@ -75,6 +75,30 @@ fn a_reset_in_the_middle_of_a_stream() {
     assert_eq!(weir.wait_for_records(1)[0].end(), ("client_reset", "client"));
 }
 
+/// Such a backend is gone (HUP) before weir has looked at the connection for the first time. That is no refusal: what it has
+/// written is the client's.
+#[test]
+fn a_unix_backend_that_writes_and_closes_at_once_is_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backend");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let accepting = std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let _ = (&stream).write_all(b"good day");
+        }
+    });
+    let backend = format!("{{name: one, address: 'unix:{}'}}", path.display());
+    let weir = Weir::start(&super::configuration("", UNWATCHED, &[backend]));
+    let address = weir.address("main");
+    for _ in 0..300 {
+        assert_eq!(client::fetch(&address).unwrap(), "good day");
+    }
+    let records = weir.wait_for_records(300);
+    let other = records.iter().find(|record| record.end() != ("finished", "backend"));
+    assert_eq!(other, None);
+    drop(accepting);
+}
+
 #[test]
 fn half_closed_connections_go_on_in_the_other_direction() {
     for client_first in [true, false] {
