@@ -5,6 +5,10 @@
 //! for good, a pipe has slots rather than bytes, what was received before a RST can still be read, and an error is
 //! reported once and then looks like the end of the stream. Bytes arrive at any time, also between two calls of a pump.
 //!
+//! Some peers fall silent for ever, some stop reading for ever, some lanes have a bandwidth limit, and weir's timers (idle,
+//! half-close) and orders (age, drain, kill, a backend that is down, shutdown) end what does not end by itself. Then what a
+//! peer sees is either everything that the other has sent, or a reset: never a FIN behind a part.
+//!
 //! Checked on every seed: no byte lost, repeated or reordered; urgent bytes are urgent at the other end; FIN only after its
 //! bytes; everything that a side sent before its RST reaches the other; no stall. Rules that were broken to see this fail: inferring the end of the stream
 //! without looking at `fin_announced`; ignoring `mark_urgent`; believing a splice that says EAGAIN, end or failure at the mark;
@@ -18,10 +22,13 @@
 use std::collections::VecDeque;
 
 use weir::base::{Rng, Side};
-use weir::relay::{Conduit, Done, Io, Outcome, Pair, Pumped, pump};
+use weir::relay::{Budget, Cause, Conduit, Done, Ending, Io, Outcome, Pair, Pumped, Source, pump};
 
 const SEEDS: u64 = 4_000;
 const COPY_BUFFER: usize = 16;
+/// Steps without a byte after which an open and a half-closed connection end.
+const IDLE: usize = 900;
+const HALF_CLOSE: usize = 600;
 
 /// The byte at position `at` of the stream that `side` sends.
 fn byte(side: Side, at: usize) -> u8 {
@@ -53,6 +60,10 @@ struct Socket {
     // The peer.
     to_send: usize,
     ends_with_reset: bool,
+    /// It says nothing more, not even goodbye, after so many bytes.
+    silent_after: Option<usize>,
+    /// It reads nothing more after so many bytes.
+    deaf_after: Option<usize>,
     received: usize,
     received_urgent: Vec<usize>,
     saw_fin: bool,
@@ -91,9 +102,23 @@ impl Socket {
         }
     }
 
+    /// Bytes that weir wrote to it.
+    fn written(&self) -> usize {
+        self.received + self.tx.len()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.fin || self.reset || self.silent_after.is_some_and(|bytes| self.arrived >= bytes)
+    }
+
+    fn is_deaf(&self) -> bool {
+        self.deaf_after.is_some_and(|bytes| self.received >= bytes)
+    }
+
     /// More of the peer's stream arrives.
     fn arrive(&mut self, rng: &mut Rng) {
-        let n = (1 + rng.below(300) as usize).min(self.to_send);
+        let left = self.silent_after.map_or(usize::MAX, |bytes| bytes - self.arrived);
+        let n = (1 + rng.below(300) as usize).min(self.to_send).min(left);
         if n > 0 && rng.below(20) == 0 {
             let at = self.arrived + rng.below(n as u64) as usize;
             let before = self.urgent_at.replace(at);
@@ -105,7 +130,7 @@ impl Socket {
         self.arrived += n;
         self.to_send -= n;
         // FIN and RST come right behind the last byte, or later.
-        if self.to_send == 0 && (n == 0 || rng.below(2) == 0) {
+        if self.to_send == 0 && !self.is_silent() && (n == 0 || rng.below(2) == 0) {
             self.fin = !self.ends_with_reset;
             self.reset = self.ends_with_reset;
         }
@@ -150,7 +175,7 @@ impl Fake {
     /// The network does not wait for a pump to end.
     fn meanwhile(&mut self) {
         let socket = &mut self.sockets[self.rng.below(2) as usize];
-        if self.rng.below(8) == 0 && !socket.fin && !socket.reset {
+        if self.rng.below(8) == 0 && !socket.is_silent() {
             socket.arrive(&mut self.rng);
         }
     }
@@ -249,13 +274,16 @@ impl Io for Fake {
 /// One step of the peer on `side`. Returns false if it had nothing to do.
 fn act(socket: &mut Socket, side: Side, rng: &mut Rng, eager: bool) -> bool {
     let choice = rng.below(4);
-    if choice < 2 && !socket.fin && !socket.reset {
+    if choice < 2 && !socket.is_silent() {
         socket.arrive(rng);
         return true;
     }
     if socket.tx.is_empty() {
         let fin = socket.tx_fin && !std::mem::replace(&mut socket.saw_fin, socket.tx_fin);
         return fin;
+    }
+    if socket.is_deaf() {
+        return false;
     }
     if !eager && rng.below(3) != 0 {
         return true;
@@ -284,13 +312,32 @@ fn run(seed: u64) -> [u64; 3] {
     let mut rng = Rng::new(seed);
     let with_resets = rng.below(3) == 0;
     let bulk = rng.below(2) == 0;
-    let socket = |rng: &mut Rng| Socket {
-        to_send: rng.below(if bulk { 20_000 } else { 500 }) as usize,
-        ends_with_reset: with_resets && rng.below(2) == 0,
-        tx_room: 1 + rng.below(if rng.clone().below(2) == 0 { 40 } else { 2_000 }) as usize,
-        edge: true,
-        ..Socket::default()
+    let timed = rng.below(3) == 0;
+    let socket = |rng: &mut Rng| {
+        let to_send = rng.below(if bulk { 20_000 } else { 500 });
+        let stop = |rng: &mut Rng| (timed && rng.below(3) == 0).then(|| rng.below(to_send + 1) as usize);
+        Socket {
+            to_send: to_send as usize,
+            silent_after: stop(rng),
+            deaf_after: stop(rng),
+            ends_with_reset: with_resets && rng.below(2) == 0,
+            tx_room: 1 + rng.below(if rng.clone().below(2) == 0 { 40 } else { 2_000 }) as usize,
+            edge: true,
+            ..Socket::default()
+        }
     };
+    // A bandwidth limit of a lane: so many bytes a pump.
+    let limits: [Option<usize>; 2] = std::array::from_fn(|_| (rng.below(6) == 0).then(|| 1 + rng.below(60) as usize));
+    let order = (timed && rng.below(3) == 0).then(|| {
+        let orders = [
+            Cause::MaxAge,
+            Cause::Drained,
+            Cause::Killed,
+            Cause::BackendDown,
+            Cause::Shutdown,
+        ];
+        (rng.below(2_000) as usize, orders[rng.below(5) as usize])
+    });
     let mut fake = Fake {
         sockets: [socket(&mut rng), socket(&mut rng)],
         held: Default::default(),
@@ -305,9 +352,10 @@ fn run(seed: u64) -> [u64; 3] {
     };
     let sent: Vec<usize> = fake.sockets.iter().map(|s| s.to_send).collect();
     let mut pair = Pair::new(true);
-    let mut outcome = None;
+    let (mut outcome, mut cut) = (None, None);
     let (mut quiet, mut more) = (0, false);
-    for _ in 0..400_000 {
+    let (mut moved, mut moved_at) = (0, 0);
+    for step in 0..400_000 {
         let mut active = false;
         for side in Side::BOTH {
             if rng.below(2) == 0 {
@@ -340,8 +388,21 @@ fn run(seed: u64) -> [u64; 3] {
                 }
             }
             if active || more {
-                let budget = 1 + rng.below(400) as usize;
-                more = match pump(&mut pair, &mut fake, [budget; 2]) {
+                let bytes = 1 + rng.below(400) as usize;
+                let budget = limits.map(|limit| Budget {
+                    bytes: limit.unwrap_or(bytes),
+                    exact: limit.is_some(),
+                });
+                let read = fake.sockets.each_ref().map(|socket| socket.read);
+                let pumped = pump(&mut pair, &mut fake, budget);
+                for side in Side::BOTH {
+                    let bytes = fake.sockets[side as usize].read - read[side as usize];
+                    assert!(
+                        limits[side as usize].is_none_or(|limit| bytes <= limit),
+                        "over the limit"
+                    );
+                }
+                more = match pumped {
                     Pumped::More => true,
                     Pumped::Idle => false,
                     Pumped::Ended(how) => {
@@ -356,18 +417,43 @@ fn run(seed: u64) -> [u64; 3] {
                 );
             }
         }
-        if outcome.is_some() && fake.sockets.iter().all(|s| s.tx.is_empty() || s.reset) {
+        if outcome.is_some() && fake.sockets.iter().all(|s| s.tx.is_empty() || s.reset || s.is_deaf()) {
             break;
+        }
+        let now_moved = pair.moved_from(Side::Client) + pair.moved_from(Side::Backend);
+        if now_moved != moved {
+            (moved, moved_at) = (now_moved, step);
+        }
+        if timed && outcome.is_none() {
+            let silence = step - moved_at;
+            let due = match order {
+                Some((at, cause)) if step >= at => Some(cause),
+                _ if silence > IDLE => Some(Cause::IdleTimeout),
+                _ if silence > HALF_CLOSE && pair.half_closed() => Some(Cause::HalfCloseTimeout),
+                _ => None,
+            };
+            if let Some(cause) = due {
+                cut = Some(cause);
+                break;
+            }
         }
         quiet = if active || more { 0 } else { quiet + 1 };
         assert!(quiet < 2_000, "stalled: {pair:?}");
+    }
+    if let Some(cause) = cut {
+        cut_off(&fake, &pair, cause);
+        return [fake.copied, fake.spliced, fake.urgent];
     }
     let outcome = outcome.unwrap_or_else(|| panic!("no end: {pair:?}"));
     let [client, backend] = &fake.sockets;
     match outcome {
         Outcome::Finished { .. } => {
-            assert_eq!((client.received, backend.received), (sent[1], sent[0]), "bytes missing");
-            assert!(client.saw_fin || !client.tx_fin || client.tx.is_empty());
+            assert_eq!(
+                (client.written(), backend.written()),
+                (sent[1], sent[0]),
+                "bytes missing"
+            );
+            assert!(client.saw_fin || !client.tx_fin || client.tx.is_empty() || client.is_deaf());
         }
         Outcome::Reset { by } => {
             assert!(
@@ -376,7 +462,7 @@ fn run(seed: u64) -> [u64; 3] {
             );
             let other = &fake.sockets[by.other() as usize];
             assert!(
-                other.reset || other.received == sent[by as usize],
+                other.reset || other.written() == sent[by as usize],
                 "bytes before the RST of {by:?} are missing"
             );
         }
@@ -384,7 +470,7 @@ fn run(seed: u64) -> [u64; 3] {
     for side in Side::BOTH {
         let delivered = pair.moved_from(side) as usize;
         let other = &fake.sockets[side.other() as usize];
-        assert!(other.reset || delivered == other.received, "accounting");
+        assert!(other.reset || delivered == other.written(), "accounting");
         let marks = &fake.sockets[side as usize].marks;
         for &(at, superseded) in marks.iter().filter(|(at, _)| *at < other.received) {
             let urgent = other.received_urgent.contains(&at);
@@ -400,6 +486,40 @@ fn run(seed: u64) -> [u64; 3] {
         );
     }
     [fake.copied, fake.spliced, fake.urgent]
+}
+
+/// weir ends the connection: whoever sees a FIN has everything.
+fn cut_off(fake: &Fake, pair: &Pair, cause: Cause) {
+    let ending = cause.ending(Side::BOTH.map(|side| {
+        let (mut lane, socket) = (pair.lane(side).state(), &fake.sockets[side as usize]);
+        if lane.source == Source::Quiet && socket.arrived > socket.read {
+            lane.source = Source::Readable;
+        }
+        lane
+    }));
+    let timeout = matches!(cause, Cause::IdleTimeout | Cause::HalfCloseTimeout);
+    if timeout && ending == Ending::Reset {
+        let is_stopped = |socket: &Socket| socket.is_deaf() || socket.silent_after.is_some();
+        assert!(fake.sockets.iter().any(is_stopped), "stalled: {pair:?}");
+    }
+    assert!(timeout || ending == Ending::Reset, "{cause:?} ended with FIN");
+    for side in Side::BOTH {
+        let (from, to) = (&fake.sockets[side as usize], &fake.sockets[side.other() as usize]);
+        let written = to.written();
+        assert_eq!(written as u64, pair.moved_from(side), "accounting");
+        if to.tx_fin || ending == Ending::Fin {
+            assert_eq!(
+                written,
+                from.arrived,
+                "{cause:?}: FIN behind a part, towards {:?}",
+                side.other()
+            );
+            assert!(
+                !from.reset && (!to.tx_fin || from.fin),
+                "{cause:?}: FIN in place of a reset"
+            );
+        }
+    }
 }
 
 #[test]

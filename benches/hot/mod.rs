@@ -9,7 +9,7 @@ use weir::balance::limits::{SourceLimits, SourceTable};
 use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, identity, source_key};
 use weir::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use weir::config::model::{Balance, SourceHash};
-use weir::relay::{Conduit, Done, Io, Pair, pump};
+use weir::relay::{Budget, Conduit, Done, Io, Pair, pump};
 
 /// One path, ready to be run any number of times.
 pub type Path = Box<dyn FnMut()>;
@@ -64,7 +64,10 @@ impl Io for Script {
     fn discard(&mut self, _: Side) {}
 }
 
-const BUDGET: [usize; 2] = [256 << 10; 2];
+const BUDGET: [Budget; 2] = [Budget {
+    bytes: 256 << 10,
+    exact: false,
+}; 2];
 
 fn short(bytes: usize) -> Done {
     Done::Moved { bytes, short: true }

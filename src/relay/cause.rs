@@ -95,24 +95,7 @@ impl From<Side> for By {
     }
 }
 
-/// How the sockets are closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// `close`: the kernel delivers what is queued, then FIN.
-    Fin,
-    /// RST, once what was received has been delivered.
-    Reset,
-}
-
 impl Cause {
-    /// A stream that nobody ended must not look complete to its reader, so only quiet or finished connections get FIN.
-    pub fn ending(self) -> Ending {
-        match self {
-            Cause::Finished | Cause::IdleTimeout | Cause::HalfCloseTimeout => Ending::Fin,
-            _ => Ending::Reset,
-        }
-    }
-
     /// Whether the connection was turned away before a backend was asked.
     pub fn is_refusal(self) -> bool {
         use Cause::*;

@@ -34,6 +34,7 @@
 //! [`Op::Wait`] on an unfinished lane means that the kernel still owes an edge: the sink is not ready, or the conduit is
 //! empty and the source is not ready. [`Lane::is_owed_an_edge`] says so, and every pump asserts it.
 
+use super::ending::{LaneState, Source};
 use super::gear::{Conduit, Gear};
 
 /// What a lane wants done.
@@ -202,6 +203,19 @@ impl Lane {
     /// Bytes in the conduit.
     pub fn piped(&self) -> usize {
         self.piped as usize
+    }
+
+    /// How it stands, for whoever ends the connection.
+    pub fn state(&self) -> LaneState {
+        LaneState {
+            source: match (self.eof, self.source_ready) {
+                (true, _) => Source::Ended,
+                (false, true) => Source::Readable,
+                (false, false) => Source::Quiet,
+            },
+            held: self.piped > 0,
+            sink_ready: self.sink_ready,
+        }
     }
 
     /// The source has ended.

@@ -2,15 +2,18 @@
 //!
 //! [`Lane`] is one direction and answers "what next?"; [`Pair`] is the two lanes of a connection and knows how it ends;
 //! [`pump`] drives a pair over anything that can carry out an [`Op`] (real sockets in `worker/io.rs`, a fake
-//! edge-triggered kernel in `tests/relay_sim.rs`); [`Cause`] is the one vocabulary of endings.
+//! edge-triggered kernel in `tests/relay_sim.rs`); [`Cause`] is the one vocabulary of endings, and [`Cause::ending`] says
+//! which of them look like an end to the reader.
 
 mod cause;
+mod ending;
 mod gear;
 mod lane;
 mod pair;
 pub mod proxy_header;
 
-pub use cause::{By, Cause, Ending};
+pub use cause::{By, Cause};
+pub use ending::{Ending, LaneState, Source};
 pub use gear::{Conduit, Gear};
 pub use lane::{Done, Lane, Op};
-pub use pair::{Io, Outcome, Pair, Pumped, pump};
+pub use pair::{Budget, Io, Outcome, Pair, Pumped, pump};

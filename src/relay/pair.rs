@@ -189,18 +189,30 @@ pub enum Pumped {
     Ended(Outcome),
 }
 
-/// Runs both lanes until they wait, until each has filled its `budget` of bytes, or until the pair ends.
-pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [usize; 2]) -> Pumped {
+/// What a lane may read in one pump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// So many bytes.
+    pub bytes: usize,
+    /// Not one byte more (a bandwidth limit); else the last fill may be a full one.
+    pub exact: bool,
+}
+
+/// Runs both lanes until they wait, until each has filled its `budget`, or until the pair ends.
+pub fn pump(pair: &mut Pair, io: &mut impl Io, budget: [Budget; 2]) -> Pumped {
     let mut spent = [0usize; 2];
     loop {
         let mut progress = false;
         for side in Side::BOTH {
             loop {
                 let op = pair.next(side);
-                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= budget[side as usize]) {
+                let Budget { bytes, exact } = budget[side as usize];
+                if op == Op::Wait || (op == Op::Fill && spent[side as usize] >= bytes) {
                     break;
                 }
-                let left = budget[side as usize].saturating_sub(spent[side as usize]);
+                let left = bytes.saturating_sub(spent[side as usize]);
+                // A fill cut short by the budget must not look like a lane that has become small.
+                let left = if exact { left } else { left.max(io.copy_buffer()) };
                 let done = carry_out(pair, io, side, op, left);
                 pair.done(side, op, done, io.copy_buffer());
                 match (op, done) {
@@ -236,9 +248,7 @@ fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op, left: usize)
     }
 }
 
-fn fill(lane: &mut Lane, io: &mut impl Io, side: Side, left: usize) -> Done {
-    // A fill cut short by the budget must not look like a lane that has become small.
-    let most = left.max(io.copy_buffer());
+fn fill(lane: &mut Lane, io: &mut impl Io, side: Side, most: usize) -> Done {
     if lane.wanted() == Conduit::Pipe && io.acquire_pipe(side) {
         lane.settle(Conduit::Pipe);
         return match io.fill(side, Conduit::Pipe, most, usize::MAX) {

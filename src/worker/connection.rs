@@ -3,7 +3,7 @@
 //! Holds its sockets and its place at the backend, and does nothing to them: [`super::tcp`] acts.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,8 +15,9 @@ use crate::base::{Side, Weight};
 use crate::config::model::{Protocol, SendProxy};
 use crate::gate::Pass;
 use crate::link::{LiveConnection, Local, Record};
-use crate::relay::{self, By, Cause, Pair, proxy_header};
+use crate::relay::{self, By, Cause, Ending, Pair, Source, proxy_header};
 use crate::snapshot::{Backend, Listener, Place};
+use crate::sys::socket;
 
 pub(super) struct Connection {
     pub(super) id: u64,
@@ -35,14 +36,14 @@ pub(super) struct Connection {
     pub(super) destination: Option<SocketAddr>,
     /// Bandwidth limits of the lanes, if any.
     pub(super) throttles: Option<Box<[Option<Throttled>; 2]>>,
-    /// The lanes rest until then, milliseconds since the epoch.
+    /// The lanes rest until then, milliseconds since the epoch: for bandwidth or for memory.
     pub(super) resume_ms: Option<u64>,
     /// When the ACK of the backend's handshake is sent without the client's first bytes, milliseconds since the epoch.
     pub(super) ack_ms: Option<u64>,
     /// When the next interim record is due.
     pub(super) interim_ms: Option<u64>,
     pub(super) opened: Instant,
-    /// Last byte in either direction, milliseconds since the epoch.
+    /// Last byte in either direction, or the end of a rest that weir itself imposes, milliseconds since the epoch.
     pub(super) active_ms: u64,
     pub(super) connect_us: Option<u32>,
     pub(super) first_byte_us: Option<u32>,
@@ -148,6 +149,29 @@ impl Connection {
                 throttled.map_or(Duration::ZERO, |lane| lane.throttle.wait(lane.refill, now))
             });
         waits.min().filter(|wait| !wait.is_zero())
+    }
+
+    /// Rests. What waits for weir is not idle.
+    pub(super) fn rest_until(&mut self, at_ms: u64) {
+        self.resume_ms = Some(at_ms);
+        self.active_ms = self.active_ms.max(at_ms);
+    }
+
+    /// How the sockets are to be closed. What came after the events of this turn were fetched counts as well: a look at the
+    /// sockets is worth it where their silence decides.
+    pub(super) fn ending(&self, cause: Cause) -> Ending {
+        let Phase::Open = self.phase else {
+            return Ending::Reset;
+        };
+        let fds = [Some(&self.client), self.backend.as_ref()];
+        cause.ending(Side::BOTH.map(|side| {
+            let mut lane = self.pair.lane(side).state();
+            let arrived = |fd: &OwnedFd| socket::unread(fd.as_raw_fd()) > 0;
+            if lane.source == Source::Quiet && fds[side as usize].is_some_and(arrived) {
+                lane.source = Source::Readable;
+            }
+            lane
+        }))
     }
 
     /// The PROXY header that the pool wants its backends to see.

@@ -34,7 +34,7 @@ use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use crate::config::model::BackendAddress;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
 use crate::relay::proxy_header::{self, Parsed};
-use crate::relay::{self, By, Cause, Ending, Outcome, Pair, Pumped};
+use crate::relay::{self, Budget, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
@@ -196,9 +196,11 @@ impl Tcp {
         let limited = connection.throttles.as_deref();
         let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
         let budget = Side::BOTH.map(|side| {
-            lane_limit(side).map_or(PUMP_BYTES, |lane| {
-                lane.throttle.budget(lane.refill, context.now).min(PUMP_BYTES as u64) as usize
-            })
+            let left = lane_limit(side).map(|lane| lane.throttle.budget(lane.refill, context.now));
+            Budget {
+                bytes: left.map_or(PUMP_BYTES, |left| left.min(PUMP_BYTES as u64) as usize),
+                exact: left.is_some(),
+            }
         });
         let copy_only = Side::BOTH.map(|side| lane_limit(side).is_some());
         let mut io = SocketIo {
@@ -250,7 +252,7 @@ impl Tcp {
             Pumped::Idle | Pumped::More if starved => {
                 context.shared.exhausted(&"no memory for sockets");
                 connection.starved = true;
-                connection.resume_ms = Some(context.now_ms() + STARVED_REST_MS);
+                connection.rest_until(context.now_ms() + STARVED_REST_MS);
                 self.set_timer(key);
             }
             Pumped::Idle => {
@@ -265,7 +267,7 @@ impl Tcp {
             Pumped::More => match connection.rest(context.now) {
                 None => run.push(key, connection.weight, &mut connection.queued),
                 Some(rest) => {
-                    connection.resume_ms = Some(context.now_ms() + rest.as_millis().max(1) as u64);
+                    connection.rest_until(context.now_ms() + rest.as_millis().max(1) as u64);
                     self.set_timer(key);
                 }
             },
@@ -620,16 +622,16 @@ impl Tcp {
             return;
         };
         self.timers.cancel(key.index);
-        for held in &mut connection.held {
-            self.pipes.discard(held);
-        }
-        if cause.ending() == Ending::Reset {
+        if connection.ending(cause) == Ending::Reset {
             for fd in [Some(&connection.client), connection.backend.as_ref()]
                 .into_iter()
                 .flatten()
             {
                 socket::reset_on_close(fd.as_raw_fd());
             }
+        }
+        for held in &mut connection.held {
+            self.pipes.discard(held);
         }
         context.stats.connections.lower();
         context.shared.process.connections.lower();

@@ -57,6 +57,68 @@ fn a_byte_in_either_direction_postpones_the_idle_timeout() {
     });
 }
 
+/// 30 MB towards a client that has stopped reading: a part of it arrives, and then not an end but a reset. `half_close` is the
+/// same after the client's own end.
+#[test]
+fn a_stalled_transfer_ends_with_a_reset() {
+    for (half_closed, listener, cause) in [
+        (false, "timeouts: {idle: 1s}", "idle_timeout"),
+        (true, "timeouts: {idle: 10m, half_close: 1s}", "half_close_timeout"),
+    ] {
+        let server = Server::source(vec![7; 30 << 20]);
+        let weir = Weir::start(&balanced(listener, UNWATCHED, &[("one", server.address)]));
+        let mut stream = client::connect(&weir.address("main"));
+        if half_closed {
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        let record = &weir.wait_for_records(1)[0];
+        assert_eq!(record.end(), (cause, "weir"));
+        let bytes = client::read_to_reset(&mut stream);
+        assert!(bytes.len() < 30 << 20);
+    }
+}
+
+/// The same towards a backend.
+#[test]
+fn a_stalled_upload_ends_with_a_reset() {
+    let (sender, streams) = std::sync::mpsc::channel();
+    let server = Server::serial(move |stream| drop(sender.send(stream)));
+    let weir = Weir::start(&balanced("timeouts: {idle: 1s}", UNWATCHED, &[("one", server.address)]));
+    let mut stream = client::connect(&weir.address("main"));
+    let mut backend = streams.recv_timeout(super::common::PATIENCE).expect("a connection");
+    let error = std::iter::repeat_with(|| stream.write_all(&[7; 64 << 10]))
+        .find_map(Result::err)
+        .unwrap();
+    let resets = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(resets.contains(&error.kind()), "{error}");
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("idle_timeout", "weir"));
+    client::read_to_reset(&mut backend);
+}
+
+/// A transfer that waits for its bandwidth limit is not idle, and the limit holds from the first byte: a tenth of a second's worth
+/// at once. With a whole buffer read at once, the rest after it is longer than `idle`.
+#[test]
+fn a_throttled_transfer_is_not_idle() {
+    let server = Server::source(vec![7; 40_000]);
+    let listener = "limits: {download: 10KB/s}, timeouts: {idle: 1s}";
+    let weir = Weir::start(&balanced(listener, UNWATCHED, &[("one", server.address)]));
+    let begun = Instant::now();
+    let mut stream = client::connect(&weir.address("main"));
+    let (mut bytes, mut buffer) = (0, [0; 4_096]);
+    loop {
+        let got = stream.read(&mut buffer).unwrap();
+        if got == 0 {
+            break;
+        }
+        bytes += got;
+        let most = 10_000.0 * (begun.elapsed().as_secs_f64() + 0.1) + 1.0;
+        assert!(bytes as f64 <= most, "{bytes} bytes after {:?}", begun.elapsed());
+    }
+    assert_eq!(bytes, 40_000);
+    drop(stream);
+    assert_eq!(weir.wait_for_records(1)[0].end(), ("finished", "backend"));
+}
+
 /// After one direction has ended, silence of the other ends the connection, although `idle` is much longer. The time
 /// counts from that end: before it, the connection was silent for longer than that.
 #[test]
