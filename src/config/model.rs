@@ -130,6 +130,8 @@ pub struct Listener {
     pub limits: ListenerLimits,
     /// Timeouts (TCP).
     pub timeouts: Timeouts,
+    /// Noticing clients that have vanished (TCP); `None` = off.
+    pub keepalive: Option<Keepalive>,
     /// Sources that must start with a PROXY header; empty = none.
     pub accept_proxy: Vec<IpNet>,
     /// Session ends (UDP).
@@ -171,6 +173,19 @@ pub struct Timeouts {
     pub half_close: Option<Duration>,
     /// Longest life of a connection, jittered by up to a tenth.
     pub max_age: Option<Duration>,
+}
+
+/// `listeners.NAME.keepalive` and `pools.NAME.connect.keepalive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence after which the kernel asks whether the peer is still there.
+    pub idle: Duration,
+    /// Between questions that are not answered.
+    pub interval: Duration,
+    /// Questions without an answer that end the connection.
+    pub probes: u32,
+    /// Bytes under way to a peer without a sign of life for so long end the connection; `None` = off.
+    pub user_timeout: Option<Duration>,
 }
 
 /// `listeners.NAME.udp`; `None` = unlimited.
@@ -310,6 +325,8 @@ pub struct Connect {
     pub timeout: Duration,
     /// Attempts, each to a different backend.
     pub attempts: u32,
+    /// Noticing backends that have vanished; `None` = off.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// `pools.NAME.on_down`.

@@ -10,6 +10,7 @@ mod ending;
 mod gear;
 mod lane;
 mod pair;
+mod peer;
 pub mod proxy_header;
 
 pub use cause::{By, Cause};
@@ -17,3 +18,4 @@ pub use ending::{Ending, LaneState, Source};
 pub use gear::{Conduit, Gear};
 pub use lane::{Done, Lane, Op};
 pub use pair::{Budget, Io, Outcome, Pair, Pumped, pump};
+pub use peer::Peer;

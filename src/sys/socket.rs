@@ -421,6 +421,16 @@ pub fn set_nodelay(fd: RawFd) {
     let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
+/// What the kernel asks a silent peer: after how many seconds, how often, and how many times (SO_KEEPALIVE, TCP_KEEPIDLE,
+/// TCP_KEEPINTVL, TCP_KEEPCNT; tcp(7)). Accepted sockets inherit it.
+pub fn set_keepalive(fd: RawFd, wanted: Option<[u32; 3]>) -> io::Result<()> {
+    let options = [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT];
+    for (option, value) in options.into_iter().zip(wanted.into_iter().flatten()) {
+        set_int(fd, libc::IPPROTO_TCP, option, value.try_into().unwrap_or(i32::MAX))?;
+    }
+    set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, i32::from(wanted.is_some()))
+}
+
 /// Makes the coming close send RST (SO_LINGER with zero time, socket(7)); unsent bytes are dropped.
 pub fn reset_on_close(fd: RawFd) {
     let _ = with_socket(fd, |socket| socket.set_linger(Some(Duration::ZERO)));
@@ -429,6 +439,19 @@ pub fn reset_on_close(fd: RawFd) {
 /// How long a connection that was just accepted has waited since its client was last heard of, milliseconds (TCP_INFO,
 /// tcp(7)). 0 for sockets that do not tell.
 pub fn waited_ms(fd: RawFd) -> u64 {
+    tcp_info(fd).map_or(0, |info| u64::from(info.tcpi_last_ack_recv))
+}
+
+/// Since when the peer was not heard of, milliseconds, and how many segments in a row it has not answered (TCP_INFO).
+pub fn silence(fd: RawFd) -> Option<(u64, u8)> {
+    let info = tcp_info(fd)?;
+    Some((
+        u64::from(info.tcpi_last_ack_recv),
+        info.tcpi_retransmits.max(info.tcpi_probes),
+    ))
+}
+
+fn tcp_info(fd: RawFd) -> Option<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: `info` is writable for `len` bytes and both outlive the call.
@@ -441,11 +464,8 @@ pub fn waited_ms(fd: RawFd) -> u64 {
             &raw mut len,
         )
     };
-    if done < 0 {
-        return 0;
-    }
     // SAFETY: tcp_info is made of integers, for which any bytes, and the zeroes that a short answer leaves, are valid.
-    u64::from(unsafe { info.assume_init() }.tcpi_last_ack_recv)
+    (done >= 0).then(|| unsafe { info.assume_init() })
 }
 
 /// Bytes written and not yet acknowledged by the peer (SIOCOUTQ, tcp(7)).

@@ -12,10 +12,10 @@ use super::attempt::Attempt;
 use super::io::{Held, Nagle};
 use crate::balance::limits::{Refill, Throttle};
 use crate::base::{Side, Weight};
-use crate::config::model::{Protocol, SendProxy};
+use crate::config::model::{Keepalive, Protocol, SendProxy};
 use crate::gate::Pass;
 use crate::link::{LiveConnection, Local, Record};
-use crate::relay::{self, By, Cause, Ending, Pair, Source, proxy_header};
+use crate::relay::{self, By, Cause, Ending, Pair, Peer, Source, proxy_header};
 use crate::snapshot::{Backend, Listener, Place};
 use crate::sys::socket;
 
@@ -40,6 +40,12 @@ pub(super) struct Connection {
     pub(super) resume_ms: Option<u64>,
     /// When the ACK of the backend's handshake is sent without the client's first bytes, milliseconds since the epoch.
     pub(super) ack_ms: Option<u64>,
+    /// When the peers are looked at next: whether they are still there.
+    pub(super) look_ms: Option<u64>,
+    /// What the pool said of vanished backends when the connection was made.
+    pub(super) keepalive: Option<Keepalive>,
+    /// The backend's socket has its options for a long life.
+    pub(super) settled: bool,
     /// When the next interim record is due.
     pub(super) interim_ms: Option<u64>,
     pub(super) opened: Instant,
@@ -85,6 +91,7 @@ pub(super) enum Due {
     Reset,
     Resume,
     Ack,
+    Look,
     Interim,
 }
 
@@ -114,6 +121,7 @@ impl Connection {
                     self.max_age_ms.map(|at| (at, Due::End(Cause::MaxAge))),
                     self.resume_ms.map(|at| (at, Due::Resume)),
                     self.ack_ms.map(|at| (at, Due::Ack)),
+                    self.look_ms.map(|at| (at, Due::Look)),
                     self.interim_ms.map(|at| (at, Due::Interim)),
                 ]
                 .into_iter()
@@ -155,6 +163,44 @@ impl Connection {
     pub(super) fn rest_until(&mut self, at_ms: u64) {
         self.resume_ms = Some(at_ms);
         self.active_ms = self.active_ms.max(at_ms);
+    }
+
+    /// A look at the peers to which bytes are under way: one that has vanished, or when to look again. `limits_ms` says how long
+    /// each may be silent.
+    pub(super) fn look(&self, now_ms: u64, limits_ms: [Option<u64>; 2]) -> Result<Option<u64>, Side> {
+        let quiet_ms = now_ms.saturating_sub(self.active_ms);
+        let fds = [Some(&self.client), self.backend.as_ref()];
+        let mut next = None;
+        for side in Side::BOTH {
+            let (Some(limit_ms), Some(fd)) = (limits_ms[side as usize], fds[side as usize]) else {
+                continue;
+            };
+            let fd = fd.as_raw_fd();
+            let wait_ms = match quiet_ms {
+                _ if quiet_ms < limit_ms => limit_ms - quiet_ms,
+                // More cannot come under way without a write.
+                _ if socket::unacknowledged(fd) == 0 => limit_ms,
+                _ => match socket::silence(fd) {
+                    Some((silent_ms, unanswered)) => {
+                        let unacknowledged = socket::unacknowledged(fd);
+                        let peer = Peer {
+                            unacknowledged,
+                            unanswered,
+                            silent_ms,
+                        };
+                        if peer.has_vanished(quiet_ms, limit_ms) {
+                            return Err(side);
+                        }
+                        limit_ms / 4
+                    }
+                    // A unix socket: its peer cannot vanish unseen.
+                    None => continue,
+                },
+            };
+            let at = now_ms + wait_ms.max(1);
+            next = Some(next.map_or(at, |next: u64| next.min(at)));
+        }
+        Ok(next)
     }
 
     /// How the sockets are to be closed. What came after the events of this turn were fetched counts as well: a look at the

@@ -21,12 +21,14 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::Poll;
 
 use super::Context;
 use super::tcp::Tcp;
 use crate::base::{Key, Kind, Side, Slab, Token};
+use crate::config::model::Keepalive;
 use crate::link::{self, Accepted, Command, ListenSocket, Local};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Snapshot};
@@ -54,6 +56,32 @@ struct Listening {
     burst: u32,
     /// The turn that last exhausted its burst.
     full_at: u64,
+    /// What the socket was last set to, for accepted ones to inherit.
+    keepalive: Option<Option<Keepalive>>,
+}
+
+impl Listening {
+    /// Makes accepted sockets inherit what the configuration says of keep-alive, and that urgent data stays in its place.
+    fn bequeath(&mut self) {
+        let (Some(listener), Local::Ip(_)) = (&self.listener, &self.socket.local) else {
+            return;
+        };
+        let wanted = listener.config.keepalive;
+        if self.keepalive != Some(wanted) {
+            let fd = self.socket.fd.as_raw_fd();
+            if let Err(error) = socket::set_keepalive(fd, wanted.map(seconds_and_probes)) {
+                log::warn!("{}: cannot set keep-alive: {error}", self.socket.local);
+            }
+            socket::keep_urgent_inline(fd);
+            self.keepalive = Some(wanted);
+        }
+    }
+}
+
+/// As [`socket::set_keepalive`] wants it.
+pub(super) fn seconds_and_probes(keepalive: Keepalive) -> [u32; 3] {
+    let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64) as u32;
+    [seconds(keepalive.idle), seconds(keepalive.interval), keepalive.probes]
 }
 
 /// See the module.
@@ -138,20 +166,23 @@ impl Listeners {
             if let Some(listening) = self.sockets.get_mut(key) {
                 let known = snapshot.listener(listening.socket.listener).cloned();
                 listening.listener = known.or(listening.listener.take());
+                listening.bequeath();
             }
         }
     }
 
     pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) {
         let fd = socket.fd.as_raw_fd();
-        let listening = Listening {
+        let mut listening = Listening {
             local: Arc::new(socket.local.clone()),
             listener: context.snapshot.listener(socket.listener).cloned(),
             socket,
             ready: false,
             burst: 1,
             full_at: 0,
+            keepalive: None,
         };
+        listening.bequeath();
         let key = self.sockets.insert(listening);
         if let Err(error) = epoll::add_level(poll, fd, token(key)) {
             log::error!(

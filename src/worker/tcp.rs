@@ -30,6 +30,7 @@ use super::Context;
 use super::attempt::{Attempt, Started};
 use super::connection::{Connection, Due, Phase, charge, moved, throttles, us};
 use super::io::{Nagle, Pipes, SCRATCH_BYTES, SocketIo};
+use super::listen::seconds_and_probes;
 use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use crate::config::model::BackendAddress;
 use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
@@ -44,6 +45,8 @@ const PUMP_BYTES: usize = 128 << 10;
 const HEAVY_BYTES: u64 = SCRATCH_BYTES as u64;
 /// How long the ACK that completes the handshake with a backend waits for the client's first bytes, milliseconds.
 const HELD_ACK_MS: u64 = 5;
+/// A connection that lives for so long gets all its socket options, milliseconds.
+const SETTLED_MS: u64 = 1_000;
 /// How often a socket that waits to be reset is looked at, milliseconds.
 const RESET_CHECK_MS: u64 = 5;
 /// How long it may wait, milliseconds.
@@ -365,6 +368,9 @@ impl Tcp {
             destination: None,
             resume_ms: None,
             ack_ms: None,
+            look_ms: None,
+            keepalive: None,
+            settled: false,
             interim_ms: interval.map(|interval| now_ms + interval.as_millis() as u64),
             opened: context.now,
             active_ms: now_ms,
@@ -543,6 +549,9 @@ impl Tcp {
         }
         connection.phase = Phase::Open;
         connection.active_ms = context.now_ms();
+        connection.look_ms = Some(context.now_ms() + SETTLED_MS);
+        let pool = context.pool_of(connection.listener.id);
+        connection.keepalive = pool.and_then(|(pool, _)| pool.config.connect.keepalive);
         let connect_us = us(connection.connected, context.now);
         connection.connect_us = Some(connect_us);
         let shard = backend.stats.shards.of(context.id);
@@ -601,6 +610,7 @@ impl Tcp {
                         self.run.push(key, connection.weight, &mut connection.queued);
                         self.set_timer(key);
                     }
+                    Due::Look => self.look(context, key),
                     Due::Interim => {
                         let interval = context.snapshot.interim;
                         connection.interim_ms = interval.map(|i| now_ms + i.as_millis() as u64);
@@ -614,6 +624,32 @@ impl Tcp {
             }
         }
         self.due = due;
+    }
+
+    /// Notices peers that have vanished, and gives the backend's socket of a connection that has lasted its options: a
+    /// short one is spared the calls.
+    fn look(&mut self, context: &mut Context, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if let Some(fd) = connection.backend.as_ref().filter(|_| !connection.settled) {
+            connection.settled = true;
+            let fd = fd.as_raw_fd();
+            socket::keep_urgent_inline(fd);
+            // A unix socket has no such option, and no need for it.
+            let _ = socket::set_keepalive(fd, connection.keepalive.map(seconds_and_probes));
+        }
+        let limits_ms = [connection.listener.config.keepalive, connection.keepalive].map(|keepalive| {
+            let limit = keepalive.and_then(|keepalive| keepalive.user_timeout);
+            limit.map(|limit| limit.as_millis() as u64)
+        });
+        match connection.look(context.now_ms(), limits_ms) {
+            Ok(next) => {
+                connection.look_ms = next;
+                self.set_timer(key);
+            }
+            Err(vanished) => self.reset(context, key, vanished),
+        }
     }
 
     /// Ends a connection: the only place that closes sockets, gives back places and writes records.

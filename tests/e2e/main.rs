@@ -17,6 +17,7 @@ mod shutdown;
 mod timeouts;
 mod tool;
 mod urgent;
+mod vanished;
 
 use std::net::SocketAddr;
 

@@ -227,3 +227,48 @@ fn bytes_before_a_reset_survive_it() {
     assert_eq!(recv(&far, 100), Err(Transfer::Failed));
     assert_eq!(recv(&far, 100), Err(Transfer::Eof));
 }
+
+/// The kernel ends a connection whose reader merely pauses, although it answers each question about its window: the reason
+/// for not using that option.
+#[test]
+fn a_full_window_counts_against_tcp_user_timeout() {
+    let (mut near, far) = pair();
+    near.set_nonblocking(true).unwrap();
+    SockRef::from(&near)
+        .set_tcp_user_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    while near.write(&[0; 64 << 10]).is_ok() {}
+    let begun = Instant::now();
+    let mut heard = Duration::ZERO;
+    until("it is ended", || {
+        if let Some((silent_ms, _)) = socket::silence(near.as_raw_fd()) {
+            heard = begun
+                .elapsed()
+                .saturating_sub(Duration::from_millis(silent_ms))
+                .max(heard);
+        }
+        SockRef::from(&near).take_error().unwrap().is_some()
+    });
+    assert!(heard > Duration::from_millis(200), "answered last after {heard:?}");
+    drop(far);
+}
+
+/// So a listening socket is set once, and a connection costs nothing for it.
+#[test]
+fn accepted_sockets_inherit_their_options() {
+    let fd = socket::listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket::set_keepalive(fd.as_raw_fd(), Some([77, 7, 3])).unwrap();
+    socket::keep_urgent_inline(fd.as_raw_fd());
+    let _near = TcpStream::connect(socket::local_address(&fd).unwrap()).unwrap();
+    let mut accepted = None;
+    until("it is accepted", || {
+        accepted = socket::accept(fd.as_raw_fd()).ok();
+        accepted.is_some()
+    });
+    let (far, _) = accepted.unwrap();
+    let far = SockRef::from(&far);
+    assert!(far.keepalive().unwrap() && far.out_of_band_inline().unwrap() && far.tcp_nodelay().unwrap());
+    assert_eq!(far.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+    assert_eq!(far.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+    assert_eq!(far.tcp_keepalive_retries().unwrap(), 3);
+}

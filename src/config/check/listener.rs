@@ -52,6 +52,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
             half_close: timeouts.optional("half_close"),
             max_age: timeouts.optional("max_age"),
         },
+        keepalive: super::keepalive(section),
         accept_proxy: accept_proxy(notes, section),
         udp: UdpPolicy {
             idle: udp.value("idle"),

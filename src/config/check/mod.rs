@@ -133,3 +133,14 @@ fn prefixes(notes: &Notes, section: &Section, key: &str) -> Vec<IpNet> {
     };
     section.list(key).into_iter().map(trunc).collect()
 }
+
+/// `keepalive` of a listener or of `connect`.
+fn keepalive(section: &Section) -> Option<Keepalive> {
+    let keepalive = section.switchable("keepalive")?;
+    Some(Keepalive {
+        idle: keepalive.value("idle"),
+        interval: keepalive.value("interval"),
+        probes: keepalive.value("probes"),
+        user_timeout: keepalive.optional("user_timeout"),
+    })
+}

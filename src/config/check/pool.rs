@@ -49,6 +49,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         connect: Connect {
             timeout: connect.value("timeout"),
             attempts: connect.value("attempts"),
+            keepalive: super::keepalive(&connect),
         },
         slow_start: section.optional("slow_start"),
         on_down: section.value("on_down"),

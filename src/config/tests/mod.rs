@@ -219,8 +219,18 @@ fn defaults_are_those_of_the_contract() {
         pool.connect,
         Connect {
             timeout: seconds(2),
-            attempts: 3
+            attempts: 3,
+            keepalive: listener.keepalive,
         }
+    );
+    assert_eq!(
+        listener.keepalive,
+        Some(Keepalive {
+            idle: seconds(60),
+            interval: seconds(10),
+            probes: 6,
+            user_timeout: Some(seconds(120))
+        })
     );
     assert_eq!((pool.slow_start, pool.on_drain_finish), (None, Some(seconds(60))));
     assert_eq!((pool.send_proxy, pool.source_address), (SendProxy::Off, None));
@@ -239,6 +249,9 @@ fn what_is_said_in_different_ways_means_the_same() {
         ('L', "limits: {download: 1MB/s}", "limits: {download: 1000KB/s}"),
         ('L', "limits: {connections: unlimited}", "limits: {connections: off}"),
         ('L', "accept_proxy: off", "protocol: tcp"),
+        ('L', "keepalive: {probes: 6}", "keepalive: {}"),
+        ('L', "keepalive: off", "keepalive: none"),
+        ('P', "connect: {keepalive: {user_timeout: off}}", "connect: {keepalive: {user_timeout: none, idle: 1m}}"),
         ('P', "backends: [10.0.0.1:80]", "backends: 10.0.0.1:80"),
         ('P', "backends: [10.0.0.1:80]", r#"backends: [{name: "10.0.0.1:80", address: 10.0.0.1:80}]"#),
         ('P', "health: none", "health: {type: none}"),

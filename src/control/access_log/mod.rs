@@ -345,6 +345,7 @@ mod tests {
                 half_close: None,
                 max_age: None,
             },
+            keepalive: None,
             accept_proxy: vec![],
             udp: model::UdpPolicy {
                 idle: Duration::from_secs(30),
