@@ -92,3 +92,38 @@ fn expressions() {
         assert_eq!(allowed(expression, &licences), expected, "{expression}");
     }
 }
+
+/// Names in the brackets after each `start` in a text.
+fn named<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    let lists = text.split(start).skip(1);
+    let inside = lists.filter_map(|rest| rest.split_once(']')).map(|(inside, _)| inside);
+    inside.flat_map(|list| list.split('"').skip(1).step_by(2)).collect()
+}
+
+/// Seen to fail with `adduser`, which the service tests need and nothing installed.
+#[test]
+fn programs_that_tests_ask_for_are_installed_by_setup() {
+    let setup = include_str!("../scripts/setup");
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))];
+    let (mut asked, mut missing) = (0, BTreeSet::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+                continue;
+            }
+            let text = std::fs::read_to_string(&entry).unwrap();
+            if entry.ends_with(file!()) {
+                continue;
+            }
+            for program in [named(&text, "have(&["), named(&text, "let needed = [")].concat() {
+                asked += 1;
+                if !setup.contains(&format!("\n{program}:")) && program != "cargo-deb" {
+                    missing.insert(program.to_owned());
+                }
+            }
+        }
+    }
+    assert!(asked > 20, "tests ask in another way: {asked} found");
+    assert!(missing.is_empty(), "not in the list of scripts/setup: {missing:?}");
+}
