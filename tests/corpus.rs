@@ -2,16 +2,29 @@
 
 #[path = "../fuzz/entries.rs"]
 mod entries;
+#[path = "../fuzz/pack.rs"]
+mod pack;
 
 fn replay(target: &str, entry: fn(&[u8])) {
-    let dir = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().map(|f| f.path()).collect();
-    files.sort();
-    assert!(!files.is_empty(), "{dir} is empty");
-    for file in files {
+    let file = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+    let inputs = pack::read(file.as_ref());
+    assert!(!inputs.is_empty(), "{file} is empty");
+    for (ix, (_, bytes)) in inputs.iter().enumerate() {
         // Named in case it panics.
-        println!("{}", file.display());
-        entry(&std::fs::read(&file).unwrap());
+        println!("{file}:{}", ix + 1);
+        entry(bytes);
+    }
+}
+
+#[test]
+fn every_byte_survives_packing() {
+    let bytes: Vec<u8> = (0..=255).collect();
+    let line = pack::line(None, &bytes);
+    let escaped = line.trim_end_matches('\n').strip_prefix("- ").unwrap();
+    assert!(escaped.is_ascii() && !escaped.contains('\n'));
+    assert_eq!(pack::unescape(escaped).unwrap(), bytes);
+    for broken in ["\\", "\\x", "\\x4", "\\xzz", "\\q", "\u{e4}"] {
+        assert_eq!(pack::unescape(broken), None, "{broken}");
     }
 }
 
