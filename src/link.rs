@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socket2::{SockRef, Type};
 
 use crate::base::{Latest, LogLimit};
+use crate::config::model::Protocol;
 use crate::gate::Pass;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Place, Snapshot};
@@ -94,6 +95,9 @@ pub struct Passport {
     pub merges: bool,
     /// The buffers of its socket are large.
     pub grown: bool,
+    /// Its backend is down: it goes to another one with its next datagram.
+    #[serde(default)]
+    pub astray: bool,
 }
 
 /// A local address of a listener.
@@ -173,13 +177,15 @@ pub enum Command {
         /// Whether it was there.
         reply: Sender<bool>,
     },
-    /// End up to `count` connections of a backend.
+    /// End up to `count` connections of a backend, and have as many sessions go to another one.
     Shed {
         /// [`Backend::identity`].
         backend: u64,
-        /// At most.
+        /// Of this protocol; `None` = of both.
+        protocol: Option<Protocol>,
+        /// At most, of each.
         count: usize,
-        /// As what they end.
+        /// As what they end. Sessions of a backend that is down (`BackendDown`) stay with it while there is no other.
         cause: Cause,
     },
     /// End every connection and session.

@@ -8,7 +8,7 @@
 //! `FLOW_SEEDS=n` sets how many seeds run, `FLOW_SEED=n` runs one alone. Breaks that were tried and are found within a few
 //! seeds: generation not bumped on removal (reply goes to another client), no place given back by `remove`, source list
 //! not re-ordered on a datagram, `next_victim` not lowered when a list gets its first session, `next_expiry` not lowered
-//! by `finish`, a used-up session left in the index, a bare ICMP error believed.
+//! by `finish`, a used-up session left in the index, a bare ICMP error believed at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -126,10 +126,11 @@ struct Model {
     counted: bool,
     last: Instant,
     sent: Instant,
-    suspect: Option<Instant>,
+    suspect: Option<(Instant, u32)>,
     state: State,
     indexed: bool,
     proven: bool,
+    asked: bool,
     resent: bool,
     requests: u32,
     replies: u32,
@@ -316,7 +317,7 @@ impl World {
             let room = policy.requests.map_or(u32::MAX, |n| n - m.requests);
             assert_eq!(take, left.min(room));
             m.requests += take;
-            (m.last, m.sent, m.resent) = (now, now, false);
+            (m.last, m.sent, m.asked, m.resent) = (now, now, true, false);
             m.indexed = policy.requests.is_none_or(|n| m.requests < n);
             assert_eq!(finishes, policy.replies == Some(0));
             let counted = m.counted;
@@ -386,6 +387,7 @@ impl World {
             state: State::Live,
             indexed: true,
             proven: false,
+            asked: false,
             resent: false,
             requests: 0,
             replies: 0,
@@ -487,7 +489,7 @@ impl World {
         m.last = now;
         m.replies += 1;
         if m.state == State::Live {
-            (m.proven, m.suspect) = (true, None);
+            (m.proven, m.asked, m.suspect) = (true, false, None);
         }
         let complete = policy.replies.is_some_and(|n| m.replies >= n * m.requests);
         assert_eq!(after == After::Finished, complete);
@@ -500,25 +502,27 @@ impl World {
         let Some(id) = self.random_session() else {
             return;
         };
-        let proof = self.rng.pick(&[Proof::Firm, Proof::Soft, Proof::Bare]);
+        let proof = self.rng.pick(&[Proof::Firm, Proof::Soft, Proof::Short, Proof::Bare]);
         let got = self.table.on_error(self.now, id, proof).expect("live");
         let now = self.now;
         let m = self.find(id).expect("in the model");
-        let confirmed = m.suspect.is_some_and(|since| now - since >= CONFIRM);
+        let confirmed = m
+            .suspect
+            .is_some_and(|(since, requests)| now - since >= CONFIRM || proof == Proof::Short && m.requests > requests);
         let expected = if m.state != State::Live || m.requests == 0 || now - m.sent > RECENT {
             OnError::Ignored
         } else {
             match (m.proven, proof) {
-                (true, Proof::Bare) => OnError::Ignored,
-                (true, Proof::Soft) if !confirmed => {
-                    m.suspect.get_or_insert(now);
+                (true, Proof::Short | Proof::Bare) if !m.asked => OnError::Ignored,
+                (true, Proof::Soft | Proof::Short | Proof::Bare) if !confirmed => {
+                    m.suspect.get_or_insert((now, m.requests));
                     OnError::Suspected
                 }
-                (_, proof) => {
+                (proven, proof) => {
                     (m.state, m.suspect) = (State::Astray, None);
                     let resend = !std::mem::replace(&mut m.resent, true);
                     OnError::Failed {
-                        blame: proof != Proof::Bare,
+                        blame: proof == Proof::Firm || proof == Proof::Soft || proven && proof == Proof::Short,
                         resend,
                     }
                 }
@@ -556,7 +560,7 @@ impl World {
         let had = [m.requests, m.replies];
         m.id = self.table.resume(self.now, m.ends, m.counted, had, data);
         (m.last, m.sent) = (self.now, self.now);
-        (m.suspect, m.resent, m.proven) = (None, false, m.replies > 0);
+        (m.suspect, m.asked, m.resent, m.proven) = (None, false, false, m.replies > 0);
         let used_up = self.policy_of(&m.ends).requests.is_some_and(|n| m.requests >= n);
         let has_another = self.model.iter().any(|other| other.indexed && other.ends == m.ends);
         m.indexed = !used_up && !has_another;

@@ -261,7 +261,7 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("pools.*.connect.keepalive.probes", "6", "Questions without an answer that end the connection.").unit("questions").range("1..127"),
     value::<Duration>("pools.*.connect.keepalive.user_timeout", "2m", "Bytes under way to a peer that has not given any sign of life for so long end the connection. One that answers, but does not read, lives.").or("off").range("1s..24h"),
     value::<Duration>("pools.*.slow_start", "off", "A returning backend gets its full share only after so long.").or("off").range("100ms..1h").example("30s"),
-    value::<OnDown>("pools.*.on_down", "keep", "What happens to live connections of a backend that goes down."),
+    optional::<OnDown>("pools.*.on_down", "keep for connections, repick for UDP sessions", "What happens to what is live at a backend that goes down. keep: it goes on. close: connections are reset, sessions move. repick: sessions move to another backend with their next datagram, as long as there is one; connections go on.").example("keep").udp("repick"),
     section("pools.*.on_drain", "Connections of a backend that is drained."),
     value::<Duration>("pools.*.on_drain.finish", "60s", "They may go on for so long, then are closed, spread over the last part.").or("off").range("0s..24h"),
     value::<AllDown>("pools.*.all_down", "refuse", "When no backend is up: refuse, or try every one as if it were up."),

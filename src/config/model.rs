@@ -218,8 +218,9 @@ pub struct Pool {
     pub connect: Connect,
     /// Ramp of a returning backend; `None` = off.
     pub slow_start: Option<Duration>,
-    /// What happens to live connections of a backend that goes down.
-    pub on_down: OnDown,
+    /// What happens to live connections and sessions of a backend that goes down, if the file says it: see
+    /// [`on_down`](Self::on_down).
+    pub on_down: Option<OnDown>,
     /// How long connections of a draining backend may go on; `None` = as long as they like.
     pub on_drain_finish: Option<Duration>,
     /// What happens when no backend is up.
@@ -228,6 +229,18 @@ pub struct Pool {
     pub send_proxy: SendProxy,
     /// Local address of connections to backends.
     pub source_address: Option<IpAddr>,
+}
+
+impl Pool {
+    /// What happens to what is live of a protocol at a backend that goes down. A connection cannot be moved, and a session
+    /// cannot be closed in its client's eyes.
+    pub fn on_down(&self, protocol: Protocol) -> OnDown {
+        match (protocol, self.on_down) {
+            (_, Some(OnDown::Keep)) | (Protocol::Tcp, None | Some(OnDown::Repick)) => OnDown::Keep,
+            (Protocol::Tcp, Some(OnDown::Close)) => OnDown::Close,
+            (Protocol::Udp, None | Some(OnDown::Close | OnDown::Repick)) => OnDown::Repick,
+        }
+    }
 }
 
 /// `pools.NAME.balance`. All are weighted.
@@ -332,10 +345,12 @@ pub struct Connect {
 /// `pools.NAME.on_down`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnDown {
-    /// Live connections go on.
+    /// They go on.
     Keep,
-    /// Live connections are reset.
+    /// TCP connections are reset; UDP sessions go to another backend.
     Close,
+    /// UDP sessions go to another backend with their next datagram; TCP connections go on.
+    Repick,
 }
 
 /// `pools.NAME.all_down`.

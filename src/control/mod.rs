@@ -332,11 +332,12 @@ impl Control {
     /// Lets time do its work on pools, and workers know what came of that and of orders.
     fn follow_pools(&mut self, now: Instant) {
         let changed = self.pools.tick(now);
-        for shed in self.pools.take_shed() {
-            self.shed(shed);
-        }
         if changed {
             self.publish();
+        }
+        // After that: a worker that sheds does not choose that backend again.
+        for shed in self.pools.take_shed() {
+            self.shed(shed);
         }
         self.pools.tell();
     }
@@ -561,6 +562,7 @@ impl Control {
             if count > 0 {
                 handle.send(Command::Shed {
                     backend: shed.backend,
+                    protocol: shed.protocol,
                     count,
                     cause: shed.cause,
                 });

@@ -60,10 +60,14 @@
 //! Only errors on a connected backend socket arrive here, so the kernel has matched all four address parts already. An
 //! off-path forger can guess those. It cannot guess what we sent, and ICMP quotes it (the shell compares; [`Proof`]):
 //!
-//! | session | [`Proof::Firm`]: quotes us, port closed | [`Proof::Soft`]: quotes us, host or net unreachable | [`Proof::Bare`]: nothing to check |
-//! |---|---|---|---|
-//! | not proven | failed, blamed | failed, blamed | failed, not blamed |
-//! | proven | failed, blamed | failed once it lasts [`CONFIRM`] without a reply | ignored |
+//! | session | [`Proof::Firm`]: quotes us, port closed | [`Proof::Soft`]: quotes us, host or net unreachable | [`Proof::Short`]: quotes fewer bytes than nobody can guess, port closed | [`Proof::Bare`]: nothing to check |
+//! |---|---|---|---|---|
+//! | not proven | failed, blamed | failed, blamed | failed, not blamed | failed, not blamed |
+//! | proven | failed, blamed | failed once it lasts [`CONFIRM`] without a reply, blamed | failed when a further request is refused before any reply, blamed | failed once it lasts [`CONFIRM`] without a reply, not blamed |
+//!
+//! The last two are ignored while every request has been followed by a reply. Nothing that proves little is ignored for
+//! good: some systems quote no payload at all, short requests are all that some protocols send, and of a fast flow the
+//! quoted request is no longer among the latest ones. Whoever speaks on to a backend that is gone must not do so for ever.
 //!
 //! An error is ignored when nothing was sent in the last [`RECENT`], so a stored-up one does nothing. A failed session
 //! goes astray, and the refused datagram may be sent again once.

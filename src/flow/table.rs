@@ -15,8 +15,8 @@ use super::sources::Sources;
 /// up on a neighbour that does not answer ARP.
 pub const RECENT: Duration = Duration::from_secs(5);
 
-/// How long "unreachable" must go on, without one reply, before it moves a session whose backend has replied before.
-/// RFC 1122 4.2.3.9 calls these errors soft because routes flap.
+/// How long errors that prove little must go on, without one reply, before they move a session whose backend has replied
+/// before. RFC 1122 4.2.3.9 calls "unreachable" soft because routes flap; what quotes nothing may be forged.
 pub const CONFIRM: Duration = Duration::from_secs(3);
 
 /// Parked sessions of one listener at most: parking is worth a descriptor only for clients that come back soon.
@@ -94,6 +94,8 @@ pub enum Proof {
     Firm,
     /// Quotes a datagram that the session sent lately and says that host or network cannot be reached.
     Soft,
+    /// As `Firm`, but the datagram is so short that it can have been guessed.
+    Short,
     /// Quotes nothing that could be checked.
     Bare,
 }
@@ -103,7 +105,7 @@ pub enum Proof {
 pub enum OnError {
     /// Nothing: nothing was sent lately, or forged for all we know.
     Ignored,
-    /// Noted; the same again after [`CONFIRM`] without a reply is believed.
+    /// Noted; what confirms it is in the table of the module's page.
     Suspected,
     /// The session is astray.
     Failed {
@@ -144,6 +146,12 @@ pub struct View<'a, T> {
     pub data: &'a T,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    since: u64,
+    requests: u32,
+}
+
 #[derive(Debug)]
 struct Session<T> {
     ends: Endpoints,
@@ -151,8 +159,8 @@ struct Session<T> {
     last: u64,
     /// Last datagram from the client.
     sent: u64,
-    /// First soft error since the last reply.
-    suspect: Option<u64>,
+    /// First error since the last reply that was not believed: when, and how many requests had been sent.
+    suspect: Option<Suspicion>,
     requests: u32,
     replies: u32,
     /// Entry of its source while it is live and counted there.
@@ -163,6 +171,8 @@ struct Session<T> {
     /// In the index: the next datagram finds it.
     indexed: bool,
     proven: bool,
+    /// A request has been sent since the last reply.
+    asked: bool,
     /// The latest client datagram has been sent a second time.
     resent: bool,
     links: [Link; 2],
@@ -284,6 +294,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         session.requests = session.requests.saturating_add(take);
         session.last = now;
         session.sent = now;
+        session.asked = true;
         session.resent = false;
         let (requests, source) = (session.requests, session.source);
         let finishes = line.replies == Some(0);
@@ -337,6 +348,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             state: State::Live,
             indexed,
             proven: replies > 0,
+            asked: false,
             resent: false,
             links: [Link::OUT; 2],
             data,
@@ -382,6 +394,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         // What an astray session hears comes from the backend that it has lost.
         if session.state == State::Live {
             session.proven = true;
+            session.asked = false;
             session.suspect = None;
         }
         let (requests, replies, source) = (session.requests, session.replies, session.source);
@@ -401,26 +414,31 @@ impl<T, S: BuildHasher> Table<T, S> {
         if session.state != State::Live || session.requests == 0 || now - session.sent > nanos(RECENT) {
             return Some(OnError::Ignored);
         }
-        if session.proven {
-            match (proof, session.suspect) {
-                (Proof::Bare, _) => return Some(OnError::Ignored),
-                (Proof::Soft, None) => {
-                    session.suspect = Some(now);
-                    return Some(OnError::Suspected);
-                }
-                (Proof::Soft, Some(since)) if now - since < nanos(CONFIRM) => {
-                    return Some(OnError::Suspected);
-                }
-                (Proof::Soft, Some(_)) | (Proof::Firm, _) => {}
+        if session.proven && proof != Proof::Firm {
+            // Whoever has answered everything is not suspected of anything by an error that proves next to nothing.
+            if proof != Proof::Soft && !session.asked {
+                return Some(OnError::Ignored);
+            }
+            let requests = session.requests;
+            let Some(suspect) = session.suspect else {
+                session.suspect = Some(Suspicion { since: now, requests });
+                return Some(OnError::Suspected);
+            };
+            let lasts = now - suspect.since >= nanos(CONFIRM);
+            let again = proof == Proof::Short && requests > suspect.requests;
+            if !lasts && !again {
+                return Some(OnError::Suspected);
             }
         }
         session.state = State::Astray;
         session.suspect = None;
+        let blame = match proof {
+            Proof::Firm | Proof::Soft => true,
+            Proof::Short => session.proven,
+            Proof::Bare => false,
+        };
         let resend = !std::mem::replace(&mut session.resent, true);
-        Some(OnError::Failed {
-            blame: proof != Proof::Bare,
-            resend,
-        })
+        Some(OnError::Failed { blame, resend })
     }
 
     /// The session has ended in order. `None`: it is parked, its data stays. `Some`: it is gone, as after `remove`.
@@ -704,9 +722,11 @@ mod tests {
         let rows = [
             (false, Proof::Firm, failed(true)),
             (false, Proof::Soft, failed(true)),
+            (false, Proof::Short, failed(false)),
             (false, Proof::Bare, failed(false)),
             (true, Proof::Firm, failed(true)),
             (true, Proof::Soft, OnError::Suspected),
+            (true, Proof::Short, OnError::Ignored),
             (true, Proof::Bare, OnError::Ignored),
         ];
         for (proven, proof, expected) in rows {
@@ -747,6 +767,106 @@ mod tests {
         );
         assert_eq!(error_at(12, false), Some(OnError::Suspected));
         assert_eq!(error_at(13, false), failed);
+    }
+
+    /// A backend that is gone refuses everything that it is sent; what an error proves says how long that is watched.
+    ///
+    /// Each row: seconds, what happens then, what comes of it.
+    #[test]
+    fn errors_that_could_be_forged_are_believed_when_nothing_contradicts_them() {
+        #[derive(Debug, Clone, Copy)]
+        enum Event {
+            Ask,
+            Reply,
+            Error(Proof),
+        }
+        use Event::{Ask, Error, Reply};
+        let failed = |blame| Some(OnError::Failed { blame, resend: true });
+        let (ignored, suspected) = (Some(OnError::Ignored), Some(OnError::Suspected));
+        let stories: [(&str, &[(u64, Event, Option<OnError>)]); 6] = [
+            (
+                "two short requests are refused",
+                &[
+                    (0, Ask, None),
+                    (0, Error(Proof::Short), suspected),
+                    (0, Error(Proof::Short), suspected),
+                    (1, Ask, None),
+                    (1, Error(Proof::Short), failed(true)),
+                ],
+            ),
+            (
+                "a reply contradicts",
+                &[
+                    (0, Ask, None),
+                    (0, Error(Proof::Short), suspected),
+                    (0, Reply, None),
+                    (0, Error(Proof::Short), ignored),
+                    (1, Ask, None),
+                    (1, Error(Proof::Short), suspected),
+                ],
+            ),
+            (
+                "nothing is quoted, and nothing is heard for long enough",
+                &[
+                    (0, Ask, None),
+                    (0, Error(Proof::Bare), suspected),
+                    (2, Ask, None),
+                    (2, Error(Proof::Bare), suspected),
+                    (3, Ask, None),
+                    (3, Error(Proof::Bare), failed(false)),
+                ],
+            ),
+            (
+                "forged beside a flow that is answered",
+                &[
+                    (0, Error(Proof::Bare), ignored),
+                    (4, Ask, None),
+                    (4, Error(Proof::Bare), suspected),
+                    (4, Reply, None),
+                    (8, Error(Proof::Bare), ignored),
+                    (8, Ask, None),
+                    (8, Error(Proof::Bare), suspected),
+                ],
+            ),
+            (
+                "unreachable first, then refused",
+                &[
+                    (0, Ask, None),
+                    (0, Error(Proof::Soft), suspected),
+                    (1, Ask, None),
+                    (1, Error(Proof::Short), failed(true)),
+                ],
+            ),
+            (
+                "one short request, again and again",
+                &[
+                    (0, Ask, None),
+                    (0, Error(Proof::Short), suspected),
+                    (3, Error(Proof::Short), failed(true)),
+                ],
+            ),
+        ];
+        for (story, events) in stories {
+            let (mut table, start, ends) = table(60);
+            let id = table.open(start, ends, false, ());
+            table.on_client(start, &ends, 1);
+            table.on_backend(start, id, 1);
+            for (seconds, event, expected) in events {
+                let now = start + Duration::from_secs(*seconds);
+                let got = match event {
+                    Ask => {
+                        table.on_client(now, &ends, 1);
+                        None
+                    }
+                    Reply => {
+                        table.on_backend(now, id, 1);
+                        None
+                    }
+                    Error(proof) => table.on_error(now, id, *proof),
+                };
+                assert_eq!(got, *expected, "{story}: {event:?} at {seconds} s");
+            }
+        }
     }
 
     #[test]

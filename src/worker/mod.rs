@@ -31,6 +31,7 @@ use mio::{Events, Poll, Registry, Waker};
 
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
+use crate::config::model::Protocol;
 use crate::link::{self, COMMANDS_MAX, Command, Commands, Local, Shared};
 use crate::relay::Cause;
 use crate::snapshot::{Pool, Snapshot};
@@ -251,9 +252,18 @@ impl Worker {
                 Command::Kill { id, reply } => {
                     let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
                 }
-                Command::Shed { backend, count, cause } => {
-                    tcp.shed(context, backend, count, cause);
-                    udp.shed(backend, count);
+                Command::Shed {
+                    backend,
+                    protocol,
+                    count,
+                    cause,
+                } => {
+                    if protocol != Some(Protocol::Udp) {
+                        tcp.shed(context, backend, count, cause);
+                    }
+                    if protocol != Some(Protocol::Tcp) {
+                        udp.shed(backend, count, cause);
+                    }
                 }
                 Command::ShedAll(cause) => {
                     tcp.end_all(context, cause);

@@ -1,12 +1,13 @@
 //! Backends that refuse, die and leave, and ICMP errors that are not what they say.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::common::netns::{Netns, link};
 use super::common::operator::status;
+use super::common::server::{Port, Server as TcpServer};
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
 use super::peers::{Client, Server};
 
@@ -108,7 +109,13 @@ fn a_flow_whose_backend_dies_goes_on_elsewhere() {
 
 #[test]
 fn a_pool_says_what_becomes_of_the_sessions_of_a_backend_that_goes_down() {
-    for (on_down, after) in [("keep", "a"), ("close", "b")] {
+    let rows = [
+        ("", "b"),
+        ("on_down: repick,", "b"),
+        ("on_down: close,", "b"),
+        ("on_down: keep,", "a"),
+    ];
+    for (on_down, after) in rows {
         let servers = [Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b")];
         // Health is what the TCP ports say.
         let doors = [(); 2].map(|()| super::common::Server::sink());
@@ -117,7 +124,7 @@ fn a_pool_says_what_becomes_of_the_sessions_of_a_backend_that_goes_down() {
             "
 workers: 1
 listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
-pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a, address: '{a}'}}, {{name: b, address: '{b}'}}]}}}}
+pools: {{main: {{balance: round_robin, {on_down} backends: [{{name: a, address: '{a}'}}, {{name: b, address: '{b}'}}]}}}}
 "
         ));
         drop(doors);
@@ -128,7 +135,150 @@ pools: {{main: {{balance: round_robin, on_down: {on_down}, backends: [{{name: a,
             // New clients go to b.
             (0..2).all(|_| Client::at("127.0.0.1").ask(&weir.address("main"), "?") == "b")
         });
-        assert_eq!(client.ask(&weir.address("main"), "?"), after, "on_down: {on_down}");
+        assert_eq!(client.ask(&weir.address("main"), "?"), after, "{on_down}");
+    }
+}
+
+/// Backends that answer although their probes fail: what moves a session is what the probes say, and only that.
+#[test]
+fn a_session_leaves_a_backend_that_the_probes_call_down_as_long_as_there_is_another() {
+    let port = Port::reserve();
+    let door = |ip: &str| TcpServer::each_on(TcpListener::bind((ip, port.number)).unwrap(), drop);
+    let (a, b) = (Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.2:0", "b"));
+    let (door_a, door_b) = (door("127.0.0.1"), door("127.0.0.2"));
+    let health = format!("{{type: tcp, port: {}, interval: 50ms, rise: 1, fall: 1}}", port.number);
+    let backends = format!(
+        "[{{name: a, address: '{}'}}, {{name: b, address: '{}'}}]",
+        a.address, b.address
+    );
+    let weir = Weir::start(&format!(
+        "
+workers: 1
+listeners: {{main: {{protocol: udp, bind: ['127.0.0.1:0'], pool: main}}}}
+pools: {{main: {{balance: least_conn, health: {health}, backends: {backends}}}}}
+"
+    ));
+    let address = weir.address("main");
+    let client = served_by("a", &address);
+    let name = client.address().to_string();
+    let active = || {
+        let backends = status(&weir)["pools"][0]["backends"].clone();
+        [0, 1].map(|ix| backends[ix]["active"].as_u64().unwrap())
+    };
+    let sessions: u64 = active().iter().sum();
+    drop(door_a);
+    weir.wait_for_line_with(&["main/a ", "is down"]);
+    wait_until("it takes effect", || client.ask(&address, "?") == "b");
+    drop(door_b);
+    weir.wait_for_line_with(&["main/b ", "is down"]);
+    let new = Client::at("127.0.0.1");
+    wait_until("nobody new is served", || {
+        new.send(&address, b"?");
+        new.receive_within(Duration::from_millis(100)).is_none()
+    });
+    for _ in 0..5 {
+        assert_eq!(client.ask(&address, "?"), "b", "there is no other");
+    }
+    let door_a = door("127.0.0.1");
+    wait_until("it moves", || client.ask(&address, "?") == "a");
+    assert_eq!(active().iter().sum::<u64>(), sessions, "each counts once");
+    let live = weir.stop();
+    drop(door_a);
+    let record = live.iter().find(|record| record.client == name).unwrap();
+    assert_eq!(record.attempts, 3, "{record:?}");
+    assert_eq!(record.backend.as_deref(), Some("a"));
+}
+
+/// Requests of a few bytes are all that some protocols send.
+#[test]
+fn short_requests_to_a_dead_backend_find_another() {
+    alone(|host| {
+        for len in [1, 3, 7] {
+            let (dying, living) = (Server::named("127.0.0.1:0", "a"), Server::named("127.0.0.1:0", "b"));
+            let backends = [&dying, &living].map(|server| server.address.to_string());
+            let weir = Launch::new(&config("", &backends)).inside(host).start();
+            let address = weir.address("main");
+            let client = served_by("a", &address);
+            assert_eq!(client.ask(&address, &"x".repeat(len)), "a");
+            drop(dying);
+            let answered = |_: &i32| {
+                client.send(&address, &vec![b'x'; len]);
+                client.receive_within(Duration::from_millis(300)).is_some()
+            };
+            let lost = 12 - (0..12).filter(answered).count();
+            assert!(lost <= 1, "{lost} of 12 datagrams of {len} bytes were lost");
+        }
+    });
+}
+
+/// What this host says itself about the way to a backend, each time in another way.
+#[test]
+fn what_cannot_be_sent_from_here_goes_elsewhere_at_once() {
+    if !may_make_namespaces() {
+        return;
+    }
+    // How the way to 10.9.0.2 is barred, and who answers from then on.
+    let reject = "add table ip weir; add chain ip weir out { type filter hook output priority 0; }; add rule ip weir out ip daddr 10.9.0.2 drop";
+    let rows: [(&str, &dyn Fn(&Netns), bool); 6] = [
+        (
+            "unreachable",
+            &|host| drop(host.ip(&["route", "add", "unreachable", "10.9.0.2/32"])),
+            true,
+        ),
+        (
+            "prohibit",
+            &|host| drop(host.ip(&["route", "add", "prohibit", "10.9.0.2/32"])),
+            true,
+        ),
+        (
+            "blackhole",
+            &|host| drop(host.ip(&["route", "add", "blackhole", "10.9.0.2/32"])),
+            true,
+        ),
+        ("filtered", &|host| drop(host.nft(reject)), true),
+        (
+            "source gone",
+            &|host| drop(host.ip(&["addr", "del", "10.9.0.1/24", "dev", "eth0"])),
+            true,
+        ),
+        (
+            "source gone",
+            &|host| drop(host.ip(&["addr", "del", "10.9.0.1/24", "dev", "eth0"])),
+            false,
+        ),
+    ];
+    for (what, bar, has_another) in rows {
+        for pool in ["", "send_proxy: v2,"] {
+            let (host, backend) = (Netns::new("host"), Netns::new("backend"));
+            link("eth0", [(&host, "10.9.0.1/24"), (&backend, "10.9.0.2/24")]);
+            backend.ip(&["addr", "add", "10.9.0.3/24", "dev", "eth0"]);
+            host.sysctl("net.ipv4.conf.all.promote_secondaries", "1");
+            host.ip(&["addr", "add", "10.9.0.9/24", "dev", "eth0"]);
+            let a = backend.enter(|| Server::named("10.9.0.2:0", "a"));
+            let b = backend.enter(|| Server::named("10.9.0.3:0", "b"));
+            let mut backends = vec![a.address.to_string(), b.address.to_string()];
+            if !has_another {
+                backends.pop();
+            }
+            let weir = Launch::new(&config(pool, &backends)).inside(&host).start();
+            let address = weir.address("main");
+            let client = host.enter(|| served_by("a", &address));
+            let before = b.sources();
+            bar(&host);
+            let answered = |_: &i32| {
+                client.send(&address, b"a question");
+                client.receive_within(Duration::from_secs(1)).is_some()
+            };
+            let lost = 12 - (0..12).filter(answered).count();
+            assert_eq!(lost, 0, "{what}, {pool}");
+            if has_another && !pool.is_empty() {
+                assert_eq!(b.sources(), before + 1);
+                let told = |datagrams: &Vec<Vec<u8>>| datagrams[0].starts_with(b"\r\n\r\n\0\r\nQUIT\n");
+                assert!(b.all(told), "b is not told who the client is: {what}");
+            }
+            let failed = status(&weir)["pools"][0]["backends"][0]["failed"].as_u64().unwrap();
+            assert_eq!(failed, 1, "counted, {what}");
+        }
     }
 }
 

@@ -167,6 +167,11 @@ impl Server {
         self.seen.lock().unwrap().from.keys().next().copied()
     }
 
+    /// Whether something holds of the datagrams of every source.
+    pub fn all(&self, holds: impl Fn(&Vec<Vec<u8>>) -> bool) -> bool {
+        self.seen.lock().unwrap().from.values().all(holds)
+    }
+
     /// All datagrams of the only source, in order.
     #[track_caller]
     pub fn of_one_source(&self) -> Vec<Vec<u8>> {

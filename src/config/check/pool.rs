@@ -52,7 +52,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
             keepalive: super::keepalive(&connect),
         },
         slow_start: section.optional("slow_start"),
-        on_down: section.value("on_down"),
+        on_down: section.optional("on_down"),
         on_drain_finish: on_drain.optional("finish"),
         all_down: section.value("all_down"),
         send_proxy: section.value("send_proxy"),
@@ -66,6 +66,13 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
             "backends",
             "nothing watches the primaries (health.type: none, passive: off), so a backup serves only while `weir backend` has them out",
         );
+    }
+    if let (Some(OnDown::Repick), None, Some(tcp)) = (pool.on_down, users.of(Protocol::Udp), users.of(Protocol::Tcp)) {
+        let message = format!(
+            "moves UDP sessions, and listener `{}` is tcp, whose connections cannot be moved: write `keep` or `close`",
+            tcp.name
+        );
+        section.error("on_down", message);
     }
     if let (SendProxy::V1, Some(udp)) = (pool.send_proxy, users.of(Protocol::Udp)) {
         let message = format!(

@@ -192,7 +192,7 @@ fn defaults_are_those_of_the_contract() {
     );
     assert_eq!(
         (pool.balance, pool.all_down, pool.on_down),
-        (Balance::LeastConn, AllDown::Refuse, OnDown::Keep)
+        (Balance::LeastConn, AllDown::Refuse, None)
     );
     assert_eq!(
         pool.health,

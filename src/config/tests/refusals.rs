@@ -353,7 +353,10 @@ health: {port: 80}", &[
         "6:13: pools.web.slow_start: `1ms` is out of range: 100ms to 1h, or `off`",
     ]),
     ('P', "on_down: kill", &[
-        "6:10: pools.web.on_down: `kill` is not known here; it is one of keep, close",
+        "6:10: pools.web.on_down: `kill` is not known here; it is one of keep, close, repick",
+    ]),
+    ('P', "on_down: repick", &[
+        "6:1: pools.web.on_down: moves UDP sessions, and listener `web` is tcp, whose connections cannot be moved: write `keep` or `close`",
     ]),
     ('P', "on_drain: 60s", &[
         "6:1: pools.web.on_drain: expected keys (finish), found `60s`",

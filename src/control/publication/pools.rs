@@ -15,7 +15,7 @@ pub use knowledge::Knowledge;
 use super::probe::{Probe, Prober, Verdict};
 use crate::balance::{Member, Picker, identity};
 use crate::base::Rng;
-use crate::config::model::{self, BackendAddress, OnDown, ProbeKind};
+use crate::config::model::{self, BackendAddress, OnDown, ProbeKind, Protocol};
 use crate::control::request::BackendOrder;
 use crate::health::drain::Drain;
 use crate::health::schedule::{RUNNING_MAX, Schedule};
@@ -38,6 +38,8 @@ const PROBES_PAUSE: Duration = Duration::from_millis(20);
 pub struct Shed {
     /// [`Backend::identity`].
     pub backend: u64,
+    /// Of this protocol; `None` = of both.
+    pub protocol: Option<Protocol>,
     /// So many at most.
     pub count: usize,
     /// The worker that begins, modulo their number: what cannot be divided evenly is dealt from there.
@@ -290,6 +292,7 @@ impl Pools {
             if count > 0 {
                 sheds.push(Shed {
                     backend: backend.identity,
+                    protocol: None,
                     // All that are left, whoever has them.
                     count: if count < live { count } else { usize::MAX },
                     // By chance: taking turns with another drain, each would ask the same worker for ever.
@@ -461,14 +464,16 @@ impl Pools {
         let backend = &entries[ix].backend;
         self.news.extend(news(backend, Some(&change)));
         let lost = matches!(change.to, State::Down | State::Disabled);
-        if lost && config.on_down == OnDown::Close {
-            let shed = Shed {
-                backend: backend.identity,
-                count: usize::MAX,
-                first: 0,
-                cause: Cause::BackendDown,
-            };
-            self.sheds.push(shed);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            if lost && config.on_down(protocol) != OnDown::Keep {
+                self.sheds.push(Shed {
+                    backend: backend.identity,
+                    protocol: Some(protocol),
+                    count: usize::MAX,
+                    first: 0,
+                    cause: Cause::BackendDown,
+                });
+            }
         }
         self.changed = true;
     }

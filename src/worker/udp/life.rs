@@ -21,6 +21,17 @@ use crate::sys::epoll;
 use crate::sys::socket::ConnectError;
 use crate::sys::udp::{self, Trouble};
 
+/// Why a session gets a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rebind {
+    /// It had ended: for everybody else it is a new one.
+    Reopened,
+    /// Its backend has failed or left.
+    Astray,
+    /// Nothing can be sent on its socket.
+    Unsendable,
+}
+
 /// A backend and a socket connected to it; `None`: the session has it already.
 struct Found {
     place: Place,
@@ -242,14 +253,8 @@ impl Udp {
         }
     }
 
-    /// Gives an astray or reopened session a backend.
-    pub(super) fn rebind(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        key: Key,
-        reopened: bool,
-    ) -> Result<(), Dropped> {
+    /// Gives a session a backend.
+    pub(super) fn rebind(&mut self, poll: &Poll, context: &mut Context, key: Key, why: Rebind) -> Result<(), Dropped> {
         let Some(view) = self.table.view(key) else {
             return Err(Dropped::NoBackend);
         };
@@ -258,12 +263,13 @@ impl Udp {
         let Some(listener) = listener else {
             return Err(Dropped::NoBackend);
         };
-        let pass = match reopened {
-            true => Some(self.admit(context, &listener, &ends, true)?),
-            false => None,
+        let pass = match why {
+            Rebind::Reopened => Some(self.admit(context, &listener, &ends, true)?),
+            _ => None,
         };
-        let failed = (!reopened).then_some(bound);
-        let found = self.find_backend(context, listener.id, &ends, failed, Some(bound))?;
+        let failed = (why != Rebind::Reopened).then_some(bound);
+        let bound = (why != Rebind::Unsendable).then_some(bound);
+        let found = self.find_backend(context, listener.id, &ends, failed, bound)?;
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::NoBackend);
         };
@@ -290,15 +296,28 @@ impl Udp {
         })
     }
 
-    /// Reads a session's error queue.
-    pub(super) fn read_errors(&mut self, poll: &Poll, context: &mut Context, key: Key) {
+    /// This host cannot send on a session's socket (no route, prohibited, its address is gone), which says nothing of the
+    /// backend: tries another one, or the same anew, since a new socket gets another source address.
+    pub(super) fn rebind_unsendable(&mut self, poll: &Poll, context: &mut Context, key: Key) -> Result<(), Dropped> {
+        let Some(session) = self.table.get_mut(key) else {
+            return Err(Dropped::Unreachable);
+        };
+        session.place = None;
+        session.backend.stats.shards.of(context.id).local_errors.add(1);
+        context.shared.trouble(&session.backend, ConnectError::Unreachable);
+        self.table.astray(key);
+        self.rebind(poll, context, key, Rebind::Unsendable)
+    }
+
+    /// Reads a session's error queue; true if there was anything in it.
+    pub(super) fn read_errors(&mut self, poll: &Poll, context: &mut Context, key: Key) -> bool {
         let mut quote = [0; 2048];
-        for _ in 0..REPORTS_MAX {
+        for nth in 0..REPORTS_MAX {
             let Some(session) = self.table.get_mut(key) else {
-                return;
+                return nth > 0;
             };
             let Some(report) = udp::take_report(session.fd.as_raw_fd(), &mut quote) else {
-                return;
+                return nth > 0;
             };
             if report.trouble == Trouble::Other {
                 continue;
@@ -313,7 +332,7 @@ impl Udp {
                 continue;
             };
             let Some(session) = self.table.get_mut(key) else {
-                return;
+                return true;
             };
             session.place = None;
             if blame {
@@ -327,8 +346,9 @@ impl Udp {
             if let Some((again, introduces)) = session.refused(quoted, &self.stash).filter(|_| resend) {
                 self.send_again(poll, context, key, &again, introduces);
             }
-            return;
+            return true;
         }
+        true
     }
 
     /// Sends a refused datagram to another backend, if there is one.
@@ -336,7 +356,7 @@ impl Udp {
         let Some(refused) = self.table.get_mut(key).map(|session| session.backend.identity) else {
             return;
         };
-        if self.rebind(poll, context, key, false).is_err() {
+        if self.rebind(poll, context, key, Rebind::Astray).is_err() {
             return;
         }
         let Some(session) = self.table.get_mut(key) else {
@@ -346,7 +366,7 @@ impl Udp {
             return;
         }
         if session.introduce && !introduces {
-            return self.send_introduced(context, key, again);
+            return self.send_introduced(poll, context, key, again);
         }
         session.introduce = false;
         session.note_sent(again, introduces);

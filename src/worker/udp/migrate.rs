@@ -14,8 +14,9 @@ use super::life::{leave_seat, take_seat};
 use super::session::{Mark, Session};
 use super::{Context, GROUP_MAX, Listening, Udp, token};
 use crate::base::{Key, Kind};
-use crate::flow::{Dropped, Endpoints, ListenerIx, Tally};
+use crate::flow::{Dropped, Endpoints, ListenerIx, State, Tally};
 use crate::link::{self, Command, ListenSocket, Local, Migrant, Passport};
+use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Place};
 use crate::sys::{epoll, socket, udp};
 
@@ -107,8 +108,9 @@ impl Udp {
         }
     }
 
-    /// Takes the sessions of a listening socket out of the table. Nothing is accounted for, because they go on elsewhere, but
-    /// what the kernel has dropped so far.
+    /// Takes the sessions of a listening socket out of the table. Of those that go on elsewhere nothing is accounted for but
+    /// what the kernel has dropped so far. Those without a place at a backend end here: their clients' next datagrams open
+    /// others.
     fn leave(&mut self, poll: &Poll, context: &Context, socket: Key, identity: u64, migrants: &mut Vec<Migrant>) {
         let lost = |listener: &Listener, drops: &mut Tally, fd| {
             let lost = drops.rise(udp::dropped(fd));
@@ -138,11 +140,15 @@ impl Udp {
                     introduce: session.introduce,
                     merges: session.gro,
                     grown: session.grown,
+                    astray: view.state == State::Astray,
                 };
                 (key, passport)
             })
             .collect();
         for (key, passport) in sessions {
+            if self.table.view(key).is_some_and(|view| view.data.place.is_none()) {
+                self.account_end(context, key, Cause::Shutdown, By::Weir);
+            }
             let Some(mut session) = self.table.remove(key) else {
                 continue;
             };
@@ -150,7 +156,6 @@ impl Udp {
                 lost(&session.listener, &mut session.drops, session.fd.as_raw_fd());
             }
             leave_seat(context);
-            // Parked sessions have ended; those without a place are astray, and get a backend as new ones would.
             if !session.ended
                 && let (Some(pass), Some(place)) = (session.pass, session.place)
             {
@@ -251,6 +256,9 @@ impl Udp {
         // What was counted before counts: a session of one request must not get a second one.
         let had = [passport.requests, passport.replies];
         let key = self.table.resume(context.now, ends, counted, had, session);
+        if passport.astray {
+            self.table.astray(key);
+        }
         if is_new_here {
             listener.stats.shards.of(context.id).accepted.add(1);
         }

@@ -49,7 +49,7 @@ use mio::event::Event;
 use super::Context;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Protocol;
-use crate::flow::{Dropped, ListenerIx, Policy, State, Table, Tally, View};
+use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
 use crate::link::{ListenSocket, LiveConnection, Local};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Snapshot};
@@ -364,9 +364,9 @@ impl Udp {
                 pool: view.data.backend.pool.to_string(),
                 backend: view.data.backend.config.name.clone(),
                 worker: context.id,
-                state: match view.state {
-                    State::Live => "open",
-                    _ => "connecting",
+                state: match view.data.place {
+                    Some(_) => "open",
+                    None => "connecting",
                 },
                 age_ms: context.now.saturating_duration_since(view.data.opened).as_millis() as u64,
                 idle_ms: (context.now - context.shared.epoch)
@@ -391,15 +391,17 @@ impl Udp {
         found.is_some()
     }
 
-    /// Up to `count` sessions of a backend go to another one with their next datagram.
-    pub(super) fn shed(&mut self, backend: u64, count: usize) {
-        let of_backend = self.table.iter().filter(|(_, view)| {
-            view.data.backend.identity == backend && view.data.place.is_some() && view.state == State::Live
-        });
+    /// Up to `count` sessions of a backend go to another one with their next datagram. If it is only down, they keep their
+    /// place there until then: should there be no other backend, they go on where they are.
+    pub(super) fn shed(&mut self, backend: u64, count: usize, cause: Cause) {
+        let of_backend = self
+            .table
+            .iter()
+            .filter(|(_, view)| view.data.backend.identity == backend && view.data.place.is_some());
         let keys: Vec<Key> = of_backend.map(|(key, _)| key).take(count).collect();
         for key in keys {
             self.table.astray(key);
-            if let Some(session) = self.table.get_mut(key) {
+            if let Some(session) = self.table.get_mut(key).filter(|_| cause != Cause::BackendDown) {
                 session.place = None;
             }
         }

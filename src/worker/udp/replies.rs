@@ -42,7 +42,10 @@ impl Udp {
         let received = match self.inbox.receive(fd, ask, burst) {
             Ok(received) => received,
             // The error of an earlier datagram.
-            Err(_) => return self.read_errors(poll, context, key),
+            Err(_) => {
+                self.read_errors(poll, context, key);
+                return;
+            }
         };
         let slots = received.slots;
         if slots.is_empty() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mio::Poll;
 
+use super::life::Rebind;
 use super::plan::Course;
 use super::session::QUOTED_WHOLE;
 use super::{Context, Udp, lower, reason};
@@ -17,6 +18,9 @@ use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::{self, Sent};
+
+/// Tries to send one datagram: see `may_retry`.
+const SENDS_MAX: usize = 3;
 
 /// Datagrams of one slot that go to one session.
 #[derive(Debug, Clone, Copy)]
@@ -142,14 +146,20 @@ impl Udp {
                     finishes,
                     reopened,
                 } => {
-                    if let Err(why) = self.rebind(poll, context, id, reopened) {
-                        count_refusal(context, listener, why, take);
-                        if reopened {
-                            self.retire(context, id, Cause::Finished, By::Weir);
+                    let why = if reopened { Rebind::Reopened } else { Rebind::Astray };
+                    match self.rebind(poll, context, id, why) {
+                        Ok(()) => {}
+                        // Its backend is called down, and there is no other: it may be alive after all.
+                        Err(Dropped::NoBackend | Dropped::Full) if self.holds_place(id) => {}
+                        Err(why) => {
+                            count_refusal(context, listener, why, take);
+                            if reopened {
+                                self.retire(context, id, Cause::Finished, By::Weir);
+                            }
+                            left -= take;
+                            start += take * meta.segment as u32;
+                            continue;
                         }
-                        left -= take;
-                        start += take * meta.segment as u32;
-                        continue;
                     }
                     (id, take, finishes)
                 }
@@ -172,6 +182,10 @@ impl Udp {
             start += len;
             left -= take;
         }
+    }
+
+    fn holds_place(&self, id: Key) -> bool {
+        self.table.view(id).is_some_and(|view| view.data.place.is_some())
     }
 
     /// Sends what was sorted in: one call for each session.
@@ -223,17 +237,20 @@ impl Udp {
     }
 
     fn send_one(&mut self, poll: &Poll, context: &mut Context, key: Key, part: Part) {
-        for attempt in 0..2 {
+        for attempt in 0..SENDS_MAX {
             let Some(session) = self.table.get_mut(key) else {
                 return;
             };
+            if session.introduce {
+                let bytes = self.inbox.bytes_of(part).to_vec();
+                return self.send_introduced(poll, context, key, &bytes);
+            }
             let sent = udp::send(session.fd.as_raw_fd(), self.inbox.bytes_of(part));
-            match reason(sent) {
-                None => return self.note_sent(key, part, part),
-                Some(why) if attempt > 0 || sent == Sent::Full => {
-                    return self.count_drop(context, key, why);
-                }
-                Some(_) => self.before_retry(poll, context, key),
+            let Some(why) = reason(sent) else {
+                return self.note_sent(key, part, part);
+            };
+            if !self.may_retry(poll, context, key, sent, attempt) {
+                return self.count_drop(context, key, why);
             }
         }
     }
@@ -252,7 +269,8 @@ impl Udp {
         for item in items {
             plan.push(&course, item.part, item.segment);
         }
-        let (mut start, mut retried) = (0, false);
+        let mut start = 0;
+        let mut one_by_one = false;
         while start < plan.messages.len() {
             let Some(session) = self.table.get_mut(key) else {
                 break;
@@ -260,7 +278,6 @@ impl Udp {
             let fd = session.fd.as_raw_fd();
             let (gone, sent) = self.outbox.send(fd, &self.inbox, &plan.parts, &plan.messages[start..]);
             start += gone;
-            retried &= gone == 0;
             let Some(why) = reason(sent) else { break };
             match sent {
                 Sent::Full => {
@@ -275,64 +292,77 @@ impl Udp {
                     plan = plan.apart(start..plan.messages.len());
                     start = 0;
                 }
-                _ if !retried => {
-                    retried = true;
-                    self.before_retry(poll, context, key);
-                }
                 _ => {
-                    self.count_drop(context, key, why);
-                    start += 1;
-                    retried = false;
+                    // What is sent from here on may go to another backend, which has to be told of the client first.
+                    one_by_one = true;
+                    break;
                 }
             }
         }
+        if one_by_one {
+            for part in &plan.apart(start..plan.messages.len()).parts {
+                self.send_one(poll, context, key, *part);
+            }
+        } else {
+            self.note_sent(key, items[0].first(), items[items.len() - 1].last());
+        }
         plan.clear();
         self.plan = plan;
-        self.note_sent(key, items[0].first(), items[items.len() - 1].last());
     }
 
-    /// The socket had an error to report instead of sending: reads what it is about, and finds another backend if that
-    /// loses the session its own.
-    fn before_retry(&mut self, poll: &Poll, context: &mut Context, key: Key) {
-        self.read_errors(poll, context, key);
+    /// Whether a datagram that was not sent should be tried once more, after what has been done about it.
+    ///
+    /// A connected socket tells of the error of an *earlier* datagram instead of sending. So the error queue is read first,
+    /// which may lose the session its backend and find it another. If sending fails again and no such error is there to
+    /// explain it, this host cannot reach the backend from that socket.
+    fn may_retry(&mut self, poll: &Poll, context: &mut Context, key: Key, sent: Sent, attempt: usize) -> bool {
+        if sent == Sent::Full {
+            return false;
+        }
+        let explained = self.read_errors(poll, context, key);
         if self.table.view(key).is_some_and(|view| view.state == State::Astray) {
-            let _ = self.rebind(poll, context, key, false);
+            let _ = self.rebind(poll, context, key, Rebind::Astray);
+        }
+        match attempt {
+            0 => true,
+            1 if sent != Sent::Unreachable => false,
+            1 => explained || self.rebind_unsendable(poll, context, key).is_ok(),
+            _ => false,
         }
     }
 
     /// Tells the backend who the client is, in front of the first datagram (PROXY protocol version 2). The rest follow,
     /// one by one: this happens once a session.
     fn introduce(&mut self, poll: &Poll, context: &mut Context, run: &[Item]) {
-        let key = run[0].session;
-        let parts = run.iter().flat_map(Item::datagrams).collect::<Vec<_>>();
-        for (ix, part) in parts.into_iter().enumerate() {
-            if ix > 0 {
-                self.send_one(poll, context, key, part);
-                continue;
-            }
-            let bytes = self.inbox.bytes_of(part).to_vec();
-            self.send_introduced(context, key, &bytes);
+        for part in run.iter().flat_map(Item::datagrams) {
+            self.send_one(poll, context, run[0].session, part);
         }
     }
 
     /// Sends one datagram with the header in front.
-    pub(super) fn send_introduced(&mut self, context: &Context, key: Key, bytes: &[u8]) {
+    pub(super) fn send_introduced(&mut self, poll: &Poll, context: &mut Context, key: Key, bytes: &[u8]) {
         let Some(view) = self.table.view(key) else {
             return;
         };
         let addresses = Some((view.ends.client(), view.ends.local()));
         let mut whole = proxy_header::build(SendProxy::V2, Protocol::Udp, addresses);
         whole.extend_from_slice(bytes);
-        let Some(session) = self.table.get_mut(key) else {
-            return;
-        };
-        session.introduce = false;
-        session.note_sent(&whole, true);
-        if whole.len() > QUOTED_WHOLE {
-            session.stashed = Some(self.stash.keep(&whole));
-        }
-        if let Some(why) = reason(udp::send(session.fd.as_raw_fd(), &whole)) {
-            self.count_drop(context, key, why);
+        for attempt in 0..SENDS_MAX {
+            let Some(session) = self.table.get_mut(key) else {
+                return;
+            };
+            let sent = udp::send(session.fd.as_raw_fd(), &whole);
+            let Some(why) = reason(sent) else {
+                session.introduce = false;
+                session.note_sent(&whole, true);
+                if whole.len() > QUOTED_WHOLE {
+                    session.stashed = Some(self.stash.keep(&whole));
+                }
+                return;
+            };
+            if !self.may_retry(poll, context, key, sent, attempt) {
+                return self.count_drop(context, key, why);
+            }
         }
     }
 }

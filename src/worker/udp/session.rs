@@ -14,7 +14,7 @@ use crate::sys::udp::{self, Trouble};
 
 use super::stash::Stash;
 
-/// Bytes of a datagram by which its quotation is recognised. Fewer than [`PROOF_MIN`] prove nothing.
+/// Bytes of a datagram by which its quotation is recognised. Fewer than [`PROOF_MIN`] can have been guessed.
 const MARK: usize = 16;
 const PROOF_MIN: usize = 8;
 
@@ -49,11 +49,25 @@ impl Mark {
         }
     }
 
-    /// Whether `quoted` begins like the marked datagram, for long enough that nobody can have guessed it.
-    fn is_quoted_by(&self, quoted: &[u8]) -> bool {
+    /// What `quoted` has of the marked datagram, if it begins like it.
+    fn quoted_by(&self, quoted: &[u8]) -> Option<Quotation> {
         let kept = (self.len as usize).min(MARK);
-        kept >= PROOF_MIN && quoted.get(..kept) == Some(&self.first[..kept])
+        match kept {
+            0 => None,
+            _ if quoted.get(..kept) != Some(&self.first[..kept]) => None,
+            PROOF_MIN.. => Some(Quotation::Telling),
+            _ => (quoted.len() == kept).then_some(Quotation::Short),
+        }
     }
+}
+
+/// How much of a datagram is quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quotation {
+    /// All of it, but it is so short that it can have been guessed.
+    Short,
+    /// So much that nobody can have guessed it.
+    Telling,
 }
 
 /// See the module.
@@ -165,11 +179,12 @@ impl Session {
 
     /// What an ICMP error that quotes `quoted` proves.
     pub(super) fn proof(&self, trouble: Trouble, quoted: &[u8]) -> Proof {
-        let ours = self.sent.iter().any(|mark| mark.is_quoted_by(quoted));
-        match (ours, trouble) {
-            (true, Trouble::Closed) => Proof::Firm,
-            (true, _) => Proof::Soft,
-            (false, _) => Proof::Bare,
+        let quotations = self.sent.iter().filter_map(|mark| mark.quoted_by(quoted));
+        match (quotations.max_by_key(|quotation| *quotation as u8), trouble) {
+            (Some(Quotation::Telling), Trouble::Closed) => Proof::Firm,
+            (Some(Quotation::Telling), _) => Proof::Soft,
+            (Some(Quotation::Short), Trouble::Closed) => Proof::Short,
+            _ => Proof::Bare,
         }
     }
 
@@ -180,7 +195,7 @@ impl Session {
         if let Some(bytes) = kept.filter(|bytes| bytes.starts_with(quoted)) {
             return Some((bytes.to_vec(), latest.introduces));
         }
-        let whole = |mark: &&Mark| mark.len as usize == quoted.len() && mark.is_quoted_by(quoted);
+        let whole = |mark: &&Mark| mark.len as usize == quoted.len() && mark.quoted_by(quoted).is_some();
         let mark = self.sent.iter().find(whole)?;
         Some((quoted.to_vec(), mark.introduces))
     }
@@ -226,20 +241,23 @@ mod tests {
     #[test]
     fn a_quotation_counts_only_if_it_is_long_enough_to_be_no_guess() {
         let long: Vec<u8> = (0..100).collect();
-        let rows: [(&[u8], &[u8], bool); 8] = [
-            (&long, &long, true),
-            (&long, &long[..16], true),
-            (&long, &long[..15], false),
-            (&long, b"", false),
-            (&long, &long[1..], false),
-            (b"12345678", b"12345678", true),
-            (b"1234567", b"1234567", false),
-            (b"", b"", false),
+        let rows: [(&[u8], &[u8], Option<Quotation>); 11] = [
+            (&long, &long, Some(Quotation::Telling)),
+            (&long, &long[..16], Some(Quotation::Telling)),
+            (&long, &long[..15], None),
+            (&long, b"", None),
+            (&long, &long[1..], None),
+            (b"12345678", b"12345678", Some(Quotation::Telling)),
+            (b"1234567", b"1234567", Some(Quotation::Short)),
+            (b"1234567", b"123456", None),
+            (b"1234567", b"12345678", None),
+            (b"1", b"1", Some(Quotation::Short)),
+            (b"", b"", None),
         ];
-        for (sent, quoted, proves) in rows {
+        for (sent, quoted, quotation) in rows {
             assert_eq!(
-                Mark::of(sent, false).is_quoted_by(quoted),
-                proves,
+                Mark::of(sent, false).quoted_by(quoted),
+                quotation,
                 "{sent:?} {quoted:?}"
             );
         }
