@@ -75,6 +75,19 @@ impl Gate {
     /// Lets a client in and counts it for as long as the pass lives, or says what is against it. Clients of unix sockets
     /// (`None`) have no address to judge.
     pub fn admit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<Pass, Cause> {
+        self.enter(client, |sources, ip| sources.admit(now, ip))
+    }
+
+    /// As [`admit`](Self::admit) for a client that was let in by another process: it counts, but it is not new.
+    pub fn readmit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<Pass, Cause> {
+        self.enter(client, |sources, ip| sources.readmit(now, ip))
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        client: Option<IpAddr>,
+        count: impl FnOnce(&mut SourceTable, IpAddr) -> Result<Admission, Limit>,
+    ) -> Result<Pass, Cause> {
         if client.is_some_and(|ip| !self.acl.permits(ip)) {
             return Err(Cause::Denied);
         }
@@ -87,7 +100,7 @@ impl Gate {
         };
         if let Some(ip) = client.filter(|_| self.counts_sources) {
             let lock = shard(ip, SHARDS) as u8;
-            let admitted = self.sources.0[usize::from(lock)].lock().admit(now, ip);
+            let admitted = count(&mut self.sources.0[usize::from(lock)].lock(), ip);
             match admitted {
                 Ok(admission) => pass.source = Some((lock, admission)),
                 Err(Limit::Connections | Limit::Table) => return Err(Cause::LimitSource),

@@ -143,6 +143,15 @@ impl SourceTable {
 
     /// Admits and counts a new connection, or says which limit is against it. A refusal changes nothing.
     pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<Admission, Limit> {
+        self.enter(now, ip, self.rate)
+    }
+
+    /// As [`admit`](Self::admit) for one that was admitted elsewhere: it counts, but it is not new, so the rate is not asked.
+    pub fn readmit(&mut self, now: Instant, ip: IpAddr) -> Result<Admission, Limit> {
+        self.enter(now, ip, None)
+    }
+
+    fn enter(&mut self, now: Instant, ip: IpAddr, rate: Option<Gcra>) -> Result<Admission, Limit> {
         if self.limits.exempt.contains(ip) {
             return Ok(Admission(None));
         }
@@ -153,7 +162,7 @@ impl SourceTable {
         if self.limits.connections.is_some_and(|max| source.live >= max) {
             return Err(Limit::Connections);
         }
-        if let Some(rate) = self.rate {
+        if let Some(rate) = rate {
             rate.take(&mut source.refill, now).map_err(Limit::Rate)?;
         }
         if known.is_none() && self.sources.len() >= self.capacity {
@@ -385,6 +394,22 @@ mod tests {
         }
         table.release(d);
         assert_eq!(table.live(ip(1)), 0);
+    }
+
+    /// Break tried: the rate asked too.
+    #[test]
+    fn whoever_was_admitted_elsewhere_counts_and_is_not_new() {
+        let limits = SourceLimits {
+            connections: Some(3),
+            new: rate(1, ms(400)),
+            ..SourceLimits::default()
+        };
+        let (mut table, now) = (SourceTable::new(limits, 100), Instant::now());
+        for _ in 0..2 {
+            assert!(table.readmit(now, ip(1)).is_ok());
+        }
+        assert!(table.admit(now, ip(1)).is_ok(), "the rate is untouched");
+        assert_eq!(table.readmit(now, ip(1)), Err(Limit::Connections));
     }
 
     #[test]

@@ -232,6 +232,46 @@ fn udp_sessions_go_on() {
     assert_eq!(service.weir.access_log().len(), 0);
 }
 
+/// What a session counts for, and what it does not: it is one of its source's, and it is not a new one.
+#[test]
+fn udp_sessions_go_on_whatever_the_rate_of_new_ones() {
+    let yaml = |limits: &str| {
+        format!(
+            "workers: 2\nlisteners: {{main: {{protocol: udp, bind: '127.0.0.1:0', pool: main, limits: {{{limits}}}}}}}\n\
+             pools: {{main: {{balance: random, backends: ['{}', '{}'], health: none}}}}\n",
+            named_udp("amber"),
+            named_udp("birch")
+        )
+    };
+    // The backends are the same in both files.
+    let first = yaml("per_source: 24");
+    let second = first.replace("per_source: 24", "per_source: 24, new_per_source: 1/h");
+    let mut service = Service::start(&first, |launch| launch);
+    service.told("READY=1");
+    let address = service.weir.address("main");
+    let clients: Vec<(UdpSocket, String)> = (0..24)
+        .map(|_| {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(&address).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let name = ask(&client);
+            (client, name)
+        })
+        .collect();
+    service.weir.rewrite(&second);
+    let pid = service.upgrade(service.weir.pid());
+    for (client, name) in &clients {
+        assert_eq!(ask(client), *name);
+    }
+    // They count: there is no room for one more.
+    let new = UdpSocket::bind("127.0.0.1:0").unwrap();
+    new.connect(&address).unwrap();
+    new.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    new.send(b"who?").unwrap();
+    assert!(new.recv(&mut [0; 64]).is_err(), "the 25th");
+    assert!(is_weir(pid));
+}
+
 /// Every request of wrk is a new connection, every query a new UDP session; 500 connections that were there before are
 /// there afterwards.
 fn under_load(upgrades: usize, seconds: u32) {

@@ -210,7 +210,7 @@ impl Udp {
             let (pool, _) = context.pool_of(listener.id)?;
             let mut known = pool.backends.iter();
             let place = Place::take(known.find(|b| b.identity == passport.backend)?)?;
-            let gate = listener.gate.admit(Some(passport.client.ip()), context.now);
+            let gate = listener.gate.readmit(Some(passport.client.ip()), context.now);
             Some((gate.ok()?, place))
         });
         let Some((pass, place)) = admitted else {
