@@ -1,6 +1,6 @@
 //! Binding listening sockets: everything a configuration asks for, before anything of it is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
@@ -138,6 +138,23 @@ pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
     dealt
 }
 
+/// Deals sockets out again that all workers have let go: those of one address to as many workers as there are, whatever the
+/// order in which they come.
+pub fn deal_again(sockets: Vec<ListenSocket>, workers: usize) -> Dealt {
+    let mut by_place: HashMap<(u32, Local), usize> = HashMap::new();
+    let mut dealt = Dealt::new();
+    for socket in sockets {
+        let places = by_place.len();
+        // Addresses with fewer sockets than there are workers (a unix socket has one) do not all begin with the same worker.
+        let next = by_place
+            .entry((socket.listener, socket.local.clone()))
+            .or_insert(places);
+        dealt.entry(*next % workers.max(1)).or_default().push(socket);
+        *next += 1;
+    }
+    dealt
+}
+
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
@@ -146,5 +163,40 @@ fn hint(error: &std::io::Error) -> &'static str {
         }
         ErrorKind::PermissionDenied => " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workers answer one after the other with all that they have: two addresses, a socket of each for each of two workers, and
+    /// a unix socket that the second one has.
+    ///
+    /// Break tried: dealing by position in the list, which is how it was: each worker had both sockets of one address.
+    #[test]
+    fn sockets_that_come_back_are_dealt_so_that_each_worker_has_one_of_each_address() {
+        let socket = |port: u16| ListenSocket {
+            listener: 1,
+            local: Local::Ip(([127, 0, 0, 1], port).into()),
+            fd: std::fs::File::open("/dev/null").unwrap().into(),
+        };
+        let unix = ListenSocket {
+            local: Local::Unix("/run/a".into()),
+            ..socket(0)
+        };
+        let back = vec![socket(1), socket(2), socket(1), socket(2), unix];
+        let dealt = deal_again(back, 2);
+        for port in [1, 2] {
+            let local = socket(port).local;
+            let having: Vec<usize> = dealt
+                .iter()
+                .filter(|(_, sockets)| sockets.iter().any(|socket| socket.local == local))
+                .map(|(worker, _)| *worker)
+                .collect();
+            assert_eq!(having, [0, 1], "port {port}");
+        }
+        assert_eq!(dealt.values().map(Vec::len).sum::<usize>(), 5);
+        assert_eq!(deal_again(vec![socket(1)], 0).len(), 1, "nothing is lost");
     }
 }

@@ -8,7 +8,7 @@ use crate::control::operator::admin;
 use crate::control::phase::{Order, Phase};
 use crate::control::publication::endpoints;
 use crate::control::publication::pools::Knowledge;
-use crate::control::publication::sockets::Dealt;
+use crate::control::publication::sockets::{Dealt, deal_again};
 use crate::control::{Control, admin_name, http_name};
 use crate::sys::sandbox;
 
@@ -157,14 +157,9 @@ impl Control {
             Event::Failed { reason, back } => {
                 let Back { sockets, migrants } = back;
                 self.succession.predecessor = None;
-                let mut dealt = Dealt::new();
-                let mut places = Vec::new();
-                for (ix, socket) in sockets.into_iter().enumerate() {
-                    let worker = ix % self.crew.size().max(1);
-                    places.push((socket.listener, socket.local.clone()));
-                    dealt.entry(worker).or_default().push(socket);
-                }
-                self.crew.settle(dealt, migrants);
+                let places = sockets.iter().map(|socket| (socket.listener, socket.local.clone()));
+                let places: Vec<_> = places.collect();
+                self.crew.settle(deal_again(sockets, self.crew.size()), migrants);
                 if phase == Phase::Stopping {
                     // Who is queued there is served; nobody else is.
                     self.crew.unlisten(&places);
