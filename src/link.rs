@@ -131,6 +131,44 @@ pub struct Accepted {
     pub fd: OwnedFd,
 }
 
+/// The place of a connection that is on its way to a worker, in the gauges of that worker and of the process. It is given
+/// back if the connection never arrives, because that worker has ended: see [`Seat::keep`].
+#[derive(Debug)]
+pub struct Seat(Option<(Arc<Shared>, Arc<WorkerStats>)>);
+
+impl Seat {
+    /// Takes a place at `worker`; the one in the process has been taken already.
+    pub fn at(worker: &Worker, shared: &Arc<Shared>) -> Seat {
+        worker.stats.connections.raise();
+        Seat(Some((shared.clone(), worker.stats.clone())))
+    }
+
+    /// The connection goes to another worker instead.
+    pub fn move_to(self, worker: &Worker) -> Seat {
+        if let Some((shared, stats)) = &self.0 {
+            let moved = Seat::at(worker, shared);
+            stats.connections.lower();
+            self.keep();
+            return moved;
+        }
+        self
+    }
+
+    /// The connection is served: the place is given back by whoever ends it.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some((shared, stats)) = self.0.take() {
+            stats.connections.lower();
+            shared.process.connections.lower();
+        }
+    }
+}
+
 /// What a worker is told to do.
 #[derive(Debug)]
 pub enum Command {
@@ -161,8 +199,8 @@ pub enum Command {
         /// Its sessions.
         migrants: Vec<Migrant>,
     },
-    /// Serve this connection; its place in [`WorkerStats::connections`] is taken already.
-    Adopt(Box<Accepted>),
+    /// Serve this connection.
+    Adopt(Box<Accepted>, Seat),
     /// Describe live connections, at most so many.
     List {
         /// At most.

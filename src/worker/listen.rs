@@ -29,7 +29,7 @@ use super::Context;
 use super::tcp::Tcp;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::config::model::Keepalive;
-use crate::link::{self, Accepted, Command, ListenSocket, Local};
+use crate::link::{self, Accepted, Command, ListenSocket, Local, Seat};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Snapshot};
 use crate::sys::epoll;
@@ -470,11 +470,12 @@ fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64, 
     if let (Some(other), Share::Yes) = (idlest, share)
         && mine > u64::from(other.stats.connections.get()) + recent / 8
     {
-        other.stats.connections.raise();
-        let Err(Command::Adopt(accepted)) = other.try_send(Command::Adopt(Box::new(accepted))) else {
+        let seat = Seat::at(other, &context.shared);
+        let Err(Command::Adopt(accepted, seat)) = other.try_send(Command::Adopt(Box::new(accepted), seat)) else {
             return Ok(());
         };
         other.stats.connections.lower();
+        seat.keep();
         drop(workers);
         context.stats.connections.raise();
         tcp.open(context, *accepted);

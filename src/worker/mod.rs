@@ -32,7 +32,7 @@ use mio::{Events, Poll, Registry, Waker};
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
-use crate::link::{self, COMMANDS_MAX, Command, Commands, Local, Shared};
+use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, Local, Seat, Shared};
 use crate::relay::Cause;
 use crate::snapshot::{Pool, Snapshot};
 use crate::stats::WorkerStats;
@@ -160,10 +160,35 @@ impl Worker {
     pub fn run(mut self) -> Result<()> {
         self.context.adopt();
         while self.turn()? {}
+        self.finish();
+        Ok(())
+    }
+
+    /// Ends what is open. A worker that had not heard that this one retires may have sent it a connection since the last
+    /// turn; it goes to one that still serves.
+    fn finish(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Adopt(accepted, seat) = command {
+                self.pass_on(accepted, seat);
+            }
+        }
         self.listeners.end(&mut self.context, &mut self.tcp);
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
         self.udp.end_all(&mut self.context, Cause::Shutdown);
-        Ok(())
+    }
+
+    fn pass_on(&mut self, accepted: Box<Accepted>, seat: Seat) {
+        let Self { context, tcp, .. } = self;
+        let workers = context.shared.workers();
+        let other = workers.iter().find(|worker| worker.id != context.id && self.retiring);
+        let refused = match other {
+            Some(other) => other.try_send(Command::Adopt(accepted, seat.move_to(other))).err(),
+            None => Some(Command::Adopt(accepted, seat)),
+        };
+        drop(workers);
+        if let Some(Command::Adopt(accepted, _)) = refused {
+            tcp.refuse(context, *accepted, Cause::Shutdown);
+        }
     }
 
     fn turn(&mut self) -> Result<bool> {
@@ -243,7 +268,10 @@ impl Worker {
                 Command::Settle { socket, migrants } => {
                     udp.settle(poll, context, socket, migrants);
                 }
-                Command::Adopt(accepted) => tcp.open(context, *accepted),
+                Command::Adopt(accepted, seat) => {
+                    seat.keep();
+                    tcp.open(context, *accepted);
+                }
                 Command::List { limit, reply } => {
                     let mut live = tcp.list(context, limit);
                     live.extend(udp.list(context, limit - live.len()));
@@ -301,5 +329,81 @@ impl Worker {
         timers.into_iter().flatten().min().map_or(POLL_MAX, |at| {
             Duration::from_millis(at.saturating_sub(now_ms)).min(POLL_MAX)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::gate::Gate;
+    use crate::link::Local;
+    use crate::snapshot::Listener;
+    use crate::stats::ListenerStats;
+
+    fn shared() -> Arc<Shared> {
+        Shared::new(None, bounded(1).0, Instant::now())
+    }
+
+    fn worker(id: usize, shared: &Arc<Shared>) -> (Worker, link::Worker) {
+        let settings = Settings { pipes_max: 0, seed: 1 };
+        Worker::new(id, shared.clone(), settings).unwrap()
+    }
+
+    fn accepted() -> Box<Accepted> {
+        let yaml = "listeners: {main: {bind: '127.0.0.1:0', pool: main}}\npools: {main: {backends: ['127.0.0.1:9']}}";
+        let config = config::parse("weir.yaml", yaml).unwrap().config.listeners.remove(0);
+        let stats = ListenerStats::new(1);
+        let gate = Gate::new(&config, stats.clone(), None);
+        let (fd, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        Box::new(Accepted {
+            listener: Arc::new(Listener {
+                id: 0,
+                config,
+                pool: "main".into(),
+                stats,
+                gate,
+            }),
+            client: None,
+            local: Arc::new(Local::Unix("/run/main".into())),
+            fd: fd.into(),
+        })
+    }
+
+    /// A connection that another worker sends while this one ends.
+    ///
+    /// Break tried: a place that is not given back, and the queue not looked at again (as it was).
+    #[test]
+    fn a_connection_sent_to_a_worker_that_ends_is_passed_on_or_given_back() {
+        // What is done with the worker; where its connection counts afterwards, and whether the other one has it.
+        type Row<'a> = (&'a str, &'a dyn Fn(Worker), [u32; 2], usize);
+        let rows: [Row; 3] = [
+            (
+                "retired",
+                &|mut worker| {
+                    worker.retiring = true;
+                    worker.finish();
+                },
+                [1, 1],
+                1,
+            ),
+            ("told to stop", &|mut worker| worker.finish(), [0, 0], 0),
+            ("gone", &drop, [0, 0], 0),
+        ];
+        for (what, end, counts, passed_on) in rows {
+            let shared = shared();
+            let ((ending, handle), (_other, other)) = (worker(0, &shared), worker(1, &shared));
+            shared.set_workers(vec![other.clone()]);
+            assert!(shared.process.connections.try_raise(None));
+            let seat = Seat::at(&handle, &shared);
+            assert!(handle.try_send(Command::Adopt(accepted(), seat)).is_ok());
+            let stats = handle.stats.clone();
+            end(ending);
+            // Control forgets a worker that has ended; its queue goes with the last handle.
+            drop(handle);
+            let counted = [&shared.process.connections, &other.stats.connections].map(|gauge| gauge.get());
+            assert_eq!((counted, other.commands.len()), (counts, passed_on), "{what}");
+            assert_eq!(stats.connections.get(), 0, "{what}");
+        }
     }
 }
