@@ -7,7 +7,7 @@ use super::Context;
 use crate::config::model::{BackendAddress, SendProxy};
 use crate::link::{Local, ReportKind};
 use crate::relay::Cause;
-use crate::snapshot::{Backend, Choice, Place};
+use crate::snapshot::{Backend, Choice, Listener, Place};
 use crate::sys::socket::{self, ConnectError, Target};
 
 /// Where the current attempt to reach a backend stands.
@@ -57,7 +57,7 @@ impl Attempt {
     pub(super) fn start(
         &mut self,
         context: &mut Context,
-        listener: u32,
+        listener: &Listener,
         client: Option<SocketAddr>,
         local: &Local,
     ) -> Started {

@@ -16,6 +16,9 @@
 //! for that a descriptor is kept in reserve. It is served first when there is room again. A limit that the configuration
 //! states is no shortage: who exceeds it is turned away at once.
 //!
+//! A listener may be removed meanwhile. Its sockets stay until their queues have been served, or until nobody who waited
+//! there then can be left ([`WAIT_MAX_MS`]).
+//!
 //! The same pause ends with another try if a listening socket could not be registered with epoll.
 
 use std::io::ErrorKind;
@@ -52,6 +55,8 @@ struct Listening {
     local: Arc<Local>,
     /// `None` while the snapshot that knows the listener has not arrived.
     listener: Option<Arc<Listener>>,
+    /// The listener is gone: closed when its queue is empty, or then, milliseconds since the epoch.
+    closes_ms: Option<u64>,
     ready: bool,
     burst: u32,
     /// The turn that last exhausted its burst.
@@ -177,6 +182,7 @@ impl Listeners {
             local: Arc::new(socket.local.clone()),
             listener: context.snapshot.listener(socket.listener).cloned(),
             socket,
+            closes_ms: None,
             ready: false,
             burst: 1,
             full_at: 0,
@@ -201,10 +207,30 @@ impl Listeners {
         for key in self.sockets.keys() {
             let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
             if self.sockets.get(key).is_some_and(matches) {
-                // Here: another worker might know already that the listener is gone.
-                while self.accept_from(poll, context, tcp, key, u32::MAX, Share::No) {}
-                self.close(poll, key);
+                self.serve_and_close(poll, context, tcp, key);
             }
+        }
+    }
+
+    /// Serves what is queued on a socket, then closes it: now, or when accepting goes on.
+    fn serve_and_close(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp, key: Key) {
+        // Here: another worker might know already that the listener is gone.
+        while self.accept_from(poll, context, tcp, key, u32::MAX, Share::No) {}
+        let now_ms = context.now_ms();
+        let Some(listening) = self.sockets.get_mut(key) else {
+            return;
+        };
+        let closes_ms = *listening.closes_ms.get_or_insert(now_ms + WAIT_MAX_MS);
+        if self.paused_until.is_none() || now_ms >= closes_ms {
+            self.close(poll, key);
+        }
+    }
+
+    /// Goes on with sockets whose listeners were removed while accepting was paused.
+    fn close_rest(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
+        let closing = self.sockets.iter().filter(|(_, l)| l.closes_ms.is_some());
+        for key in closing.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.serve_and_close(poll, context, tcp, key);
         }
     }
 
@@ -221,9 +247,15 @@ impl Listeners {
         }
     }
 
-    /// Duplicates of the sockets that are meant, by listener and address.
+    /// Whether no socket is left to be served.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// Duplicates of the sockets that are meant, by listener and address, and whose listeners are there.
     pub(super) fn share(&self, is_meant: impl Fn(u32, &Local) -> bool) -> std::io::Result<Vec<ListenSocket>> {
-        let sockets = self.sockets.iter().map(|(_, listening)| &listening.socket);
+        let served = self.sockets.iter().filter(|(_, l)| l.closes_ms.is_none());
+        let sockets = served.map(|(_, listening)| &listening.socket);
         let meant = sockets.filter(|socket| is_meant(socket.listener, &socket.local));
         meant.map(ListenSocket::duplicate).collect()
     }
@@ -235,16 +267,19 @@ impl Listeners {
         }
     }
 
-    /// Gives every socket to another worker, queue and all.
+    /// Gives every socket to another worker, queue and all. What is about to be closed is closed here.
     pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
         for key in self.sockets.keys() {
-            self.give(poll, key, to);
+            if self.sockets.get(key).is_some_and(|l| l.closes_ms.is_none()) {
+                self.give(poll, key, to);
+            }
         }
     }
 
     /// Gives all sockets of `listener` at `local` but one away.
     pub(super) fn spread(&mut self, poll: &Poll, listener: u32, local: &Local, to: &link::Recipients) {
-        let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
+        let matches =
+            |l: &Listening| l.closes_ms.is_none() && l.socket.listener == listener && l.socket.local == *local;
         let mut keys = self.sockets.keys();
         keys.retain(|key| self.sockets.get(*key).is_some_and(matches));
         for key in keys.into_iter().skip(1) {
@@ -413,6 +448,7 @@ impl Listeners {
             if self.waiting.is_some() {
                 if now_ms >= paused_until {
                     self.paused_until = Some(now_ms + PAUSE_MS);
+                    self.close_rest(poll, context, tcp);
                 }
                 return;
             }
@@ -429,6 +465,7 @@ impl Listeners {
         if deaf {
             self.pause(poll, context);
         }
+        self.close_rest(poll, context, tcp);
     }
 
     /// Resets the one that waits: this worker ends.

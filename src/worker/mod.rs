@@ -34,7 +34,7 @@ use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
 use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, Local, Seat, Shared};
 use crate::relay::Cause;
-use crate::snapshot::{Pool, Snapshot};
+use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
 
 use listen::Listeners;
@@ -89,10 +89,15 @@ impl Context {
         self.now.duration_since(self.shared.epoch).as_millis() as u64
     }
 
-    /// The pool that a listener of the newest snapshot sends to, with this worker's cursor for it.
-    fn pool_of(&mut self, listener: u32) -> Option<(Arc<Pool>, &mut Cursor)> {
-        let ix = self.snapshot.listener(listener)?.config.pool;
-        Some((self.snapshot.pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
+    /// The pool that a listener sends to, with this worker's cursor for it: as the newest snapshot has it. Of a listener that
+    /// is gone, the pool that bears the name of the one that it sent to.
+    fn pool_of(&mut self, listener: &Listener) -> Option<(Arc<Pool>, &mut Cursor)> {
+        let pools = &self.snapshot.pools;
+        let ix = match self.snapshot.listener(listener.id) {
+            Some(listener) => listener.config.pool,
+            None => pools.iter().position(|pool| *pool.config.name == *listener.pool)?,
+        };
+        Some((pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
     }
 
     /// Takes the newest snapshot; true if it is a new one.
@@ -313,7 +318,8 @@ impl Worker {
         let stats = &self.context.stats;
         stats.turns.add(1);
         stats.turn_ns_max.raise(self.context.now.elapsed().as_nanos() as u64);
-        Ok(go_on && !(self.retiring && self.tcp.is_empty() && self.udp.is_empty()))
+        let is_idle = self.listeners.is_empty() && self.tcp.is_empty() && self.udp.is_empty();
+        Ok(go_on && !(self.retiring && is_idle))
     }
 
     fn timeout(&self) -> Duration {
@@ -338,7 +344,6 @@ mod tests {
     use crate::config;
     use crate::gate::Gate;
     use crate::link::Local;
-    use crate::snapshot::Listener;
     use crate::stats::ListenerStats;
 
     fn shared() -> Arc<Shared> {

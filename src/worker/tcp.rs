@@ -419,9 +419,8 @@ impl Tcp {
         match connection.listener.gate.admit(ip, context.now) {
             Ok(pass) => {
                 connection.pass = Some(pass);
-                let listener = connection.listener.id;
                 let timeout = context
-                    .pool_of(listener)
+                    .pool_of(&connection.listener)
                     .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
                 let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
                 let held_ack = context.crowded && connection.client_speaks_first(context.id);
@@ -481,7 +480,7 @@ impl Tcp {
         let cause = loop {
             match attempt.start(
                 context,
-                connection.listener.id,
+                &connection.listener,
                 connection.client_address,
                 &connection.local,
             ) {
@@ -550,7 +549,7 @@ impl Tcp {
         connection.phase = Phase::Open;
         connection.active_ms = context.now_ms();
         connection.look_ms = Some(context.now_ms() + SETTLED_MS);
-        let pool = context.pool_of(connection.listener.id);
+        let pool = context.pool_of(&connection.listener);
         connection.keepalive = pool.and_then(|(pool, _)| pool.config.connect.keepalive);
         let connect_us = us(connection.connected, context.now);
         connection.connect_us = Some(connect_us);

@@ -71,6 +71,47 @@ fn a_thousand_clients_at_256_descriptors() {
     assert!(records.iter().all(|record| record.cause != "limit_process"));
 }
 
+/// A reload removes a listener whose clients wait for room.
+///
+/// Break tried: its socket closed as it is (they are reset).
+#[test]
+fn who_waits_is_served_although_the_listener_is_removed() {
+    common::raise_descriptor_limit();
+    let backend = Server::echo();
+    let yaml = |listeners: &str| {
+        format!(
+            "workers: 2\nlisteners: {{{listeners}}}\n\
+             pools: {{web: {{backends: '{}', health: none}}}}\n",
+            backend.address
+        )
+    };
+    let other = "other: {bind: '127.0.0.1:0', pool: web}";
+    let both = format!("web: {{bind: '127.0.0.1:0', pool: web}}, {other}");
+    let weir = Launch::new(&yaml(&both))
+        .behind(&["prlimit", "--nofile=256:256"])
+        .start();
+    let mut waiting = askers(&weir.address("web"), 200);
+    let mut served = Vec::new();
+    wait_until("as many are served as fit", || {
+        served.extend(take_served(&mut waiting));
+        served.len() >= 60
+    });
+    weir.wait_for_line("new connections wait");
+    weir.rewrite(&yaml(other));
+    said(&weir, &["reload"]);
+    assert_eq!(status(&weir)["listeners"].as_array().unwrap().len(), 1);
+    let mut total = served.len();
+    wait_until("all are served", || {
+        served = take_served(&mut waiting);
+        total += served.len();
+        waiting.is_empty()
+    });
+    assert_eq!(total, 200);
+    drop(served);
+    let records = weir.wait_for_records(200);
+    assert!(records.iter().all(|record| record.cause != "limit_process"));
+}
+
 /// The budget holds until something else takes descriptors; then accept4 itself says EMFILE.
 /// Break tried: whoever is taken out of the queue refused at once.
 #[test]

@@ -98,7 +98,7 @@ impl Udp {
         ends: &Endpoints,
     ) -> Result<(), Dropped> {
         let pass = self.admit(context, listener, ends, false)?;
-        let found = self.find_backend(context, listener.id, ends, None, None);
+        let found = self.find_backend(context, listener, ends, None, None);
         let local = self.sockets.get(socket).map(|listening| listening.local.clone());
         let (found, local) = match (found, local) {
             (Ok(found), Some(local)) => (found, local),
@@ -157,7 +157,7 @@ impl Udp {
     fn find_backend(
         &mut self,
         context: &mut Context,
-        listener: u32,
+        listener: &Listener,
         ends: &Endpoints,
         failed: Option<u64>,
         bound: Option<u64>,
@@ -269,7 +269,7 @@ impl Udp {
         };
         let failed = (why != Rebind::Reopened).then_some(bound);
         let bound = (why != Rebind::Unsendable).then_some(bound);
-        let found = self.find_backend(context, listener.id, &ends, failed, bound)?;
+        let found = self.find_backend(context, &listener, &ends, failed, bound)?;
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::NoBackend);
         };

@@ -207,7 +207,7 @@ impl Udp {
         }
         let is_new_here = held.is_none();
         let admitted = held.or_else(|| {
-            let (pool, _) = context.pool_of(listener.id)?;
+            let (pool, _) = context.pool_of(&listener)?;
             let mut known = pool.backends.iter();
             let place = Place::take(known.find(|b| b.identity == passport.backend)?)?;
             let gate = listener.gate.readmit(Some(passport.client.ip()), context.now);
