@@ -20,8 +20,8 @@ pub struct Snapshot {
     pub version: u64,
     /// Grows with every configuration.
     pub generation: u64,
-    /// Listeners in configuration order.
-    pub listeners: Vec<Arc<Listener>>,
+    /// Listeners; the same value as before while no configuration comes into force.
+    pub listeners: Arc<Listeners>,
     /// Pools in configuration order.
     pub pools: Vec<Arc<Pool>>,
     /// Live TCP connections of the process at most.
@@ -33,6 +33,38 @@ pub struct Snapshot {
     pub sessions_max: u32,
     /// Period of interim access records; `None` = off.
     pub interim: Option<Duration>,
+}
+
+/// Listeners in configuration order, found by id: every connection asks for its own.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    listeners: Vec<Arc<Listener>>,
+    /// Positions in it, sorted by id.
+    by_id: Vec<u32>,
+}
+
+impl Listeners {
+    /// In this order. Ids are unique.
+    pub fn new(listeners: Vec<Arc<Listener>>) -> Listeners {
+        let mut by_id: Vec<u32> = (0..listeners.len() as u32).collect();
+        by_id.sort_unstable_by_key(|&ix| listeners[ix as usize].id);
+        Listeners { listeners, by_id }
+    }
+
+    /// The one with this id.
+    pub fn get(&self, id: u32) -> Option<&Arc<Listener>> {
+        let listener = |ix: u32| &self.listeners[ix as usize];
+        let at = self.by_id.binary_search_by_key(&id, |&ix| listener(ix).id).ok()?;
+        Some(listener(self.by_id[at]))
+    }
+}
+
+impl std::ops::Deref for Listeners {
+    type Target = [Arc<Listener>];
+
+    fn deref(&self) -> &[Arc<Listener>] {
+        &self.listeners
+    }
 }
 
 /// A listener.
@@ -81,7 +113,7 @@ pub struct Backend {
 impl Snapshot {
     /// The listener with this id.
     pub fn listener(&self, id: u32) -> Option<&Arc<Listener>> {
-        self.listeners.iter().find(|listener| listener.id == id)
+        self.listeners.get(id)
     }
 
     /// The pool that a listener sends to.

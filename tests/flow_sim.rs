@@ -593,6 +593,12 @@ impl World {
     fn reload(&mut self) {
         let ix = self.rng.below(self.policies.len() as u64) as usize;
         self.policies[ix] = policy(&mut self.rng);
+        if self.rng.chance(50) {
+            // Gone and back again, if it is gone at all.
+            let listener = ListenerIx(ix as u32);
+            let is_empty = self.model.iter().all(|m| m.ends.listener() != listener);
+            assert_eq!(self.table.forget(listener), is_empty);
+        }
         self.table.set_policy(ListenerIx(ix as u32), self.policies[ix]);
     }
 

@@ -1,5 +1,6 @@
 //! The table itself; [`super`] tells how it works.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -163,6 +164,8 @@ struct Session<T> {
     suspect: Option<Suspicion>,
     requests: u32,
     replies: u32,
+    /// Its listener's line.
+    line: u32,
     /// Entry of its source while it is live and counted there.
     source: u32,
     /// The cap of its source applies to it.
@@ -200,7 +203,11 @@ pub struct Table<T, S = RandomState> {
     hasher: S,
     sessions: Slab<Session<T>>,
     index: HashTable<u32>,
+    /// One for each listener.
     lines: Vec<Option<Line>>,
+    /// Places in it that forgotten listeners have left.
+    free_lines: Vec<u32>,
+    line_of: HashMap<ListenerIx, u32>,
     sources: Sources,
     parked: u32,
     /// No session expires before.
@@ -237,6 +244,8 @@ impl<T, S: BuildHasher> Table<T, S> {
             sessions: Slab::new(),
             index: HashTable::new(),
             lines: Vec::new(),
+            free_lines: Vec::new(),
+            line_of: HashMap::new(),
             sources: Sources::new(),
             parked: 0,
             next_expiry: u64::MAX,
@@ -247,11 +256,14 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// Adds a listener or changes its policy; sessions that it has follow at once.
     pub fn set_policy(&mut self, listener: ListenerIx, policy: Policy) {
-        let ix = listener.0 as usize;
-        if self.lines.len() <= ix {
-            self.lines.resize_with(ix + 1, || None);
-        }
-        let line = self.lines[ix].get_or_insert(Line {
+        let (lines, free) = (&mut self.lines, &mut self.free_lines);
+        let ix = *self.line_of.entry(listener).or_insert_with(|| {
+            free.pop().unwrap_or_else(|| {
+                lines.push(None);
+                lines.len() as u32 - 1
+            })
+        });
+        let line = self.lines[ix as usize].get_or_insert(Line {
             idle: 0,
             requests: None,
             replies: None,
@@ -266,6 +278,21 @@ impl<T, S: BuildHasher> Table<T, S> {
         self.next_victim = 0;
     }
 
+    /// Forgets a listener; false if it has sessions, parked ones too. Until it has a policy again, none may be opened in it.
+    pub fn forget(&mut self, listener: ListenerIx) -> bool {
+        let Some(&ix) = self.line_of.get(&listener) else {
+            return true;
+        };
+        let line = &mut self.lines[ix as usize];
+        if line.as_ref().is_some_and(|line| line.active.len + line.parked.len > 0) {
+            return false;
+        }
+        *line = None;
+        self.line_of.remove(&listener);
+        self.free_lines.push(ix);
+        true
+    }
+
     /// Datagrams arrived from a client: `count` in a row with the same endpoints, at least one.
     pub fn on_client(&mut self, now: Instant, ends: &Endpoints, count: u32) -> Step {
         debug_assert!(count > 0);
@@ -273,8 +300,8 @@ impl<T, S: BuildHasher> Table<T, S> {
             return Step::Unknown;
         };
         let (now, id) = (self.at(now), self.id(ix));
-        let line = line_mut(&mut self.lines, ends);
         let session = entry(&mut self.sessions, ix);
+        let line = line_mut(&mut self.lines, session.line);
 
         let was = session.state;
         if was == State::Parked {
@@ -303,7 +330,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         if was == State::Parked {
             self.parked -= 1;
             line.parked.unlink(&mut self.sessions, BY_AGE, ix);
-            self.activate(ends, now, ix);
+            self.activate(now, ix);
         } else {
             line.active.move_to_back(&mut self.sessions, BY_AGE, ix);
         }
@@ -333,7 +360,8 @@ impl<T, S: BuildHasher> Table<T, S> {
     pub fn resume(&mut self, now: Instant, ends: Endpoints, counted: bool, had: [u32; 2], data: T) -> Key {
         let now = self.at(now);
         let [requests, replies] = had;
-        let limit = line_mut(&mut self.lines, &ends).requests;
+        let line = self.line_of[&ends.listener()];
+        let limit = line_mut(&mut self.lines, line).requests;
         let used_up = limit.is_some_and(|limit| requests >= limit);
         let indexed = !used_up && self.find(&ends).is_none();
         let id = self.sessions.insert(Session {
@@ -343,6 +371,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             suspect: None,
             requests,
             replies,
+            line,
             source: NONE,
             counted,
             state: State::Live,
@@ -359,7 +388,7 @@ impl<T, S: BuildHasher> Table<T, S> {
                 hasher.hash_one(sessions.at(ix).expect("the index names live sessions").ends)
             });
         }
-        self.activate(&ends, now, id.index);
+        self.activate(now, id.index);
         id
     }
 
@@ -398,7 +427,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             session.suspect = None;
         }
         let (requests, replies, source) = (session.requests, session.replies, session.source);
-        let line = line_mut(&mut self.lines, &session.ends);
+        let line = line_mut(&mut self.lines, session.line);
         let complete = line
             .replies
             .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
@@ -448,7 +477,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         if session.state == State::Parked {
             return None;
         }
-        let line = line_mut(&mut self.lines, &session.ends);
+        let line = line_mut(&mut self.lines, session.line);
         if !session.indexed || session.state != State::Live || line.parked.len >= PARKED_MAX {
             return self.remove(id);
         }
@@ -468,7 +497,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         self.unindex(id.index);
         self.leave_source(id.index);
         let session = entry(&mut self.sessions, id.index);
-        let line = line_mut(&mut self.lines, &session.ends);
+        let line = line_mut(&mut self.lines, session.line);
         if session.state == State::Parked {
             line.parked.unlink(&mut self.sessions, BY_AGE, id.index);
             self.parked -= 1;
@@ -553,15 +582,17 @@ impl<T, S: BuildHasher> Table<T, S> {
 
     /// Sessions of a listener, without parked ones.
     pub fn active(&self, listener: ListenerIx) -> usize {
-        match self.lines.get(listener.0 as usize) {
-            Some(Some(line)) => line.active.len as usize,
-            _ => 0,
-        }
+        self.line(listener).map_or(0, |line| line.active.len as usize)
     }
 
     /// Source addresses that have a counted session.
     pub fn sources(&self) -> usize {
         self.sources.len()
+    }
+
+    fn line(&self, listener: ListenerIx) -> Option<&Line> {
+        let ix = *self.line_of.get(&listener)?;
+        self.lines[ix as usize].as_ref()
     }
 
     /// The session that the next datagram of `ends` belongs to.
@@ -584,8 +615,10 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// Puts a session at the young end of its listener's and its source's list.
-    fn activate(&mut self, ends: &Endpoints, now: u64, ix: u32) {
-        let line = line_mut(&mut self.lines, ends);
+    fn activate(&mut self, now: u64, ix: u32) {
+        let session = entry(&mut self.sessions, ix);
+        let ends = session.ends;
+        let line = line_mut(&mut self.lines, session.line);
         if line.active.len == 0 {
             self.next_expiry = self.next_expiry.min(now.saturating_add(line.idle));
             self.next_victim = self.next_victim.min(now.saturating_add(line.idle / 2));
@@ -637,24 +670,30 @@ impl<T, S: BuildHasher> Table<T, S> {
         soonest
     }
 
+    /// Whether the longest idle session of a line is past half of its idle time.
+    fn is_stale(&self, line: &Line, now: u64) -> bool {
+        let head = line.active.head;
+        head != NONE && now - self.last(head) >= line.idle / 2
+    }
+
     /// Who makes room for a new session of `ends` at a cap; the caller removes it. `None`: nobody, the new one is shed.
     pub fn victim(&mut self, now: Instant, full: Full, ends: &Endpoints) -> Option<Key> {
         let now = self.at(now);
-        let own = self.lines[ends.listener().0 as usize].as_ref()?;
-        let stale = |ix: u32, line: &Line| ix != NONE && now - self.last(ix) >= line.idle / 2;
+        let own = self.line(ends.listener())?;
+        let (own_half, own_head, own_is_stale) = (own.idle / 2, own.active.head, self.is_stale(own, now));
         let victim = match full {
             Full::Source => {
                 let source = self.sources.find(&self.hasher, ends.listener().0, ends.source())?;
                 let head = self.sources.ends(source).head;
                 let session = self.sessions.at(head)?;
-                (now - session.last >= own.idle / 2).then_some(head)
+                (now - session.last >= own_half).then_some(head)
             }
             Full::Process if self.parked > 0 => return self.spare(),
-            _ if stale(own.active.head, own) => Some(own.active.head),
+            _ if own_is_stale => Some(own_head),
             Full::Listener => None,
             Full::Process if now < self.next_victim => None,
             Full::Process => {
-                let stale = self.lines.iter().flatten().filter(|line| stale(line.active.head, line));
+                let stale = self.lines.iter().flatten().filter(|line| self.is_stale(line, now));
                 let oldest = stale.map(|line| line.active.head).min_by_key(|&head| self.last(head));
                 if oldest.is_none() {
                     self.next_victim = self.soonest(|line| [line.idle / 2, u64::MAX]);
@@ -685,10 +724,10 @@ fn entry<T>(sessions: &mut Slab<Session<T>>, ix: u32) -> &mut Session<T> {
     sessions.at_mut(ix).expect("lists and index name live sessions")
 }
 
-fn line_mut<'a>(lines: &'a mut [Option<Line>], ends: &Endpoints) -> &'a mut Line {
-    lines[ends.listener().0 as usize]
+fn line_mut(lines: &mut [Option<Line>], ix: u32) -> &mut Line {
+    lines[ix as usize]
         .as_mut()
-        .expect("a listener has its policy before its first datagram")
+        .expect("a line is not forgotten while it has sessions")
 }
 
 #[cfg(test)]
@@ -867,6 +906,24 @@ mod tests {
                 assert_eq!(got, *expected, "{story}: {event:?} at {seconds} s");
             }
         }
+    }
+
+    #[test]
+    fn a_forgotten_listener_leaves_nothing() {
+        let (mut table, now, ends) = table(60);
+        let id = table.open(now, ends, false, ());
+        assert!(!table.forget(ListenerIx(0)), "it has a session");
+        table.remove(id);
+        for listener in 0..1000 {
+            assert!(table.forget(ListenerIx(listener)));
+            let policy = Policy {
+                idle: Duration::from_secs(1),
+                requests: None,
+                replies: None,
+            };
+            table.set_policy(ListenerIx(listener + 1), policy);
+        }
+        assert_eq!((table.lines.len(), table.line_of.len()), (1, 1));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Context {
         Some((pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
     }
 
-    /// Takes the newest snapshot; true if it is a new one.
+    /// Takes the newest snapshot; true if its listeners are others.
     fn adopt(&mut self) -> bool {
         let Some(snapshot) = self.shared.newer_than(self.snapshot.version) else {
             return false;
@@ -109,8 +109,8 @@ impl Context {
             let rng = &mut self.rng;
             self.cursors = snapshot.pools.iter().map(|_| Cursor::new(rng.next_u64())).collect();
         }
-        self.snapshot = snapshot;
-        true
+        let known = std::mem::replace(&mut self.snapshot, snapshot);
+        !Arc::ptr_eq(&known.listeners, &self.snapshot.listeners)
     }
 }
 
@@ -249,7 +249,7 @@ impl Worker {
         let mut go_on = true;
         while let Ok(command) = commands.try_recv() {
             match command {
-                Command::Listen(socket) if socket.is_datagram() => udp.add(poll, context, socket),
+                Command::Listen(socket) if socket.is_datagram() => drop(udp.add(poll, context, socket)),
                 Command::Listen(socket) => listeners.add(poll, context, socket),
                 Command::Unlisten(listener, local) => {
                     listeners.remove(poll, context, tcp, listener, &local);

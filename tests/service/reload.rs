@@ -24,7 +24,7 @@ use super::upgrade::{ask, echoes, named_udp};
 
 /// Asks over the admin socket; the answer must be good.
 #[track_caller]
-fn tell(weir: &Weir, question: &str) -> Value {
+pub fn tell(weir: &Weir, question: &str) -> Value {
     let mut stream = UnixStream::connect(weir.admin()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     writeln!(stream, "{question}").unwrap();

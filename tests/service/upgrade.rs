@@ -4,7 +4,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -246,7 +246,7 @@ fn udp_sessions_go_on_whatever_the_rate_of_new_ones() {
     // The backends are the same in both files.
     let first = yaml("per_source: 24");
     let second = first.replace("per_source: 24", "per_source: 24, new_per_source: 1/h");
-    let mut service = Service::start(&first, |launch| launch);
+    let service = Service::start(&first, |launch| launch);
     service.told("READY=1");
     let address = service.weir.address("main");
     let clients: Vec<(UdpSocket, String)> = (0..24)
@@ -270,6 +270,75 @@ fn udp_sessions_go_on_whatever_the_rate_of_new_ones() {
     new.send(b"who?").unwrap();
     assert!(new.recv(&mut [0; 64]).is_err(), "the 25th");
     assert!(is_weir(pid));
+}
+
+/// What 2,000 listeners cost where each is looked for: prints figures, for `-- --ignored --nocapture`.
+#[test]
+#[ignore = "long: 2,000 listeners, figures to be read"]
+fn two_thousand_listeners() {
+    raise_descriptor_limit();
+    let server = Server::each(drop);
+    let udp = named_udp("amber");
+    let yaml = |prefix: &str| {
+        let tcp = (0..2000).map(|n| format!("  {prefix}{n}: {{bind: '127.0.0.1:0', pool: main}}\n"));
+        let tcp: String = tcp.collect();
+        format!(
+            "workers: 2\nlog: {{access: off}}\nlisteners:\n{tcp}\
+             \x20 dns: {{protocol: udp, bind: '127.0.0.1:0', pool: dns}}\n\
+             pools:\n  main: {{backends: [{{name: one, address: '{}'}}], health: none}}\n  \
+             dns: {{backends: ['{udp}'], health: none}}\n",
+            server.address
+        )
+    };
+    let cpu = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<i64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split(' ')
+            .filter_map(|f| f.parse().ok())
+            .collect();
+        // utime and stime; state is no number, so they are the 11th and 12th.
+        Duration::from_millis((fields[10] + fields[11]) as u64 * 10)
+    };
+    let begun = Instant::now();
+    let service = Service::start(&yaml("a"), |launch| launch);
+    service.told("READY=1");
+    let weir = &service.weir;
+    let mut pid = weir.pid();
+    let say = |what: &str, begun: Instant, cpu: Duration, of: u32| {
+        println!(
+            "{what:<40} {:>9.3?} each, {:>9.3?} CPU each",
+            begun.elapsed() / of,
+            cpu / of
+        );
+    };
+    say("start", begun, cpu(pid), 1);
+    let tell = |question: &str| super::reload::tell(weir, question);
+    let measure = |what: &str, times: u32, action: &dyn Fn()| {
+        let (begun, before) = (Instant::now(), cpu(pid));
+        (0..times).for_each(|_| action());
+        say(what, begun, cpu(pid) - before, times);
+    };
+    let last = weir.address("a1999");
+    measure("connection to the last listener", 3000, &|| {
+        client::read_to_end(&mut client::connect(&last));
+    });
+    measure("publication to workers", 200, &|| {
+        tell(r#"{"command":"backend","pool":"main","name":"one","order":{"weight":2}}"#);
+    });
+    measure("status", 20, &|| drop(tell(r#"{"command":"status"}"#)));
+    measure("metrics", 20, &|| drop(tell(r#"{"command":"metrics"}"#)));
+    measure("reload, nothing changes", 3, &|| drop(tell(r#"{"command":"reload"}"#)));
+    weir.rewrite(&yaml("b"));
+    measure("reload, every listener is another one", 1, &|| {
+        drop(tell(r#"{"command":"reload"}"#))
+    });
+    let (begun, before) = (Instant::now(), cpu(pid));
+    pid = service.upgrade(pid);
+    say("upgrade, the new process", begun, cpu(pid), 1);
+    say("upgrade, the old process", begun, cpu(weir.pid()) - before, 1);
 }
 
 /// Every request of wrk is a new connection, every query a new UDP session; 500 connections that were there before are

@@ -73,7 +73,7 @@ impl Metrics<'_> {
             "weir_connection_seconds",
             "Lifetime of connections and sessions.",
         );
-        for listener in &self.snapshot.listeners {
+        for listener in self.snapshot.listeners.iter() {
             let stats = &listener.stats;
             let sum = |field: fn(&ListenerShard) -> &_| stats.shards.sum(field);
             let name = ("listener", listener.config.name.as_str());

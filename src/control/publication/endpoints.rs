@@ -10,25 +10,31 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
 use super::sockets::{self, BindError, Bound, Dealt};
 use crate::config::model::{self, Config, Protocol};
 use crate::control::upgrade::{Heirlooms, Label};
 use crate::gate::Gate;
 use crate::link::{ListenSocket, Local};
-use crate::snapshot::Listener;
+use crate::snapshot::{Listener, Listeners};
 use crate::stats::ListenerStats;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Endpoints {
+    /// In configuration order.
     entries: Vec<Entry>,
+    /// The same for the snapshot.
+    listeners: Arc<Listeners>,
     next_id: u32,
 }
 
 #[derive(Debug)]
 struct Entry {
     listener: Arc<Listener>,
-    bound: Vec<Place>,
+    /// By what the file says.
+    bound: IndexMap<Local, Place>,
 }
 
 #[derive(Debug, Clone)]
@@ -103,7 +109,7 @@ impl Endpoints {
         let mut going: HashMap<(Protocol, &Local), usize> = HashMap::new();
         for (ix, entry) in self.entries.iter().enumerate().filter(|(ix, _)| !staying.contains(ix)) {
             let protocol = entry.listener.config.protocol;
-            going.extend(entry.bound.iter().map(|place| ((protocol, &place.wanted), ix)));
+            going.extend(entry.bound.keys().map(|wanted| ((protocol, wanted), ix)));
         }
         let mut taken = HashSet::new();
         for (listener, origin) in listeners.iter().zip(&mut origins) {
@@ -137,7 +143,7 @@ impl Endpoints {
         for entry in &self.entries {
             let protocol = entry.listener.config.protocol;
             // Where the kernel chose the port, the old listener and the new one do not mean the same.
-            let named = entry.bound.iter().filter(|place| place.wanted == place.local);
+            let named = entry.bound.values().filter(|place| place.wanted == place.local);
             elsewhere.extend(named.map(|place| ((protocol, &place.wanted), (entry.listener.id, place))));
         }
         // More sockets for addresses that are served already.
@@ -149,7 +155,7 @@ impl Endpoints {
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
             for wanted in sockets::wanted(listener) {
-                match entry.and_then(|e| e.bound.iter().find(|p| p.wanted == wanted)) {
+                match entry.and_then(|entry| entry.bound.get(&wanted)) {
                     None => match elsewhere.get(&(listener.protocol, &wanted)) {
                         Some(&(from, place)) => {
                             moving.push((ix, from, place));
@@ -204,14 +210,8 @@ impl Endpoints {
         for ((listener, &id), origin) in config.listeners.iter().zip(&plan.ids).zip(&plan.origins) {
             let old = origin.map(|origin| &self.entries[origin]);
             let stats = old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
-            let wanted = sockets::wanted(listener);
-            let kept = old.map_or_else(Vec::new, |e| {
-                e.bound
-                    .iter()
-                    .filter(|place| wanted.contains(&place.wanted))
-                    .cloned()
-                    .collect()
-            });
+            let kept = |wanted: Local| Some((wanted.clone(), old?.bound.get(&wanted)?.clone()));
+            let bound = sockets::wanted(listener).into_iter().filter_map(kept).collect();
             let predecessor = old.map(|e| &*e.listener.gate);
             let gate = Gate::new(listener, stats.clone(), predecessor);
             let listener = Arc::new(Listener {
@@ -221,30 +221,34 @@ impl Endpoints {
                 stats,
                 gate,
             });
-            entries.push(Entry { listener, bound: kept });
+            entries.push(Entry { listener, bound });
         }
         let mut moved = Vec::new();
         for Moved { to, place, sockets } in std::mem::take(&mut plan.moved) {
-            entries[to].bound.push(place);
+            entries[to].bound.insert(place.wanted.clone(), place);
             moved.extend(sockets);
         }
         let mut dealt = Vec::new();
         for (ix, wanted, bound) in std::mem::take(&mut plan.bound) {
             let sockets = bound.sockets.len();
-            let places = &mut entries[ix].bound;
-            match places.iter_mut().find(|place| place.wanted == wanted) {
-                Some(place) => place.sockets += sockets,
-                None => places.push(Place {
-                    wanted,
-                    local: bound.local.clone(),
-                    sockets,
-                    is_alone: bound.is_alone,
-                }),
-            }
+            let place = entries[ix].bound.entry(wanted.clone()).or_insert_with(|| Place {
+                wanted,
+                local: bound.local.clone(),
+                sockets: 0,
+                is_alone: bound.is_alone,
+            });
+            place.sockets += sockets;
             dealt.push(bound);
         }
         let old = std::mem::replace(&mut self.entries, entries);
         self.next_id = plan.next_id;
+        let listeners = self.entries.iter().map(|entry| entry.listener.clone());
+        self.listeners = Arc::new(Listeners::new(listeners.collect()));
+        let bound = self.entries.iter().flat_map(|entry| {
+            let id = entry.listener.id;
+            entry.bound.values().map(move |place| (id, &place.local))
+        });
+        let bound: HashSet<(u32, &Local)> = bound.collect();
         let mut changes = Changes {
             dealt: sockets::deal(dealt, workers),
             closed_streams: Vec::new(),
@@ -253,15 +257,15 @@ impl Endpoints {
         for (worker, socket) in moved {
             changes.dealt.entry(worker).or_default().push(socket);
         }
-        for Entry { listener, bound } in old {
+        for Entry { listener, bound: was } in old {
             let closed = match listener.config.protocol {
                 Protocol::Tcp => &mut changes.closed_streams,
                 Protocol::Udp => &mut changes.closed_datagrams,
             };
-            let gone = bound.into_iter().map(|place| (listener.id, place.local));
-            closed.extend(gone.filter(|(id, local)| !self.has(*id, local)));
+            let gone = was.into_values().map(|place| (listener.id, place.local));
+            closed.extend(gone.filter(|(id, local)| !bound.contains(&(*id, local))));
         }
-        let bound: HashSet<&Local> = self.bound().map(|(_, local)| local).collect();
+        let bound: HashSet<&Local> = bound.into_iter().map(|(_, local)| local).collect();
         let files = changes.closed_streams.iter().map(|(_, local)| local);
         files.filter(|local| !bound.contains(local)).for_each(remove_file);
         changes
@@ -272,7 +276,7 @@ impl Endpoints {
     pub fn lacking(&self, before: usize, workers: usize) -> Vec<(u32, Local, Range<usize>)> {
         let of_entry = |entry: &Entry| {
             let id = entry.listener.id;
-            let shared = entry.bound.iter().filter(|place| !place.is_alone);
+            let shared = entry.bound.values().filter(|place| !place.is_alone);
             let lacking = shared.map(move |p| (id, p.local.clone(), before..p.sockets.min(workers)));
             lacking
                 .filter(|(.., range)| before > 0 && !range.is_empty())
@@ -281,38 +285,28 @@ impl Endpoints {
         self.entries.iter().flat_map(of_entry).collect()
     }
 
-    fn has(&self, id: u32, local: &Local) -> bool {
-        self.entries
-            .iter()
-            .any(|entry| entry.listener.id == id && entry.bound.iter().any(|place| place.local == *local))
-    }
-
     /// Listeners for the snapshot.
-    pub fn listeners(&self) -> Vec<Arc<Listener>> {
-        self.entries.iter().map(|entry| entry.listener.clone()).collect()
+    pub fn listeners(&self) -> Arc<Listeners> {
+        self.listeners.clone()
     }
 
     /// Names and addresses of all bound sockets.
     pub fn bound(&self) -> impl Iterator<Item = (&str, &Local)> {
         self.entries.iter().flat_map(|entry| {
-            entry
-                .bound
-                .iter()
-                .map(|place| (entry.listener.config.name.as_str(), &place.local))
+            let places = entry.bound.values();
+            places.map(|place| (entry.listener.config.name.as_str(), &place.local))
         })
     }
 
     /// Every bound address, as another process would name it, with the number of its sockets.
     pub fn labels(&self) -> HashMap<(u32, Local), (Label, usize)> {
         let of_entry = |entry: &Entry| {
-            let listener = entry.listener.clone();
-            let label = move |place: Place| {
-                let Place { wanted, local, .. } = &place;
-                let config = &listener.config;
-                let label = Label::listener(&config.name, config.protocol, wanted, local);
-                ((listener.id, place.local), (label, place.sockets))
-            };
-            entry.bound.clone().into_iter().map(label)
+            let config = &entry.listener.config;
+            let labels = entry.bound.values().map(|place| {
+                let label = Label::listener(&config.name, config.protocol, &place.wanted, &place.local);
+                ((entry.listener.id, place.local.clone()), (label, place.sockets))
+            });
+            labels.collect::<Vec<_>>()
         };
         self.entries.iter().flat_map(of_entry).collect()
     }
@@ -329,7 +323,7 @@ impl Endpoints {
         let closed: Vec<(u32, Local)> = self
             .entries
             .iter_mut()
-            .flat_map(|entry| entry.bound.drain(..).map(|place| (entry.listener.id, place.local)))
+            .flat_map(|entry| entry.bound.drain(..).map(|(_, place)| (entry.listener.id, place.local)))
             .collect();
         closed.iter().for_each(|(_, local)| remove_file(local));
         closed

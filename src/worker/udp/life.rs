@@ -259,8 +259,7 @@ impl Udp {
             return Err(Dropped::NoBackend);
         };
         let (ends, bound) = (*view.ends, view.data.backend.identity);
-        let listener = self.listeners[ends.listener().0 as usize].clone();
-        let Some(listener) = listener else {
+        let Some(listener) = self.listeners.get(&ends.listener().0).cloned() else {
             return Err(Dropped::NoBackend);
         };
         let pass = match why {

@@ -177,14 +177,7 @@ impl Udp {
         socket: ListenSocket,
         migrants: Vec<Migrant>,
     ) {
-        let identity = socket::identity(socket.fd.as_raw_fd());
-        self.add(poll, context, socket);
-        let is_it = |key: &Key| {
-            self.sockets
-                .get(*key)
-                .is_some_and(|l| socket::identity(l.socket.fd.as_raw_fd()) == identity)
-        };
-        let Some(key) = self.sockets.keys().into_iter().find(is_it) else {
+        let Some(key) = self.add(poll, context, socket) else {
             return;
         };
         for migrant in migrants {

@@ -37,6 +37,7 @@ mod requests;
 mod session;
 mod stash;
 
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -107,7 +108,9 @@ pub(super) struct Udp {
     sockets: Slab<Listening>,
     table: Table<Session>,
     /// The newest known listeners by id; those that are gone stay for the sessions that still count in them.
-    listeners: Vec<Option<Arc<Listener>>>,
+    listeners: HashMap<u32, Arc<Listener>>,
+    /// Some of them are gone.
+    outdated: bool,
     inbox: Inbox,
     outbox: Outbox,
     plan: Plan,
@@ -140,7 +143,8 @@ impl Udp {
         Udp {
             sockets: Slab::new(),
             table: Table::new(context.shared.epoch),
-            listeners: Vec::new(),
+            listeners: HashMap::new(),
+            outdated: false,
             // Nothing of the arena is touched, hence resident, before the first datagram.
             inbox: Inbox::new(SLOTS),
             outbox: Outbox::new(),
@@ -179,7 +183,7 @@ impl Udp {
     }
 
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) {
-        for listener in &snapshot.listeners {
+        for listener in snapshot.listeners.iter() {
             if listener.config.protocol == Protocol::Udp {
                 self.know(listener);
             }
@@ -190,15 +194,12 @@ impl Udp {
                 listening.listener = known.or(listening.listener.take());
             }
         }
+        self.outdated = true;
     }
 
     fn know(&mut self, listener: &Arc<Listener>) {
-        let ix = listener.id as usize;
-        if self.listeners.len() <= ix {
-            self.listeners.resize(ix + 1, None);
-        }
         let wanted = &listener.config.udp;
-        let known = self.listeners[ix].as_ref();
+        let known = self.listeners.get(&listener.id);
         if known.is_none_or(|known| known.config.udp != *wanted) {
             let policy = Policy {
                 idle: wanted.idle,
@@ -207,20 +208,36 @@ impl Udp {
             };
             self.table.set_policy(ListenerIx(listener.id), policy);
         }
-        self.listeners[ix] = Some(listener.clone());
+        self.listeners.insert(listener.id, listener.clone());
     }
 
-    pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) {
+    /// Forgets listeners that are gone, as soon as neither a socket nor a session of theirs is left.
+    fn forget_outdated(&mut self, snapshot: &Snapshot) {
+        let Self {
+            sockets,
+            table,
+            listeners,
+            ..
+        } = self;
+        let bound: HashSet<u32> = sockets.iter().map(|(_, listening)| listening.id).collect();
+        let is_gone = |id: &u32| snapshot.listener(*id).is_none();
+        listeners.retain(|id, _| !is_gone(id) || bound.contains(id) || !table.forget(ListenerIx(*id)));
+        self.outdated = listeners.keys().any(is_gone);
+    }
+
+    /// Serves a socket; `None` if that cannot be.
+    pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) -> Option<Key> {
         let ListenSocket {
             listener: id,
             local,
             fd,
         } = socket;
-        let Local::Ip(address) = local else { return };
+        let Local::Ip(address) = local else { return None };
         let socket = match udp::prepare(fd, address, udp::LISTEN_BUFFER) {
             Ok(socket) => socket,
             Err(error) => {
-                return log::error!("worker {}: cannot set up {address}/udp: {error}", context.id);
+                log::error!("worker {}: cannot set up {address}/udp: {error}", context.id);
+                return None;
             }
         };
         if socket.receive_buffer < udp::LISTEN_BUFFER {
@@ -256,6 +273,7 @@ impl Udp {
             );
             self.deaf = Some(context.now + DEAF);
         }
+        Some(key)
     }
 
     /// Reads no more from the socket of `listener` at `local` and closes it a moment later, when the replies that are under
@@ -327,6 +345,9 @@ impl Udp {
         }
         if self.deaf.is_some_and(|at| at <= context.now) {
             self.watch_all(poll, context);
+        }
+        if self.outdated {
+            self.forget_outdated(&context.snapshot);
         }
         let Some(period) = context.snapshot.interim else {
             self.interim_at = None;
