@@ -51,6 +51,8 @@ struct VipConfig {
     #[serde(default)]
     preempt_delay_ms: u64,
     #[serde(default)]
+    garp_refresh_ms: Option<u64>,
+    #[serde(default)]
     requires: Vec<usize>,
 }
 
@@ -84,6 +86,7 @@ fn read(path: &str) -> Failover {
                 prefer: vip.prefer.iter().map(index).collect(),
                 preempt: vip.preempt,
                 preempt_delay: Duration::from_millis(vip.preempt_delay_ms),
+                garp_refresh: vip.garp_refresh_ms.map(Duration::from_millis),
                 requires: vip.requires.clone(),
             })
             .collect(),

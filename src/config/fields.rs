@@ -283,6 +283,7 @@ pub static FIELDS: &[Field] = &[
     list::<Name>("failover.vips.*.prefer", Means("all nodes, in the order of `nodes`"), "[a]", "The nodes that may hold it, in order of preference.").range("1..31"),
     value::<bool>("failover.vips.*.preempt", "true", "Whether a more preferred node takes the address back."),
     value::<Duration>("failover.vips.*.preempt_delay", "5s", "How long that node must have been healthy first.").range("0s..24h"),
+    value::<Duration>("failover.vips.*.garp_refresh", "off", "Gratuitous ARP or neighbour advertisements are repeated so often while it is held.").or("off").range("1s..24h"),
     list::<Name>("failover.vips.*.requires", Means("none"), "[web]", "Pools that must have a backend."),
     list::<String>("failover.notify", Means("none"), "[/usr/local/bin/vip-moved, --verbose]", "Program and arguments, run without a shell on each transition; a single text is a path without arguments.").range("1..64"),
 ];

@@ -409,6 +409,8 @@ pub struct Vip {
     pub preempt: bool,
     /// How long the preferred node must have been healthy first.
     pub preempt_delay: Duration,
+    /// Announced again so often while it is held.
+    pub garp_refresh: Option<Duration>,
     /// Pools (indices) that must have a backend.
     pub requires: Vec<usize>,
 }

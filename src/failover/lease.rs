@@ -7,10 +7,20 @@
 //! 2. without a proof for `keeper_patience` (process hung), or at [`Input::Closed`] (process gone), the keeper removes it;
 //! 3. without a renewal for `lease` (keeper hung or gone too), the kernel removes it.
 //!
+//! The kernel may take long over an operation: whoever holds its lock for network configuration makes everybody wait. So
+//! operations are begun here ([`Output::Do`]) and end later ([`Input::Did`]), one at a time for each address, while proofs are
+//! read and time is judged all along. What is wanted and what the kernel has are compared whenever an operation ends: a release
+//! that came while an installation was under way is carried out after it, and answered when it is done.
+//!
 //! # Invariants
-//! * An address is renewed only while the newest proof is fresh.
-//! * After a release, a missing proof or `Closed`, nothing is installed, renewed or announced until the next `Hold`.
-//! * An address that somebody else removed is put back once in [`READD_WINDOW`]; the next time it is given up.
+//! * An address is renewed only while the newest proof is fresh, when the renewal is decided and when it is carried out: the
+//!   shell asks for freshness again immediately before the call and answers [`Refusal::Stale`].
+//! * A renewal may be late. The lease is long enough for that, and as long as the kernel's lock is held the kernel cannot
+//!   remove the address either. A slow kernel alone is no reason to give an address up.
+//! * After a release, a missing proof or `Closed`, nothing is begun for the address but its removal, until the next `Hold`.
+//! * `Released` and `Expired` are said when the kernel no longer has the address, not before.
+//! * An address that somebody else removed is put back once in [`READD_WINDOW`]; the next time it is given up. One that went
+//!   because the primary address of its subnet went ([`Input::Dragged`]) is always put back.
 //!
 //! # What it never does
 //! It never removes an address that it did not install, nor one whose lease must have lapsed by itself while the keeper
@@ -58,15 +68,25 @@ pub enum Input {
         /// A predecessor may still answer for it: keep telling until its lease must have lapsed.
         insist: bool,
     },
-    /// The outcome of an [`Op`].
+    /// An [`Op`] has ended; `now` of the step is when it did.
     Did {
         /// Which operation.
         op: Op,
-        /// Whether the kernel did it; else its words.
-        result: Result<(), String>,
+        /// Whether the kernel did it.
+        result: Result<(), Refusal>,
     },
     /// The kernel no longer has an address that we hold, and we did not remove it.
     Vanished {
+        /// Which.
+        vip: VipIx,
+    },
+    /// The same, because the kernel removes the other addresses of a subnet with its primary one.
+    Dragged {
+        /// Which.
+        vip: VipIx,
+    },
+    /// Somebody else has changed an address that we hold; it must become a lease again.
+    Changed {
         /// Which.
         vip: VipIx,
     },
@@ -74,12 +94,21 @@ pub enum Input {
     Closed,
 }
 
+/// Why an operation was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The newest proof had become too old when its turn came.
+    Stale,
+    /// The kernel's words.
+    Kernel(String),
+}
+
 /// What the shell carries out; it answers each of the first three with [`Input::Did`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// Put the address on its interface with a fresh lease.
     Install(VipIx),
-    /// Make the lease fresh.
+    /// Make the lease fresh; an address that has gone comes back.
     Renew(VipIx),
     /// Take the address off.
     Remove(VipIx),
@@ -111,13 +140,53 @@ pub enum Output {
     Say(Report),
 }
 
+/// What is particular to one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// Addresses with the same number share a subnet of one interface: the kernel may remove them all with the first of them.
+    pub subnet: Option<usize>,
+    /// Announced again so often while it is held.
+    pub garp_refresh: Option<Duration>,
+}
+
 #[derive(Debug, Clone, Default)]
 struct Entry {
-    /// The kernel has it because of us.
+    manner: Manner,
+    /// The main process wants it here.
+    wanted: bool,
+    /// The kernel has it because of us, as far as it has answered.
     held: bool,
-    renewed: Option<Instant>,
+    /// The operation that has not ended yet.
+    flight: Option<Op>,
+    /// To be said as soon as the kernel does not have it any more.
+    owed: Option<Report>,
+    /// When the kernel last began its lease anew.
+    leased: Option<Instant>,
+    /// When the next renewal is due.
+    renewal: Option<Instant>,
+    /// Renew at the next opportunity.
+    hurry: bool,
     readded: Option<Instant>,
+    /// The installation under way puts back what had gone.
+    readding: bool,
     announcements: VecDeque<Instant>,
+    refresh: Option<Instant>,
+}
+
+impl Entry {
+    fn hold_no_longer(&mut self) {
+        self.wanted = false;
+        self.hurry = false;
+        self.readding = false;
+        self.announcements.clear();
+        self.refresh = None;
+    }
+
+    fn gone(&mut self) {
+        self.held = false;
+        self.leased = None;
+        self.renewal = None;
+    }
 }
 
 /// All addresses of one keeper.
@@ -150,22 +219,50 @@ impl Leases {
         self.timers = timers;
     }
 
-    /// Whether this address is installed by us.
-    pub fn holds(&self, vip: VipIx) -> bool {
-        self.entries[vip].held
+    /// What is particular to an address from now on.
+    pub fn set_manner(&mut self, now: Instant, vip: VipIx, manner: Manner) {
+        let entry = &mut self.entries[vip];
+        if entry.manner.garp_refresh != manner.garp_refresh {
+            entry.refresh = manner.garp_refresh.filter(|_| entry.wanted).map(|every| now + every);
+        }
+        entry.manner = manner;
     }
 
-    /// When the next step is due, if anything is held.
+    /// Whether this address is installed by us, as far as the kernel has answered, and is to stay.
+    pub fn holds(&self, vip: VipIx) -> bool {
+        self.entries[vip].held && self.entries[vip].wanted
+    }
+
+    /// Whether the kernel should have this address at this moment: nothing is under way for it.
+    pub fn settled(&self, vip: VipIx) -> bool {
+        self.holds(vip) && self.entries[vip].flight.is_none()
+    }
+
+    /// Whether we have nothing to do with this address: the kernel has none of ours, and nothing is under way.
+    pub fn free(&self, vip: VipIx) -> bool {
+        let entry = &self.entries[vip];
+        !entry.wanted && !entry.held && entry.flight.is_none()
+    }
+
+    /// Whether all are free.
+    pub fn idle(&self) -> bool {
+        (0..self.entries.len()).all(|vip| self.free(vip))
+    }
+
+    /// Until when the newest proof is fresh.
+    pub fn fresh_until(&self) -> Option<Instant> {
+        self.proof.map(|at| at + self.timers.keeper_patience)
+    }
+
+    /// When the next step is due, if anything is held or about to be.
     pub fn deadline(&self) -> Option<Instant> {
-        let held = self.entries.iter().filter(|e| e.held);
-        let renewals = held.clone().filter_map(|e| e.renewed.map(|at| at + self.timers.renew));
-        let announcements = held.clone().filter_map(|e| e.announcements.front().copied());
-        let patience = held
-            .clone()
-            .next()
-            .and(self.proof)
-            .map(|at| at + self.timers.keeper_patience);
-        renewals.chain(announcements).chain(patience).min()
+        let wanted = self.entries.iter().filter(|e| e.wanted);
+        let patience = wanted.clone().next().and(self.fresh_until());
+        let own = wanted.filter(|e| e.held).flat_map(|e| {
+            let renewal = e.renewal.filter(|_| e.flight.is_none());
+            [renewal, e.announcements.front().copied(), e.refresh]
+        });
+        own.flatten().chain(patience).min()
     }
 
     /// Takes one input; effects are appended to `out` in the order in which they must happen.
@@ -178,26 +275,25 @@ impl Leases {
                 "the request was too old when the keeper read it".into(),
             ))),
             Input::Hold { vip } => {
-                if self.entries[vip].held {
+                let entry = &mut self.entries[vip];
+                (entry.wanted, entry.owed) = (true, None);
+                if entry.held && !matches!(entry.flight, Some(Op::Remove(_))) {
                     out.push(Output::Say(Report::Held(vip)));
-                } else {
-                    out.push(Output::Do(Op::Install(vip)));
                 }
+                self.settle(now, vip, out);
             }
-            Input::Release { vip } => {
-                if self.entries[vip].held {
-                    self.let_go(now, vip, out);
-                }
-                out.push(Output::Say(Report::Released(vip)));
-            }
+            Input::Release { vip } => self.let_go(now, vip, Report::Released(vip), out),
             Input::Announce { vip, insist } => self.schedule(now, vip, insist),
             Input::Did { op, result } => self.did(now, op, result, out),
-            Input::Vanished { vip } => self.vanished(now, vip, out),
+            Input::Vanished { vip } => self.vanished(now, vip, false, out),
+            Input::Dragged { vip } => self.vanished(now, vip, true, out),
+            Input::Changed { vip } => self.entries[vip].hurry = self.entries[vip].wanted,
             Input::Closed => {
                 for vip in 0..self.entries.len() {
-                    if self.entries[vip].held {
-                        self.let_go(now, vip, out);
-                    }
+                    self.entries[vip].hold_no_longer();
+                    // Nobody is left to be told.
+                    self.entries[vip].owed = None;
+                    self.settle(now, vip, out);
                 }
             }
             Input::Tick => {}
@@ -207,25 +303,57 @@ impl Leases {
 
     /// A proof is fresh for the keeper's patience.
     fn fresh(&self, now: Instant) -> bool {
-        self.proof
-            .is_some_and(|at| now.saturating_duration_since(at) < self.timers.keeper_patience)
+        self.fresh_until().is_some_and(|until| now < until)
     }
 
     /// Whether the kernel must have removed it already.
     fn lapsed(&self, now: Instant, vip: VipIx) -> bool {
         self.entries[vip]
-            .renewed
+            .leased
             .is_some_and(|at| now.saturating_duration_since(at) > self.timers.lease + KERNEL_LATENESS)
     }
 
-    fn let_go(&mut self, now: Instant, vip: VipIx, out: &mut Vec<Output>) {
-        if !self.lapsed(now, vip) {
-            out.push(Output::Do(Op::Remove(vip)));
-        }
+    fn let_go(&mut self, now: Instant, vip: VipIx, report: Report, out: &mut Vec<Output>) {
+        self.entries[vip].hold_no_longer();
+        self.entries[vip].owed = Some(report);
+        self.settle(now, vip, out);
+    }
+
+    /// Begins what brings the kernel to what is wanted, unless something is under way: then this is asked again at its end.
+    fn settle(&mut self, now: Instant, vip: VipIx, out: &mut Vec<Output>) {
+        let lapsed = self.lapsed(now, vip);
         let entry = &mut self.entries[vip];
-        entry.held = false;
-        entry.renewed = None;
-        entry.announcements.clear();
+        if entry.flight.is_some() {
+            return;
+        }
+        if !entry.wanted && entry.held && lapsed {
+            entry.gone();
+        }
+        match (entry.wanted, entry.held) {
+            (true, true) => {}
+            (true, false) => {
+                entry.flight = Some(Op::Install(vip));
+                out.push(Output::Do(Op::Install(vip)));
+            }
+            (false, true) => {
+                entry.flight = Some(Op::Remove(vip));
+                out.push(Output::Do(Op::Remove(vip)));
+                self.hurry_siblings(vip);
+            }
+            (false, false) => out.extend(entry.owed.take().map(Output::Say)),
+        }
+    }
+
+    /// The kernel may remove the other addresses of the subnet with this one: renewing them right behind puts them back.
+    fn hurry_siblings(&mut self, vip: VipIx) {
+        let Some(subnet) = self.entries[vip].manner.subnet else {
+            return;
+        };
+        for entry in &mut self.entries {
+            if entry.manner.subnet == Some(subnet) && entry.wanted {
+                entry.hurry = true;
+            }
+        }
     }
 
     fn schedule(&mut self, now: Instant, vip: VipIx, insist: bool) {
@@ -243,57 +371,70 @@ impl Leases {
         self.entries[vip].announcements = at.into();
     }
 
-    fn did(&mut self, now: Instant, op: Op, result: Result<(), String>, out: &mut Vec<Output>) {
+    fn did(&mut self, now: Instant, op: Op, result: Result<(), Refusal>, out: &mut Vec<Output>) {
+        let (Op::Install(vip) | Op::Renew(vip) | Op::Remove(vip) | Op::Announce(vip)) = op;
+        let entry = &mut self.entries[vip];
+        if entry.flight != Some(op) {
+            return;
+        }
+        entry.flight = None;
         match (op, result) {
-            (Op::Install(vip), Ok(())) => {
-                let entry = &mut self.entries[vip];
-                entry.held = true;
-                entry.renewed = Some(now);
-                out.push(Output::Say(Report::Held(vip)));
+            (Op::Install(_) | Op::Renew(_), Ok(())) => {
+                entry.leased = Some(now);
+                entry.renewal = Some(now + self.timers.renew);
+                let fresh = !std::mem::replace(&mut entry.held, true);
+                if fresh && entry.wanted {
+                    entry.readding = false;
+                    entry.refresh = entry.manner.garp_refresh.map(|every| now + every);
+                    out.push(Output::Say(Report::Held(vip)));
+                }
             }
-            (Op::Install(vip), Err(why)) => {
-                let entry = &mut self.entries[vip];
-                let was_held = entry.held;
-                *entry = Entry {
-                    readded: entry.readded,
-                    ..Entry::default()
-                };
-                out.push(Output::Say(if was_held {
+            // Whether that is so for good, time decides below: a newer proof may have come.
+            (Op::Install(_), Err(Refusal::Stale)) => {}
+            (Op::Renew(_), Err(Refusal::Stale)) => entry.hurry = entry.wanted,
+            (Op::Install(_), Err(Refusal::Kernel(why))) if entry.wanted => {
+                let lost = entry.readding;
+                entry.hold_no_longer();
+                entry.owed = Some(if lost {
                     Report::Lost(vip, why)
                 } else {
                     Report::Failed(vip, why)
-                }));
+                });
             }
-            (Op::Renew(vip), Ok(())) => self.entries[vip].renewed = Some(now),
-            (Op::Renew(vip), Err(why)) if self.entries[vip].held => {
-                self.let_go(now, vip, out);
-                out.push(Output::Say(Report::Lost(vip, why)));
+            (Op::Renew(_), Err(Refusal::Kernel(why))) if entry.wanted => {
+                entry.hold_no_longer();
+                entry.owed = Some(Report::Lost(vip, why));
             }
-            // A removal that fails found nothing to remove, or the lease ends it; announcements are best effort.
+            // A removal that fails found nothing to remove, or the lease ends it.
+            (Op::Remove(_), _) => entry.gone(),
             _ => {}
+        }
+        // What is wanted but no longer proved is given up below, not tried again.
+        if self.fresh(now) || !self.entries[vip].wanted {
+            self.settle(now, vip, out);
         }
     }
 
-    fn vanished(&mut self, now: Instant, vip: VipIx, out: &mut Vec<Output>) {
-        if !self.entries[vip].held {
+    fn vanished(&mut self, now: Instant, vip: VipIx, dragged: bool, out: &mut Vec<Output>) {
+        if !self.settled(vip) {
             return;
         }
-        let again = self.entries[vip]
+        let entry = &mut self.entries[vip];
+        entry.gone();
+        let again = entry
             .readded
             .is_some_and(|at| now.saturating_duration_since(at) < READD_WINDOW);
-        if again || !self.fresh(now) {
-            let entry = &mut self.entries[vip];
-            entry.held = false;
-            entry.renewed = None;
-            entry.announcements.clear();
-            out.push(Output::Say(Report::Lost(
-                vip,
-                "somebody else removed the address, twice".into(),
-            )));
-        } else {
-            self.entries[vip].readded = Some(now);
-            out.push(Output::Do(Op::Install(vip)));
-            self.schedule(now, vip, false);
+        if again && !dragged {
+            let why = "somebody else removed the address, twice".to_string();
+            return self.let_go(now, vip, Report::Lost(vip, why), out);
+        }
+        if !dragged {
+            entry.readded = Some(now);
+        }
+        entry.readding = true;
+        self.schedule(now, vip, false);
+        if self.fresh(now) {
+            self.settle(now, vip, out);
         }
     }
 
@@ -301,27 +442,31 @@ impl Leases {
     fn due(&mut self, now: Instant, out: &mut Vec<Output>) {
         let fresh = self.fresh(now);
         for vip in 0..self.entries.len() {
-            if !self.entries[vip].held {
+            if !self.entries[vip].wanted {
                 continue;
             }
             if !fresh {
-                self.let_go(now, vip, out);
-                out.push(Output::Say(Report::Expired(vip)));
+                self.let_go(now, vip, Report::Expired(vip), out);
                 continue;
             }
-            let renew = self.timers.renew;
             let entry = &mut self.entries[vip];
-            if entry
-                .renewed
-                .is_some_and(|at| now.saturating_duration_since(at) >= renew)
-            {
-                // Marked now, so that one due time gives one renewal even if the answer comes later.
-                entry.renewed = Some(now);
+            if !entry.held {
+                continue;
+            }
+            if entry.flight.is_none() && (entry.hurry || entry.renewal.is_some_and(|at| at <= now)) {
+                entry.hurry = false;
+                entry.flight = Some(Op::Renew(vip));
                 out.push(Output::Do(Op::Renew(vip)));
             }
             let mut announce = false;
             while entry.announcements.front().is_some_and(|at| *at <= now) {
                 entry.announcements.pop_front();
+                announce = true;
+            }
+            if let Some(every) = entry.manner.garp_refresh
+                && entry.refresh.is_some_and(|at| at <= now)
+            {
+                entry.refresh = Some(now + every);
                 announce = true;
             }
             if announce {
@@ -468,8 +613,8 @@ mod tests {
             out,
             [
                 Output::Do(Op::Install(0)),
+                Output::Say(Report::Held(0)),
                 Output::Do(Op::Announce(0)),
-                Output::Say(Report::Held(0))
             ]
         );
         let out = rig.at(20, Input::Vanished { vip: 0 });
@@ -485,5 +630,204 @@ mod tests {
             [Output::Do(Op::Remove(0)), Output::Say(Report::Released(0))]
         );
         assert_eq!(rig.at(2, Input::Release { vip: 0 }), [Output::Say(Report::Released(0))]);
+    }
+
+    /// A kernel that answers when the test says so.
+    struct Slow {
+        zero: Instant,
+        leases: Leases,
+    }
+
+    impl Slow {
+        fn new(vips: usize) -> Slow {
+            let mut slow = Slow {
+                zero: Instant::now(),
+                leases: Leases::new(Timers::derive(ms(50), ms(250)), vips),
+            };
+            slow.proof(0);
+            slow
+        }
+        fn at(&mut self, t: u64, input: Input) -> Vec<Output> {
+            let mut out = Vec::new();
+            self.leases.step(self.zero + ms(t), input, &mut out);
+            out
+        }
+        fn proof(&mut self, t: u64) -> Vec<Output> {
+            let at = self.zero + ms(t);
+            self.at(t, Input::Proof { at })
+        }
+        fn did(&mut self, t: u64, op: Op) -> Vec<Output> {
+            self.at(t, Input::Did { op, result: Ok(()) })
+        }
+        /// Installed at 0.
+        fn held(vips: usize) -> Slow {
+            let mut slow = Slow::new(vips);
+            for vip in 0..vips {
+                assert_eq!(slow.at(0, Input::Hold { vip }), [Output::Do(Op::Install(vip))]);
+                assert_eq!(slow.did(0, Op::Install(vip)), [Output::Say(Report::Held(vip))]);
+            }
+            slow
+        }
+    }
+
+    use Output::{Do, Say};
+
+    /// Issue 14, repair 8: with the kernel's lock held for 271 ms the address was removed and moved.
+    #[test]
+    fn a_renewal_that_takes_long_costs_nothing_while_life_is_proved() {
+        let mut slow = Slow::held(1);
+        let mut seen = Vec::new();
+        for t in (25..1_900).step_by(25) {
+            seen.extend(slow.proof(t).into_iter().map(|output| (t, output)));
+        }
+        assert_eq!(
+            seen,
+            [(500, Do(Op::Renew(0)))],
+            "one at a time, and nothing is given up"
+        );
+        assert_eq!(slow.did(1_900, Op::Renew(0)), []);
+        assert!(slow.leases.holds(0));
+        assert_eq!(slow.proof(2_375), []);
+        assert_eq!(slow.proof(2_400), [Do(Op::Renew(0))]);
+    }
+
+    #[test]
+    fn what_is_given_up_during_a_renewal_is_removed_right_after_it() {
+        type Story = (&'static str, fn(&mut Slow) -> Vec<Output>, Vec<Output>);
+        let stories: [Story; 3] = [
+            ("silence", |s| s.at(690, Input::Tick), vec![Say(Report::Expired(0))]),
+            (
+                "release",
+                |s| s.at(600, Input::Release { vip: 0 }),
+                vec![Say(Report::Released(0))],
+            ),
+            ("closed", |s| s.at(600, Input::Closed), vec![]),
+        ];
+        for (name, fault, last) in stories {
+            let mut slow = Slow::held(1);
+            for t in (25..500).step_by(25) {
+                slow.proof(t);
+            }
+            assert_eq!(slow.at(500, Input::Tick), [Do(Op::Renew(0))], "{name}");
+            assert_eq!(fault(&mut slow), [], "{name}: the kernel has to answer first");
+            assert!(!slow.leases.holds(0), "{name}");
+            assert!(!slow.leases.idle(), "{name}");
+            assert_eq!(slow.did(900, Op::Renew(0)), [Do(Op::Remove(0))], "{name}");
+            assert_eq!(slow.did(901, Op::Remove(0)), last, "{name}");
+            assert!(slow.leases.idle(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_release_overtakes_an_installation_and_a_hold_a_removal() {
+        let mut slow = Slow::new(1);
+        assert_eq!(slow.at(0, Input::Hold { vip: 0 }), [Do(Op::Install(0))]);
+        assert_eq!(
+            slow.at(1, Input::Release { vip: 0 }),
+            [],
+            "not released before it is gone"
+        );
+        assert_eq!(slow.did(2, Op::Install(0)), [Do(Op::Remove(0))]);
+        assert_eq!(slow.at(3, Input::Hold { vip: 0 }), [], "not held before it is back");
+        assert_eq!(slow.did(4, Op::Remove(0)), [Do(Op::Install(0))]);
+        assert_eq!(slow.did(5, Op::Install(0)), [Say(Report::Held(0))]);
+    }
+
+    /// The shell asks for freshness again when the operation's turn comes: it may have waited behind others, or been frozen.
+    #[test]
+    fn what_was_too_late_is_tried_again_only_with_a_newer_proof() {
+        let stale = |op| Input::Did {
+            op,
+            result: Err(Refusal::Stale),
+        };
+        let mut slow = Slow::new(1);
+        slow.at(0, Input::Hold { vip: 0 });
+        slow.proof(150);
+        assert_eq!(slow.at(210, stale(Op::Install(0))), [Do(Op::Install(0))]);
+        assert_eq!(slow.at(360, stale(Op::Install(0))), [Say(Report::Expired(0))]);
+        assert!(slow.leases.idle());
+        let mut slow = Slow::held(1);
+        slow.proof(400);
+        assert_eq!(slow.at(500, Input::Tick), [Do(Op::Renew(0))]);
+        slow.proof(600);
+        assert_eq!(slow.at(650, stale(Op::Renew(0))), [Do(Op::Renew(0))]);
+        assert_eq!(slow.at(820, stale(Op::Renew(0))), [Do(Op::Remove(0))]);
+    }
+
+    /// Issue 14, repair 9: the kernel takes the secondary addresses of a subnet away with the primary one.
+    #[test]
+    fn siblings_are_renewed_right_behind_a_removal() {
+        let mut slow = Slow::held(4);
+        let now = slow.zero;
+        for vip in 0..3 {
+            let subnet = Some(7);
+            slow.leases.set_manner(
+                now,
+                vip,
+                Manner {
+                    subnet,
+                    ..Manner::default()
+                },
+            );
+        }
+        slow.leases.set_manner(
+            now,
+            3,
+            Manner {
+                subnet: Some(8),
+                ..Manner::default()
+            },
+        );
+        let out = slow.at(1, Input::Release { vip: 0 });
+        assert_eq!(out, [Do(Op::Remove(0)), Do(Op::Renew(1)), Do(Op::Renew(2))]);
+        // A second removal while those are under way: once more, behind it.
+        assert_eq!(slow.at(2, Input::Release { vip: 1 }), []);
+        assert_eq!(slow.did(3, Op::Remove(0)), [Say(Report::Released(0))]);
+        assert_eq!(slow.did(3, Op::Renew(1)), [Do(Op::Remove(1))]);
+        assert_eq!(slow.did(3, Op::Renew(2)), [Do(Op::Renew(2))]);
+        assert!(slow.leases.holds(2) && slow.leases.holds(3));
+    }
+
+    #[test]
+    fn what_was_dragged_away_always_comes_back() {
+        let mut slow = Slow::held(1);
+        for t in [10, 20, 30] {
+            slow.proof(t);
+            assert_eq!(slow.at(t, Input::Dragged { vip: 0 }), [Do(Op::Install(0))]);
+            let back = slow.did(t + 1, Op::Install(0));
+            assert_eq!(back, [Say(Report::Held(0)), Do(Op::Announce(0))]);
+        }
+        // And it does not use up the repair of somebody's removal.
+        assert_eq!(slow.at(40, Input::Vanished { vip: 0 }), [Do(Op::Install(0))]);
+        slow.did(41, Op::Install(0));
+        let lost = slow.at(42, Input::Vanished { vip: 0 });
+        assert!(matches!(&lost[..], [Say(Report::Lost(0, _))]), "{lost:?}");
+    }
+
+    #[test]
+    fn a_refresh_announces_while_it_is_held() {
+        let mut rig = Rig::new();
+        let garp_refresh = Some(ms(300));
+        rig.leases.set_manner(
+            rig.zero,
+            0,
+            Manner {
+                subnet: None,
+                garp_refresh,
+            },
+        );
+        let mut seen = Vec::new();
+        for t in (0..1_500).step_by(25) {
+            let mut out = rig.proof(t);
+            out.extend(match t {
+                100 => rig.at(t, Input::Hold { vip: 0 }),
+                1_100 => rig.at(t, Input::Release { vip: 0 }),
+                _ => vec![],
+            });
+            if out.contains(&Do(Op::Announce(0))) {
+                seen.push(t);
+            }
+        }
+        assert_eq!(seen, [400, 700, 1_000]);
     }
 }

@@ -5,9 +5,19 @@
 //! as standard input; then the main process can drop every privilege. The keeper keeps CAP_NET_ADMIN and CAP_NET_RAW, reads
 //! [`ToKeeper`], steps [`crate::failover::lease`], carries out what that says, and answers with [`FromKeeper`].
 //!
+//! | file | does |
+//! |---|---|
+//! | `handle` | the main process's end: what is asked waits by state until the channel takes it |
+//! | `wire` | the messages |
+//! | `run` | the keeper's loop |
+//! | `kernel` | the thread that waits for the kernel |
+//! | `sweep` | `weir keeper --sweep` |
+//!
 //! # Invariants
 //! * The channel is the only tie: when its last other end closes, whoever held it, the addresses go and the keeper ends.
 //!   That end is one descriptor, so a new main process can inherit it and no VIP moves in an upgrade.
+//! * Proofs of life wait neither for the kernel nor for each other: whatever holds the kernel's network configuration lock
+//!   delays changes of addresses, and nothing else. How late a renewal may be is the lease's affair.
 //! * Proofs of life carry the time at which they were given, on the clock that all processes of a machine share: what waited
 //!   in the queue while the keeper was frozen proves nothing.
 //!
@@ -15,6 +25,7 @@
 //! It never decides who holds an address, opens no file on request, executes nothing, and listens on no network.
 
 mod handle;
+mod kernel;
 mod run;
 mod sweep;
 mod wire;
@@ -22,7 +33,7 @@ mod wire;
 pub use handle::{KeeperHandle, spawn};
 pub use run::main;
 pub use sweep::sweep;
-pub use wire::{FromKeeper, Target, ToKeeper};
+pub use wire::{FromKeeper, Kept, PROTOCOL, Target, ToKeeper};
 
 /// The hidden subcommand under which the binary becomes a keeper.
 pub const SUBCOMMAND: &str = "keeper";

@@ -1,25 +1,37 @@
 //! The keeper process itself: a loop around [`Leases`].
+//!
+//! The loop never waits for the kernel's configuration or for the main process: changes go to the thread in [`super::kernel`],
+//! what is said waits in a queue until the channel has room, and announcements go out a few in each round.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability, CapsHashSet};
+use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
-use nix::sys::socket::{MsgFlags, SockType, getsockopt, send, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::handle::receive;
-use super::wire::{FromKeeper, Target, ToKeeper};
-use crate::failover::lease::{Input, Leases, Op, Output, Report};
+use super::handle::{PER_PACKET, receive, transmit};
+use super::kernel::{self, Kernel, News};
+use super::wire::{FromKeeper, Kept, Target, ToKeeper};
+use crate::failover::lease::{Input, Leases, Manner, Op, Output, Refusal, Report};
 use crate::failover::timers::Timers;
 use crate::sys::neigh::Announcer;
-use crate::sys::netlink::{Change, Interface, Monitor, Netlink};
+use crate::sys::netlink::{Address, Change, Interface, Monitor};
 use crate::sys::{output, sched};
 
-/// Messages taken in one round, so that time and the kernel's news get their turn.
+/// Announcements sent in one round, each of one or two frames.
+const ANNOUNCED_MAX: usize = 64;
+
+/// Messages that wait for the main process: some for each of a thousand addresses.
+const OUTBOX_MAX: usize = 16 * 1024;
+
+/// Packets taken in one round, so that time and the kernel's news get their turn.
 const ROUND_MAX: usize = 256;
 
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
@@ -89,34 +101,65 @@ struct Watched {
     /// Nobody asks for it any more; its slot waits for another.
     forgotten: bool,
     foreign: bool,
+    /// What a dead predecessor may have left has yet to be looked for.
+    unswept: bool,
 }
 
 struct Keeper<'a> {
     channel: BorrowedFd<'a>,
-    netlink: Netlink,
+    kernel: Kernel,
     monitor: Monitor,
     announcer: Option<Announcer>,
     leases: Leases,
     timers: Timers,
     watched: Vec<Watched>,
-    interfaces: Vec<Interface>,
+    slots: HashMap<Target, usize>,
+    named: HashMap<IpAddr, Vec<usize>>,
+    /// Numbers of the subnets in which addresses go together.
+    subnets: HashMap<(String, IpNet), usize>,
+    /// None until the kernel has answered.
+    interfaces: Option<Vec<Interface>>,
+    /// Operations that were decided on and have yet to be handed to the kernel.
+    changes: Vec<Op>,
+    /// Addresses to announce, a few in each round.
+    loud: VecDeque<usize>,
+    /// A list of addresses was asked for, and whether it was out of date before it came.
+    listing: Option<bool>,
+    /// Primary addresses that went lately (interface, subnet), and ours that were secondary ones.
+    gone_primaries: Vec<(u32, IpNet)>,
+    gone_secondaries: Vec<usize>,
+    /// To be answered when nothing is held any more.
+    reset: Option<u64>,
+    closed: bool,
+    outbox: VecDeque<FromKeeper>,
 }
 
 impl<'a> Keeper<'a> {
     fn new(channel: BorrowedFd<'a>) -> io::Result<Keeper<'a>> {
         let timers = Timers::derive(Duration::from_millis(50), Duration::from_millis(250));
-        let mut netlink = Netlink::open()?;
         let monitor = Monitor::open()?;
-        let interfaces = netlink.interfaces()?;
+        let kernel = Kernel::start()?;
+        kernel.interfaces();
         Ok(Keeper {
             channel,
-            netlink,
+            kernel,
             monitor,
             announcer: Announcer::open().ok(),
             leases: Leases::new(timers, 0),
             timers,
             watched: Vec::new(),
-            interfaces,
+            slots: HashMap::new(),
+            named: HashMap::new(),
+            subnets: HashMap::new(),
+            interfaces: None,
+            changes: Vec::new(),
+            loud: VecDeque::new(),
+            listing: None,
+            gone_primaries: Vec::new(),
+            gone_secondaries: Vec::new(),
+            reset: None,
+            closed: false,
+            outbox: VecDeque::new(),
         })
     }
 
@@ -124,27 +167,45 @@ impl<'a> Keeper<'a> {
         self.say(FromKeeper::Ready { problem });
         let mut buffer = Vec::new();
         loop {
+            self.hand_on();
+            self.flush();
             self.wait()?;
-            // Time first: after a freeze, what is due counts before what has piled up.
-            self.step(Input::Tick);
+            // Proofs first: they say when they were given, so that a keeper that stood still for a moment does not take its own
+            // silence for the main process's, and what waited through a long freeze proves nothing all the same.
             for _ in 0..ROUND_MAX {
-                match receive(self.channel, &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                    Ok(Some(message)) => self.take(message)?,
+                if self.closed {
+                    break;
+                }
+                match receive::<Vec<ToKeeper>>(self.channel, &mut buffer) {
+                    Ok(Some(messages)) => messages.into_iter().for_each(|message| self.take(message)),
                     Ok(None) => break,
                     Err(_) => {
+                        self.closed = true;
                         self.step(Input::Closed);
-                        return Ok(());
                     }
                 }
             }
-            for change in self.monitor.changes()? {
-                self.changed(change)?;
+            self.step(Input::Tick);
+            for news in self.kernel.news() {
+                self.answered(news)?;
+            }
+            self.hear()?;
+            self.announce();
+            if self.leases.idle() {
+                if self.closed {
+                    return Ok(());
+                }
+                if let Some(number) = self.reset.take() {
+                    // What was said before is void.
+                    self.outbox.retain(|m| matches!(m, FromKeeper::Note { .. }));
+                    self.say(FromKeeper::Reset { number });
+                }
             }
         }
     }
 
     fn wait(&self) -> io::Result<()> {
-        let timeout = match self.leases.deadline() {
+        let mut timeout = match self.leases.deadline() {
             None => PollTimeout::NONE,
             Some(at) => {
                 let left = at.saturating_duration_since(Instant::now());
@@ -153,28 +214,38 @@ impl<'a> Keeper<'a> {
                 PollTimeout::try_from(ms as u32).unwrap_or(PollTimeout::ZERO)
             }
         };
+        if !self.loud.is_empty() {
+            timeout = PollTimeout::from(1u8);
+        }
+        let mut interest = PollFlags::POLLIN;
+        interest.set(PollFlags::POLLOUT, !self.outbox.is_empty());
         let mut fds = [
-            PollFd::new(self.channel, PollFlags::POLLIN),
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.kernel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.channel, interest),
         ];
-        match poll(&mut fds, timeout) {
+        // A closed channel is always ready.
+        let fds = if self.closed { &mut fds[..2] } else { &mut fds[..] };
+        match poll(fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 
-    fn take(&mut self, message: ToKeeper) -> io::Result<()> {
+    fn take(&mut self, message: ToKeeper) {
         match message {
             ToKeeper::Setup { timers } => {
                 self.timers = timers;
                 self.leases.set_timers(timers);
+                self.note_proof();
             }
-            ToKeeper::Watch { targets } => self.watch(targets)?,
+            ToKeeper::Watch { kept } => self.watch(kept),
             ToKeeper::Prove { at } => {
                 let age = sched::monotonic().saturating_sub(at);
                 if let Some(at) = Instant::now().checked_sub(age) {
                     self.step(Input::Proof { at });
                 }
+                self.note_proof();
                 self.say(FromKeeper::Ack);
             }
             ToKeeper::Hold { target } => {
@@ -191,231 +262,345 @@ impl<'a> Keeper<'a> {
             }
             ToKeeper::Reset { number } => {
                 self.step(Input::Closed);
-                self.say(FromKeeper::Reset { number });
+                self.reset = Some(number);
             }
         }
-        Ok(())
     }
 
-    fn watch(&mut self, targets: Vec<Target>) -> io::Result<()> {
+    /// Tells the kernel's thread how long the newest proof counts.
+    fn note_proof(&self) {
+        if let Some(until) = self.leases.fresh_until() {
+            let left = until.saturating_duration_since(Instant::now());
+            self.kernel.proved_until(sched::monotonic() + left);
+        }
+    }
+
+    fn watch(&mut self, kept: Vec<Kept>) {
+        let named: HashSet<&Target> = kept.iter().map(|k| &k.target).collect();
         for slot in 0..self.watched.len() {
-            let known = targets.contains(&self.watched[slot].target);
-            if !known && !self.watched[slot].forgotten {
+            let watched = &mut self.watched[slot];
+            if !watched.forgotten && !named.contains(&watched.target) {
+                watched.forgotten = true;
                 self.step(Input::Release { vip: slot });
-                self.watched[slot].forgotten = true;
             }
         }
-        for target in &targets {
+        for Kept { target, garp_refresh } in &kept {
             let before = self.watched.len();
             let slot = self.slot(target);
             let fresh = slot >= before || std::mem::take(&mut self.watched[slot].forgotten);
-            if fresh && !self.leases.holds(slot) {
-                self.sweep(slot)?;
-            }
+            self.watched[slot].unswept |= fresh && self.leases.free(slot);
+            let subnet = matches!(target.net, IpNet::V4(_)).then(|| {
+                let next = self.subnets.len();
+                let subnet = (target.interface.clone(), target.net.trunc());
+                *self.subnets.entry(subnet).or_insert(next)
+            });
+            let manner = Manner {
+                subnet,
+                garp_refresh: *garp_refresh,
+            };
+            self.leases.set_manner(Instant::now(), slot, manner);
         }
         self.report_links();
         for slot in 0..self.watched.len() {
             self.report_foreign(slot);
         }
-        Ok(())
+        self.list();
     }
 
     /// The slot of a target, a new one if need be.
     fn slot(&mut self, target: &Target) -> usize {
-        if let Some(slot) = self.watched.iter().position(|w| w.target == *target) {
-            return slot;
+        if let Some(slot) = self.slots.get(target) {
+            return *slot;
         }
+        let slot = self.watched.len();
         self.watched.push(Watched {
             target: target.clone(),
             forgotten: false,
             foreign: false,
+            unswept: false,
         });
-        self.leases.grow(self.watched.len());
-        self.watched.len() - 1
-    }
-
-    /// Removes what a dead predecessor has left, and notes what is not ours to remove.
-    fn sweep(&mut self, slot: usize) -> io::Result<()> {
-        let target = self.watched[slot].target.clone();
-        for address in self.netlink.addresses()? {
-            if address.net.addr() != target.net.addr() {
-                continue;
-            }
-            let name = self.name(address.interface).unwrap_or("?").to_string();
-            if address.ours && self.netlink.remove(address.interface, address.net).is_ok() {
-                let text = format!("swept {} from {name}, left by a predecessor", address.net);
-                self.say(FromKeeper::Note { text });
-            }
-        }
-        self.watched[slot].foreign = self.foreign(slot)?;
-        Ok(())
-    }
-
-    /// Whether the address is on this host, and not by us.
-    fn foreign(&mut self, slot: usize) -> io::Result<bool> {
-        let ip = self.watched[slot].target.net.addr();
-        let all = self.netlink.addresses()?;
-        Ok(all.iter().any(|a| a.net.addr() == ip && !a.ours))
-    }
-
-    fn name(&self, index: u32) -> Option<&str> {
-        self.interfaces
-            .iter()
-            .find(|i| i.index == index)
-            .map(|i| i.name.as_str())
+        self.slots.insert(target.clone(), slot);
+        self.named.entry(target.net.addr()).or_default().push(slot);
+        self.leases.grow(slot + 1);
+        slot
     }
 
     fn interface(&self, name: &str) -> Option<&Interface> {
-        self.interfaces.iter().find(|i| i.name == name)
+        self.interfaces.iter().flatten().find(|i| i.name == name)
+    }
+
+    fn interface_name(&self, index: u32) -> &str {
+        let found = self.interfaces.iter().flatten().find(|i| i.index == index);
+        found.map_or("?", |i| i.name.as_str())
     }
 
     // ---- the kernel's news ----
 
-    fn changed(&mut self, change: Change) -> io::Result<()> {
+    fn hear(&mut self) -> io::Result<()> {
+        for change in self.monitor.changes()? {
+            self.changed(change);
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self, change: Change) {
         match change {
+            // A list that was asked for comes later and is newer.
             Change::Link(interface) => {
-                self.interfaces.retain(|i| i.index != interface.index);
-                self.interfaces.push(interface);
-                self.report_links();
+                if let Some(all) = &mut self.interfaces {
+                    all.retain(|i| i.index != interface.index);
+                    all.push(interface);
+                    self.report_links();
+                }
             }
             Change::Unlinked(interface) => {
-                self.interfaces.retain(|i| i.index != interface.index);
-                self.report_links();
+                if let Some(all) = &mut self.interfaces {
+                    all.retain(|i| i.index != interface.index);
+                    self.report_links();
+                }
             }
             Change::Added(address) => {
-                for slot in self.named(address.net.addr()) {
+                for slot in self.slots_of(address.net.addr()) {
                     if address.ours {
                         continue;
                     }
-                    if self.leases.holds(slot) {
-                        // Somebody has made it permanent; a permanent address would outlive us.
-                        let op = Op::Renew(slot);
-                        let result = self.perform(op);
-                        self.step(Input::Did { op, result });
-                    } else {
-                        self.recheck(slot)?;
+                    // Somebody has made it permanent; a permanent address would outlive us.
+                    match self.leases.holds(slot) {
+                        true => self.step(Input::Changed { vip: slot }),
+                        false => self.list(),
                     }
                 }
             }
             Change::Removed(address) => {
-                for slot in self.named(address.net.addr()) {
-                    self.recheck(slot)?;
+                if !address.secondary && address.net.addr().is_ipv4() {
+                    self.gone_primaries.push((address.interface, address.net.trunc()));
+                }
+                for slot in self.slots_of(address.net.addr()) {
+                    if address.secondary {
+                        self.gone_secondaries.push(slot);
+                    }
+                    self.list();
                 }
             }
             Change::Overrun => {
-                self.interfaces = self.netlink.interfaces()?;
+                self.kernel.interfaces();
+                self.list();
+            }
+        }
+    }
+
+    fn slots_of(&self, ip: IpAddr) -> Vec<usize> {
+        let slots = self.named.get(&ip).cloned().unwrap_or_default();
+        slots.into_iter().filter(|s| !self.watched[*s].forgotten).collect()
+    }
+
+    /// Has the kernel list its addresses: news may be older than our own last change.
+    fn list(&mut self) {
+        match &mut self.listing {
+            Some(again) => *again = true,
+            None => {
+                self.listing = Some(false);
+                // Behind what was decided on before.
+                self.hand_on();
+                self.kernel.addresses();
+            }
+        }
+    }
+
+    fn answered(&mut self, news: News) -> io::Result<()> {
+        match news {
+            News::Did(op, at, result) => {
+                let result = result.map_err(|refusal| match (refusal, op) {
+                    (Refusal::Kernel(why), Op::Install(slot) | Op::Renew(slot) | Op::Remove(slot)) => {
+                        Refusal::Kernel(format!("{}: {why}", self.watched[slot].target.interface))
+                    }
+                    (refusal, _) => refusal,
+                });
+                self.step_at(at, Input::Did { op, result });
+            }
+            News::Swept(interface, net) => {
+                let name = self.interface_name(interface);
+                let text = format!("swept {net} from {name}, left by a predecessor");
+                self.say(FromKeeper::Note { text });
+            }
+            News::Interfaces(all) => {
+                self.interfaces = Some(all);
                 self.report_links();
-                for slot in 0..self.watched.len() {
-                    self.recheck(slot)?;
+            }
+            News::Addresses(all) => self.compare(&all)?,
+            News::Failed(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// What the kernel has, against what it should have.
+    fn compare(&mut self, all: &[Address]) -> io::Result<()> {
+        // Why something has gone may have been said since.
+        self.hear()?;
+        let mut by_ip: HashMap<IpAddr, Vec<&Address>> = HashMap::new();
+        for address in all {
+            by_ip.entry(address.net.addr()).or_default().push(address);
+        }
+        for slot in 0..self.watched.len() {
+            let watched = &self.watched[slot];
+            if watched.forgotten {
+                continue;
+            }
+            let net = watched.target.net;
+            let index = self.interface(&watched.target.interface).map(|i| i.index);
+            let here = by_ip.get(&net.addr()).map_or(&[][..], Vec::as_slice);
+            let foreign = here.iter().any(|a| !a.ours);
+            if self.leases.settled(slot) {
+                if index.is_some() && !here.iter().any(|a| Some(a.interface) == index && a.net == net) {
+                    self.vanished(slot, index);
+                }
+            } else if !self.leases.holds(slot) && self.watched[slot].foreign != foreign {
+                self.watched[slot].foreign = foreign;
+                self.report_foreign(slot);
+            }
+            if std::mem::take(&mut self.watched[slot].unswept) {
+                for address in here.iter().filter(|a| a.ours) {
+                    let mine = self.slots_of(net.addr()).into_iter().any(|s| {
+                        let target = &self.watched[s].target;
+                        s != slot && !self.leases.free(s) && target.interface == self.interface_name(address.interface)
+                    });
+                    if !mine {
+                        self.kernel.sweep(address.interface, address.net);
+                    }
                 }
             }
         }
+        self.gone_primaries.clear();
+        self.gone_secondaries.clear();
+        if self.listing.take() == Some(true) {
+            self.list();
+        }
         Ok(())
     }
 
-    fn named(&self, ip: std::net::IpAddr) -> Vec<usize> {
-        (0..self.watched.len())
-            .filter(|s| !self.watched[*s].forgotten && self.watched[*s].target.net.addr() == ip)
-            .collect()
-    }
-
-    /// Looks at what the kernel has now; the news may be older than our own last change.
-    fn recheck(&mut self, slot: usize) -> io::Result<()> {
-        let target = self.watched[slot].target.clone();
-        if self.leases.holds(slot) {
-            let index = self.interface(&target.interface).map(|i| i.index);
-            let there = self
-                .netlink
-                .addresses()?
+    fn vanished(&mut self, vip: usize, interface: Option<u32>) {
+        let Target { net, interface: name } = &self.watched[vip].target;
+        let dragged = self.gone_secondaries.contains(&vip)
+            && self
+                .gone_primaries
                 .iter()
-                .any(|a| Some(a.interface) == index && a.net == target.net);
-            if !there {
-                let text = format!("{} was removed from {} by somebody else", target.net, target.interface);
-                self.say(FromKeeper::Note { text });
-                self.step(Input::Vanished { vip: slot });
-            }
-            return Ok(());
-        }
-        let foreign = self.foreign(slot)?;
-        if foreign != self.watched[slot].foreign {
-            self.watched[slot].foreign = foreign;
-            self.report_foreign(slot);
-        }
-        Ok(())
+                .any(|(index, subnet)| Some(*index) == interface && *subnet == net.trunc());
+        let text = match dragged {
+            true => format!("{net} went from {name} with the primary address of its subnet, and is put back"),
+            false => format!("{net} was removed from {name} by somebody else"),
+        };
+        self.say(FromKeeper::Note { text });
+        self.step(match dragged {
+            true => Input::Dragged { vip },
+            false => Input::Vanished { vip },
+        });
     }
 
-    fn report_links(&self) {
-        let mut told: Vec<&str> = Vec::new();
-        for watched in self.watched.iter().filter(|w| !w.forgotten) {
-            let name = watched.target.interface.as_str();
-            if told.contains(&name) {
-                continue;
-            }
-            told.push(name);
-            self.say(FromKeeper::Link {
-                interface: name.to_string(),
-                up: self.interface(name).is_some_and(|i| i.up),
-            });
+    fn report_links(&mut self) {
+        if self.interfaces.is_none() {
+            return;
+        }
+        let watched = self.watched.iter().filter(|w| !w.forgotten);
+        let names: HashSet<String> = watched.map(|w| w.target.interface.clone()).collect();
+        for interface in names {
+            let up = self.interface(&interface).is_some_and(|i| i.up);
+            self.say(FromKeeper::Link { interface, up });
         }
     }
 
-    fn report_foreign(&self, slot: usize) {
+    fn report_foreign(&mut self, slot: usize) {
         let watched = &self.watched[slot];
         if !watched.forgotten {
-            self.say(FromKeeper::Foreign {
-                target: watched.target.clone(),
-                present: watched.foreign,
-            });
+            let (target, present) = (watched.target.clone(), watched.foreign);
+            self.say(FromKeeper::Foreign { target, present });
         }
     }
 
     // ---- effects ----
 
     fn step(&mut self, input: Input) {
-        let mut inputs = VecDeque::from([input]);
+        self.step_at(Instant::now(), input);
+    }
+
+    fn step_at(&mut self, now: Instant, input: Input) {
         let mut out = Vec::new();
-        while let Some(input) = inputs.pop_front() {
-            self.leases.step(Instant::now(), input, &mut out);
-            for output in out.drain(..) {
-                match output {
-                    Output::Do(op) => {
-                        let result = self.perform(op);
-                        inputs.push_back(Input::Did { op, result });
+        self.leases.step(now, input, &mut out);
+        for output in out {
+            match output {
+                Output::Do(Op::Announce(slot)) => {
+                    if !self.loud.contains(&slot) {
+                        self.loud.push_back(slot);
                     }
-                    Output::Say(report) => self.report(report),
                 }
+                Output::Do(op) => self.changes.push(op),
+                Output::Say(report) => self.report(report),
             }
         }
     }
 
-    fn perform(&mut self, op: Op) -> Result<(), String> {
-        let (Op::Install(slot) | Op::Renew(slot) | Op::Remove(slot) | Op::Announce(slot)) = op;
-        let target = self.watched[slot].target.clone();
-        let Some(interface) = self.interface(&target.interface).cloned() else {
-            return Err(format!("there is no interface {}", target.interface));
-        };
-        let (index, net, lease) = (interface.index, target.net, self.timers.lease);
-        let outcome = match op {
-            Op::Install(_) => match self.netlink.install(index, net, lease, true) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    if self.foreign(slot).unwrap_or(true) {
-                        return Err("somebody else has put it on this host".into());
-                    }
-                    self.netlink.install(index, net, lease, false)
+    /// Gives the kernel's thread what was decided on.
+    fn hand_on(&mut self) {
+        // Before the interfaces are known nothing can be done, and it is not an error yet. What a predecessor may have left on an
+        // address goes first.
+        let (mut waiting, mut refused) = (Vec::new(), VecDeque::new());
+        loop {
+            let mut changes = Vec::new();
+            for op in std::mem::take(&mut self.changes) {
+                let (Op::Install(slot) | Op::Renew(slot) | Op::Remove(slot) | Op::Announce(slot)) = op;
+                let watched = &self.watched[slot];
+                if self.interfaces.is_none() || watched.unswept {
+                    waiting.push(op);
+                    continue;
                 }
-                other => other,
-            },
-            Op::Renew(_) => self.netlink.install(index, net, lease, false),
-            Op::Remove(_) => self.netlink.remove(index, net),
-            Op::Announce(_) => match (&self.announcer, interface.mac) {
-                (Some(announcer), Some(mac)) => announcer.announce(index, mac, net.addr()),
-                _ => Ok(()),
-            },
-        };
-        outcome.map_err(|e| format!("{}: {e}", target.interface))
+                match self.interface(&watched.target.interface) {
+                    Some(interface) => changes.push(kernel::Change {
+                        op,
+                        interface: interface.index,
+                        net: watched.target.net,
+                    }),
+                    None => refused.push_back(op),
+                }
+            }
+            if !changes.is_empty() {
+                self.kernel.change(changes, self.timers.lease);
+            }
+            // Which may be followed by something else.
+            let Some(op) = refused.pop_front() else { break };
+            let (Op::Install(slot) | Op::Renew(slot) | Op::Remove(slot) | Op::Announce(slot)) = op;
+            let why = format!("there is no interface {}", self.watched[slot].target.interface);
+            let result = Err(Refusal::Kernel(why));
+            self.step(Input::Did { op, result });
+        }
+        self.changes = waiting;
     }
 
-    fn report(&self, report: Report) {
+    /// Sends some of the announcements that are due: proofs are read in between, and the interface's queue is finite.
+    fn announce(&mut self) {
+        let Some(announcer) = &self.announcer else {
+            self.loud.clear();
+            return;
+        };
+        for _ in 0..ANNOUNCED_MAX {
+            let Some(slot) = self.loud.pop_front() else { return };
+            let Target { net, interface } = &self.watched[slot].target;
+            let Some((index, mac)) = self.interface(interface).and_then(|i| Some((i.index, i.mac?))) else {
+                continue;
+            };
+            if !self.leases.holds(slot) {
+                continue;
+            }
+            match announcer.announce(index, interface, mac, net.addr()) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.loud.push_front(slot);
+                    return;
+                }
+                // Best effort.
+                _ => {}
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
         let target = |slot: usize| self.watched[slot].target.clone();
         self.say(match report {
             Report::Held(slot) => FromKeeper::Held { target: target(slot) },
@@ -432,14 +617,29 @@ impl<'a> Keeper<'a> {
         });
     }
 
-    /// Never waits: a main process that has stopped reading will be reset when it goes on.
-    fn say(&self, message: FromKeeper) {
-        if let Ok(packet) = serde_json::to_vec(&message) {
-            let _ = send(
-                self.channel.as_raw_fd(),
-                &packet,
-                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
-            );
+    /// Puts it where [`flush`](Self::flush) finds it.
+    fn say(&mut self, message: FromKeeper) {
+        if matches!(message, FromKeeper::Ack) && self.outbox.contains(&FromKeeper::Ack) {
+            return;
+        }
+        // A main process that has read nothing for so long resets us when it goes on.
+        if self.outbox.len() >= OUTBOX_MAX {
+            self.outbox.pop_front();
+        }
+        self.outbox.push_back(message);
+    }
+
+    /// Sends without waiting what fits; the rest stays.
+    fn flush(&mut self) {
+        while !self.outbox.is_empty() {
+            let messages = self.outbox.len().min(PER_PACKET);
+            let packet: Vec<&FromKeeper> = self.outbox.range(..messages).collect();
+            match transmit(self.channel, &packet) {
+                Ok(true) => drop(self.outbox.drain(..messages)),
+                Ok(false) => return,
+                // It has closed its end, which reading finds out.
+                Err(_) => self.outbox.clear(),
+            }
         }
     }
 }

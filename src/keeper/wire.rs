@@ -1,4 +1,4 @@
-//! What is said between the main process and the keeper: one JSON value a packet.
+//! What is said between the main process and the keeper: JSON lists of messages, one list a packet.
 
 use std::time::Duration;
 
@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::failover::timers::Timers;
 
-/// Longest packet.
-pub const PACKET_MAX: usize = 64 * 1024;
+/// Longest packet: a thousand addresses in their longest spelling fit.
+pub const PACKET_MAX: usize = 192 * 1024;
+
+/// Number of this protocol. A keeper outlives the main process in an upgrade, so the next one must speak as it does.
+pub const PROTOCOL: u32 = 2;
 
 /// An address and where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +20,17 @@ pub struct Target {
     pub net: IpNet,
     /// Name of the interface.
     pub interface: String,
+}
+
+/// An address of the configuration, and how it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// What.
+    #[serde(flatten)]
+    pub target: Target,
+    /// Announced again so often while it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub garp_refresh: Option<Duration>,
 }
 
 /// From the main process.
@@ -30,7 +44,7 @@ pub enum ToKeeper {
     /// The addresses of the configuration. New ones are swept; those no longer named are released and forgotten.
     Watch {
         /// All of them.
-        targets: Vec<Target>,
+        kept: Vec<Kept>,
     },
     /// The main process is alive.
     Prove {
@@ -56,7 +70,7 @@ pub enum ToKeeper {
     },
     /// Remove everything, and forget what was asked before.
     Reset {
-        /// Comes back in the answer.
+        /// Comes back in the answer, when nothing is left.
         number: u64,
     },
 }

@@ -38,8 +38,9 @@ impl Announcer {
         })
     }
 
-    /// Tells every neighbour on the interface that `address` is at `mac`.
-    pub fn announce(&self, interface: u32, mac: [u8; 6], address: IpAddr) -> io::Result<()> {
+    /// Tells every neighbour on the interface, which has this number and this name, that `address` is at `mac`. Never waits, not
+    /// for the kernel's network configuration lock either; `WouldBlock` or ENOBUFS when the queues are full.
+    pub fn announce(&self, interface: u32, name: &str, mac: [u8; 6], address: IpAddr) -> io::Result<()> {
         match address {
             IpAddr::V4(ip) => {
                 // Some stacks heed only requests, some only replies.
@@ -47,7 +48,7 @@ impl Announcer {
                 self.send(interface, ETHERTYPE_ARP, &arp(mac, ip, 2))
             }
             IpAddr::V6(ip) => {
-                let router = is_router(interface);
+                let router = is_router(name);
                 self.send(interface, ETHERTYPE_IPV6, &advertisement(mac, ip, router))
             }
         }
@@ -80,15 +81,9 @@ impl Announcer {
 }
 
 /// Whether the host forwards IPv6 there; an advertisement without the router flag would cost it its routes through us.
-fn is_router(interface: u32) -> bool {
-    let name = nix::net::if_::if_nameindex().ok().and_then(|all| {
-        all.iter()
-            .find(|i| i.index() == interface)
-            .map(|i| i.name().to_string_lossy().into_owned())
-    });
-    name.is_some_and(|name| {
-        fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")).is_ok_and(|v| v.trim() != "0")
-    })
+fn is_router(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
+    fs::read_to_string(path).is_ok_and(|v| v.trim() != "0")
 }
 
 /// An ARP announcement: sender and target are both the address.

@@ -14,7 +14,7 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -30,6 +30,12 @@ const LEASE_MAX_S: u32 = 120;
 const GROUPS: [u32; 3] = [1, 5, 9];
 
 const BUFFER: usize = 64 * 1024;
+
+/// Receive buffer of a [`Monitor`].
+const MONITOR_BYTES: i32 = 2 * 1024 * 1024;
+
+/// Changes sent at once: their answers fit into a socket's default receive buffer (measured: about 270 do).
+const BATCH: usize = 64;
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +59,32 @@ pub struct Address {
     pub net: IpNet,
     /// Put on by a weir, as far as can be told.
     pub ours: bool,
+    /// Not the first of its subnet on the interface (IPv4): the kernel removes it together with that one, unless
+    /// `promote_secondaries` is set.
+    pub secondary: bool,
+}
+
+/// A change of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edit {
+    /// See [`Netlink::install`].
+    Install {
+        /// Index of the interface.
+        interface: u32,
+        /// Address and prefix length.
+        net: IpNet,
+        /// Valid lifetime, whole seconds.
+        lease: Duration,
+        /// An address that is there already is an error.
+        fresh: bool,
+    },
+    /// See [`Netlink::remove`].
+    Remove {
+        /// Index of the interface.
+        interface: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
 }
 
 /// News from the kernel.
@@ -92,25 +124,44 @@ impl Netlink {
     /// never chosen as the source of our own connections. With `fresh`, an address that is there already is an error
     /// (`AlreadyExists`).
     pub fn install(&mut self, interface: u32, net: IpNet, lease: Duration, fresh: bool) -> io::Result<()> {
-        let seconds = lease.as_secs() as u32;
-        let mut message = message(interface, net);
-        let mut cache = CacheInfo::default();
-        cache.ifa_valid = seconds;
-        cache.ifa_preferred = if net.addr().is_ipv6() { 0 } else { seconds };
-        message.attributes.push(AddressAttribute::CacheInfo(cache));
-        message
-            .attributes
-            .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
-        if net.addr().is_ipv6() {
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
-        let how = if fresh { NLM_F_EXCL } else { NLM_F_REPLACE };
-        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | how)
+        let edit = Edit::Install {
+            interface,
+            net,
+            lease,
+            fresh,
+        };
+        self.edit(&[edit]).remove(0)
     }
 
     /// Takes an address off. One that is not there is `AddrNotAvailable`.
     pub fn remove(&mut self, interface: u32, net: IpNet) -> io::Result<()> {
-        self.change(RouteNetlinkMessage::DelAddress(message(interface, net)), 0)
+        self.edit(&[Edit::Remove { interface, net }]).remove(0)
+    }
+
+    /// Carries out changes in their order, each by itself, with one system call for every [`BATCH`] of them; one result each.
+    pub fn edit(&mut self, edits: &[Edit]) -> Vec<io::Result<()>> {
+        let mut results = Vec::with_capacity(edits.len());
+        for batch in edits.chunks(BATCH) {
+            let first = self.sequence.wrapping_add(1);
+            let bytes: Vec<u8> = batch.iter().flat_map(|edit| self.packet(edit)).collect();
+            let mut answers: Vec<Option<io::Result<()>>> = Vec::new();
+            answers.resize_with(batch.len(), || None);
+            let outcome = self.socket.send(&bytes, 0).and_then(|_| {
+                self.answers(|packet| {
+                    let nth = packet.header.sequence_number.wrapping_sub(first) as usize;
+                    if let (Some(answer), NetlinkPayload::Error(e)) = (answers.get_mut(nth), packet.payload) {
+                        *answer = Some(if e.code.is_none() { Ok(()) } else { Err(e.to_io()) });
+                    }
+                    answers.iter().all(Option::is_some)
+                })
+            });
+            results.extend(answers.into_iter().map(|answer| match (answer, &outcome) {
+                (Some(answer), _) => answer,
+                (None, Err(e)) => Err(io::Error::new(e.kind(), e.to_string())),
+                (None, Ok(())) => unreachable!("the answers end with the last one"),
+            }));
+        }
+        results
     }
 
     /// All addresses of this network namespace.
@@ -137,38 +188,74 @@ impl Netlink {
             .collect())
     }
 
-    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.request(message, NLM_F_ACK | flags).map(|_| ())
+    fn packet(&mut self, edit: &Edit) -> Vec<u8> {
+        let (message, flags) = match *edit {
+            Edit::Install {
+                interface,
+                net,
+                lease,
+                fresh,
+            } => {
+                let how = if fresh { NLM_F_EXCL } else { NLM_F_REPLACE };
+                let message = RouteNetlinkMessage::NewAddress(leased(interface, net, lease));
+                (message, NLM_F_CREATE | how)
+            }
+            Edit::Remove { interface, net } => (RouteNetlinkMessage::DelAddress(message(interface, net)), 0),
+        };
+        self.serialize(message, NLM_F_ACK | flags)
     }
 
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// With the next sequence number.
+    fn serialize(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
         packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
+        // The next message of a batch begins at a multiple of four.
+        let mut bytes = vec![0; packet.buffer_len().next_multiple_of(4)];
         packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut found = Vec::new();
+        bytes
+    }
+
+    /// Reads until `last` has said so of a message.
+    fn answers(&mut self, mut last: impl FnMut(NetlinkMessage<RouteNetlinkMessage>) -> bool) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
             buffer.clear();
-            self.socket.recv(&mut buffer, 0)?;
+            match self.socket.recv(&mut buffer, 0) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                outcome => outcome?,
+            };
             for packet in packets(&buffer) {
-                if packet.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match packet.payload {
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    NetlinkPayload::Error(e) if e.code.is_none() => return Ok(found),
-                    NetlinkPayload::Error(e) => return Err(e.to_io()),
-                    NetlinkPayload::InnerMessage(m) => found.push(m),
-                    _ => {}
+                if last(packet) {
+                    return Ok(());
                 }
             }
         }
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let bytes = self.serialize(message, flags);
+        self.socket.send(&bytes, 0)?;
+        let (mut found, mut refused, sequence) = (Vec::new(), None, self.sequence);
+        self.answers(|packet| {
+            if packet.header.sequence_number != sequence {
+                return false;
+            }
+            match packet.payload {
+                NetlinkPayload::Done(_) => return true,
+                NetlinkPayload::Error(e) => {
+                    refused = e.code.is_some().then(|| e.to_io());
+                    return true;
+                }
+                NetlinkPayload::InnerMessage(m) => found.push(m),
+                _ => {}
+            }
+            false
+        })?;
+        refused.map_or(Ok(found), Err)
     }
 }
 
@@ -183,6 +270,8 @@ impl Monitor {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
+        // A thousand leases are a thousand messages at every renewal. What does not fit is an overrun, which is found out.
+        let _ = socket.set_rx_buf_sz(MONITOR_BYTES);
         for group in GROUPS {
             socket.add_membership(group)?;
         }
@@ -226,6 +315,22 @@ impl AsFd for Monitor {
         // SAFETY: the socket is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
     }
+}
+
+fn leased(interface: u32, net: IpNet, lease: Duration) -> AddressMessage {
+    let seconds = lease.as_secs() as u32;
+    let mut message = message(interface, net);
+    let mut cache = CacheInfo::default();
+    cache.ifa_valid = seconds;
+    cache.ifa_preferred = if net.addr().is_ipv6() { 0 } else { seconds };
+    message.attributes.push(AddressAttribute::CacheInfo(cache));
+    message
+        .attributes
+        .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+    if net.addr().is_ipv6() {
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message
 }
 
 fn message(interface: u32, net: IpNet) -> AddressMessage {
@@ -288,6 +393,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
         interface: message.header.index,
         net: IpNet::new(ip, message.header.prefix_len).ok()?,
         ours,
+        secondary: ip.is_ipv4() && message.header.flags.contains(AddressHeaderFlags::Secondary),
     })
 }
 

@@ -107,8 +107,26 @@ impl Net {
         net
     }
 
+    /// A namespace with pairs of interfaces in it, whose deletion takes the kernel a while.
+    pub fn crowd(&self, name: &str, pairs: usize) -> Crowd {
+        let ns = self.ns(name);
+        sh(&format!("ip netns add {ns}"));
+        let batch = self.dir.path().join(name);
+        let lines: String = (0..pairs)
+            .map(|n| format!("link add v{n} type veth peer name w{n}\n"))
+            .collect();
+        fs::write(&batch, lines).unwrap();
+        sh(&format!("ip -n {ns} -batch {}", batch.display()));
+        Crowd { ns }
+    }
+
     pub fn ns(&self, host: &str) -> String {
         format!("{}-{host}", self.tag)
+    }
+
+    /// What a node writes to standard error.
+    pub fn log(&self, node: &str) -> PathBuf {
+        self.dir.path().join(format!("{node}.log"))
     }
 
     pub fn address(&self, host: &str) -> String {
@@ -249,6 +267,27 @@ impl Drop for Net {
         for host in self.hosts.iter().chain(&["br"]) {
             let _ = Command::new("ip").args(["netns", "del", &self.ns(host)]).status();
         }
+    }
+}
+
+/// See [`Net::crowd`].
+pub struct Crowd {
+    ns: String,
+}
+
+impl Crowd {
+    /// Deletes it. The kernel does so in the background, soon after.
+    pub fn delete(self) {
+        sh(&format!("ip netns del {}", self.ns));
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.ns])
+            .stderr(Stdio::null())
+            .status();
     }
 }
 

@@ -9,6 +9,8 @@
 mod addresses;
 mod failures;
 mod hosts;
+mod keeper;
+mod lock;
 mod moves;
 mod notify;
 mod quorum;

@@ -17,12 +17,12 @@ use serde_json::json;
 use crate::hosts::*;
 
 /// `weir run` with a TCP listener, a pool that the VIPs require, and beside it something that answers the probes.
-struct Whole {
-    ns: String,
-    child: Child,
+pub struct Whole {
+    pub ns: String,
+    pub child: Child,
     answers: Child,
     backend: Option<Backend>,
-    admin: PathBuf,
+    pub admin: PathBuf,
 }
 
 /// The one backend of the required pool; dropping it fails the pool.
@@ -53,7 +53,7 @@ impl Drop for Backend {
 }
 
 impl Whole {
-    fn start(net: &Net, node: &str) -> Whole {
+    pub fn start(net: &Net, node: &str) -> Whole {
         let ns = net.ns(node);
         let answers = Command::new("ip")
             .args(["netns", "exec", &ns, &helper()])
@@ -82,7 +82,11 @@ impl Whole {
         });
         let path = net.dir.path().join(format!("{node}.yaml"));
         fs::write(&path, config.to_string()).unwrap();
-        let log = fs::File::create(net.dir.path().join(format!("{node}.log"))).unwrap();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(net.log(node))
+            .unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &ns, env!("CARGO_BIN_EXE_weir"), "run", "-c"])
             .arg(&path)
@@ -99,7 +103,7 @@ impl Whole {
         }
     }
 
-    fn pair(net: &Net) -> (Whole, Whole) {
+    pub fn pair(net: &Net) -> (Whole, Whole) {
         let (a, b) = (Whole::start(net, "a"), Whole::start(net, "b"));
         until(10_000, "a holds both", || {
             [VIP, VIP6].iter().all(|ip| a.holds(ip) && !b.holds(ip))
@@ -107,11 +111,11 @@ impl Whole {
         (a, b)
     }
 
-    fn holds(&self, ip: &str) -> bool {
+    pub fn holds(&self, ip: &str) -> bool {
         holds(&self.ns, ip)
     }
 
-    fn order(&self, order: &str) {
+    pub fn order(&self, order: &str) {
         let out = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["vip", VIP, order, "--socket"])
             .arg(&self.admin)
@@ -120,7 +124,7 @@ impl Whole {
         assert!(out.status.success(), "{out:?}");
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 }

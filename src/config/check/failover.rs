@@ -130,6 +130,7 @@ fn vips(
             prefer,
             preempt: item.value("preempt"),
             preempt_delay: item.value("preempt_delay"),
+            garp_refresh: item.optional("garp_refresh"),
             requires: item
                 .list("requires")
                 .iter()

@@ -19,7 +19,7 @@ use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
 use crate::failover::words::{Action, Effect, Fit, Input, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
-use crate::keeper::{FromKeeper, KeeperHandle, Target, ToKeeper};
+use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::sys::sched;
 
 const WAKER: Token = Token(0);
@@ -28,7 +28,7 @@ const KEEPER: Token = Token(1);
 const LINKS: usize = 16;
 const WITNESSES: usize = usize::MAX / 2;
 
-/// Messages of the keeper taken in one round.
+/// Packets of the keeper taken in one round.
 const ROUND_MAX: usize = 256;
 
 /// What the handle asks for.
@@ -69,6 +69,8 @@ pub struct Driver {
     resets: u64,
     /// When the oldest proof that was not acknowledged was given.
     unacked: Option<Instant>,
+    /// When the keeper ended.
+    keeper_ended: Option<Instant>,
     local: Box<dyn FnMut() -> Local + Send>,
     told: Local,
     notes: Notes,
@@ -102,7 +104,9 @@ impl Driver {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, WAKER)?);
-        registry.register(&mut SourceFd(&keeper.as_fd().as_raw_fd()), KEEPER, Interest::READABLE)?;
+        // Writable: what did not fit is sent when the keeper has read.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut SourceFd(&keeper.as_fd().as_raw_fd()), KEEPER, interest)?;
         let links = Links::new(registry, listener, LINKS, plan.identity.clone())?;
         let now = Instant::now();
         let mut driver = Driver {
@@ -111,9 +115,14 @@ impl Driver {
             links,
             witnesses: witnesses(&plan, now),
             keeper,
-            keeper_state: Keeper::Works,
+            // One that failed a predecessor is asked to begin anew, or nobody would ever hear that it works again.
+            keeper_state: match table.keeper_problem() {
+                None => Keeper::Works,
+                Some(_) => Keeper::Stuck,
+            },
             resets,
             unacked: None,
+            keeper_ended: None,
             local,
             told: Local::default(),
             notes,
@@ -203,6 +212,8 @@ impl Driver {
                 self.send_beat(now, None, &mut news);
                 self.take_news(now, &mut news);
             }
+            // That it has ended is found by reading.
+            let _ = self.keeper.flush();
             if let Some(by) = self.stop_by
                 && (self.table.idle() || now >= by)
             {
@@ -284,21 +295,21 @@ impl Driver {
         match action {
             Action::Prove => {
                 let at = sched::monotonic();
-                if self.ask(&ToKeeper::Prove { at }) {
+                if self.ask(ToKeeper::Prove { at }) {
                     self.unacked.get_or_insert(now);
                 }
             }
             Action::Hold { vip } => {
                 let target = target(vip);
-                self.ask(&ToKeeper::Hold { target });
+                self.ask(ToKeeper::Hold { target });
             }
             Action::Announce { vip, insist } => {
                 let target = target(vip);
-                self.ask(&ToKeeper::Announce { target, insist });
+                self.ask(ToKeeper::Announce { target, insist });
             }
             Action::Release { vip } => {
                 let target = target(vip);
-                self.ask(&ToKeeper::Release { target });
+                self.ask(ToKeeper::Release { target });
             }
             Action::Beat => self.beat_due = true,
             Action::Transition { vip, from, to, reason } => {
@@ -327,24 +338,18 @@ impl Driver {
     /// Tells a keeper that works, whoever started it, what we are about.
     fn instruct(&mut self) {
         let timers = self.plan.setup.timers;
-        let targets = self.plan.targets.clone();
-        self.ask(&ToKeeper::Setup { timers });
-        self.ask(&ToKeeper::Watch { targets });
+        let kept = self.plan.kept.clone();
+        self.ask(ToKeeper::Setup { timers });
+        self.ask(ToKeeper::Watch { kept });
     }
 
-    /// Sends, unless the keeper is known not to listen; whether it went out.
-    fn ask(&mut self, message: &ToKeeper) -> bool {
+    /// Notes what the keeper is told at the end of this round, unless it is known not to listen; whether that was noted.
+    fn ask(&mut self, message: ToKeeper) -> bool {
         if !matches!(self.keeper_state, Keeper::Works) {
             return false;
         }
-        match self.keeper.send(message) {
-            Ok(()) => true,
-            Err(_) => {
-                // Full or gone: either way it has not read for a while, which the next check finds.
-                self.unacked.get_or_insert(Instant::now());
-                false
-            }
-        }
+        self.keeper.send(message);
+        true
     }
 
     fn check_keeper(&mut self, now: Instant) {
@@ -357,12 +362,11 @@ impl Driver {
             self.keeper_fails(now, "does not answer");
         }
         if matches!(self.keeper_state, Keeper::Stuck) {
-            // What was asked before is void; sent once, answered once.
+            // What was asked before is void; sent once, when there is room, and answered once.
             let number = self.resets + 1;
-            if self.keeper.send(&ToKeeper::Reset { number }).is_ok() {
-                self.resets = number;
-                self.keeper_state = Keeper::Silent(number);
-            }
+            self.keeper.send(ToKeeper::Reset { number });
+            self.resets = number;
+            self.keeper_state = Keeper::Silent(number);
         }
     }
 
@@ -377,14 +381,15 @@ impl Driver {
             let received = self.keeper.receive(&mut buffer);
             self.buffer = buffer;
             match received {
-                Ok(Some(message)) => self.heard(now, message),
+                Ok(Some(messages)) => messages.into_iter().for_each(|message| self.heard(now, message)),
                 Ok(None) => return,
                 Err(_) if matches!(self.keeper_state, Keeper::Useless) => return,
                 Err(_) => {
                     self.keeper_state = Keeper::Useless;
                     let raw = self.keeper.as_fd().as_raw_fd();
                     let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
-                    return self.keeper_fails(now, "has ended; restart weir to hold virtual addresses again");
+                    self.keeper_ended = Some(now);
+                    return self.keeper_fails(now, "has ended; this process ends too, to be started again");
                 }
             }
         }
@@ -554,6 +559,7 @@ impl Driver {
 
     fn hand_over(self, reply: &Sender<Detached>) {
         let remembered = Remembered {
+            keeper_protocol: keeper::PROTOCOL,
             boot: self.plan.identity.boot,
             resets: self.resets,
             nodes: self.plan.names(),
@@ -624,6 +630,10 @@ impl Driver {
             nodes,
             rejected,
             keeper: self.table.keeper_problem().map(str::to_string),
+            // Whatever it held has lapsed by then, and is elsewhere if there is anybody to take it.
+            useless: self
+                .keeper_ended
+                .is_some_and(|at| at.elapsed() >= self.plan.setup.timers.frozen_bound()),
         }));
     }
 }

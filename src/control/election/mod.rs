@@ -39,7 +39,7 @@ use crate::failover::beat::Rejected;
 use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
 use crate::failover::words::{Local, Rule, Setup, State};
-use crate::keeper::{KeeperHandle, Target};
+use crate::keeper::{self, KeeperHandle, Kept, Target};
 use crate::sys::secret;
 
 mod driver;
@@ -177,6 +177,8 @@ pub struct Status {
     pub rejected: Vec<(&'static str, u64)>,
     /// Why the keeper is of no use, if so.
     pub keeper: Option<String>,
+    /// The keeper has ended, and its leases with it: only another process can hold addresses again.
+    pub useless: bool,
 }
 
 /// An operator's order.
@@ -202,6 +204,8 @@ pub struct Detached {
 /// What goes from one process to the next.
 #[derive(Serialize, Deserialize)]
 struct Remembered {
+    #[serde(default)]
+    keeper_protocol: u32,
     boot: u64,
     resets: u64,
     nodes: Vec<String>,
@@ -213,6 +217,8 @@ struct Remembered {
 struct Plan {
     identity: Identity,
     targets: Vec<Target>,
+    /// The same, with how each is kept.
+    kept: Vec<Kept>,
     setup: Setup,
     witnesses: Vec<std::net::SocketAddr>,
     notify: Vec<String>,
@@ -253,6 +259,17 @@ impl Plan {
                 .map(|vip| Target {
                     net: vip.address,
                     interface: vip.interface.clone(),
+                })
+                .collect(),
+            kept: config
+                .vips
+                .iter()
+                .map(|vip| Kept {
+                    target: Target {
+                        net: vip.address,
+                        interface: vip.interface.clone(),
+                    },
+                    garp_refresh: vip.garp_refresh,
                 })
                 .collect(),
             setup: Setup {
@@ -300,6 +317,14 @@ impl Plan {
     }
 }
 
+/// Whether this can be run, as far as that can be known without touching anything: the secret, the timers, the names.
+///
+/// # Errors
+/// In words.
+pub fn check(config: &Failover) -> io::Result<()> {
+    Plan::new(config, 0).map(|_| ())
+}
+
 /// How to start.
 pub struct Election;
 
@@ -338,6 +363,11 @@ impl Election {
         events: Sender<Event>,
     ) -> io::Result<ElectionHandle> {
         let remembered: Remembered = serde_json::from_slice(&detached.state)?;
+        if remembered.keeper_protocol != keeper::PROTOCOL {
+            return Err(io::Error::other(
+                "the keeper of the old process speaks another protocol",
+            ));
+        }
         let plan = Plan::new(config, remembered.boot)?;
         let old = remembered.table.resume(Instant::now());
         let table = plan.carried(&old, &remembered.targets, &remembered.nodes);
