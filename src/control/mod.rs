@@ -204,6 +204,9 @@ impl Control {
         if let Some(refusal) = budget.refusal(config) {
             return Err(Refusal::configuration(format!("limits: {refusal}")));
         }
+        if let Some(failover) = &config.failover {
+            election::check(failover).map_err(|error| format!("failover: {error}"))?;
+        }
         let hired = self.crew.hire(workers);
         let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         let heirlooms = &mut self.succession.heirlooms;
@@ -287,12 +290,20 @@ impl Control {
         log::info!("ready");
         let status = self.status_line();
         self.notifier.ready(status);
+        let mut failure = None;
         loop {
             let now = Instant::now();
             self.shared.note_control();
             self.follow_pools(now);
             self.crew.reap();
             self.show_life(now);
+            if self.stopping.is_none() && self.vips.is_useless() {
+                log::error!(
+                    "the keeper of the VIPs has ended and its privileges with it: this process ends, to be started again"
+                );
+                failure = Some("the keeper of the VIPs has ended");
+                self.begin_stop();
+            }
             if self.stopping.is_some_and(|deadline| self.is_idle() || now >= deadline) {
                 break;
             }
@@ -326,7 +337,10 @@ impl Control {
         if let Some((_, log)) = self.access_log.take() {
             log.finish();
         }
-        Ok(())
+        match failure {
+            Some(reason) => Err(anyhow::anyhow!(reason)),
+            None => Ok(()),
+        }
     }
 
     /// Lets time do its work on pools, and workers know what came of that and of orders.

@@ -10,6 +10,7 @@ mod addresses;
 mod failures;
 mod hosts;
 mod keeper;
+mod keeper_ends;
 mod lock;
 mod moves;
 mod notify;

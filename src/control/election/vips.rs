@@ -88,6 +88,11 @@ impl Vips {
         }
     }
 
+    /// Whether only another process can hold addresses again, and nothing is held by this one any more.
+    pub fn is_useless(&self) -> bool {
+        self.running.as_ref().is_some_and(|(handle, _)| handle.status().useless)
+    }
+
     /// Carries out an operator's order.
     pub fn order(&self, address: IpAddr, order: VipOrder) -> Result<String, String> {
         let Some((handle, _)) = &self.running else {
