@@ -19,7 +19,7 @@ use serde::Deserialize;
 use socket2::{Domain, Socket, Type};
 
 use weir::config::model::{Failover, Vip};
-use weir::control::election::{Election, Order};
+use weir::control::election::{Election, Order, Process};
 use weir::failover::timers::Timers;
 use weir::failover::words::Local;
 use weir::sys::sched::{monotonic, urgent_thread};
@@ -120,7 +120,10 @@ fn run(path: &str) {
     }));
     let ask = || {
         let local = local.clone();
-        Box::new(move || local.lock().clone()) as Box<dyn FnMut() -> Local + Send>
+        Process {
+            local: Box::new(move || local.lock().clone()),
+            leave: Box::new(|_, _| {}),
+        }
     };
     let (events, _) = crossbeam_channel::bounded(1);
     let mut handle = Election::start(&config, keeper, ask(), events.clone()).expect("election");

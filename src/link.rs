@@ -5,7 +5,7 @@
 //! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -228,6 +228,13 @@ pub enum Command {
     },
     /// End every connection and session.
     ShedAll(Cause),
+    /// End every connection and session whose client uses this address: it is about to go to another node.
+    Leave {
+        /// The address.
+        address: IpAddr,
+        /// Dropped when it is done.
+        finished: Arc<Finished>,
+    },
     /// Give the listening sockets to `to`, finish what is open, then end the thread.
     Retire {
         /// Another worker.
@@ -246,6 +253,16 @@ pub enum Command {
     Sync(Sender<()>),
     /// End the thread now.
     Stop,
+}
+
+/// Shared by those who were told to do something: when the last of them drops it, whoever asked is woken.
+#[derive(Debug)]
+pub struct Finished(pub Arc<mio::Waker>);
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let _ = self.0.wake();
+    }
 }
 
 /// A live connection as an operator sees it.

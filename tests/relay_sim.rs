@@ -334,9 +334,13 @@ fn run(seed: u64) -> [u64; 3] {
             Cause::Drained,
             Cause::Killed,
             Cause::BackendDown,
+            Cause::VipMoved,
             Cause::Shutdown,
         ];
-        (rng.below(2_000) as usize, orders[rng.below(5) as usize])
+        (
+            rng.below(2_000) as usize,
+            orders[rng.below(orders.len() as u64) as usize],
+        )
     });
     let mut fake = Fake {
         sockets: [socket(&mut rng), socket(&mut rng)],

@@ -60,6 +60,8 @@ causes! {
     Evicted = "evicted",
     /// Ended by the operator.
     Killed = "killed",
+    /// The virtual address that it came to went to another node.
+    VipMoved = "vip_moved",
     /// weir stopped and `shutdown_grace` passed.
     Shutdown = "shutdown",
 }

@@ -80,6 +80,7 @@ impl Cause {
             | Cause::Drained
             | Cause::Evicted
             | Cause::Killed
+            | Cause::VipMoved
             | Cause::Shutdown => false,
         };
         match may_look_complete {
@@ -129,7 +130,7 @@ mod tests {
         Never,
     }
 
-    const CAUSES: [(Cause, When); 20] = [
+    const CAUSES: [(Cause, When); 21] = [
         (Cause::Finished, When::Complete),
         (Cause::ClientReset, When::Never),
         (Cause::BackendReset, When::Never),
@@ -149,6 +150,7 @@ mod tests {
         (Cause::Drained, When::Never),
         (Cause::Evicted, When::Never),
         (Cause::Killed, When::Never),
+        (Cause::VipMoved, When::Never),
         (Cause::Shutdown, When::Never),
     ];
 

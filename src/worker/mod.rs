@@ -302,6 +302,11 @@ impl Worker {
                     tcp.end_all(context, cause);
                     udp.end_all(context, cause);
                 }
+                Command::Leave { address, finished } => {
+                    tcp.end_at(context, address);
+                    udp.end_at(context, address);
+                    drop(finished);
+                }
                 Command::Retire { to } => {
                     listeners.hand_over(poll, &to);
                     udp.hand_over(poll, context, &to);

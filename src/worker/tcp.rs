@@ -18,6 +18,7 @@
 //!
 //! All ends go through [`Tcp::retire`]: it is the only place that closes sockets, gives back places and writes records.
 
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -745,6 +746,22 @@ impl Tcp {
             .collect();
         for key in keys {
             self.retire(context, key, cause, By::Weir);
+        }
+    }
+
+    /// Ends every connection whose client uses this address, while the host still has it: a reset must come from there.
+    pub(super) fn end_at(&mut self, context: &mut Context, address: IpAddr) {
+        let is_meant = |connection: &Connection| match &*connection.local {
+            Local::Unix(_) => false,
+            Local::Ip(bound) if !bound.ip().is_unspecified() => bound.ip() == address,
+            Local::Ip(_) => {
+                socket::local_address(&connection.client).is_ok_and(|used| used.ip().to_canonical() == address)
+            }
+        };
+        let meant = self.connections.iter().filter(|(_, connection)| is_meant(connection));
+        let keys: Vec<Key> = meant.map(|(key, _)| key).collect();
+        for key in keys {
+            self.retire(context, key, Cause::VipMoved, By::Weir);
         }
     }
 

@@ -1,6 +1,5 @@
 //! The keeper process alone, driven over its channel by the test in place of a main process.
 
-use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,7 +31,7 @@ impl Keeper {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &net.ns(host), env!("CARGO_BIN_EXE_weir"), "keeper"])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
         let mut channel = KeeperHandle::from_fd(ours);

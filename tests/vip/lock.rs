@@ -3,6 +3,9 @@
 //! `ETHTOOL_GSTRINGS` copies its argument from user memory with the lock held. The argument begins at the end of a page; the next
 //! page is missing and looked after by userfaultfd(2), so that the kernel waits for us to fill it.
 
+// Every pointer below leads to `pages` or to a local variable, and both outlive the calls that get it.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;

@@ -11,6 +11,7 @@ mod failures;
 mod hosts;
 mod keeper;
 mod keeper_ends;
+mod left;
 mod lock;
 mod moves;
 mod notify;

@@ -61,6 +61,8 @@ impl Whole {
             .spawn()
             .unwrap();
         let backend = Backend::start(&ns);
+        // For the listener that is bound to an address that the node may not have yet.
+        sh(&format!("ip netns exec {ns} sysctl -qw net.ipv4.ip_nonlocal_bind=1"));
         let admin = net.dir.path().join(format!("{node}.sock"));
         let vip = |address: &str| {
             json!({"address": address, "interface": "eth0", "prefer": ["a", "b"], "preempt": true,
@@ -69,8 +71,16 @@ impl Whole {
         // JSON is YAML.
         let config = json!({
             "workers": 2, "admin": admin, "shutdown_grace": "200ms",
-            "listeners": {"web": {"protocol": "tcp", "bind": ["0.0.0.0:80"], "pool": "web"}},
+            "log": {"access": admin.with_extension("access")},
+            "listeners": {
+                "web": {"protocol": "tcp", "bind": ["0.0.0.0:80"], "pool": "web"},
+                "kept": {"protocol": "tcp", "bind": ["0.0.0.0:81", "[::]:81", "10.9.0.100:82"], "pool": "kept"},
+                "dns": {"protocol": "udp", "bind": ["0.0.0.0:53"], "pool": "dns"},
+            },
             "pools": {
+                // Nobody is there but in tests that want it.
+                "kept": {"backends": [{"name": "one", "address": "127.0.0.1:8081"}], "health": {"type": "none"}},
+                "dns": {"backends": [{"name": "one", "address": "127.0.0.1:5353"}], "health": {"type": "none"}},
                 "web": {"backends": [{"name": "one", "address": "127.0.0.1:8080"}],
                         "health": {"type": "tcp", "interval": "100ms", "timeout": "80ms", "rise": 1, "fall": 1}},
             },
@@ -109,6 +119,11 @@ impl Whole {
             [VIP, VIP6].iter().all(|ip| a.holds(ip) && !b.holds(ip))
         });
         (a, b)
+    }
+
+    /// The access log.
+    pub fn log(&self) -> PathBuf {
+        self.admin.with_extension("access")
     }
 
     pub fn holds(&self, ip: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -14,12 +14,13 @@ use super::links::{Links, News};
 use super::notify::{Note, Notes};
 use super::record::Recorder;
 use super::witness::Witnesses;
-use super::{Detached, Event, NodeStatus, Order, Plan, Remembered, Status, VipStatus};
+use super::{Detached, Event, NodeStatus, Order, Plan, Process, Remembered, Status, VipStatus};
 use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
 use crate::failover::words::{Action, Effect, Fit, Input, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
 use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
+use crate::link::Finished;
 use crate::sys::sched;
 
 const WAKER: Token = Token(0);
@@ -27,6 +28,9 @@ const KEEPER: Token = Token(1);
 /// Links count upwards from here, witnesses from half of the space on.
 const LINKS: usize = 16;
 const WITNESSES: usize = usize::MAX / 2;
+
+/// How long an address waits for its connections to be ended before it is released.
+const LEAVING_MAX: Duration = Duration::from_millis(20);
 
 /// Packets of the keeper taken in one round.
 const ROUND_MAX: usize = 256;
@@ -71,8 +75,12 @@ pub struct Driver {
     unacked: Option<Instant>,
     /// When the keeper ended.
     keeper_ended: Option<Instant>,
-    local: Box<dyn FnMut() -> Local + Send>,
+    process: Process,
     told: Local,
+    /// Addresses that are released as soon as their connections have been ended, or at this time.
+    leaving: Vec<(Target, Weak<Finished>, Instant)>,
+    /// For each address, whether there may be connections to it.
+    visited: Vec<bool>,
     notes: Notes,
     status: Arc<ArcSwap<Status>>,
     inbox: Receiver<Command>,
@@ -96,7 +104,7 @@ impl Driver {
         resets: u64,
         keeper: KeeperHandle,
         listener: OwnedFd,
-        local: Box<dyn FnMut() -> Local + Send>,
+        process: Process,
         notes: Notes,
         status: Arc<ArcSwap<Status>>,
         inbox: Receiver<Command>,
@@ -123,8 +131,10 @@ impl Driver {
             resets,
             unacked: None,
             keeper_ended: None,
-            local,
+            process,
             told: Local::default(),
+            leaving: Vec::new(),
+            visited: vec![true; plan.targets.len()],
             notes,
             status,
             inbox,
@@ -176,6 +186,7 @@ impl Driver {
         let (mut news, mut answers) = (Vec::new(), Vec::new());
         loop {
             let due = self.next_tick.min(self.table.deadline());
+            let due = self.leaving.iter().map(|(.., by)| *by).fold(due, Instant::min);
             let timeout = if self.links.busy() {
                 Duration::ZERO
             } else {
@@ -212,6 +223,7 @@ impl Driver {
                 self.send_beat(now, None, &mut news);
                 self.take_news(now, &mut news);
             }
+            self.release(now);
             // That it has ended is found by reading.
             let _ = self.keeper.flush();
             if let Some(by) = self.stop_by
@@ -236,12 +248,13 @@ impl Driver {
         // What the keeper has answered counts before we complain that it has not.
         self.hear_keeper(now);
         self.step(now, Input::Tick);
-        let local = (self.local)();
+        let local = (self.process.local)();
         if local != self.told {
             self.told = local.clone();
             self.step(now, Input::Local(local));
         }
         self.check_keeper(now);
+        self.clean_up();
         let registry = self.poll.registry();
         self.links.tick(registry, now, news);
         let calm = self.table.all_alive();
@@ -301,6 +314,8 @@ impl Driver {
             }
             Action::Hold { vip } => {
                 let target = target(vip);
+                self.visited[vip] = true;
+                self.leaving.retain(|(left, ..)| *left != target);
                 self.ask(ToKeeper::Hold { target });
             }
             Action::Announce { vip, insist } => {
@@ -309,7 +324,8 @@ impl Driver {
             }
             Action::Release { vip } => {
                 let target = target(vip);
-                self.ask(ToKeeper::Release { target });
+                let finished = self.leave(vip);
+                self.leaving.push((target, finished, now + LEAVING_MAX));
             }
             Action::Beat => self.beat_due = true,
             Action::Transition { vip, from, to, reason } => {
@@ -329,6 +345,39 @@ impl Driver {
                     self.notes.send(Note::Recording(recording));
                 }
                 self.publish();
+            }
+        }
+    }
+
+    // ---- leaving ----
+
+    /// Has the connections to an address ended; upgradable until that is done.
+    fn leave(&mut self, vip: VipIx) -> Weak<Finished> {
+        let finished = Arc::new(Finished(self.waker.clone()));
+        (self.process.leave)(self.plan.targets[vip].net.addr(), finished.clone());
+        Arc::downgrade(&finished)
+    }
+
+    /// Releases what nobody uses any more.
+    fn release(&mut self, now: Instant) {
+        let ready = |(_, finished, by): &(Target, Weak<Finished>, Instant)| finished.strong_count() == 0 || now >= *by;
+        let (ready, waiting) = std::mem::take(&mut self.leaving).into_iter().partition(ready);
+        self.leaving = waiting;
+        let ready: Vec<(Target, Weak<Finished>, Instant)> = ready;
+        for (target, ..) in ready {
+            self.ask(ToKeeper::Release { target });
+        }
+    }
+
+    /// Ends what is left of addresses that another node holds: nobody was asked when they went.
+    fn clean_up(&mut self) {
+        let me = self.plan.identity.me;
+        for vip in 0..self.plan.targets.len() {
+            let elsewhere = self.table.vip(vip).holder.is_some_and(|node| node != me);
+            let free = self.table.claims()[vip].phase == Phase::Free;
+            if self.visited[vip] && elsewhere && free {
+                self.visited[vip] = false;
+                self.leave(vip);
             }
         }
     }
@@ -545,6 +594,7 @@ impl Driver {
             .collect();
         self.notes.send(Note::Command(plan.notify.clone()));
         self.transitions = transitions;
+        self.visited = vec![true; plan.targets.len()];
         self.alive = vec![false; plan.identity.nodes.len()];
         self.witnesses = witnesses(&plan, now);
         self.table = table;

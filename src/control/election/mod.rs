@@ -14,9 +14,15 @@
 //! | [`record`] | the last inputs, for replay |
 //!
 //! # Life and liveness
-//! The keeper is proved life by this thread, and this thread asks the rest of the process how it is doing (the `local`
-//! closure) twice a beat; the closure must return at once. A process that stands still proves nothing, a closure that says
+//! The keeper is proved life by this thread, and this thread asks the rest of the process how it is doing ([`Process::local`])
+//! twice a beat; the closure must return at once. A process that stands still proves nothing, a closure that says
 //! `serving: false` moves the VIPs, so no code has to run for an address to go away.
+//!
+//! # Leaving
+//! Before an address is released, connections to it are ended ([`Process::leave`]): the reset must come from the address, and a
+//! client that sends nothing would never learn that its connection is dead. That takes less than a millisecond; a worker that
+//! does not turn is waited for no longer than `LEAVING_MAX`. Addresses that went by themselves are cleaned up after when another
+//! node is known to hold them: until then they may come back, and their connections with them.
 //!
 //! # Upgrades
 //! [`ElectionHandle::detach`] stops the thread without letting go of anything and returns two descriptors and a state. The new
@@ -40,6 +46,7 @@ use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
 use crate::failover::words::{Local, Rule, Setup, State};
 use crate::keeper::{self, KeeperHandle, Kept, Target};
+use crate::link::Finished;
 use crate::sys::secret;
 
 mod driver;
@@ -325,13 +332,21 @@ pub fn check(config: &Failover) -> io::Result<()> {
     Plan::new(config, 0).map(|_| ())
 }
 
+/// The process around the election. Both are called by the election thread and return at once.
+pub struct Process {
+    /// How it is doing; asked twice a beat.
+    pub local: Box<dyn FnMut() -> Local + Send>,
+    /// Ends what clients have with an address that is about to leave, or has left; the second is dropped when that is done.
+    pub leave: Box<dyn FnMut(IpAddr, Arc<Finished>) + Send>,
+}
+
 /// How to start.
 pub struct Election;
 
 impl Election {
     /// Starts the thread.
     ///
-    /// `local` is asked twice a beat how the process is doing. `events` gets a copy of every event; what does not fit is
+    /// `events` gets a copy of every event; what does not fit is
     /// dropped.
     ///
     /// # Errors
@@ -339,7 +354,7 @@ impl Election {
     pub fn start(
         config: &Failover,
         keeper: KeeperHandle,
-        local: Box<dyn FnMut() -> Local + Send>,
+        process: Process,
         events: Sender<Event>,
     ) -> io::Result<ElectionHandle> {
         let boot = getrandom::u64().map_err(io::Error::other)?;
@@ -348,7 +363,7 @@ impl Election {
         let listener =
             links::listen(address).map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
         let table = Table::new(Instant::now(), plan.setup.clone());
-        launch(config, plan, table, 0, keeper, listener, local, events)
+        launch(config, plan, table, 0, keeper, listener, process, events)
     }
 
     /// Goes on where another process stopped.
@@ -359,7 +374,7 @@ impl Election {
     pub fn resume(
         config: &Failover,
         detached: Detached,
-        local: Box<dyn FnMut() -> Local + Send>,
+        process: Process,
         events: Sender<Event>,
     ) -> io::Result<ElectionHandle> {
         let remembered: Remembered = serde_json::from_slice(&detached.state)?;
@@ -378,7 +393,7 @@ impl Election {
             remembered.resets,
             KeeperHandle::from_fd(detached.keeper),
             detached.listener,
-            local,
+            process,
             events,
         )
     }
@@ -392,7 +407,7 @@ fn launch(
     resets: u64,
     keeper: KeeperHandle,
     listener: OwnedFd,
-    local: Box<dyn FnMut() -> Local + Send>,
+    process: Process,
     events: Sender<Event>,
 ) -> io::Result<ElectionHandle> {
     // Before the thread becomes urgent, or its helpers would be.
@@ -405,7 +420,7 @@ fn launch(
         resets,
         keeper,
         listener,
-        local,
+        process,
         notes,
         status.clone(),
         inbox,

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::{Detached, Election, ElectionHandle, NodeStatus, Order, VipStatus};
+use super::{Detached, Election, ElectionHandle, NodeStatus, Order, Process, VipStatus};
 use crate::config::model::Failover;
 use crate::control::operator::view;
 use crate::control::request::VipOrder;
 use crate::failover::timers::Timers;
 use crate::failover::words::Local;
 use crate::keeper::{self, KeeperHandle};
-use crate::link::Shared;
+use crate::link::{Command, Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
 const CONTROL_MAX: Duration = Duration::from_secs(10);
@@ -50,10 +50,10 @@ impl Vips {
                     Some(keeper) => keeper,
                     None => keeper::spawn(&Timers::derive(config.beat, config.dead_after))?,
                 };
-                let local = local(self.shared.clone(), config.dead_after);
+                let process = process(&self.shared, config.dead_after);
                 // Events are logged by the election itself; nobody else wants them.
                 let (events, _) = bounded(1);
-                let handle = Election::start(config, keeper, Box::new(local), events)?;
+                let handle = Election::start(config, keeper, process, events)?;
                 self.running = Some((handle, config.node.clone()));
                 Ok(())
             }
@@ -74,9 +74,9 @@ impl Vips {
         let Some(config) = config else {
             return Ok(());
         };
-        let local = local(self.shared.clone(), config.dead_after);
+        let process = process(&self.shared, config.dead_after);
         let (events, _) = bounded(1);
-        let handle = Election::resume(config, election, Box::new(local), events)?;
+        let handle = Election::resume(config, election, process, events)?;
         self.running = Some((handle, config.node.clone()));
         Ok(())
     }
@@ -138,6 +138,22 @@ fn node(node: &NodeStatus) -> view::Node {
         name: node.name.clone(),
         alive: node.alive,
         last_beat_ms: node.last_beat_ms,
+    }
+}
+
+/// This process as the election sees it.
+fn process(shared: &Arc<Shared>, patience: Duration) -> Process {
+    let workers = shared.clone();
+    let leave = move |address: IpAddr, finished: Arc<Finished>| {
+        for worker in workers.workers().iter() {
+            let finished = finished.clone();
+            // A queue that is full belongs to a worker that does not turn.
+            let _ = worker.try_send(Command::Leave { address, finished });
+        }
+    };
+    Process {
+        local: Box::new(local(shared.clone(), patience)),
+        leave: Box::new(leave),
     }
 }
 

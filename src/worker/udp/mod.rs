@@ -39,7 +39,7 @@ mod stash;
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -425,6 +425,18 @@ impl Udp {
             if let Some(session) = self.table.get_mut(key).filter(|_| cause != Cause::BackendDown) {
                 session.place = None;
             }
+        }
+    }
+
+    /// Ends every session whose client uses this address.
+    pub(super) fn end_at(&mut self, context: &mut Context, address: IpAddr) {
+        let meant = self
+            .table
+            .iter()
+            .filter(|(_, view)| view.ends.local().ip().to_canonical() == address);
+        let keys: Vec<Key> = meant.map(|(key, _)| key).collect();
+        for key in keys {
+            self.retire(context, key, Cause::VipMoved, By::Weir);
         }
     }
 
