@@ -32,7 +32,7 @@ use std::fmt;
 pub use load::load;
 pub use model::Config;
 pub use reference::reference;
-pub use warn::{Budget, Facts, facts_warnings};
+pub use warn::{Budget, FDS_PER_PROBE, Facts, PROBES_MAX, facts_warnings};
 
 /// One thing to say about a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

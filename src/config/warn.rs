@@ -28,8 +28,12 @@ pub const FDS_PER_SESSION: u64 = 1;
 /// Most pipes that a worker keeps for bulk connections, two descriptors each. Fewer where descriptors are scarce: without
 /// a pipe, bulk data is copied.
 pub const PIPES_PER_WORKER: u64 = 64;
-/// Probes that run at the same time.
-pub const PROBES_MAX: u64 = 64;
+/// Most probes that run at the same time; fewer where descriptors are scarce.
+pub const PROBES_MAX: u64 = 256;
+/// Descriptors a probe holds: the sockets with which it tries at the most.
+pub const FDS_PER_PROBE: u64 = 4;
+/// Probes get one descriptor of so many.
+const PROBES_SHARE: u64 = 16;
 /// A worker's own: epoll, waker.
 pub const FDS_PER_WORKER: u64 = 4;
 /// Standard streams, logs, admin and metrics clients, beats, and room to shed work with; an eighth of a limit that is
@@ -51,6 +55,8 @@ pub struct Budget {
     pub connections: u64,
     /// For UDP sessions.
     pub sessions: u64,
+    /// Probes at a time.
+    pub probes: u64,
 }
 
 impl Budget {
@@ -64,12 +70,14 @@ impl Budget {
         };
         let listening: u64 = config.listeners.iter().flat_map(|l| &l.bind).map(ports).sum();
         let probed = config.pools.iter().filter(|p| p.health.kind != ProbeKind::None);
-        let probes = probed.map(|p| p.backends.len() as u64).sum::<u64>().min(PROBES_MAX);
+        let probes = probed.map(|p| p.backends.len() as u64).sum::<u64>();
+        let affordable = (limit / PROBES_SHARE / FDS_PER_PROBE).clamp(1, PROBES_MAX);
+        let probes = probes.min(affordable);
         let peers = config
             .failover
             .as_ref()
             .map_or(0, |f| 2 * (f.nodes.len() + f.witnesses.len()) as u64);
-        let base = workers * (listening + FDS_PER_WORKER) + probes + peers + FDS_RESERVE.min(limit / 8);
+        let base = workers * (listening + FDS_PER_WORKER) + probes * FDS_PER_PROBE + peers + FDS_RESERVE.min(limit / 8);
         let serves = |protocol| config.listeners.iter().any(|l| l.protocol == protocol);
         let stated = |protocol, limit: Option<u32>, each| match (serves(protocol), limit) {
             (false, _) => Some(0),
@@ -96,6 +104,7 @@ impl Budget {
             pipes,
             connections: connections.unwrap_or(share) / FDS_PER_CONNECTION,
             sessions: sessions.unwrap_or(share) / FDS_PER_SESSION,
+            probes,
         }
     }
 

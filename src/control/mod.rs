@@ -42,7 +42,7 @@ use phase::{Answer, Order, Phase, Why};
 use publication::crew::{Crew, Hired};
 use publication::endpoints::{Changes, Endpoints, Plan};
 use publication::pools::{self, Pools};
-use publication::probe::Prober;
+use publication::probe::{NotStarted, Prober, Verdict};
 use upgrade::Inheritance;
 use upgrade::succession::Succession;
 
@@ -99,6 +99,7 @@ pub struct Control {
     crew: Crew,
     endpoints: Endpoints,
     pools: Pools,
+    prober: Prober,
     version: u64,
     generation: u64,
     stopping: Option<Instant>,
@@ -152,7 +153,9 @@ impl Control {
             reports,
             crew: Crew::new(shared.clone(), spawn),
             endpoints: Endpoints::default(),
-            pools: Pools::new(Prober::start(sender.clone())?),
+            pools: Pools::new(u64::from(std::process::id())),
+            // Bounded by the budget, when there is one.
+            prober: Prober::start(sender.clone(), 0)?,
             config: config.clone(),
             budget: Budget::default(),
             shared,
@@ -231,7 +234,10 @@ impl Control {
         } = prepared;
         let lacking = self.endpoints.lacking(self.crew.size(), workers);
         self.crew.admit(hired);
-        self.pools.configure(&config.pools, workers, Instant::now());
+        self.prober
+            .set_sockets_max((budget.probes * config::FDS_PER_PROBE) as usize);
+        self.pools
+            .configure(&config.pools, workers, budget.probes as usize, Instant::now());
         let Changes {
             dealt,
             closed_streams,
@@ -346,6 +352,7 @@ impl Control {
     /// Lets time do its work on pools, and workers know what came of that and of orders.
     fn follow_pools(&mut self, now: Instant) {
         let changed = self.pools.tick(now);
+        self.start_probes(now);
         if changed {
             self.publish();
         }
@@ -354,6 +361,24 @@ impl Control {
             self.shed(shed);
         }
         self.pools.tell();
+    }
+
+    /// Has probes carried out that are due.
+    fn start_probes(&mut self, now: Instant) {
+        for probe in self.pools.take_probes() {
+            let run = probe.run;
+            match self.prober.start_probe(probe) {
+                Ok(()) => {}
+                Err(NotStarted::Busy) => self.pools.on_verdict(&Verdict::untried(run), now),
+                Err(NotStarted::Gone) => {
+                    log::error!("the prober has ended: starting another");
+                    if let Err(error) = self.prober.restart() {
+                        log::error!("prober: {error}");
+                    }
+                    return self.pools.on_probes_lost(now);
+                }
+            }
+        }
     }
 
     /// Removes the admin socket's file, unless another process serves there.

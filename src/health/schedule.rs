@@ -3,7 +3,14 @@
 //! Probes of a pool start spread evenly over its interval and keep their distance: the next one is due an interval after
 //! the last was *due*, give or take a tenth, however long that took. So a backend that swallows packets is probed no more and no
 //! less often than one that answers. At most a set number run at a time; when more are due, the longest overdue comes
-//! first, and missed turns are not made up for. All operations cost O(log n).
+//! first, and missed turns are not made up for. All operations but the search for overdue ones cost O(log n).
+//!
+//! *Nothing is lost for good.* Each probe under way has a number, and only the result that bears the newest number of a
+//! backend counts. A backend is overdue when three intervals have passed since its probe should have started, or since a
+//! started one should have ended at the latest; the caller hears of it, and a probe without result is given up and started
+//! anew. Lateness is measured on a clock that stands still while this process does (stopped, frozen, suspended), and two
+//! searches have to find it, because results may be waiting to be read: waking up is no reason for an alarm. A probe whose backend was removed goes on to count as running until its result is
+//! there or overdue: it holds its sockets until then.
 //!
 //! One lost packet must not fail a probe: a first SYN is repeated by the kernel only after a second, which is the default
 //! timeout. [`tries`] says when to send another one on a fresh socket.
@@ -12,24 +19,64 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 
-/// Probes under way at a time, unless told otherwise.
-pub const RUNNING_MAX: usize = 256;
-
-/// Connect or datagram attempts within one probe.
-const TRIES: u32 = 4;
+use crate::config::FDS_PER_PROBE;
 
 /// Shortest time between two attempts of a probe.
 const TRY_MIN: Duration = Duration::from_millis(20);
 
+/// So many intervals too late is overdue.
+const LATE_INTERVALS: u32 = 3;
+
+/// How often overdue ones are searched for.
+pub const WATCH: Duration = Duration::from_millis(500);
+
+/// The caller's rounds are never further apart than a second: what is missing beyond this, the process did not live through.
+const ROUND_MAX: Duration = Duration::from_secs(2);
+
 /// What is probed: any number that is stable while it is scheduled.
 pub type Key = u64;
 
-#[derive(Debug, Clone, Copy)]
+/// How often a backend is probed, and how long a probe takes at the longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// From start to start.
+    pub interval: Duration,
+    /// From start to result.
+    pub timeout: Duration,
+}
+
+/// One probe under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// What is probed.
+    pub key: Key,
+    /// Never the same twice.
+    pub number: u64,
+}
+
+/// A backend whose probe is overdue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overdue {
+    /// The backend.
+    pub key: Key,
+    /// A probe was started and never ended; it is due anew. Otherwise the backend waits for its turn.
+    pub lost: bool,
+}
+
+#[derive(Debug)]
 struct Entry {
+    pace: Pace,
     due: Instant,
-    running: bool,
     /// Only the heap item with this stamp counts.
     stamp: u64,
+    /// Number of the probe under way.
+    run: Option<u64>,
+    /// Somebody wants to know no later than this, said while a probe was under way.
+    hurry: Option<Instant>,
+    /// When it is overdue, on the schedule's clock.
+    late: Duration,
+    /// The last search found it overdue.
+    suspect: bool,
 }
 
 /// Due times of all probes.
@@ -37,86 +84,186 @@ struct Entry {
 pub struct Schedule {
     entries: HashMap<Key, Entry>,
     heap: BinaryHeap<Reverse<(Instant, u64, Key)>>,
-    running: usize,
+    /// Probes under way by number, those of removed backends among them: of whom, and when it is overdue.
+    running: HashMap<u64, (Key, Duration)>,
     running_max: usize,
+    /// Last number given to a heap item or a probe.
     stamp: u64,
+    /// Time that this process has lived through, as far as it was seen.
+    clock: Duration,
+    seen: Option<Instant>,
+    watched: Option<Instant>,
 }
 
 impl Schedule {
     /// An empty schedule that lets at most `running_max` probes (at least one) run at a time.
     pub fn new(running_max: usize) -> Schedule {
-        let heap = BinaryHeap::new();
         Schedule {
             entries: HashMap::new(),
-            heap,
-            running: 0,
+            heap: BinaryHeap::new(),
+            running: HashMap::new(),
             running_max: running_max.max(1),
             stamp: 0,
+            clock: Duration::ZERO,
+            seen: None,
+            watched: None,
         }
     }
 
+    /// Changes how many may run at a time. Those under way go on.
+    pub fn set_running_max(&mut self, running_max: usize) {
+        self.running_max = running_max.max(1);
+    }
+
+    /// How many may run at a time.
+    pub fn running_max(&self) -> usize {
+        self.running_max
+    }
+
     /// Adds backends: the first is due now, the others follow spread evenly over the interval. One that is scheduled
-    /// already keeps its turn.
-    pub fn add(&mut self, now: Instant, interval: Duration, keys: &[Key]) {
+    /// already keeps its turn, unless that is further away than the interval (which was longer before).
+    pub fn add(&mut self, now: Instant, pace: Pace, keys: &[Key]) {
+        self.live(now);
         for (nth, &key) in keys.iter().enumerate() {
-            if !self.entries.contains_key(&key) {
-                let offset = interval.as_nanos() * nth as u128 / keys.len() as u128;
-                self.put(key, now + Duration::from_nanos(offset as u64));
+            let offset = pace.interval.as_nanos() * nth as u128 / keys.len() as u128;
+            let at = now + Duration::from_nanos(offset as u64);
+            match self.entries.get_mut(&key) {
+                None => self.put(now, key, pace, at),
+                Some(entry) if entry.run.is_none() => {
+                    let due = if entry.due > now + pace.interval { at } else { entry.due };
+                    self.put(now, key, pace, due);
+                }
+                Some(entry) => {
+                    let late = self.clock + entry.pace.timeout + pace.interval * LATE_INTERVALS;
+                    entry.late = entry.late.min(late);
+                    entry.pace = pace;
+                }
             }
         }
     }
 
-    /// Takes a backend out. A probe of it that is under way no longer counts, and need not be finished.
+    /// Takes a backend out. The result of a probe under way will not count.
     pub fn remove(&mut self, key: Key) {
-        if let Some(entry) = self.entries.remove(&key) {
-            self.running -= usize::from(entry.running);
+        self.entries.remove(&key);
+    }
+
+    /// What is probed has changed: the result of a probe under way will not count, and another one is due now.
+    pub fn renew(&mut self, now: Instant, key: Key) {
+        self.live(now);
+        if let Some(entry) = self.entries.get(&key).filter(|entry| entry.run.is_some()) {
+            self.put(now, key, entry.pace, now);
         }
     }
 
     /// Probes this backend no later than `at`: an ejection ends, or somebody wants to know.
-    pub fn hurry(&mut self, key: Key, at: Instant) {
-        if self
-            .entries
-            .get(&key)
-            .is_some_and(|entry| !entry.running && at < entry.due)
-        {
-            self.put(key, at);
+    pub fn hurry(&mut self, now: Instant, key: Key, at: Instant) {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        if entry.run.is_some() {
+            entry.hurry = Some(entry.hurry.map_or(at, |before| before.min(at)));
+        } else if at < entry.due {
+            let pace = entry.pace;
+            self.put(now, key, pace, at);
         }
     }
 
-    /// The next backend whose probe is due, if one more may run; it counts as running until it is finished.
-    pub fn start(&mut self, now: Instant) -> Option<Key> {
+    /// The next backend whose probe is due, if one more may run; it counts as running until it is finished or overdue.
+    pub fn start(&mut self, now: Instant) -> Option<Run> {
+        self.live(now);
         self.drop_stale();
         let &Reverse((due, _, key)) = self.heap.peek()?;
-        if due > now || self.running >= self.running_max {
+        if due > now || self.running.len() >= self.running_max {
             return None;
         }
         self.heap.pop();
-        self.entries
+        self.stamp += 1;
+        let number = self.stamp;
+        let entry = self
+            .entries
             .get_mut(&key)
-            .expect("items that are not stale have an entry")
-            .running = true;
-        self.running += 1;
-        Some(key)
+            .expect("items that are not stale have an entry");
+        let late = self.clock + entry.pace.timeout + entry.pace.interval * LATE_INTERVALS;
+        entry.run = Some(number);
+        entry.late = late;
+        entry.suspect = false;
+        self.running.insert(number, (key, late));
+        Some(Run { key, number })
+    }
+
+    /// Whether this is the newest probe of its backend, and still under way: then its result counts.
+    pub fn is_current(&self, run: Run) -> bool {
+        let entry = self.entries.get(&run.key);
+        entry.is_some_and(|entry| entry.run == Some(run.number))
     }
 
     /// A probe has ended, with whatever result. The next one is due `next_in` after this one was due, moved by up to a
-    /// tenth either way by `random`, any 32 bits. Unknown keys (removed meanwhile) are ignored.
-    pub fn finish(&mut self, now: Instant, key: Key, next_in: Duration, random: u32) {
-        let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.running) else {
+    /// tenth either way by `random`, any 32 bits.
+    pub fn finish(&mut self, now: Instant, run: Run, next_in: Duration, random: u32) {
+        self.live(now);
+        self.running.remove(&run.number);
+        let Some(entry) = self.entries.get(&run.key).filter(|entry| entry.run == Some(run.number)) else {
             return;
         };
-        entry.running = false;
-        self.running -= 1;
         let step = jittered(next_in, random);
-        let due = entry.due + step;
-        self.put(key, if due < now { now + step } else { due });
+        let due = match entry.due + step {
+            due if due < now => now + step,
+            due => due,
+        };
+        let due = entry.hurry.map_or(due, |at| due.min(at));
+        self.put(now, run.key, entry.pace, due);
+    }
+
+    /// Whoever carries the probes out has died: none of those under way will end.
+    pub fn lose_all(&mut self, now: Instant) {
+        self.live(now);
+        self.running.clear();
+        let lost = self.entries.iter().filter(|(_, entry)| entry.run.is_some());
+        let lost: Vec<(Key, Pace)> = lost.map(|(&key, entry)| (key, entry.pace)).collect();
+        for (key, pace) in lost {
+            self.put(now, key, pace, now);
+        }
+    }
+
+    /// Searches, every [`WATCH`], for backends whose probe is overdue, each of them once in three intervals. The search is
+    /// part of a round at least once a second.
+    pub fn overdue(&mut self, now: Instant) -> Vec<Overdue> {
+        self.live(now);
+        if self.watched.is_some_and(|watched| now < watched + WATCH) {
+            return Vec::new();
+        }
+        self.watched = Some(now);
+        let clock = self.clock;
+        let entries = &self.entries;
+        let counts = |number, key: &Key| entries.get(key).is_some_and(|entry: &Entry| entry.run == Some(number));
+        self.running
+            .retain(|&number, (key, late)| *late > clock || counts(number, key));
+        let late = self.entries.iter_mut().filter(|(_, entry)| entry.late <= clock);
+        let suspects =
+            late.filter_map(|(&key, entry)| std::mem::replace(&mut entry.suspect, true).then_some((key, entry)));
+        let mut late: Vec<Overdue> = suspects
+            .map(|(key, entry)| Overdue {
+                key,
+                lost: entry.run.is_some(),
+            })
+            .collect();
+        late.sort_unstable_by_key(|overdue| overdue.key);
+        for overdue in &late {
+            let entry = &self.entries[&overdue.key];
+            if let Some(number) = entry.run {
+                self.running.remove(&number);
+            }
+            // One that waits keeps its turn. It is put there anew, so that nothing depends on its having been there.
+            let (pace, due) = (entry.pace, if overdue.lost { now } else { entry.due });
+            self.put(now, overdue.key, pace, due);
+        }
+        late
     }
 
     /// When [`start`](Schedule::start) will have something; `None` = not before a probe finishes or one is added.
     pub fn deadline(&mut self) -> Option<Instant> {
         self.drop_stale();
-        if self.running >= self.running_max {
+        if self.running.len() >= self.running_max {
             return None;
         }
         self.heap.peek().map(|&Reverse((due, _, _))| due)
@@ -124,7 +271,7 @@ impl Schedule {
 
     /// Probes under way.
     pub fn running(&self) -> usize {
-        self.running
+        self.running.len()
     }
 
     /// Backends scheduled.
@@ -137,22 +284,39 @@ impl Schedule {
         self.entries.is_empty()
     }
 
-    fn put(&mut self, key: Key, due: Instant) {
+    /// Whether this backend is scheduled.
+    pub fn contains(&self, key: Key) -> bool {
+        self.entries.contains_key(&key)
+    }
+
+    /// Moves the clock on.
+    fn live(&mut self, now: Instant) {
+        let seen = *self.seen.get_or_insert(now);
+        self.clock += now.saturating_duration_since(seen).min(ROUND_MAX);
+        self.seen = Some(seen.max(now));
+    }
+
+    /// Lets a backend wait for its turn.
+    fn put(&mut self, now: Instant, key: Key, pace: Pace, due: Instant) {
         self.stamp += 1;
-        self.entries.insert(
-            key,
-            Entry {
-                due,
-                running: false,
-                stamp: self.stamp,
-            },
-        );
+        let until = due.saturating_duration_since(now);
+        let entry = Entry {
+            pace,
+            due,
+            stamp: self.stamp,
+            run: None,
+            hurry: None,
+            late: self.clock + until + pace.interval * LATE_INTERVALS,
+            suspect: false,
+        };
+        self.entries.insert(key, entry);
         self.heap.push(Reverse((due, self.stamp, key)));
     }
 
     fn drop_stale(&mut self) {
         while let Some(&Reverse((_, stamp, key))) = self.heap.peek() {
-            if self.entries.get(&key).is_some_and(|entry| entry.stamp == stamp) {
+            let waits = |entry: &Entry| entry.stamp == stamp && entry.run.is_none();
+            if self.entries.get(&key).is_some_and(waits) {
                 return;
             }
             self.heap.pop();
@@ -170,153 +334,11 @@ fn jittered(time: Duration, random: u32) -> Duration {
 /// first three quarters of the timeout. With a fifth of all packets lost each try fails in 36 % of all cases (SYN or
 /// SYN-ACK), all four in 1.7 %, and three probes in a row once in 200,000.
 pub fn tries(timeout: Duration) -> impl Iterator<Item = Duration> {
-    (1..TRIES)
-        .map(move |nth| timeout / TRIES * nth)
+    let tries = FDS_PER_PROBE as u32;
+    (1..tries)
+        .map(move |nth| timeout / tries * nth)
         .filter(|at| *at >= TRY_MIN)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const INTERVAL: Duration = Duration::from_secs(2);
-
-    fn ms(n: u64) -> Duration {
-        Duration::from_millis(n)
-    }
-
-    #[test]
-    fn starts_are_spread_over_the_interval() {
-        let (mut schedule, now) = (Schedule::new(8), Instant::now());
-        schedule.add(now, INTERVAL, &[7, 8, 9, 10]);
-        for (at, wanted) in [
-            (0, Some(7)),
-            (0, None),
-            (499, None),
-            (500, Some(8)),
-            (1000, Some(9)),
-            (1500, Some(10)),
-        ] {
-            assert_eq!(schedule.start(now + ms(at)), wanted, "at {at} ms");
-        }
-        assert_eq!((schedule.deadline(), schedule.running()), (None, 4));
-        schedule.finish(now + ms(1600), 8, INTERVAL, u32::MAX / 2);
-        let due = schedule.deadline().unwrap() - now;
-        assert!(
-            due > ms(2499) && due < ms(2501),
-            "an interval after it was due, not after it ended: {due:?}"
-        );
-    }
-
-    #[test]
-    fn hurried_removed_and_added_again() {
-        let (mut schedule, now) = (Schedule::new(8), Instant::now());
-        schedule.add(now, INTERVAL, &[1, 2]);
-        schedule.hurry(2, now + ms(200));
-        schedule.hurry(2, now + ms(900));
-        assert_eq!(schedule.start(now + ms(200)), Some(1));
-        assert_eq!(
-            schedule.start(now + ms(200)),
-            Some(2),
-            "the earlier of two hurries counts"
-        );
-        assert_eq!(schedule.start(now + ms(5000)), None, "both are running, once each");
-        schedule.remove(1);
-        schedule.finish(now + ms(300), 1, INTERVAL, 0);
-        assert_eq!((schedule.len(), schedule.running()), (1, 1));
-        schedule.add(now + ms(400), INTERVAL, &[1, 2]);
-        assert_eq!(schedule.start(now + ms(400)), Some(1));
-        schedule.remove(2);
-        schedule.remove(1);
-        assert_eq!(
-            (schedule.is_empty(), schedule.running(), schedule.deadline()),
-            (true, 0, None)
-        );
-    }
-
-    /// Runs a schedule for a minute of its own time; `takes` is how long a probe takes. Returns starts per second.
-    fn minute(backends: u64, running_max: usize, takes: Duration) -> Vec<u32> {
-        let (mut schedule, start) = (Schedule::new(running_max), Instant::now());
-        schedule.add(start, INTERVAL, &(0..backends).collect::<Vec<_>>());
-        let (mut now, mut running, mut seconds) = (start, std::collections::VecDeque::new(), vec![0; 60]);
-        let mut random = 1u32;
-        while now < start + ms(60_000) {
-            while let Some(key) = schedule.start(now) {
-                seconds[(now - start).as_secs() as usize] += 1;
-                running.push_back((now + takes, key));
-            }
-            assert!(schedule.running() <= running_max);
-            let ends = running.front().map(|&(at, _)| at);
-            now = [ends, schedule.deadline()]
-                .into_iter()
-                .flatten()
-                .min()
-                .unwrap()
-                .max(now);
-            while let Some((at, key)) = running.pop_front() {
-                if at > now {
-                    running.push_front((at, key));
-                    break;
-                }
-                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                schedule.finish(now, key, INTERVAL, random);
-            }
-        }
-        seconds
-    }
-
-    /// Answering in a millisecond or swallowing everything for the whole timeout: 250 probes a second either way.
-    /// Broken on purpose: due an interval after the *end* (blackholed: 167 a second).
-    #[test]
-    fn five_hundred_backends_are_probed_at_a_flat_rate() {
-        for takes in [ms(1), ms(1000)] {
-            let seconds = minute(500, 300, takes);
-            assert!(
-                seconds.iter().all(|&starts| (200..=300).contains(&starts)),
-                "{takes:?}: {seconds:?}"
-            );
-            let mean = f64::from(seconds.iter().sum::<u32>()) / 60.0;
-            assert!((mean - 250.0).abs() < 5.0, "{takes:?}: {mean} a second");
-        }
-    }
-
-    /// More work than the cap allows: the rate is flat at the cap, and everybody gets a turn.
-    #[test]
-    fn beyond_the_cap_the_rate_is_that_of_the_cap() {
-        let seconds = minute(500, 64, ms(1000));
-        assert!(seconds.iter().all(|&starts| (60..=68).contains(&starts)), "{seconds:?}");
-    }
-
-    /// The process was frozen for a minute: everybody is probed once, and then at the usual pace.
-    /// Broken on purpose: missed turns made up for.
-    #[test]
-    fn after_a_stall_nobody_is_probed_in_a_burst() {
-        let (mut schedule, start) = (Schedule::new(8), Instant::now());
-        schedule.add(start, INTERVAL, &[0, 1, 2, 3, 4]);
-        let mut starts = [0; 5];
-        for at in 60_000..61_500 {
-            while let Some(key) = schedule.start(start + ms(at)) {
-                starts[key as usize] += 1;
-                schedule.finish(start + ms(at), key, INTERVAL, 0);
-            }
-        }
-        assert_eq!(starts, [1; 5]);
-    }
-
-    proptest! {
-        #[test]
-        fn jitter_is_a_tenth_either_way(random in any::<u32>(), time in 1u64..1_000_000) {
-            let got = jittered(ms(time), random).as_secs_f64() / ms(time).as_secs_f64();
-            prop_assert!((0.899..=1.101).contains(&got));
-        }
-    }
-
-    #[test]
-    fn a_lost_packet_leaves_time_for_another() {
-        let at = |timeout| tries(ms(timeout)).map(|at| at.as_millis()).collect::<Vec<_>>();
-        assert_eq!(at(1000), [250, 500, 750]);
-        assert_eq!(at(60), [30, 45]);
-        assert_eq!(at(10), [0u128; 0]);
-    }
-}
+mod tests;

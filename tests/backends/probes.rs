@@ -300,6 +300,73 @@ fn probes_under_way_are_capped() {
     assert!((256..=256 + 2 * idle).contains(&most), "{most} sockets");
 }
 
+/// A process that may open 1,024 files keeps 64 of them for probes: sixteen at a time, with four sockets each.
+/// Broken on purpose: 256 at a time whatever the limit, and sockets not counted (738 of them).
+#[test]
+fn probes_keep_to_their_descriptors() {
+    if !common::may_make_namespaces() {
+        return;
+    }
+    let (host, _far) = behind(BLACKHOLE);
+    let yaml = pool("health: {interval: 500ms, timeout: 400ms}", &blackholed(400));
+    let weir = Launch::new(&yaml)
+        .inside(&host)
+        .behind(&["prlimit", "--nofile=1024"])
+        .start();
+    let others = weir.sockets();
+    let begun = Instant::now();
+    let mut most = 0;
+    while begun.elapsed() < Duration::from_secs(3) {
+        most = most.max(weir.sockets());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("{most} sockets, {others} when it began to serve");
+    assert!((48..=64 + others).contains(&most), "{most} sockets");
+    wait_until("somebody says that it is too much", || {
+        !lines_with(&weir, &["probes are late by three intervals", "16 of 16"]).is_empty()
+    });
+}
+
+/// The thread that probes hangs: its probes are given up and counted, and when it goes on, everything is watched as before.
+/// Broken on purpose: probes without a result waited for (the code of before).
+#[test]
+fn a_prober_that_hangs_is_an_alarm() {
+    if !nix::unistd::Uid::effective().is_root() {
+        common::skip("holding threads needs root");
+        return;
+    }
+    let port = Port::reserve();
+    let serve = || Server::named_on(server::bind(port.address()), "a");
+    let metrics = Port::reserve();
+    let page = metrics.address().to_string();
+    let mut server = Some(serve());
+    let keys = "passive: off, health: {interval: 50ms, timeout: 40ms, rise: 1, fall: 2}";
+    let yaml = format!("metrics: '{page}'\n{}", pool(keys, &[backend("a", port.address(), "")]));
+    let weir = Weir::start(&yaml);
+    let wait = |wanted: &str| {
+        wait_until(&format!("a is {wanted}"), || {
+            backend_of(&status(&weir), "main", "a")["state"] == wanted
+        });
+    };
+    let overdue = || metrics_sum(&page, "weir_probe_overdue_total{pool=\"main\",backend=\"a\"}");
+    wait("up");
+    assert_eq!(overdue(), 0.0);
+    let prober = weir.threads().into_iter().filter(|(_, name)| name == "prober");
+    let held = common::weir::hold(prober.map(|(id, _)| id).collect());
+    wait_until("it is an alarm, again and again", || overdue() >= 2.0);
+    assert!(!lines_with(&weir, &["probes have not ended in time and start anew: main/a"]).is_empty());
+    server.take();
+    assert_eq!(backend_of(&status(&weir), "main", "a")["state"], "up", "nobody looks");
+    drop(held);
+    wait("down");
+    server.replace(serve());
+    wait("up");
+    let settled = overdue();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(overdue(), settled);
+    drop(server);
+}
+
 /// A fifth of all packets is lost in either direction: a few probes fail, no backend does.
 /// Broken on purpose: one try a probe (a third of them fail).
 #[test]

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -387,4 +388,33 @@ impl Drop for Weir {
             println!("weir {} wrote:\n{}", self.child.id(), self.stderr().join("\n"));
         }
     }
+}
+
+/// Holds these threads of a weir, whatever they are doing, until the guard is dropped. It needs root.
+pub fn hold(threads: Vec<Pid>) -> impl Drop + Send + use<> {
+    use nix::sys::ptrace;
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    struct Held(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let (stop, thread) = self.0.take().unwrap();
+            drop(stop);
+            thread.join().unwrap();
+        }
+    }
+    let (stop, stopped) = mpsc::channel::<()>();
+    let (held, all_held) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        for &id in &threads {
+            // A worker that retires may have ended meanwhile.
+            if ptrace::seize(id, ptrace::Options::empty()).is_ok() && ptrace::interrupt(id).is_ok() {
+                let _ = waitpid(id, Some(WaitPidFlag::__WALL));
+            }
+        }
+        held.send(()).unwrap();
+        // Threads are let go when their tracer ends.
+        let _ = stopped.recv();
+    });
+    all_held.recv().unwrap();
+    Held(Some((stop, thread)))
 }

@@ -7,8 +7,6 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -271,36 +269,6 @@ fn workers_come_and_go_under_load() {
     }
 }
 
-/// Holds every worker, whatever it is doing, until the guard is dropped.
-fn hold_workers(weir: &Weir) -> impl Drop + Send + use<> {
-    use nix::sys::ptrace;
-    use nix::sys::wait::{WaitPidFlag, waitpid};
-    struct Held(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
-    impl Drop for Held {
-        fn drop(&mut self) {
-            let (stop, thread) = self.0.take().unwrap();
-            drop(stop);
-            thread.join().unwrap();
-        }
-    }
-    let workers = weir.worker_threads();
-    let (stop, stopped) = mpsc::channel::<()>();
-    let (held, all_held) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        for &worker in &workers {
-            // One that retires may have ended meanwhile.
-            if ptrace::seize(worker, ptrace::Options::empty()).is_ok() && ptrace::interrupt(worker).is_ok() {
-                let _ = waitpid(worker, Some(WaitPidFlag::__WALL));
-            }
-        }
-        held.send(()).unwrap();
-        // Threads are let go when their tracer ends.
-        let _ = stopped.recv();
-    });
-    all_held.recv().unwrap();
-    Held(Some((stop, thread)))
-}
-
 /// Clients that the kernel has let in and no worker has seen yet, while their listener stays, its workers become fewer or
 /// more, and it goes.
 ///
@@ -329,7 +297,7 @@ fn whoever_waits_in_a_queue_is_served() {
         ("fewer workers, and a listener goes", yaml(1, 2, "")),
     ];
     for (what, yaml) in rows {
-        let held = hold_workers(&weir);
+        let held = super::common::weir::hold(weir.worker_threads());
         let connect = |ix: usize| {
             let mut stream = client::connect(&addresses[ix % 2]);
             stream.write_all(b"hello").unwrap();

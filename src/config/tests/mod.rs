@@ -374,13 +374,22 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
         ports_reused: true,
     };
     let budget = Budget::new(&config("{}"), 20_000, 2);
-    // Two workers, each with one listening socket, its own descriptors and its pipes; two probes; the reserve.
-    assert_eq!(budget.fixed, 2 * (1 + 4 + 128) + 2 + 64);
+    // Two workers, each with one listening socket, its own descriptors and its pipes; two probes of four sockets; the reserve.
+    assert_eq!((budget.fixed, budget.probes), (2 * (1 + 4 + 128) + 2 * 4 + 64, 2));
     assert_eq!((budget.connections, budget.sessions), ((20_000 - budget.fixed) / 2, 0));
     // A small limit shrinks the reserve and the pipes, so that most of it still carries connections.
     let small = Budget::new(&config("{}"), 256, 2);
-    assert_eq!((small.fixed, small.pipes), (44 + 4 * 13, 13));
-    assert_eq!((small.connections, small.refusal(&config("{}"))), (80, None));
+    assert_eq!((small.fixed, small.pipes), (50 + 4 * 12, 12));
+    assert_eq!((small.connections, small.refusal(&config("{}"))), (79, None));
+    // Probes get a sixteenth of the descriptors, 256 of them at the most, as many as there are backends.
+    let mut many = config("{}");
+    let backend = many.pools[0].backends[0].clone();
+    many.pools[0].backends = vec![backend; 5_000];
+    for (limit, wanted) in [(8, 1), (256, 4), (1024, 16), (20_000, 256), (1 << 20, 256)] {
+        assert_eq!(Budget::new(&many, limit, 2).probes, wanted, "{limit}");
+    }
+    many.pools[0].health.kind = ProbeKind::None;
+    assert_eq!(Budget::new(&many, 20_000, 2).probes, 0);
     let says = |limits: &str, limit| -> Vec<String> {
         facts_warnings("f", &config(limits), &facts(limit))
             .iter()
@@ -392,20 +401,20 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     assert_eq!(
         says("{connections: 10000}", 20_000),
         [
-            "f: limits: warning: 20076 descriptors are needed (10000 connections of 2, 0 sessions of 1, 76 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+            "f: limits: warning: 20082 descriptors are needed (10000 connections of 2, 0 sessions of 1, 82 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
         ]
     );
     // Nothing is left for a single connection: refused.
     assert_eq!(
         says("{}", 8),
         [
-            "f: limits: warning: 13 descriptors are needed (0 connections of 2, 0 sessions of 1, 13 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
+            "f: limits: warning: 15 descriptors are needed (0 connections of 2, 0 sessions of 1, 15 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
         ]
     );
     assert_eq!(
         says("{}", 1024),
         [
-            "f: limits.connections: warning: 1024 descriptors carry 356 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
+            "f: limits.connections: warning: 1024 descriptors carry 355 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
         ]
     );
 }

@@ -119,6 +119,7 @@ impl Control {
                     since: now.saturating_duration_since(entry.state.since()),
                     probes: Times::sum([&entry.probes.seconds]),
                     probe_failures: entry.probes.failures.get(),
+                    probes_overdue: entry.probes.overdue.get(),
                 };
                 (entry.backend.identity, facts)
             })

@@ -136,7 +136,14 @@ impl Metrics<'_> {
             ("weir_pool_eligible", "Backends of the pool that take new work now."),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
-        let [mut total, mut bytes, mut retries, mut failures, mut probe_failures] = [
+        let [
+            mut total,
+            mut bytes,
+            mut retries,
+            mut failures,
+            mut probe_failures,
+            mut probes_overdue,
+        ] = [
             (
                 "weir_backend_connections_total",
                 "Connections established and sessions opened.",
@@ -151,6 +158,10 @@ impl Metrics<'_> {
             ),
             ("weir_backend_failures_total", "Failures of real traffic, by reason."),
             ("weir_probe_failures_total", "Health probes that failed."),
+            (
+                "weir_probe_overdue_total",
+                "Health probes overdue by three intervals: lost, or more due than may run.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
         let [mut connect, mut probes] = [
@@ -196,11 +207,12 @@ impl Metrics<'_> {
                 connect.times(&labels, &times);
                 probes.times(&labels, &known.probes);
                 probe_failures.count(&labels, known.probe_failures);
+                probes_overdue.count(&labels, known.probes_overdue);
             }
         }
         page.0
             .extend([up, state, active, weight, eligible, total, bytes, connect, retries]);
-        page.0.extend([failures, probes, probe_failures]);
+        page.0.extend([failures, probes, probe_failures, probes_overdue]);
     }
 
     fn failover(&self, page: &mut Page) {

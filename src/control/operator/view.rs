@@ -295,6 +295,8 @@ pub struct BackendFacts {
     pub probes: Times,
     /// Of them, failed.
     pub probe_failures: u64,
+    /// How often one was overdue by three intervals.
+    pub probes_overdue: u64,
 }
 
 /// Durations, counted by the buckets of [`BUCKETS_US`].

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 pub use knowledge::Knowledge;
 
-use super::probe::{Probe, Prober, Verdict};
+use super::probe::{Probe, Verdict};
 use crate::balance::{Member, Picker, identity};
 use crate::base::Rng;
 use crate::config::model::{self, BackendAddress, OnDown, ProbeKind, Protocol};
 use crate::control::request::BackendOrder;
 use crate::health::drain::Drain;
-use crate::health::schedule::{RUNNING_MAX, Schedule};
+use crate::health::schedule::{Overdue, Pace, Run, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Policy, Serving, Standing, State};
 use crate::link::Report;
 use crate::relay::Cause;
@@ -55,6 +55,8 @@ pub struct ProbeStats {
     pub seconds: Histogram,
     /// Probes that failed.
     pub failures: Count,
+    /// How often one was overdue.
+    pub overdue: Count,
 }
 
 /// A backend and everything that is known of it.
@@ -100,8 +102,9 @@ struct Leaving {
 
 /// See the module.
 pub struct Pools {
-    prober: Prober,
     schedule: Schedule,
+    /// To be started now.
+    probes: Vec<Probe>,
     pools: Vec<PoolEntry>,
     leaving: Vec<Leaving>,
     sheds: Vec<Shed>,
@@ -121,12 +124,11 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// No pools yet.
-    pub fn new(prober: Prober) -> Pools {
-        let seed = u64::from(std::process::id());
+    /// No pools yet. What is left to chance follows from `seed`.
+    pub fn new(seed: u64) -> Pools {
         Pools {
-            prober,
-            schedule: Schedule::new(RUNNING_MAX),
+            schedule: Schedule::new(1),
+            probes: Vec::new(),
             pools: Vec::new(),
             leaving: Vec::new(),
             sheds: Vec::new(),
@@ -145,8 +147,15 @@ impl Pools {
         self.pools.iter()
     }
 
-    /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain.
-    pub fn configure(&mut self, pools: &[model::Pool], shards: usize, now: Instant) {
+    /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain. Up to
+    /// `probes_max` probes may run at a time.
+    pub fn configure(&mut self, pools: &[model::Pool], shards: usize, probes_max: usize, now: Instant) {
+        self.schedule.set_running_max(probes_max);
+        let probed_before: HashMap<String, Arc<model::Pool>> = self
+            .pools
+            .iter()
+            .map(|pool| (pool.config.name.clone(), pool.config.clone()))
+            .collect();
         let mut known: HashMap<u64, Entry> = HashMap::new();
         let mut rules: HashMap<Arc<str>, Option<Duration>> = HashMap::new();
         let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
@@ -210,7 +219,12 @@ impl Pools {
                     .iter()
                     .for_each(|entry| self.schedule.remove(entry.backend.identity));
             }
-            self.schedule.add(now, pool.health.interval, &probed);
+            self.schedule.add(now, pace(pool), &probed);
+            // What is on its way was sent by other rules.
+            let same = |old: &Arc<model::Pool>| old.health == pool.health && old.source_address == pool.source_address;
+            if !probed_before.get(&pool.name).is_some_and(same) {
+                probed.iter().for_each(|&key| self.schedule.renew(now, key));
+            }
             let picker = picker(pool, &entries);
             let config = Arc::new(pool.clone());
             let (eligible, desperate) = supply.get(&pool.name).copied().unwrap_or_default();
@@ -256,23 +270,69 @@ impl Pools {
         std::mem::take(&mut self.changed)
     }
 
-    /// Starts the probes that are due.
+    /// Has the probes started that are due.
     fn start_probes(&mut self, now: Instant) {
-        while let Some(key) = self.schedule.start(now) {
+        while let Some(run) = self.schedule.start(now) {
             self.probes_from = Some(now + PROBES_PAUSE);
-            match self.find(key) {
+            match self.find(run.key) {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
-                    self.prober.start_probe(probe(&pool.config, &pool.entries[ix]));
+                    self.probes.push(probe(run, &pool.config, &pool.entries[ix]));
                 }
-                None => self.schedule.remove(key),
+                None => {
+                    self.schedule.remove(run.key);
+                    self.schedule.finish(now, run, Duration::ZERO, 0);
+                }
             }
+        }
+    }
+
+    /// Probes to be started; each of them ends in [`on_verdict`](Self::on_verdict).
+    pub fn take_probes(&mut self) -> Vec<Probe> {
+        std::mem::take(&mut self.probes)
+    }
+
+    /// Whoever carries out the probes has died. Those that were under way are due again, after a pause.
+    pub fn on_probes_lost(&mut self, now: Instant) {
+        self.probes.clear();
+        self.schedule.lose_all(now);
+        self.probes_from = Some(now + LOOK_MAX);
+    }
+
+    /// Tells of backends whose probe is overdue.
+    fn note_overdue(&mut self, overdue: &[Overdue]) {
+        /// Names in one line.
+        const NAMES_MAX: usize = 5;
+        for lost in [true, false] {
+            let here = overdue.iter().filter(|overdue| overdue.lost == lost);
+            let found: Vec<(usize, usize)> = here.filter_map(|overdue| self.find(overdue.key)).collect();
+            let entries = || found.iter().map(|&(pool, ix)| &self.pools[pool].entries[ix]);
+            entries().for_each(|entry| entry.probes.overdue.add(1));
+            let names: Vec<String> = entries().take(NAMES_MAX).map(|entry| name(&entry.backend)).collect();
+            let more = match found.len().saturating_sub(names.len()) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let names = names.join(", ");
+            let (running, running_max) = (self.schedule.running(), self.schedule.running_max());
+            let text = match (lost, found.len()) {
+                (_, 0) => continue,
+                (true, _) => format!("probes have not ended in time and start anew: {names}{more}"),
+                (false, _) => {
+                    format!(
+                        "probes are late by three intervals, {running} of {running_max} at a time run: {names}{more}"
+                    )
+                }
+            };
+            self.news.push((log::Level::Warn, text));
         }
     }
 
     /// Ends ejections, moves ramps and drains.
     fn look(&mut self, now: Instant) {
         self.quiet_until = None;
+        let overdue = self.schedule.overdue(now);
+        self.note_overdue(&overdue);
         // What was still to come at the last look: asked about now, a ramp only knows of its next step.
         let last = self.looked.replace(now).unwrap_or(now);
         for pool in &mut self.pools {
@@ -354,7 +414,11 @@ impl Pools {
 
     /// A probe has ended.
     pub fn on_verdict(&mut self, verdict: &Verdict, now: Instant) {
-        let Some((pool, ix)) = self.find(verdict.backend) else {
+        let current = self.schedule.is_current(verdict.run);
+        let place = self.find(verdict.run.key).filter(|_| current);
+        let Some((pool, ix)) = place else {
+            // Of a backend that has gone, by other rules, or given up as lost: another probe tells.
+            self.schedule.finish(now, verdict.run, Duration::ZERO, 0);
             return;
         };
         let (passed, reason) = match &verdict.result {
@@ -362,22 +426,20 @@ impl Pools {
             Err(reason) => (false, reason),
         };
         let entry = &mut self.pools[pool].entries[ix];
-        if verdict.untried {
+        let change = if verdict.untried {
             log::debug!("probe of {} could not be made: {reason}", name(&entry.backend));
-            let next_in = entry.state.next_probe_in();
-            self.schedule
-                .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
-            return;
-        }
-        entry.probes.seconds.observe_us(verdict.took.as_micros() as u64);
-        if !passed {
-            entry.probes.failures.add(1);
-            log::debug!("probe of {} failed: {reason}", name(&entry.backend));
-        }
-        let change = entry.state.probed(now, passed, reason);
+            None
+        } else {
+            entry.probes.seconds.observe_us(verdict.took.as_micros() as u64);
+            if !passed {
+                entry.probes.failures.add(1);
+                log::debug!("probe of {} failed: {reason}", name(&entry.backend));
+            }
+            entry.state.probed(now, passed, reason)
+        };
         let next_in = entry.state.next_probe_in();
         self.schedule
-            .finish(now, verdict.backend, next_in, self.rng.next_u64() as u32);
+            .finish(now, verdict.run, next_in, self.rng.next_u64() as u32);
         self.after(pool, ix, change);
     }
 
@@ -399,7 +461,7 @@ impl Pools {
             .succeeded(total.saturating_sub(std::mem::replace(&mut entry.seen, total)));
         let change = entry.state.failed(report.at, report.kind.as_str(), others);
         if let Some(until) = entry.state.ejected_until() {
-            self.schedule.hurry(report.backend, until);
+            self.schedule.hurry(report.at, report.backend, until);
         }
         self.after(pool, ix, change);
     }
@@ -567,7 +629,14 @@ fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {
     Picker::new(pool.balance, &pool.source_hash, &members)
 }
 
-fn probe(pool: &model::Pool, entry: &Entry) -> Probe {
+fn pace(pool: &model::Pool) -> Pace {
+    Pace {
+        interval: pool.health.interval,
+        timeout: pool.health.timeout,
+    }
+}
+
+fn probe(run: Run, pool: &model::Pool, entry: &Entry) -> Probe {
     let (health, backend) = (&pool.health, &entry.backend);
     let target = match (&backend.config.address, health.port) {
         (BackendAddress::Ip(address), port) => {
@@ -580,7 +649,7 @@ fn probe(pool: &model::Pool, entry: &Entry) -> Probe {
         (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
     };
     Probe {
-        backend: backend.identity,
+        run,
         target,
         kind: health.kind,
         source: pool.source_address,

@@ -2,28 +2,36 @@
 //!
 //! When a probe is due and what its outcome means is decided elsewhere ([`crate::health`]); here one probe runs from
 //! connecting to verdict. One lost packet must not fail it, and the kernel repeats a SYN only after a second: while nothing
-//! answers, further sockets try beside the first ([`tries`]), unless the backend is down anyway. A verdict is final when it is sent; after that a TCP socket lingers until the
-//! backend has answered our FIN with its own (or the time is up), because closing with a greeting unread would send RST,
-//! and servers such as MySQL count that against the client's address.
+//! answers, further sockets try beside the first ([`tries`]), unless the backend is down anyway. A verdict is final when it
+//! is sent; after that a TCP socket lingers until the
+//! backend has answered our FIN with its own (or the time is up, or descriptors are wanted for other probes), because
+//! closing with a greeting unread would send RST, and servers such as MySQL count that against the client's address.
+//!
+//! The schedule bounds the probes, and so the orders that wait here; the sockets are bounded once more where they are
+//! opened ([`Prober::set_sockets_max`]), because those that linger are not the schedule's.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 
 use crate::base::{Key, Slab, Timers};
+use crate::config::PROBES_MAX;
 use crate::config::model::ProbeKind;
 use crate::control::Input;
-use crate::health::schedule::tries;
+use crate::health::schedule::{Run, tries};
 use crate::sys::socket::{self, ConnectError, Target, Transfer};
 
 /// Bytes of an answer that are looked at.
 const ANSWER_MAX: usize = 16 << 10;
+/// Orders that wait at most. Twice what may run: those of a prober that hangs are given up and made again.
+const QUEUE_MAX: usize = 2 * PROBES_MAX as usize;
 /// How long a decided probe waits for the backend's FIN.
 const LINGER: Duration = Duration::from_millis(500);
 const WAKE: mio::Token = mio::Token(usize::MAX);
@@ -32,7 +40,7 @@ const WAKE: mio::Token = mio::Token(usize::MAX);
 #[derive(Debug, Clone)]
 pub struct Probe {
     /// Handed back with the verdict.
-    pub backend: u64,
+    pub run: Run,
     /// Where.
     pub target: Target,
     /// How; `ProbeKind::None` is never probed.
@@ -53,7 +61,7 @@ pub struct Probe {
 #[derive(Debug, Clone)]
 pub struct Verdict {
     /// As in the [`Probe`].
-    pub backend: u64,
+    pub run: Run,
     /// A few words: what was seen.
     pub result: Result<String, String>,
     /// It failed for want of descriptors, memory or ports here, and says nothing of the backend.
@@ -62,37 +70,83 @@ pub struct Verdict {
     pub took: Duration,
 }
 
+impl Verdict {
+    /// Of a probe that was not even begun.
+    pub fn untried(run: Run) -> Verdict {
+        Verdict {
+            run,
+            result: Err("the prober does not keep up".into()),
+            untried: true,
+            took: Duration::ZERO,
+        }
+    }
+}
+
+/// Why a probe could not be ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotStarted {
+    /// The thread does not keep up.
+    Busy,
+    /// The thread has ended, and with it every probe.
+    Gone,
+}
+
 /// The probing thread.
 #[derive(Debug)]
 pub struct Prober {
     probes: Sender<Probe>,
     waker: Waker,
+    inputs: Sender<Input>,
+    sockets_max: Arc<AtomicUsize>,
 }
 
 impl Prober {
-    /// Starts the thread. Verdicts go to `inputs`.
-    pub fn start(inputs: Sender<Input>) -> io::Result<Prober> {
+    /// Starts the thread, which opens so many sockets at most. Verdicts go to `inputs`.
+    pub fn start(inputs: Sender<Input>, sockets_max: usize) -> io::Result<Prober> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        let (probes, queue) = unbounded();
+        let (probes, queue) = bounded(QUEUE_MAX);
+        let sockets_max = Arc::new(AtomicUsize::new(sockets_max));
         let running = Running {
             poll,
             queue,
-            inputs,
+            inputs: inputs.clone(),
             probes: Slab::new(),
             timers: Timers::new(),
             epoch: Instant::now(),
+            sockets_max: sockets_max.clone(),
         };
         std::thread::Builder::new()
             .name("prober".into())
             .spawn(move || running.run())?;
-        Ok(Prober { probes, waker })
+        Ok(Prober {
+            probes,
+            waker,
+            inputs,
+            sockets_max,
+        })
+    }
+
+    /// Starts another thread in place of one that has ended.
+    pub fn restart(&mut self) -> io::Result<()> {
+        *self = Prober::start(self.inputs.clone(), self.sockets_max.load(Relaxed))?;
+        Ok(())
+    }
+
+    /// Changes how many sockets it may have open.
+    pub fn set_sockets_max(&self, sockets_max: usize) {
+        self.sockets_max.store(sockets_max, Relaxed);
     }
 
     /// Starts a probe.
-    pub fn start_probe(&self, probe: Probe) {
-        let _ = self.probes.send(probe);
+    pub fn start_probe(&self, probe: Probe) -> Result<(), NotStarted> {
+        self.probes.try_send(probe).map_err(|error| match error {
+            TrySendError::Full(_) => NotStarted::Busy,
+            TrySendError::Disconnected(_) => NotStarted::Gone,
+        })?;
+        // Whatever keeps it from being woken, its next timer or the schedule's alarm brings it back to the queue.
         let _ = self.waker.wake();
+        Ok(())
     }
 }
 
@@ -103,6 +157,7 @@ struct Running {
     probes: Slab<Live>,
     timers: Timers,
     epoch: Instant,
+    sockets_max: Arc<AtomicUsize>,
 }
 
 struct Live {
@@ -154,21 +209,15 @@ impl Running {
                     self.time_out(key);
                 }
             }
-            while let Ok(probe) = self.queue.try_recv() {
-                self.start(probe);
-            }
-            if self.queue.is_empty() && self.inputs_gone() {
-                return;
+            loop {
+                match self.queue.try_recv() {
+                    Ok(probe) => self.start(probe),
+                    Err(TryRecvError::Empty) => break,
+                    // Control has ended when nobody can send probes any more.
+                    Err(TryRecvError::Disconnected) => return,
+                }
             }
         }
-    }
-
-    /// The control thread has ended when nobody can send probes any more.
-    fn inputs_gone(&self) -> bool {
-        matches!(
-            self.queue.try_recv(),
-            Err(crossbeam_channel::TryRecvError::Disconnected)
-        )
     }
 
     fn start(&mut self, probe: Probe) {
@@ -192,9 +241,14 @@ impl Running {
 
     /// Opens one more socket, and sets the timer for the next or for the end.
     fn attempt(&mut self, key: Key) {
+        let room = self.make_room(key);
         let Some(live) = self.probes.get_mut(key) else {
             return;
         };
+        let next = live.tries.pop().unwrap_or(live.started + live.probe.timeout);
+        if !room {
+            return self.set_timer(key, next);
+        }
         let opened = match (&live.probe.target, live.probe.kind) {
             (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &live.probe),
             (target, _) => socket::connect(target, live.probe.source).map_err(io::Error::from),
@@ -206,7 +260,6 @@ impl Running {
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut SourceFd(&raw), token, interest)
         });
-        let next = live.tries.pop().unwrap_or(live.started + live.probe.timeout);
         match registered {
             // The first socket is on its way: that there is none for another try takes nothing from it.
             _ if live.sockets.len() > 1 => self.set_timer(key, next),
@@ -217,6 +270,22 @@ impl Running {
                 self.decide(key, Err(words(error)), untried);
             }
         }
+    }
+
+    /// Whether one more socket may be opened for this probe. The first one of a probe always may: the oldest that merely
+    /// lingers makes room for it.
+    fn make_room(&mut self, key: Key) -> bool {
+        let open: usize = self.probes.iter().map(|(_, live)| live.sockets.len()).sum();
+        if open < self.sockets_max.load(Relaxed) {
+            return true;
+        }
+        let first = self.probes.get(key).is_some_and(|live| live.sockets.is_empty());
+        if first {
+            let lingering = self.probes.iter().filter(|(_, live)| live.decided);
+            let oldest = lingering.min_by_key(|(_, live)| live.started).map(|(key, _)| key);
+            oldest.inspect(|&key| self.remove(key));
+        }
+        first
     }
 
     fn set_timer(&mut self, key: Key, at: Instant) {
@@ -267,7 +336,7 @@ impl Running {
         live.decided = true;
         let lingers = result.is_ok() && live.probe.kind == ProbeKind::Tcp;
         let verdict = Verdict {
-            backend: live.probe.backend,
+            run: live.probe.run,
             result,
             untried,
             took: live.started.elapsed(),
@@ -384,4 +453,38 @@ fn excerpt(bytes: &[u8]) -> String {
         shown.escape_ascii(),
         if bytes.len() > 32 { "..." } else { "" }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each verdict is answered by the next probe, after a pause of any length up to the time that the prober takes to look
+    /// at its queue once more. Broken on purpose: the queue asked whether it is empty, and then for a probe (the code of
+    /// before: a probe that arrived in between was dropped).
+    #[test]
+    fn every_probe_gets_a_verdict() {
+        let (sender, inputs) = crossbeam_channel::unbounded();
+        let prober = Prober::start(sender, 4).unwrap();
+        let mut rng = crate::base::Rng::new(1);
+        for number in 0..100_000 {
+            let probe = Probe {
+                run: Run { key: 1, number },
+                target: Target::Unix("/nonexistent/socket".into()),
+                kind: ProbeKind::Tcp,
+                source: None,
+                timeout: Duration::from_secs(60),
+                insists: false,
+                send: [].into(),
+                expect: [].into(),
+            };
+            prober.start_probe(probe).unwrap();
+            let sent = Instant::now();
+            while inputs.try_recv().is_err() {
+                assert!(sent.elapsed() < Duration::from_secs(20), "probe {number} was lost");
+                std::hint::spin_loop();
+            }
+            (0..rng.below(100)).for_each(|_| std::hint::spin_loop());
+        }
+    }
 }
