@@ -16,7 +16,7 @@ use super::{UNWATCHED, balanced};
 use weir::base::Rng;
 
 /// Random bytes; a transfer sends a part of them, so that any shift or repetition shows.
-static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub(super) static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut rng = Rng::new(11);
     std::iter::repeat_with(|| rng.next_u64().to_le_bytes())
         .take(1 << 20)

@@ -18,6 +18,7 @@ mod timeouts;
 mod tool;
 mod urgent;
 mod vanished;
+mod verdicts;
 
 use std::net::SocketAddr;
 
