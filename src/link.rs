@@ -172,8 +172,14 @@ impl Drop for Seat {
 /// What a worker is told to do.
 #[derive(Debug)]
 pub enum Command {
-    /// Serve this listening socket.
-    Listen(ListenSocket),
+    /// Serve this listening socket, with the UDP sessions that belong to it. The sessions come first: a client that has one
+    /// must not get another.
+    Listen {
+        /// The socket.
+        socket: ListenSocket,
+        /// Its sessions.
+        migrants: Vec<Migrant>,
+    },
     /// Accept what is queued on the sockets of this listener and address, then close them.
     Unlisten(u32, Local),
     /// Hand out duplicates of listening sockets and go on serving them.
@@ -187,17 +193,9 @@ pub enum Command {
     /// has them too and will.
     Release {
         /// Which.
-        sockets: Arc<Vec<(u32, Local)>>,
+        places: Arc<Vec<(u32, Local)>>,
         /// Their UDP sessions, when it is done: they go with their socket.
         reply: Sender<Vec<Migrant>>,
-    },
-    /// Serve this UDP socket, with sessions that belong to it. The sessions come first: a client that has one must not
-    /// get another.
-    Settle {
-        /// The socket.
-        socket: ListenSocket,
-        /// Its sessions.
-        migrants: Vec<Migrant>,
     },
     /// Serve this connection.
     Adopt(Box<Accepted>, Seat),

@@ -1,4 +1,4 @@
-//! Listening sockets of one worker: accepting under a budget, and placing new connections.
+//! Accepting connections under a budget, and placing them.
 //!
 //! Listening sockets are level-triggered (see [`crate::sys::epoll`]): one accept4 serves a lone connection, and a queue
 //! that is not empty is told of again. The number of accepts a turn follows the load: it doubles while the queue is told of
@@ -19,23 +19,23 @@
 //! A listener may be removed meanwhile. Its sockets stay until their queues have been served, or until nobody who waited
 //! there then can be left ([`WAIT_MAX_MS`]).
 //!
-//! The same pause ends with another try if a listening socket could not be registered with epoll.
+//! # Who opens them
+//!
+//! [`Accepting::next`] returns one connection at a time, and knows nothing of what becomes of it: the fewer calls lie
+//! between accept4 and the backend's socket, the surer their descriptors are neighbours.
 
-use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::Poll;
 
 use super::Context;
-use super::tcp::Tcp;
-use crate::base::{Key, Kind, Side, Slab, Token};
+use super::sockets::{Listening, Set};
+use crate::base::Key;
 use crate::config::model::Keepalive;
-use crate::link::{self, Accepted, Command, ListenSocket, Local, Seat};
+use crate::link::{Accepted, Command, Local, Seat};
 use crate::relay::Cause;
-use crate::snapshot::{Listener, Snapshot};
-use crate::sys::epoll;
 use crate::sys::limits::Reserve;
 use crate::sys::socket::{self, AcceptError};
 
@@ -50,13 +50,8 @@ const CROWD: u64 = 64;
 /// Arrivals are counted over about so long, milliseconds.
 const WINDOW_MS: u64 = 64;
 
-struct Listening {
-    socket: ListenSocket,
-    local: Arc<Local>,
-    /// `None` while the snapshot that knows the listener has not arrived.
-    listener: Option<Arc<Listener>>,
-    /// The listener is gone: closed when its queue is empty, or then, milliseconds since the epoch.
-    closes_ms: Option<u64>,
+/// What accepting keeps with a listening socket.
+pub(super) struct Stream {
     ready: bool,
     burst: u32,
     /// The turn that last exhausted its burst.
@@ -65,20 +60,31 @@ struct Listening {
     keepalive: Option<Option<Keepalive>>,
 }
 
-impl Listening {
+impl Default for Stream {
+    fn default() -> Stream {
+        Stream {
+            ready: false,
+            burst: 1,
+            full_at: 0,
+            keepalive: None,
+        }
+    }
+}
+
+impl Stream {
     /// Makes accepted sockets inherit what the configuration says of keep-alive, and that urgent data stays in its place.
-    fn bequeath(&mut self) {
-        let (Some(listener), Local::Ip(_)) = (&self.listener, &self.socket.local) else {
+    pub(super) fn bequeath(listening: &mut Listening<Stream>) {
+        let (Some(listener), Local::Ip(_)) = (&listening.listener, &*listening.local) else {
             return;
         };
         let wanted = listener.config.keepalive;
-        if self.keepalive != Some(wanted) {
-            let fd = self.socket.fd.as_raw_fd();
+        if listening.own.keepalive != Some(wanted) {
+            let fd = listening.fd.as_raw_fd();
             if let Err(error) = socket::set_keepalive(fd, wanted.map(seconds_and_probes)) {
-                log::warn!("{}: cannot set keep-alive: {error}", self.socket.local);
+                log::warn!("{}: cannot set keep-alive: {error}", listening.local);
             }
             socket::keep_urgent_inline(fd);
-            self.keepalive = Some(wanted);
+            listening.own.keepalive = Some(wanted);
         }
     }
 }
@@ -89,16 +95,40 @@ pub(super) fn seconds_and_probes(keepalive: Keepalive) -> [u32; 3] {
     [seconds(keepalive.idle), seconds(keepalive.interval), keepalive.probes]
 }
 
+/// What is to be done with a connection that has been accepted.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Serve it; its places in the gauges of process and worker are taken.
+    Serve(Accepted),
+    /// Turn it away; it has no place.
+    Refuse(Accepted, Cause),
+}
+
 /// See the module.
 #[derive(Default)]
-pub(super) struct Listeners {
-    sockets: Slab<Listening>,
+pub(super) struct Accepting {
+    /// Sockets whose queues are not empty.
     ready: Vec<Key>,
+    /// Sockets whose listeners are gone: served until empty, then closed.
+    closing: Vec<Key>,
+    current: Option<Current>,
+    /// Accepted and not returned yet.
+    arrived: VecDeque<Arrival>,
     /// Accepting pauses until then, milliseconds.
     paused_until: Option<u64>,
     waiting: Option<Waiting>,
     reserve: Reserve,
+    /// The reserve is to be filled up again, with the descriptor of one that is being turned away.
+    refill: bool,
     arrivals: Arrivals,
+}
+
+/// The socket that is being accepted from.
+struct Current {
+    key: Key,
+    /// So many more.
+    left: u32,
+    share: Share,
 }
 
 /// The client that has waited longest for room.
@@ -122,6 +152,7 @@ enum Shortage {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Share {
     Yes,
+    /// Another worker might know already that the listener is gone.
     No,
 }
 
@@ -144,19 +175,19 @@ impl Arrivals {
     }
 }
 
-fn token(key: Key) -> u64 {
-    Token {
-        kind: Kind::Listen,
-        side: Side::Client,
-        key,
-    }
-    .pack()
+/// How accepting from one socket went.
+enum Step {
+    /// One has been taken out of the queue; there may be more.
+    More,
+    /// The queue is empty, or the socket is gone.
+    Dry,
 }
 
-impl Listeners {
-    pub(super) fn mark(&mut self, key: Key) {
-        if let Some(listening) = self.sockets.get_mut(key)
-            && !std::mem::replace(&mut listening.ready, true)
+impl Accepting {
+    /// Notes that a queue is not empty.
+    pub(super) fn mark(&mut self, sockets: &mut Set<Stream>, key: Key) {
+        if let Some(listening) = sockets.get_mut(key)
+            && !std::mem::replace(&mut listening.own.ready, true)
         {
             self.ready.push(key);
         }
@@ -166,242 +197,138 @@ impl Listeners {
         self.paused_until
     }
 
-    pub(super) fn adopt(&mut self, snapshot: &Snapshot) {
-        for key in self.sockets.keys() {
-            if let Some(listening) = self.sockets.get_mut(key) {
-                let known = snapshot.listener(listening.socket.listener).cloned();
-                listening.listener = known.or(listening.listener.take());
-                listening.bequeath();
+    /// These sockets are closed when their queues have been served: at once, unless accepting is paused, and then when that is
+    /// over.
+    pub(super) fn close(&mut self, context: &Context, sockets: &mut Set<Stream>, keys: Vec<Key>) {
+        for key in keys {
+            if let Some(listening) = sockets.get_mut(key) {
+                listening.closes_ms = Some(context.now_ms() + WAIT_MAX_MS);
+                self.closing.push(key);
             }
         }
     }
 
-    pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) {
-        let fd = socket.fd.as_raw_fd();
-        let mut listening = Listening {
-            local: Arc::new(socket.local.clone()),
-            listener: context.snapshot.listener(socket.listener).cloned(),
-            socket,
-            closes_ms: None,
-            ready: false,
-            burst: 1,
-            full_at: 0,
-            keepalive: None,
-        };
-        listening.bequeath();
-        let key = self.sockets.insert(listening);
-        if let Err(error) = epoll::add_level(poll, fd, token(key)) {
-            log::error!(
-                "worker {}: cannot watch a listening socket, trying again: {error}",
-                context.id
-            );
-            self.pause(poll, context);
-        }
-        if self.paused_until.is_some() {
-            let _ = epoll::set_level(poll, fd, token(key), false);
-        }
-    }
-
-    /// Serves what is queued on the sockets of `listener` at `local`, then closes them.
-    pub(super) fn remove(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp, listener: u32, local: &Local) {
-        for key in self.sockets.keys() {
-            let matches = |l: &Listening| l.socket.listener == listener && l.socket.local == *local;
-            if self.sockets.get(key).is_some_and(matches) {
-                self.serve_and_close(poll, context, tcp, key);
+    /// The next connection; `None` when this turn's budget is used up or nobody waits.
+    pub(super) fn next(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>) -> Option<Arrival> {
+        loop {
+            if let Some(arrival) = self.arrived.pop_front() {
+                return Some(arrival);
             }
-        }
-    }
-
-    /// Serves what is queued on a socket, then closes it: now, or when accepting goes on.
-    fn serve_and_close(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp, key: Key) {
-        // Here: another worker might know already that the listener is gone.
-        while self.accept_from(poll, context, tcp, key, u32::MAX, Share::No) {}
-        let now_ms = context.now_ms();
-        let Some(listening) = self.sockets.get_mut(key) else {
-            return;
-        };
-        let closes_ms = *listening.closes_ms.get_or_insert(now_ms + WAIT_MAX_MS);
-        if self.paused_until.is_none() || now_ms >= closes_ms {
-            self.close(poll, key);
-        }
-    }
-
-    /// Goes on with sockets whose listeners were removed while accepting was paused.
-    fn close_rest(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
-        let closing = self.sockets.iter().filter(|(_, l)| l.closes_ms.is_some());
-        for key in closing.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.serve_and_close(poll, context, tcp, key);
-        }
-    }
-
-    /// Closes the sockets of these listeners and addresses, whose queues another process serves.
-    pub(super) fn release(&mut self, poll: &Poll, places: &[(u32, Local)]) {
-        for key in self.sockets.keys() {
-            let matches = |l: &Listening| {
-                let is_it = |(id, local): &(u32, Local)| *id == l.socket.listener && *local == l.socket.local;
-                places.iter().any(is_it)
+            if std::mem::take(&mut self.refill) {
+                let _ = self.reserve.refill();
+            }
+            let current = match self.current.take() {
+                Some(current) => current,
+                None => self.next_socket(context, sockets)?,
             };
-            if self.sockets.get(key).is_some_and(matches) {
-                self.close(poll, key);
+            let is_over = self.paused_until.is_some() || current.left == 0;
+            if is_over || matches!(self.step(poll, context, sockets, &current), Step::Dry) {
+                self.leave(poll, context, sockets, &current);
+            } else {
+                self.current = Some(Current {
+                    left: current.left - 1,
+                    ..current
+                });
             }
         }
     }
 
-    /// Whether no socket is left to be served.
-    pub(super) fn is_empty(&self) -> bool {
-        self.sockets.is_empty()
-    }
-
-    /// Duplicates of the sockets that are meant, by listener and address, and whose listeners are there.
-    pub(super) fn share(&self, is_meant: impl Fn(u32, &Local) -> bool) -> std::io::Result<Vec<ListenSocket>> {
-        let served = self.sockets.iter().filter(|(_, l)| l.closes_ms.is_none());
-        let sockets = served.map(|(_, listening)| &listening.socket);
-        let meant = sockets.filter(|socket| is_meant(socket.listener, &socket.local));
-        meant.map(ListenSocket::duplicate).collect()
-    }
-
-    /// Deregisters before closing: a registration lives as long as the open file, which a duplicate may keep open.
-    fn close(&mut self, poll: &Poll, key: Key) {
-        if let Some(listening) = self.sockets.remove(key) {
-            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
+    fn next_socket(&mut self, context: &Context, sockets: &mut Set<Stream>) -> Option<Current> {
+        if let Some(key) = self.closing.pop() {
+            return Some(Current {
+                key,
+                left: u32::MAX,
+                share: Share::No,
+            });
         }
-    }
-
-    /// Gives every socket to another worker, queue and all. What is about to be closed is closed here.
-    pub(super) fn hand_over(&mut self, poll: &Poll, to: &link::Worker) {
-        for key in self.sockets.keys() {
-            if self.sockets.get(key).is_some_and(|l| l.closes_ms.is_none()) {
-                self.give(poll, key, to);
-            }
-        }
-    }
-
-    /// Gives all sockets of `listener` at `local` but one away.
-    pub(super) fn spread(&mut self, poll: &Poll, listener: u32, local: &Local, to: &link::Recipients) {
-        let matches =
-            |l: &Listening| l.closes_ms.is_none() && l.socket.listener == listener && l.socket.local == *local;
-        let mut keys = self.sockets.keys();
-        keys.retain(|key| self.sockets.get(*key).is_some_and(matches));
-        for key in keys.into_iter().skip(1) {
-            let Some(worker) = to.next() else { return };
-            self.give(poll, key, worker);
-        }
-    }
-
-    fn give(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
-        if let Some(listening) = self.sockets.remove(key) {
-            let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
-            to.send(Command::Listen(listening.socket));
-        }
-    }
-
-    pub(super) fn accept(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
-        let turn = context.stats.turns.get() + 1;
-        for key in std::mem::take(&mut self.ready) {
-            let Some(listening) = self.sockets.get_mut(key) else {
+        loop {
+            let key = self.ready.pop()?;
+            let Some(listening) = sockets.get_mut(key) else {
                 continue;
             };
-            listening.ready = false;
-            if listening.full_at + 1 == turn {
-                listening.burst = (listening.burst * 2).min(BURST_MAX);
+            let stream = &mut listening.own;
+            stream.ready = false;
+            if stream.full_at + 1 == turn(context) {
+                stream.burst = (stream.burst * 2).min(BURST_MAX);
             }
-            let burst = listening.burst;
-            let full = self.accept_from(poll, context, tcp, key, burst, Share::Yes);
-            if let Some(listening) = self.sockets.get_mut(key) {
-                if full {
-                    listening.full_at = turn;
-                } else {
-                    listening.burst = 1;
+            return Some(Current {
+                key,
+                left: stream.burst,
+                share: Share::Yes,
+            });
+        }
+    }
+
+    /// A socket is done with for this turn.
+    fn leave(&mut self, poll: &Poll, context: &Context, sockets: &mut Set<Stream>, current: &Current) {
+        let Some(listening) = sockets.get_mut(current.key) else {
+            return;
+        };
+        match listening.closes_ms {
+            None if current.left == 0 => listening.own.full_at = turn(context),
+            None => listening.own.burst = 1,
+            Some(closes_ms) => {
+                if self.paused_until.is_none() || context.now_ms() >= closes_ms {
+                    sockets.take(poll, current.key);
                 }
             }
         }
     }
 
-    /// Accepts up to `burst` connections; false if the queue ran dry or accepting paused before that.
-    fn accept_from(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        tcp: &mut Tcp,
-        key: Key,
-        burst: u32,
-        share: Share,
-    ) -> bool {
-        for _ in 0..burst {
-            if self.paused_until.is_some() {
-                return false;
-            }
-            match self.accept_one(context, key) {
-                Ok(accepted) => {
-                    let recent = self.arrivals.note(context.now_ms());
-                    context.crowded = recent >= CROWD;
-                    if let Err(accepted) = place(context, tcp, accepted, recent, share) {
-                        context
-                            .shared
-                            .exhausted(&"as many are open as the limit on open files carries");
-                        if self.keep_waiting(context, tcp, accepted, Shortage::Places) {
-                            self.pause(poll, context);
+    /// Takes one out of a queue.
+    fn step(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>, current: &Current) -> Step {
+        match accept(context, sockets, current.key) {
+            Ok(accepted) => {
+                let recent = self.arrivals.note(context.now_ms());
+                context.crowded = recent >= CROWD;
+                match place(context, accepted, recent, current.share) {
+                    Placed::Here(arrival) => self.arrived.push_back(arrival),
+                    Placed::Elsewhere => {}
+                    Placed::Nowhere(accepted) => {
+                        let why = "as many are open as the limit on open files carries";
+                        context.shared.exhausted(&why);
+                        if self.keep_waiting(context, accepted, Shortage::Places) {
+                            self.pause(poll, context, sockets);
                         }
                     }
                 }
-                Err(AcceptError::Gone) => {}
-                Err(AcceptError::Empty) => return false,
-                Err(AcceptError::Exhausted(error)) => {
-                    context.shared.exhausted(&error);
-                    if !self.shed_one(context, tcp, key) {
-                        self.pause(poll, context);
-                    }
-                }
-                Err(AcceptError::Broken(error)) => {
-                    if let Some(Listening { socket, .. }) = self.sockets.remove(key) {
-                        log::error!("worker {}: {}: {error}", context.id, socket.local);
-                    }
-                    return false;
+            }
+            Err(AcceptError::Gone) => {}
+            Err(AcceptError::Empty) => return Step::Dry,
+            Err(AcceptError::Exhausted(error)) => {
+                context.shared.exhausted(&error);
+                if !self.shed_one(context, sockets, current.key) {
+                    self.pause(poll, context, sockets);
                 }
             }
+            Err(AcceptError::Broken(error)) => {
+                if let Some(Listening { local, .. }) = sockets.take(poll, current.key) {
+                    log::error!("worker {}: {local}: {error}", context.id);
+                }
+                return Step::Dry;
+            }
         }
-        true
-    }
-
-    fn accept_one(&mut self, context: &Context, key: Key) -> Result<Accepted, AcceptError> {
-        // While the snapshot that knows the listener has not arrived, its queue is left alone.
-        let known = self.sockets.get(key).and_then(|listening| {
-            let listener = listening.listener.clone()?;
-            Some((listening, listener))
-        });
-        let Some((listening, listener)) = known else {
-            return Err(AcceptError::Empty);
-        };
-        let (fd, client) = socket::accept(listening.socket.fd.as_raw_fd())?;
-        listener.stats.shards.of(context.id).accepted.add(1);
-        Ok(Accepted {
-            local: listening.local.clone(),
-            listener,
-            client,
-            fd,
-        })
+        Step::More
     }
 
     /// Takes the one that has waited longest out of a queue, with the descriptor in reserve. True if it had waited too
-    /// long and is gone, so the next one may be looked at.
-    fn shed_one(&mut self, context: &mut Context, tcp: &mut Tcp, key: Key) -> bool {
+    /// long and is turned away, so the next one may be looked at.
+    fn shed_one(&mut self, context: &Context, sockets: &Set<Stream>, key: Key) -> bool {
         if self.waiting.is_some() || !self.reserve.spend() {
             return false;
         }
-        let accepted = self.accept_one(context, key);
-        let shed = accepted.is_ok_and(|accepted| !self.keep_waiting(context, tcp, accepted, Shortage::Descriptors));
-        if self.waiting.is_none() {
-            let _ = self.reserve.refill();
-        }
+        let accepted = accept(context, sockets, key);
+        let shed = accepted.is_ok_and(|accepted| !self.keep_waiting(context, accepted, Shortage::Descriptors));
+        self.refill |= self.waiting.is_none();
         shed
     }
 
     /// Keeps a client until there is room. False if it has waited too long already or another one is before it: it is
-    /// reset then.
-    fn keep_waiting(&mut self, context: &mut Context, tcp: &mut Tcp, accepted: Accepted, shortage: Shortage) -> bool {
+    /// turned away then.
+    fn keep_waiting(&mut self, context: &Context, accepted: Accepted, shortage: Shortage) -> bool {
         let waited_ms = socket::waited_ms(accepted.fd.as_raw_fd());
         if self.waiting.is_some() || waited_ms >= WAIT_MAX_MS {
-            tcp.refuse(context, accepted, Cause::LimitProcess);
+            self.arrived.push_back(Arrival::Refuse(accepted, Cause::LimitProcess));
             return false;
         }
         let until_ms = context.now_ms() + WAIT_MAX_MS - waited_ms;
@@ -413,16 +340,14 @@ impl Listeners {
         true
     }
 
-    fn pause(&mut self, poll: &Poll, context: &Context) {
+    fn pause(&mut self, poll: &Poll, context: &Context, sockets: &mut Set<Stream>) {
         self.paused_until = Some(context.now_ms() + PAUSE_MS);
-        for (key, listening) in self.sockets.iter() {
-            let _ = epoll::set_level(poll, listening.socket.fd.as_raw_fd(), token(key), false);
-        }
+        sockets.pause(poll);
     }
 
     /// Serves the one that waits if there is room, sheds it if it has waited too long, and goes on accepting when the
-    /// pause is over.
-    pub(super) fn resume(&mut self, poll: &Poll, context: &mut Context, tcp: &mut Tcp) {
+    /// pause is over; [`next`](Self::next) returns who that lets in.
+    pub(super) fn resume(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>) {
         let Some(paused_until) = self.paused_until else {
             return;
         };
@@ -435,20 +360,23 @@ impl Listeners {
             };
             if room {
                 let recent = self.arrivals.note(now_ms);
-                if let Err(accepted) = place(context, tcp, waiting.accepted, recent, Share::Yes) {
-                    self.waiting = Some(Waiting { accepted, ..waiting });
+                match place(context, waiting.accepted, recent, Share::Yes) {
+                    Placed::Here(arrival) => self.arrived.push_back(arrival),
+                    Placed::Elsewhere => {}
+                    Placed::Nowhere(accepted) => self.waiting = Some(Waiting { accepted, ..waiting }),
                 }
             } else if now_ms >= waiting.until_ms {
-                tcp.refuse(context, waiting.accepted, Cause::LimitProcess);
+                self.arrived
+                    .push_back(Arrival::Refuse(waiting.accepted, Cause::LimitProcess));
                 // Its descriptor takes the next one out.
-                let _ = self.reserve.refill();
+                self.refill = true;
             } else {
                 self.waiting = Some(waiting);
             }
             if self.waiting.is_some() {
                 if now_ms >= paused_until {
                     self.paused_until = Some(now_ms + PAUSE_MS);
-                    self.close_rest(poll, context, tcp);
+                    self.close_rest(sockets);
                 }
                 return;
             }
@@ -458,45 +386,67 @@ impl Listeners {
             let _ = self.reserve.refill();
         }
         self.paused_until = None;
-        let mut deaf = false;
-        for (key, listening) in self.sockets.iter() {
-            deaf |= watch(poll, listening.socket.fd.as_raw_fd(), token(key)).is_err();
-        }
-        if deaf {
-            self.pause(poll, context);
-        }
-        self.close_rest(poll, context, tcp);
+        sockets.unpause(poll, now_ms);
+        self.close_rest(sockets);
     }
 
-    /// Resets the one that waits: this worker ends.
-    pub(super) fn end(&mut self, context: &mut Context, tcp: &mut Tcp) {
-        if let Some(waiting) = self.waiting.take() {
-            tcp.refuse(context, waiting.accepted, Cause::Shutdown);
-        }
+    /// Goes on with sockets whose listeners were removed while accepting was paused.
+    fn close_rest(&mut self, sockets: &Set<Stream>) {
+        let closing = sockets.iter().filter(|(_, l)| l.closes_ms.is_some());
+        self.closing.extend(closing.map(|(key, _)| key));
+    }
+
+    /// The one that waits, to be turned away: this worker ends.
+    pub(super) fn end(&mut self) -> Option<Arrival> {
+        let waiting = self.waiting.take()?;
+        Some(Arrival::Refuse(waiting.accepted, Cause::Shutdown))
     }
 }
 
-/// Events of a listening socket come from now on, whether they did before, were paused, or could not be registered.
-fn watch(poll: &Poll, fd: RawFd, token: u64) -> std::io::Result<()> {
-    match epoll::set_level(poll, fd, token, true) {
-        Err(error) if error.kind() == ErrorKind::NotFound => epoll::add_level(poll, fd, token),
-        done => done,
-    }
+fn turn(context: &Context) -> u64 {
+    context.stats.turns.get() + 1
+}
+
+fn accept(context: &Context, sockets: &Set<Stream>, key: Key) -> Result<Accepted, AcceptError> {
+    // While the snapshot that knows the listener has not arrived, its queue is left alone.
+    let known = sockets.get(key).and_then(|listening| {
+        let listener = listening.listener.clone()?;
+        Some((listening, listener))
+    });
+    let Some((listening, listener)) = known else {
+        return Err(AcceptError::Empty);
+    };
+    let (fd, client) = socket::accept(listening.fd.as_raw_fd())?;
+    listener.stats.shards.of(context.id).accepted.add(1);
+    Ok(Accepted {
+        local: listening.local.clone(),
+        listener,
+        client,
+        fd,
+    })
 }
 
 fn has_place(context: &Context) -> bool {
     context.shared.process.connections.get() < context.snapshot.connections_max
 }
 
-/// Serves a new connection here or, if it may go there, at the least busy worker. Gives it back if it has to wait for a place.
-fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64, share: Share) -> Result<(), Accepted> {
+/// Where a connection goes.
+enum Placed {
+    Here(Arrival),
+    /// At a less busy worker.
+    Elsewhere,
+    /// It has to wait for a place.
+    Nowhere(Accepted),
+}
+
+/// Finds a new connection a place here or, if it may go there, at the least busy worker.
+fn place(context: &Context, accepted: Accepted, recent: u64, share: Share) -> Placed {
     let connections = &context.shared.process.connections;
     if !connections.try_raise(Some(context.snapshot.connections_max)) {
-        if !context.snapshot.connections_stated {
-            return Err(accepted);
-        }
-        tcp.refuse(context, accepted, Cause::LimitProcess);
-        return Ok(());
+        return match context.snapshot.connections_stated {
+            true => Placed::Here(Arrival::Refuse(accepted, Cause::LimitProcess)),
+            false => Placed::Nowhere(accepted),
+        };
     }
     let workers = context.shared.workers();
     let mine = u64::from(context.stats.connections.get());
@@ -504,22 +454,18 @@ fn place(context: &mut Context, tcp: &mut Tcp, accepted: Accepted, recent: u64, 
         .iter()
         .filter(|worker| worker.id != context.id)
         .min_by_key(|worker| worker.stats.connections.get());
+    let mut accepted = accepted;
     if let (Some(other), Share::Yes) = (idlest, share)
         && mine > u64::from(other.stats.connections.get()) + recent / 8
     {
         let seat = Seat::at(other, &context.shared);
-        let Err(Command::Adopt(accepted, seat)) = other.try_send(Command::Adopt(Box::new(accepted), seat)) else {
-            return Ok(());
+        let Err(Command::Adopt(back, seat)) = other.try_send(Command::Adopt(Box::new(accepted), seat)) else {
+            return Placed::Elsewhere;
         };
         other.stats.connections.lower();
         seat.keep();
-        drop(workers);
-        context.stats.connections.raise();
-        tcp.open(context, *accepted);
-        return Ok(());
+        accepted = *back;
     }
-    drop(workers);
     context.stats.connections.raise();
-    tcp.open(context, accepted);
-    Ok(())
+    Placed::Here(Arrival::Serve(accepted))
 }

@@ -19,6 +19,7 @@ mod attempt;
 mod connection;
 mod io;
 mod listen;
+mod sockets;
 mod tcp;
 mod udp;
 
@@ -32,12 +33,13 @@ use mio::{Events, Poll, Registry, Waker};
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
-use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, Local, Seat, Shared};
+use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, Seat, Shared};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
 
-use listen::Listeners;
+use listen::{Accepting, Arrival};
+use sockets::Sockets;
 use tcp::Tcp;
 use udp::Udp;
 
@@ -60,7 +62,8 @@ pub struct Worker {
     poll: Poll,
     events: Events,
     commands: Commands,
-    listeners: Listeners,
+    sockets: Sockets,
+    accepting: Accepting,
     tcp: Tcp,
     udp: Udp,
     context: Context,
@@ -144,7 +147,8 @@ impl Worker {
             poll,
             events: Events::with_capacity(EVENTS_MAX),
             commands,
-            listeners: Listeners::default(),
+            sockets: Sockets::new(),
+            accepting: Accepting::default(),
             tcp: Tcp::new(id, settings.pipes_max),
             udp: Udp::new(id, &context),
             context,
@@ -177,7 +181,9 @@ impl Worker {
                 self.pass_on(accepted, seat);
             }
         }
-        self.listeners.end(&mut self.context, &mut self.tcp);
+        if let Some(arrival) = self.accepting.end() {
+            self.welcome(arrival);
+        }
         self.tcp.end_all(&mut self.context, Cause::Shutdown);
         self.udp.end_all(&mut self.context, Cause::Shutdown);
     }
@@ -206,12 +212,12 @@ impl Worker {
         let Self {
             poll,
             events,
-            commands,
-            listeners,
+            sockets,
+            accepting,
             tcp,
             udp,
             context,
-            retiring,
+            ..
         } = self;
         context.now = Instant::now();
         context.stats.busy_since_ms.set(context.now_ms());
@@ -227,7 +233,7 @@ impl Worker {
                     kind: Kind::Listen,
                     key,
                     ..
-                }) => listeners.mark(key),
+                }) => accepting.mark(&mut sockets.streams, key),
                 Some(Token {
                     kind: kind @ (Kind::Datagram | Kind::Session),
                     key,
@@ -238,93 +244,123 @@ impl Worker {
         }
         tcp.pump(context);
         if context.adopt() {
-            listeners.adopt(&context.snapshot);
-            udp.adopt(&context.snapshot);
+            sockets.adopt(&context.snapshot.listeners);
+            udp.adopt(&context.snapshot.listeners);
         }
-        udp.pump(poll, context);
-        listeners.accept(poll, context, tcp);
+        udp.pump(poll, context, &mut sockets.datagrams);
+        self.accept();
+        let Self {
+            poll,
+            sockets,
+            accepting,
+            tcp,
+            udp,
+            context,
+            ..
+        } = self;
         tcp.expire(context);
-        udp.expire(poll, context);
-        listeners.resume(poll, context, tcp);
+        sockets.expire(poll, context, udp);
+        udp.expire(context, sockets);
+        accepting.resume(poll, context, &mut sockets.streams);
+        self.accept();
         let mut go_on = true;
-        while let Ok(command) = commands.try_recv() {
-            match command {
-                Command::Listen(socket) if socket.is_datagram() => drop(udp.add(poll, context, socket)),
-                Command::Listen(socket) => listeners.add(poll, context, socket),
-                Command::Unlisten(listener, local) => {
-                    listeners.remove(poll, context, tcp, listener, &local);
-                    udp.remove(poll, context, listener, &local);
-                }
-                Command::Share { of, reply } => {
-                    let is_meant = |listener: u32, local: &Local| {
-                        let listed = |places: &Vec<_>| places.iter().any(|(id, at)| *id == listener && at == local);
-                        of.as_deref().is_none_or(listed)
-                    };
-                    let shared = listeners.share(is_meant).and_then(|mut sockets| {
-                        sockets.extend(udp.share(is_meant)?);
-                        Ok(sockets)
-                    });
-                    let _ = reply.send(shared);
-                }
-                Command::Release { sockets, reply } => {
-                    listeners.release(poll, &sockets);
-                    let _ = reply.send(udp.release(poll, context, &sockets));
-                }
-                Command::Settle { socket, migrants } => {
-                    udp.settle(poll, context, socket, migrants);
-                }
-                Command::Adopt(accepted, seat) => {
-                    seat.keep();
-                    tcp.open(context, *accepted);
-                }
-                Command::List { limit, reply } => {
-                    let mut live = tcp.list(context, limit);
-                    live.extend(udp.list(context, limit - live.len()));
-                    drop(reply.send(live));
-                }
-                Command::Kill { id, reply } => {
-                    let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
-                }
-                Command::Shed {
-                    backend,
-                    protocol,
-                    count,
-                    cause,
-                } => {
-                    if protocol != Some(Protocol::Udp) {
-                        tcp.shed(context, backend, count, cause);
-                    }
-                    if protocol != Some(Protocol::Tcp) {
-                        udp.shed(backend, count, cause);
-                    }
-                }
-                Command::ShedAll(cause) => {
-                    tcp.end_all(context, cause);
-                    udp.end_all(context, cause);
-                }
-                Command::Leave { address, finished } => {
-                    tcp.end_at(context, address);
-                    udp.end_at(context, address);
-                    drop(finished);
-                }
-                Command::Retire { to } => {
-                    listeners.hand_over(poll, &to);
-                    udp.hand_over(poll, context, &to);
-                    *retiring = true;
-                }
-                Command::Spread { listener, local, to } => {
-                    listeners.spread(poll, listener, &local, &to);
-                    udp.spread(poll, context, listener, &local, &to);
-                }
-                Command::Sync(done) => drop(done),
-                Command::Stop => go_on = false,
-            }
+        while let Ok(command) = self.commands.try_recv() {
+            go_on &= self.obey(command);
         }
         let stats = &self.context.stats;
         stats.turns.add(1);
         stats.turn_ns_max.raise(self.context.now.elapsed().as_nanos() as u64);
-        let is_idle = self.listeners.is_empty() && self.tcp.is_empty() && self.udp.is_empty();
+        let is_idle = self.sockets.is_empty() && self.tcp.is_empty() && self.udp.is_empty();
         Ok(go_on && !(self.retiring && is_idle))
+    }
+
+    /// Takes in whoever has connected, as far as this turn's budget goes.
+    fn accept(&mut self) {
+        while let Some(arrival) = self
+            .accepting
+            .next(&self.poll, &mut self.context, &mut self.sockets.streams)
+        {
+            self.welcome(arrival);
+        }
+    }
+
+    fn welcome(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Serve(accepted) => self.tcp.open(&mut self.context, accepted),
+            Arrival::Refuse(accepted, cause) => self.tcp.refuse(&mut self.context, accepted, cause),
+        }
+    }
+
+    /// Does what is asked; false ends the thread.
+    fn obey(&mut self, command: Command) -> bool {
+        let Self {
+            poll,
+            sockets,
+            accepting,
+            tcp,
+            udp,
+            context,
+            retiring,
+            ..
+        } = self;
+        match command {
+            Command::Listen { socket, migrants } => sockets.serve(poll, context, udp, socket, migrants),
+            Command::Unlisten(listener, local) => {
+                let streams = sockets.remove(poll, context, udp, listener, &local);
+                accepting.close(context, &mut sockets.streams, streams);
+                self.accept();
+            }
+            Command::Share { of, reply } => {
+                let _ = reply.send(sockets.share(of.as_deref().map(Vec::as_slice)));
+            }
+            Command::Release { places, reply } => {
+                let _ = reply.send(sockets.release(poll, context, udp, &places));
+            }
+            Command::Adopt(accepted, seat) => {
+                seat.keep();
+                tcp.open(context, *accepted);
+            }
+            Command::List { limit, reply } => {
+                let mut live = tcp.list(context, limit);
+                live.extend(udp.list(context, limit - live.len()));
+                drop(reply.send(live));
+            }
+            Command::Kill { id, reply } => {
+                let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
+            }
+            Command::Shed {
+                backend,
+                protocol,
+                count,
+                cause,
+            } => {
+                if protocol != Some(Protocol::Udp) {
+                    tcp.shed(context, backend, count, cause);
+                }
+                if protocol != Some(Protocol::Tcp) {
+                    udp.shed(backend, count, cause);
+                }
+            }
+            Command::ShedAll(cause) => {
+                tcp.end_all(context, cause);
+                udp.end_all(context, cause);
+            }
+            Command::Leave { address, finished } => {
+                tcp.end_at(context, address);
+                udp.end_at(context, address);
+                drop(finished);
+            }
+            Command::Retire { to } => {
+                sockets.hand_over(poll, context, udp, &to);
+                *retiring = true;
+            }
+            Command::Spread { listener, local, to } => {
+                sockets.spread(poll, context, udp, (listener, &local), &to);
+            }
+            Command::Sync(done) => drop(done),
+            Command::Stop => return false,
+        }
+        true
     }
 
     fn timeout(&self) -> Duration {
@@ -335,7 +371,8 @@ impl Worker {
         let timers = [
             self.tcp.next_timer(),
             self.udp.next_timer(&self.context),
-            self.listeners.next_timer(),
+            self.sockets.next_timer(),
+            self.accepting.next_timer(),
         ];
         timers.into_iter().flatten().min().map_or(POLL_MAX, |at| {
             Duration::from_millis(at.saturating_sub(now_ms)).min(POLL_MAX)

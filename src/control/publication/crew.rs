@@ -149,11 +149,8 @@ impl Crew {
         for (ix, sockets) in dealt {
             for socket in sockets {
                 let identity = identity(socket.fd.as_raw_fd());
-                let command = match by_socket.remove(&identity) {
-                    Some(migrants) => Command::Settle { socket, migrants },
-                    None => Command::Listen(socket),
-                };
-                self.active[ix].handle.send(command);
+                let migrants = by_socket.remove(&identity).unwrap_or_default();
+                self.active[ix].handle.send(Command::Listen { socket, migrants });
             }
         }
     }

@@ -197,8 +197,8 @@ fn introduce(
     let used = Arc::new(used);
     for worker in &estate.workers {
         let (reply, released) = bounded(1);
-        let sockets = used.clone();
-        if worker.send(Command::Release { sockets, reply }) {
+        let places = used.clone();
+        if worker.send(Command::Release { places, reply }) {
             let migrants = released
                 .recv_timeout(STEP_MAX)
                 .with_context(|| format!("worker {} does not answer", worker.id))?;

@@ -14,7 +14,7 @@ use crate::base::{Key, Kind};
 use crate::config::model::{BackendAddress, SendProxy};
 use crate::flow::{Dropped, Endpoints, Full, OnError, Tally};
 use crate::gate::Pass;
-use crate::link::ReportKind;
+use crate::link::{Local, ReportKind};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Choice, Listener, Place};
 use crate::sys::epoll;
@@ -93,20 +93,12 @@ impl Udp {
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        listener: &Arc<Listener>,
-        socket: Key,
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
         ends: &Endpoints,
     ) -> Result<(), Dropped> {
         let pass = self.admit(context, listener, ends, false)?;
         let found = self.find_backend(context, listener, ends, None, None);
-        let local = self.sockets.get(socket).map(|listening| listening.local.clone());
-        let (found, local) = match (found, local) {
-            (Ok(found), Some(local)) => (found, local),
-            (found, _) => {
-                leave_seat(context);
-                return Err(found.err().unwrap_or(Dropped::Unreachable));
-            }
-        };
+        let found = found.inspect_err(|_| leave_seat(context))?;
         let Some(fd) = found.fd else {
             leave_seat(context);
             return Err(Dropped::Unreachable);
@@ -117,7 +109,7 @@ impl Udp {
             fd,
             socket,
             listener: listener.clone(),
-            local,
+            local: local.clone(),
             backend: found.place.backend().clone(),
             pass: Some(pass),
             place: Some(found.place),

@@ -2,125 +2,49 @@
 //! failed.
 //!
 //! A datagram of a known client must never meet a worker that has its listening socket but not its session: it would open
-//! another session, perhaps at another backend. So both leave in one step ([`Udp::release`]) and arrive in one
-//! ([`Udp::settle`]); in between datagrams of both directions wait in the kernel's buffers.
+//! another session, perhaps at another backend. So both leave in one step ([`Udp::leave`]) and arrive in one
+//! ([`Udp::arrive`]); in between datagrams of both directions wait in the kernel's buffers.
 
-use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use mio::Poll;
 
 use super::life::{leave_seat, take_seat};
 use super::session::{Mark, Session};
-use super::{Context, GROUP_MAX, Listening, Udp, token};
+use super::{Context, Datagram, GROUP_MAX, Udp, token};
 use crate::base::{Key, Kind};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Tally};
-use crate::link::{self, Command, ListenSocket, Local, Migrant, Passport};
+use crate::link::{Local, Migrant, Passport};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Place};
 use crate::sys::{epoll, socket, udp};
+use crate::worker::sockets::Set;
 
 impl Udp {
-    /// Duplicates of the listening sockets that are read here and meant, by listener and address.
-    pub(in crate::worker) fn share(&self, is_meant: impl Fn(u32, &Local) -> bool) -> io::Result<Vec<ListenSocket>> {
-        let sockets = self.sockets.iter();
-        let read = sockets.filter(|(_, l)| !l.mute && is_meant(l.id, &l.local));
-        let duplicates = read.map(|(_, listening)| {
-            Ok(ListenSocket {
-                listener: listening.id,
-                local: (*listening.local).clone(),
-                fd: listening.socket.fd.try_clone()?,
-            })
-        });
-        duplicates.collect()
-    }
-
-    /// Closes the listening sockets at `places`, whose queues another process serves, and gives away their sessions.
-    pub(in crate::worker) fn release(
-        &mut self,
-        poll: &Poll,
-        context: &Context,
-        places: &[(u32, Local)],
-    ) -> Vec<Migrant> {
-        let mut migrants = Vec::new();
-        for key in self.sockets.keys() {
-            let Some(listening) = self.sockets.get(key) else {
-                continue;
-            };
-            let is_here = |(id, local): &(u32, Local)| *id == listening.id && *local == *listening.local;
-            if !places.iter().any(is_here) {
-                continue;
-            }
-            let fd = listening.socket.fd.as_raw_fd();
-            if !listening.mute {
-                let _ = epoll::remove(poll, fd);
-            }
-            let identity = socket::identity(fd);
-            self.leave(poll, context, key, identity, &mut migrants);
-            self.sockets.remove(key);
-        }
-        migrants
-    }
-
-    /// Gives every listening socket and its sessions to another worker.
-    pub(in crate::worker) fn hand_over(&mut self, poll: &Poll, context: &Context, to: &link::Worker) {
-        for key in self.sockets.keys() {
-            // What is muted closes here, in a moment.
-            if self.sockets.get(key).is_some_and(|l| !l.mute) {
-                self.give(poll, context, key, to);
-            }
-        }
-    }
-
-    /// Gives all listening sockets of `listener` at `local` but one away, with their sessions.
-    pub(in crate::worker) fn spread(
-        &mut self,
-        poll: &Poll,
-        context: &Context,
-        listener: u32,
-        local: &Local,
-        to: &link::Recipients,
-    ) {
-        let is_it = |l: &Listening| !l.mute && l.id == listener && *l.local == *local;
-        let mut keys = self.sockets.keys();
-        keys.retain(|key| self.sockets.get(*key).is_some_and(is_it));
-        for key in keys.into_iter().skip(1) {
-            let Some(worker) = to.next() else { return };
-            self.give(poll, context, key, worker);
-        }
-    }
-
-    fn give(&mut self, poll: &Poll, context: &Context, key: Key, to: &link::Worker) {
-        let Some(listening) = self.sockets.get(key) else {
-            return;
-        };
-        let fd = listening.socket.fd.as_raw_fd();
-        let _ = epoll::remove(poll, fd);
-        let mut migrants = Vec::new();
-        self.leave(poll, context, key, socket::identity(fd), &mut migrants);
-        if let Some(listening) = self.sockets.remove(key) {
-            let socket = ListenSocket {
-                listener: listening.id,
-                local: (*listening.local).clone(),
-                fd: listening.socket.fd,
-            };
-            to.send(Command::Settle { socket, migrants });
-        }
-    }
-
     /// Takes the sessions of a listening socket out of the table. Of those that go on elsewhere nothing is accounted for but
     /// what the kernel has dropped so far. Those without a place at a backend end here: their clients' next datagrams open
     /// others.
-    fn leave(&mut self, poll: &Poll, context: &Context, socket: Key, identity: u64, migrants: &mut Vec<Migrant>) {
+    pub(in crate::worker) fn leave(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        sockets: &mut Set<Datagram>,
+        socket: Key,
+    ) -> Vec<Migrant> {
         let lost = |listener: &Listener, drops: &mut Tally, fd| {
             let lost = drops.rise(udp::dropped(fd));
             let shard = listener.stats.shards.of(context.id);
             shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
         };
-        if let Some(listening) = self.sockets.get_mut(socket)
-            && let Some(listener) = &listening.listener
-        {
-            lost(listener, &mut listening.drops, listening.socket.fd.as_raw_fd());
+        let mut migrants = Vec::new();
+        let Some(listening) = sockets.get_mut(socket) else {
+            return migrants;
+        };
+        let fd = listening.fd.as_raw_fd();
+        let identity = socket::identity(fd);
+        if let Some(listener) = &listening.listener {
+            lost(listener, &mut listening.own.drops, fd);
         }
         let here = self.table.iter().filter(|(_, view)| view.data.socket == socket);
         let sessions: Vec<(Key, Passport)> = here
@@ -167,40 +91,45 @@ impl Udp {
                 });
             }
         }
+        migrants
     }
 
-    /// Serves a listening socket together with sessions that belong to it.
-    pub(in crate::worker) fn settle(
+    /// Goes on with the sessions of a listening socket that has come here.
+    pub(in crate::worker) fn arrive(
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        socket: ListenSocket,
+        sockets: &Set<Datagram>,
+        socket: Key,
         migrants: Vec<Migrant>,
     ) {
-        let Some(key) = self.add(poll, context, socket) else {
+        let Some(listening) = sockets.get(socket) else {
+            return;
+        };
+        let Some(listener) = &listening.listener else {
             return;
         };
         for migrant in migrants {
-            self.arrive(poll, context, key, migrant);
+            self.go_on(poll, context, (listener, socket, &listening.local), migrant);
         }
     }
 
     /// Goes on with one session. One from another process whose backend is not configured any more, or that no limit leaves
     /// room for, ends here: its client's next datagram opens another.
-    fn arrive(&mut self, poll: &Poll, context: &mut Context, socket: Key, migrant: Migrant) {
+    fn go_on(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
+        migrant: Migrant,
+    ) {
         let Migrant { passport, fd, held } = migrant;
-        let Some(listening) = self.sockets.get(socket) else {
-            return;
-        };
-        let (Some(listener), local) = (listening.listener.clone(), listening.local.clone()) else {
-            return;
-        };
         if !take_seat(context) {
             return;
         }
         let is_new_here = held.is_none();
         let admitted = held.or_else(|| {
-            let (pool, _) = context.pool_of(&listener)?;
+            let (pool, _) = context.pool_of(listener)?;
             let mut known = pool.backends.iter();
             let place = Place::take(known.find(|b| b.identity == passport.backend)?)?;
             let gate = listener.gate.readmit(Some(passport.client.ip()), context.now);
@@ -216,7 +145,7 @@ impl Udp {
             fd,
             socket,
             listener: listener.clone(),
-            local,
+            local: local.clone(),
             backend: place.backend().clone(),
             pass: Some(pass),
             place: Some(place),

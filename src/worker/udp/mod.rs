@@ -37,10 +37,8 @@ mod requests;
 mod session;
 mod stash;
 
-use std::collections::{HashMap, HashSet};
-use std::io::ErrorKind;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,15 +46,15 @@ use mio::Poll;
 use mio::event::Event;
 
 use super::Context;
-use crate::base::{Key, Kind, Side, Slab, Token};
+use super::sockets::{LINGER_MS, Set, Sockets};
+use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::Protocol;
 use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
-use crate::link::{ListenSocket, LiveConnection, Local};
+use crate::link::LiveConnection;
 use crate::relay::{By, Cause};
-use crate::snapshot::{Listener, Snapshot};
-use crate::sys::epoll;
+use crate::snapshot::{Listener, Listeners};
 use crate::sys::mmsg::{Inbox, Outbox};
-use crate::sys::udp::{self, Sent};
+use crate::sys::udp::Sent;
 
 use plan::Plan;
 use requests::Item;
@@ -69,31 +67,31 @@ const SLOTS: usize = 64;
 const BURST_MIN: usize = 4;
 /// Longest datagram that is worth grouping with others.
 const GROUP_MAX: u16 = u16::MAX;
-/// How long the socket of a listener that is gone stays open for replies.
-const LINGER: Duration = Duration::from_millis(500);
 /// Error-queue entries read from one session in one turn.
 const REPORTS_MAX: usize = 16;
-/// After how long a socket that could not be registered with epoll is tried again.
-const DEAF: Duration = Duration::from_millis(50);
 
-struct Listening {
-    socket: udp::Listening,
-    id: u32,
-    local: Arc<Local>,
-    address: SocketAddr,
-    /// `None` while the snapshot that knows the listener has not arrived.
-    listener: Option<Arc<Listener>>,
+/// What is kept with a listening socket.
+pub(super) struct Datagram {
+    pub(super) address: SocketAddr,
+    /// Bound to the wildcard: each datagram says which address it was sent to.
+    wildcard: bool,
     /// What the kernel has dropped.
     drops: Tally,
     /// Reads at once: follows the load, because preparing a read costs something for each.
     burst: usize,
-    /// Not read from any more, kept for replies for a moment.
-    mute: bool,
-    /// Closed then.
-    closes: Option<Instant>,
 }
 
-impl Listening {
+impl Datagram {
+    /// `drops`: as far as somebody has counted them.
+    pub(super) fn new(address: SocketAddr, wildcard: bool, drops: Tally) -> Datagram {
+        Datagram {
+            address,
+            wildcard,
+            drops,
+            burst: BURST_MIN,
+        }
+    }
+
     fn adapt(&mut self, got: usize) {
         if got == self.burst {
             self.burst = (self.burst * 2).min(SLOTS);
@@ -105,7 +103,6 @@ impl Listening {
 
 /// See the module.
 pub(super) struct Udp {
-    sockets: Slab<Listening>,
     table: Table<Session>,
     /// The newest known listeners by id; those that are gone stay for the sessions that still count in them.
     listeners: HashMap<u32, Arc<Listener>>,
@@ -121,10 +118,6 @@ pub(super) struct Udp {
     ready_sessions: Vec<(Key, bool)>,
     stash: Stash,
     next_id: u64,
-    /// When the next muted socket is closed.
-    closing: Option<Instant>,
-    /// When sockets that could not be registered with epoll are tried again.
-    deaf: Option<Instant>,
     /// When interim records are next looked for.
     interim_at: Option<Instant>,
 }
@@ -141,7 +134,6 @@ fn token(kind: Kind, key: Key) -> u64 {
 impl Udp {
     pub(super) fn new(worker: usize, context: &Context) -> Udp {
         Udp {
-            sockets: Slab::new(),
             table: Table::new(context.shared.epoch),
             listeners: HashMap::new(),
             outdated: false,
@@ -156,8 +148,6 @@ impl Udp {
             stash: Stash::default(),
             // Apart from the ids of connections, which count from the same place.
             next_id: (worker as u64) << 40 | 1 << 39,
-            closing: None,
-            deaf: None,
             interim_at: None,
         }
     }
@@ -168,7 +158,7 @@ impl Udp {
 
     /// When [`expire`](Self::expire) has something to do, milliseconds since the epoch.
     pub(super) fn next_timer(&self, context: &Context) -> Option<u64> {
-        let timers = [self.table.deadline(), self.closing, self.deaf, self.interim_at];
+        let timers = [self.table.deadline(), self.interim_at];
         let next = timers.into_iter().flatten().min()?;
         let at = next.saturating_duration_since(context.shared.epoch);
         Some(at.as_micros().div_ceil(1000) as u64)
@@ -182,22 +172,18 @@ impl Udp {
         }
     }
 
-    pub(super) fn adopt(&mut self, snapshot: &Snapshot) {
-        for listener in snapshot.listeners.iter() {
+    /// The listeners are others than before.
+    pub(super) fn adopt(&mut self, listeners: &Listeners) {
+        for listener in listeners.iter() {
             if listener.config.protocol == Protocol::Udp {
                 self.know(listener);
-            }
-        }
-        for key in self.sockets.keys() {
-            if let Some(listening) = self.sockets.get_mut(key) {
-                let known = snapshot.listener(listening.id).cloned();
-                listening.listener = known.or(listening.listener.take());
             }
         }
         self.outdated = true;
     }
 
-    fn know(&mut self, listener: &Arc<Listener>) {
+    /// A listener, new or as it is now.
+    pub(super) fn know(&mut self, listener: &Arc<Listener>) {
         let wanted = &listener.config.udp;
         let known = self.listeners.get(&listener.id);
         if known.is_none_or(|known| known.config.udp != *wanted) {
@@ -212,107 +198,25 @@ impl Udp {
     }
 
     /// Forgets listeners that are gone, as soon as neither a socket nor a session of theirs is left.
-    fn forget_outdated(&mut self, snapshot: &Snapshot) {
-        let Self {
-            sockets,
-            table,
-            listeners,
-            ..
-        } = self;
-        let bound: HashSet<u32> = sockets.iter().map(|(_, listening)| listening.id).collect();
-        let is_gone = |id: &u32| snapshot.listener(*id).is_none();
+    fn forget_outdated(&mut self, current: &Listeners, sockets: &Sockets) {
+        let Self { table, listeners, .. } = self;
+        let bound = sockets.datagram_listeners();
+        let is_gone = |id: &u32| current.get(*id).is_none();
         listeners.retain(|id, _| !is_gone(id) || bound.contains(id) || !table.forget(ListenerIx(*id)));
         self.outdated = listeners.keys().any(is_gone);
     }
 
-    /// Serves a socket; `None` if that cannot be.
-    pub(super) fn add(&mut self, poll: &Poll, context: &Context, socket: ListenSocket) -> Option<Key> {
-        let ListenSocket {
-            listener: id,
-            local,
-            fd,
-        } = socket;
-        let Local::Ip(address) = local else { return None };
-        let socket = match udp::prepare(fd, address, udp::LISTEN_BUFFER) {
-            Ok(socket) => socket,
-            Err(error) => {
-                log::error!("worker {}: cannot set up {address}/udp: {error}", context.id);
-                return None;
-            }
-        };
-        if socket.receive_buffer < udp::LISTEN_BUFFER {
-            log::warn!(
-                "worker {}: {address}/udp has a receive buffer of {} bytes: bursts will be lost; raise net.core.rmem_max to {} or grant CAP_NET_ADMIN",
-                context.id,
-                socket.receive_buffer,
-                udp::LISTEN_BUFFER,
-            );
-        }
-        let listener = context.snapshot.listener(id).cloned();
-        if let Some(listener) = &listener {
-            self.know(listener);
-        }
-        let fd = socket.fd.as_raw_fd();
-        let local = Arc::new(local);
-        let key = self.sockets.insert(Listening {
-            socket,
-            id,
-            local,
-            address,
-            listener,
-            // Another process or worker may have counted up to here.
-            drops: Tally::starting_at(udp::dropped(fd)),
-            burst: BURST_MIN,
-            mute: false,
-            closes: None,
-        });
-        if let Err(error) = epoll::add_level(poll, fd, token(Kind::Datagram, key)) {
-            log::error!(
-                "worker {}: cannot watch {address}/udp, trying again: {error}",
-                context.id
-            );
-            self.deaf = Some(context.now + DEAF);
-        }
-        Some(key)
+    /// A listening socket is not read any more. Its sessions stay for the replies that are under way, if there were requests
+    /// lately; unless another socket has its address, to which their clients' next datagrams go.
+    pub(super) fn mute(&mut self, context: &mut Context, socket: Key, succeeded: bool) {
+        let now = context.now - context.shared.epoch;
+        let silent_since = now.saturating_sub(Duration::from_millis(LINGER_MS));
+        self.end_sessions(context, socket, |view| succeeded || view.last < silent_since);
     }
 
-    /// Reads no more from the socket of `listener` at `local` and closes it a moment later, when the replies that are under
-    /// way have passed; at once if another socket has taken its place, because the kernel would go on to give this one a
-    /// share of the clients.
-    pub(super) fn remove(&mut self, poll: &Poll, context: &mut Context, listener: u32, local: &Local) {
-        let now = context.now;
-        for key in self.sockets.keys() {
-            let Some(listening) = self.sockets.get_mut(key) else {
-                continue;
-            };
-            if listening.id != listener || *listening.local != *local || listening.closes.is_some() {
-                continue;
-            }
-            if !std::mem::replace(&mut listening.mute, true) {
-                let _ = epoll::remove(poll, listening.socket.fd.as_raw_fd());
-            }
-            listening.closes = Some(now + LINGER);
-            self.closing = self.closing.or(Some(now + LINGER));
-            let address = listening.address;
-            let succeeds = |other: &Listening| !other.mute && other.address == address;
-            let succeeded = self.sockets.iter().any(|(_, other)| succeeds(other));
-            let silent_since = (now - context.shared.epoch).saturating_sub(LINGER);
-            self.end_sessions(context, key, |view| succeeded || view.last < silent_since);
-            if succeeded {
-                self.sockets.remove(key);
-            }
-        }
-    }
-
-    /// Closes the sockets whose time is over.
-    fn close_muted(&mut self, context: &mut Context) {
-        let due = |closes: Option<Instant>| closes.is_some_and(|at| at <= context.now);
-        let keys = self.sockets.iter().filter(|(_, l)| due(l.closes));
-        for key in keys.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.end_sessions(context, key, |_| true);
-            self.sockets.remove(key);
-        }
-        self.closing = self.sockets.iter().filter_map(|(_, l)| l.closes).min();
+    /// A listening socket goes.
+    pub(super) fn close(&mut self, context: &mut Context, socket: Key) {
+        self.end_sessions(context, socket, |_| true);
     }
 
     fn end_sessions(&mut self, context: &mut Context, socket: Key, which: impl Fn(&View<Session>) -> bool) {
@@ -324,30 +228,24 @@ impl Udp {
     }
 
     /// Moves datagrams both ways, replies first.
-    pub(super) fn pump(&mut self, poll: &Poll, context: &mut Context) {
+    pub(super) fn pump(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Datagram>) {
         if !self.ready_sessions.is_empty() {
-            self.replies(poll, context);
+            self.replies(poll, context, sockets);
         }
-        let mut sockets = std::mem::take(&mut self.ready_sockets);
-        for key in sockets.drain(..) {
-            self.requests(poll, context, key);
+        let mut ready = std::mem::take(&mut self.ready_sockets);
+        for key in ready.drain(..) {
+            self.requests(poll, context, sockets, key);
         }
-        self.ready_sockets = sockets;
+        self.ready_sockets = ready;
     }
 
-    /// Does what is due: ends silent sessions, closes muted sockets, writes interim records.
-    pub(super) fn expire(&mut self, poll: &Poll, context: &mut Context) {
+    /// Does what is due: ends silent sessions, forgets listeners that are gone, writes interim records.
+    pub(super) fn expire(&mut self, context: &mut Context, sockets: &Sockets) {
         while let Some(key) = self.table.expire(context.now) {
             self.retire(context, key, Cause::IdleTimeout, By::Weir);
         }
-        if self.closing.is_some_and(|at| at <= context.now) {
-            self.close_muted(context);
-        }
-        if self.deaf.is_some_and(|at| at <= context.now) {
-            self.watch_all(poll, context);
-        }
         if self.outdated {
-            self.forget_outdated(&context.snapshot);
+            self.forget_outdated(&context.snapshot.listeners, sockets);
         }
         let Some(period) = context.snapshot.interim else {
             self.interim_at = None;
@@ -358,19 +256,6 @@ impl Udp {
             self.interim_at = Some(context.now + period / 8);
             self.interim(context, period);
         }
-    }
-
-    /// Registers listening sockets for which that failed.
-    fn watch_all(&mut self, poll: &Poll, context: &Context) {
-        let read = self.sockets.iter().filter(|(_, l)| !l.mute);
-        let deaf = read.filter(|(key, listening)| {
-            let fd = listening.socket.fd.as_raw_fd();
-            match epoll::add_level(poll, fd, token(Kind::Datagram, *key)) {
-                Ok(()) => false,
-                Err(error) => error.kind() != ErrorKind::AlreadyExists,
-            }
-        });
-        self.deaf = (deaf.count() > 0).then(|| context.now + DEAF);
     }
 
     /// Describes live sessions.

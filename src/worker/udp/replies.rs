@@ -5,15 +5,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use mio::Poll;
 
 use super::plan::Course;
-use super::{Context, Udp, lower, reason};
+use super::{Context, Datagram, Udp, lower, reason};
 use crate::base::Key;
 use crate::flow::{After, Dropped};
 use crate::relay::By;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::Sent;
+use crate::worker::sockets::Set;
 
 impl Udp {
-    pub(super) fn replies(&mut self, poll: &Poll, context: &mut Context) {
+    pub(super) fn replies(&mut self, poll: &Poll, context: &mut Context, sockets: &Set<Datagram>) {
         let mut sessions = std::mem::take(&mut self.ready_sessions);
         self.inbox.clear();
         for (key, broken) in sessions.drain(..) {
@@ -21,16 +22,16 @@ impl Udp {
                 self.read_errors(poll, context, key);
             }
             if self.inbox.room() == 0 {
-                self.deliver(context);
+                self.deliver(context, sockets);
             }
-            self.collect(poll, context, key);
+            self.collect(poll, context, sockets, key);
         }
-        self.deliver(context);
+        self.deliver(context, sockets);
         self.ready_sessions = sessions;
     }
 
     /// Reads one session's socket and plans its messages to the client.
-    fn collect(&mut self, poll: &Poll, context: &mut Context, key: Key) {
+    fn collect(&mut self, poll: &Poll, context: &mut Context, sockets: &Set<Datagram>, key: Key) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
@@ -70,11 +71,11 @@ impl Udp {
             return;
         };
         let (client, local) = (view.ends.client(), view.ends.local());
-        let Some(listening) = self.sockets.get(socket) else {
+        let Some(listening) = sockets.get(socket) else {
             return;
         };
 
-        let from = listening.socket.wildcard.then(|| local.ip());
+        let from = listening.own.wildcard.then(|| local.ip());
         let course = Course {
             to: Some(client),
             from,
@@ -121,7 +122,7 @@ impl Udp {
     }
 
     /// Sends what was planned for clients, one call for each listening socket, and clears the inbox.
-    pub(super) fn deliver(&mut self, context: &mut Context) {
+    fn deliver(&mut self, context: &mut Context, sockets: &Set<Datagram>) {
         let one_socket = self.owners.windows(2).all(|pair| pair[0].1 == pair[1].1);
         if !one_socket {
             let mut order: Vec<usize> = (0..self.owners.len()).collect();
@@ -136,8 +137,8 @@ impl Udp {
                 .iter()
                 .take_while(|owner| owner.1 == socket)
                 .count();
-            if let Some(listening) = self.sockets.get(socket) {
-                self.deliver_through(context, listening.socket.fd.as_raw_fd(), start, start + alike);
+            if let Some(listening) = sockets.get(socket) {
+                self.deliver_through(context, listening.fd.as_raw_fd(), start, start + alike);
             }
             start += alike;
         }

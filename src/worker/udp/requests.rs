@@ -10,14 +10,16 @@ use mio::Poll;
 use super::life::Rebind;
 use super::plan::Course;
 use super::session::QUOTED_WHOLE;
-use super::{Context, Udp, lower, reason};
+use super::{Context, Datagram, Udp, lower, reason};
 use crate::base::Key;
 use crate::config::model::{Protocol, SendProxy};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Step};
+use crate::link::Local;
 use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::{self, Sent};
+use crate::worker::sockets::Set;
 
 /// Tries to send one datagram: see `may_retry`.
 const SENDS_MAX: usize = 3;
@@ -61,21 +63,19 @@ impl Item {
 }
 
 impl Udp {
-    pub(super) fn requests(&mut self, poll: &Poll, context: &mut Context, socket: Key) {
-        let Some(listening) = self.sockets.get_mut(socket) else {
+    pub(super) fn requests(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Datagram>, socket: Key) {
+        let Some(listening) = sockets.get_mut(socket) else {
             return;
         };
         let Some(listener) = listening.listener.clone() else {
             return;
         };
-        if listening.mute {
+        if listening.closes_ms.is_some() {
             return;
         }
-        let (fd, address, wildcard) = (
-            listening.socket.fd.as_raw_fd(),
-            listening.address,
-            listening.socket.wildcard,
-        );
+        let (fd, local) = (listening.fd.as_raw_fd(), listening.local.clone());
+        let listening = &mut listening.own;
+        let (address, wildcard) = (listening.address, listening.wildcard);
         self.inbox.clear();
         if let Err(error) = self.inbox.receive(
             fd,
@@ -115,7 +115,7 @@ impl Udp {
             };
             let Some(to) = to else { continue };
             let ends = Endpoints::new(ListenerIx(listener.id), client, to);
-            self.sort_in(poll, context, &listener, socket, &ends, slot);
+            self.sort_in(poll, context, (&listener, socket, &local), &ends, slot);
         }
         self.forward(poll, context);
     }
@@ -125,8 +125,7 @@ impl Udp {
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        listener: &Arc<Listener>,
-        socket: Key,
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
         ends: &Endpoints,
         slot: usize,
     ) {
@@ -135,7 +134,7 @@ impl Udp {
         while left > 0 {
             let step = self.table.on_client(context.now, ends, left);
             let (session, take, finishes) = match step {
-                Step::Unknown => match self.open(poll, context, listener, socket, ends) {
+                Step::Unknown => match self.open(poll, context, (listener, socket, local), ends) {
                     Ok(()) => continue,
                     Err(why) => return count_refusal(context, listener, why, left),
                 },

@@ -1,0 +1,441 @@
+//! The listening sockets of one worker, of both protocols: served, shared, given away, paused, closed.
+//!
+//! # How it works
+//!
+//! A socket belongs to a listener and an address, its *place*; a worker may have several at one place, from workers that have
+//! retired. It is registered with epoll for as long as it is served, level-triggered (see [`crate::sys::epoll`]). An
+//! epoll registration belongs to the open file, which a duplicate in another process keeps open, so each is removed by
+//! hand before a descriptor is closed or leaves.
+//!
+//! | what happens | streams | datagrams |
+//! |---|---|---|
+//! | a listener goes ([`Sockets::remove`]) | the queue is served, then closed ([`Accepting`](super::listen::Accepting)) | not read any more, closed a moment later, when the replies under way have passed |
+//! | another worker gets it ([`Sockets::hand_over`], [`Sockets::spread`]) | queue and all | with the sessions of its clients |
+//! | another process has it too ([`Sockets::release`]) | closed as it is | the same; the sessions are given away |
+//!
+//! A socket that could not be registered is tried again every [`DEAF_MS`].
+//!
+//! # Invariants
+//!
+//! 1. A socket whose listener has gone (`closes_ms`) never leaves this worker: it would live on elsewhere.
+//! 2. A datagram of a known client never meets a worker that has its socket but not its session: both leave in one step.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use mio::Poll;
+
+use super::Context;
+use super::listen::Stream;
+use super::udp::{Datagram, Udp};
+use crate::base::{Key, Kind, Side, Slab, Token};
+use crate::flow::Tally;
+use crate::link::{self, Command, ListenSocket, Local, Migrant};
+use crate::snapshot::{Listener, Listeners};
+use crate::sys::{epoll, udp};
+
+/// How long the socket of a UDP listener that is gone stays open for replies, milliseconds.
+pub(super) const LINGER_MS: u64 = 500;
+/// After how long a socket that could not be registered with epoll is tried again, milliseconds.
+const DEAF_MS: u64 = 50;
+
+/// A listening socket; `T` is what its protocol keeps with it.
+pub(super) struct Listening<T> {
+    /// [`Listener::id`].
+    pub id: u32,
+    pub local: Arc<Local>,
+    pub fd: OwnedFd,
+    /// `None` while the snapshot that knows the listener has not arrived.
+    pub listener: Option<Arc<Listener>>,
+    /// The listener is gone: closed then at the latest, milliseconds since the epoch.
+    pub closes_ms: Option<u64>,
+    pub own: T,
+}
+
+impl<T> Listening<T> {
+    fn duplicate(&self) -> io::Result<ListenSocket> {
+        Ok(ListenSocket {
+            listener: self.id,
+            local: (*self.local).clone(),
+            fd: self.fd.try_clone()?,
+        })
+    }
+
+    fn into_socket(self) -> ListenSocket {
+        ListenSocket {
+            listener: self.id,
+            local: (*self.local).clone(),
+            fd: self.fd,
+        }
+    }
+}
+
+/// The sockets of one protocol.
+pub(super) struct Set<T> {
+    kind: Kind,
+    sockets: Slab<Listening<T>>,
+    by_place: HashMap<(u32, Local), Vec<Key>>,
+    /// Registered, but nothing is told of them.
+    paused: bool,
+    /// Some could not be registered; tried again then.
+    deaf_ms: Option<u64>,
+}
+
+impl<T> Set<T> {
+    fn new(kind: Kind) -> Set<T> {
+        Set {
+            kind,
+            sockets: Slab::new(),
+            by_place: HashMap::new(),
+            paused: false,
+            deaf_ms: None,
+        }
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Listening<T>> {
+        self.sockets.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Listening<T>> {
+        self.sockets.get_mut(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Listening<T>)> {
+        self.sockets.iter()
+    }
+
+    /// Those whose listeners are there.
+    fn served(&self) -> Vec<Key> {
+        let served = self
+            .sockets
+            .iter()
+            .filter(|(_, listening)| listening.closes_ms.is_none());
+        served.map(|(key, _)| key).collect()
+    }
+
+    /// Those of a place, as long as the listener is there.
+    fn at(&self, listener: u32, local: &Local) -> Vec<Key> {
+        let place = (listener, local.clone());
+        let mut keys = self.by_place.get(&place).cloned().unwrap_or_default();
+        keys.retain(|key| self.get(*key).is_some_and(|listening| listening.closes_ms.is_none()));
+        keys
+    }
+
+    /// Those whose listeners have gone and whose time is over.
+    fn due(&self, now_ms: u64) -> Vec<Key> {
+        let due = |closes_ms: Option<u64>| closes_ms.is_some_and(|at| at <= now_ms);
+        let due = self.sockets.iter().filter(|(_, listening)| due(listening.closes_ms));
+        due.map(|(key, _)| key).collect()
+    }
+
+    fn token(&self, key: Key) -> u64 {
+        Token {
+            kind: self.kind,
+            side: Side::Client,
+            key,
+        }
+        .pack()
+    }
+
+    fn add(&mut self, poll: &Poll, context: &Context, listening: Listening<T>) -> Key {
+        let place = (listening.id, (*listening.local).clone());
+        let key = self.sockets.insert(listening);
+        let keys = self.by_place.entry(place).or_default();
+        keys.push(key);
+        if let Err(error) = self.register(poll, key) {
+            log::error!(
+                "worker {}: cannot watch a listening socket, trying again: {error}",
+                context.id
+            );
+            self.deaf_ms = Some(context.now_ms() + DEAF_MS);
+        }
+        key
+    }
+
+    /// Takes a socket out.
+    pub(super) fn take(&mut self, poll: &Poll, key: Key) -> Option<Listening<T>> {
+        let listening = self.sockets.remove(key)?;
+        let _ = epoll::remove(poll, listening.fd.as_raw_fd());
+        let place = (listening.id, (*listening.local).clone());
+        if let Some(keys) = self.by_place.get_mut(&place) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.by_place.remove(&place);
+            }
+        }
+        Some(listening)
+    }
+
+    fn register(&self, poll: &Poll, key: Key) -> io::Result<()> {
+        let Some(listening) = self.get(key) else {
+            return Ok(());
+        };
+        let (fd, token) = (listening.fd.as_raw_fd(), self.token(key));
+        match epoll::add_level(poll, fd, token) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => epoll::set_level(poll, fd, token, !self.paused),
+        }
+    }
+
+    /// Has nothing told of any socket.
+    pub(super) fn pause(&mut self, poll: &Poll) {
+        self.paused = true;
+        for (key, listening) in self.sockets.iter() {
+            let _ = epoll::set_level(poll, listening.fd.as_raw_fd(), self.token(key), false);
+        }
+    }
+
+    /// The reverse of [`pause`](Self::pause).
+    pub(super) fn unpause(&mut self, poll: &Poll, now_ms: u64) {
+        self.paused = false;
+        self.register_all(poll, now_ms);
+    }
+
+    /// Registers all that are served, whether they are already or could not be before.
+    fn register_all(&mut self, poll: &Poll, now_ms: u64) {
+        let failed = self
+            .served()
+            .into_iter()
+            .filter(|key| self.register(poll, *key).is_err());
+        self.deaf_ms = (failed.count() > 0).then_some(now_ms + DEAF_MS);
+    }
+
+    fn adopt(&mut self, listeners: &Listeners, mut changed: impl FnMut(&mut Listening<T>)) {
+        for key in self.sockets.keys() {
+            if let Some(listening) = self.sockets.get_mut(key) {
+                let known = listeners.get(listening.id).cloned();
+                listening.listener = known.or(listening.listener.take());
+                changed(listening);
+            }
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Sockets {
+    pub streams: Set<Stream>,
+    pub datagrams: Set<Datagram>,
+    /// When the next datagram socket of a listener that is gone is closed, milliseconds.
+    closing_ms: Option<u64>,
+}
+
+impl Sockets {
+    pub(super) fn new() -> Sockets {
+        Sockets {
+            streams: Set::new(Kind::Listen),
+            datagrams: Set::new(Kind::Datagram),
+            closing_ms: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.streams.sockets.is_empty() && self.datagrams.sockets.is_empty()
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    pub(super) fn next_timer(&self) -> Option<u64> {
+        let timers = [self.streams.deaf_ms, self.datagrams.deaf_ms, self.closing_ms];
+        timers.into_iter().flatten().min()
+    }
+
+    /// The listeners are others than before.
+    pub(super) fn adopt(&mut self, listeners: &Listeners) {
+        self.streams.adopt(listeners, Stream::bequeath);
+        self.datagrams.adopt(listeners, |_| {});
+    }
+
+    /// Serves a socket, with the sessions that belong to it.
+    pub(super) fn serve(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        udp: &mut Udp,
+        socket: ListenSocket,
+        migrants: Vec<Migrant>,
+    ) {
+        let listener = context.snapshot.listener(socket.listener).cloned();
+        if !socket.is_datagram() {
+            let mut listening = Listening {
+                id: socket.listener,
+                local: Arc::new(socket.local),
+                fd: socket.fd,
+                listener,
+                closes_ms: None,
+                own: Stream::default(),
+            };
+            Stream::bequeath(&mut listening);
+            self.streams.add(poll, context, listening);
+            return;
+        }
+        let Local::Ip(address) = socket.local else { return };
+        let prepared = match udp::prepare(socket.fd, address, udp::LISTEN_BUFFER) {
+            Ok(prepared) => prepared,
+            Err(error) => return log::error!("worker {}: cannot set up {address}/udp: {error}", context.id),
+        };
+        if prepared.receive_buffer < udp::LISTEN_BUFFER {
+            log::warn!(
+                "worker {}: {address}/udp has a receive buffer of {} bytes: bursts will be lost; raise net.core.rmem_max to {} or grant CAP_NET_ADMIN",
+                context.id,
+                prepared.receive_buffer,
+                udp::LISTEN_BUFFER,
+            );
+        }
+        if let Some(listener) = &listener {
+            udp.know(listener);
+        }
+        // Another process or worker may have counted up to here.
+        let drops = Tally::starting_at(udp::dropped(prepared.fd.as_raw_fd()));
+        let listening = Listening {
+            id: socket.listener,
+            local: Arc::new(Local::Ip(address)),
+            fd: prepared.fd,
+            listener,
+            closes_ms: None,
+            own: Datagram::new(address, prepared.wildcard, drops),
+        };
+        let key = self.datagrams.add(poll, context, listening);
+        udp.arrive(poll, context, &self.datagrams, key, migrants);
+    }
+
+    /// Duplicates of the sockets at these places, or of all, as far as their listeners are there.
+    pub(super) fn share(&self, of: Option<&[(u32, Local)]>) -> io::Result<Vec<ListenSocket>> {
+        let of: Option<HashSet<(u32, &Local)>> = of.map(|of| of.iter().map(|(id, local)| (*id, local)).collect());
+        let is_meant = |id: u32, local: &Local| of.as_ref().is_none_or(|of| of.contains(&(id, local)));
+        let streams = self.streams.sockets.iter().map(|(_, l)| l);
+        let streams = streams.filter(|l| l.closes_ms.is_none() && is_meant(l.id, &l.local));
+        let datagrams = self.datagrams.sockets.iter().map(|(_, l)| l);
+        let datagrams = datagrams.filter(|l| l.closes_ms.is_none() && is_meant(l.id, &l.local));
+        let streams = streams.map(Listening::duplicate);
+        streams.chain(datagrams.map(Listening::duplicate)).collect()
+    }
+
+    /// Closes the sockets at these places, whose queues another process serves; returns their sessions.
+    pub(super) fn release(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        udp: &mut Udp,
+        places: &[(u32, Local)],
+    ) -> Vec<Migrant> {
+        let mut migrants = Vec::new();
+        for (listener, local) in places {
+            for key in self.streams.at(*listener, local) {
+                self.streams.take(poll, key);
+            }
+            for key in self.datagrams.at(*listener, local) {
+                migrants.extend(udp.leave(poll, context, &mut self.datagrams, key));
+                self.datagrams.take(poll, key);
+            }
+        }
+        migrants
+    }
+
+    /// Gives every socket to another worker, with queue and sessions. What is about to be closed is closed here.
+    pub(super) fn hand_over(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, to: &link::Worker) {
+        for key in self.streams.served() {
+            self.give_stream(poll, key, to);
+        }
+        for key in self.datagrams.served() {
+            self.give_datagram(poll, context, udp, key, to);
+        }
+    }
+
+    /// Gives all sockets of a place but one away.
+    pub(super) fn spread(
+        &mut self,
+        poll: &Poll,
+        context: &Context,
+        udp: &mut Udp,
+        (listener, local): (u32, &Local),
+        to: &link::Recipients,
+    ) {
+        for key in self.streams.at(listener, local).into_iter().skip(1) {
+            let Some(worker) = to.next() else { return };
+            self.give_stream(poll, key, worker);
+        }
+        for key in self.datagrams.at(listener, local).into_iter().skip(1) {
+            let Some(worker) = to.next() else { return };
+            self.give_datagram(poll, context, udp, key, worker);
+        }
+    }
+
+    fn give_stream(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
+        if let Some(listening) = self.streams.take(poll, key) {
+            to.send(Command::Listen {
+                socket: listening.into_socket(),
+                migrants: Vec::new(),
+            });
+        }
+    }
+
+    fn give_datagram(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, key: Key, to: &link::Worker) {
+        let migrants = udp.leave(poll, context, &mut self.datagrams, key);
+        if let Some(listening) = self.datagrams.take(poll, key) {
+            to.send(Command::Listen {
+                socket: listening.into_socket(),
+                migrants,
+            });
+        }
+    }
+
+    /// The listener at a place is gone. Datagrams are not read any more; returns the streams, whose queues are to be served
+    /// first.
+    pub(super) fn remove(
+        &mut self,
+        poll: &Poll,
+        context: &mut Context,
+        udp: &mut Udp,
+        listener: u32,
+        local: &Local,
+    ) -> Vec<Key> {
+        for key in self.datagrams.at(listener, local) {
+            self.mute(poll, context, udp, key);
+        }
+        self.streams.at(listener, local)
+    }
+
+    /// Reads no more from a socket and closes it a moment later; at once if another socket has taken its place, because the
+    /// kernel would go on to give this one a share of the clients.
+    fn mute(&mut self, poll: &Poll, context: &mut Context, udp: &mut Udp, key: Key) {
+        let closes_ms = context.now_ms() + LINGER_MS;
+        let Some(listening) = self.datagrams.get_mut(key) else {
+            return;
+        };
+        let _ = epoll::remove(poll, listening.fd.as_raw_fd());
+        listening.closes_ms = Some(closes_ms);
+        let address = listening.own.address;
+        let succeeds = |other: &Listening<Datagram>| other.closes_ms.is_none() && other.own.address == address;
+        let succeeded = self.datagrams.iter().any(|(_, other)| succeeds(other));
+        udp.mute(context, key, succeeded);
+        if succeeded {
+            self.datagrams.take(poll, key);
+        } else {
+            self.closing_ms = Some(self.closing_ms.map_or(closes_ms, |at| at.min(closes_ms)));
+        }
+    }
+
+    /// Does what is due: closes the datagram sockets of listeners that are gone, registers what could not be registered.
+    pub(super) fn expire(&mut self, poll: &Poll, context: &mut Context, udp: &mut Udp) {
+        let now_ms = context.now_ms();
+        if self.closing_ms.is_some_and(|at| at <= now_ms) {
+            for key in self.datagrams.due(now_ms) {
+                udp.close(context, key);
+                self.datagrams.take(poll, key);
+            }
+            self.closing_ms = self.datagrams.iter().filter_map(|(_, l)| l.closes_ms).min();
+        }
+        if self.streams.deaf_ms.is_some_and(|at| at <= now_ms) {
+            self.streams.register_all(poll, now_ms);
+        }
+        if self.datagrams.deaf_ms.is_some_and(|at| at <= now_ms) {
+            self.datagrams.register_all(poll, now_ms);
+        }
+    }
+
+    /// Listeners that have a datagram socket here.
+    pub(super) fn datagram_listeners(&self) -> HashSet<u32> {
+        self.datagrams.iter().map(|(_, listening)| listening.id).collect()
+    }
+}
