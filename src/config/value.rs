@@ -103,6 +103,45 @@ impl FromText for Rate {
     }
 }
 
+impl FromText for EtcdEndpoint {
+    const KIND: &'static str = "URL";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| {
+            let text = shorten(text);
+            format!("`{text}` {why}: write one such as `https://10.0.0.5:2379` or `http://etcd.internal:2379`")
+        };
+        let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            _ => return Err(wrong("begins with neither `https://` nor `http://`")),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains(['/', '?', '#', '@']) {
+            return Err(wrong("has more than a host and a port"));
+        }
+        let (host, port) = rest.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
+        let port = port.parse().ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| wrong("has no port between 1 and 65535"))?;
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(v6) if v6.parse::<Ipv6Addr>().is_ok() => v6,
+            None if is_host(host) => host,
+            _ => return Err(wrong("has no name or address as its host")),
+        };
+        let host = host.to_ascii_lowercase();
+        Ok(EtcdEndpoint { tls, host, port })
+    }
+}
+
+/// A name of letters, digits, hyphens and dots, or an IPv4 address, which is made of the same.
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        let inside = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let numeric = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.len() <= 253 && text.split('.').all(label) && (!numeric || text.parse::<Ipv4Addr>().is_ok())
+}
+
 /// Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Size(pub u64);

@@ -8,6 +8,7 @@
 
 pub mod access_log;
 pub mod election;
+pub mod etcd;
 pub mod event_log;
 mod notifier;
 pub mod operator;

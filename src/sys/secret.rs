@@ -17,6 +17,23 @@ pub const SECRET_MAX: u64 = 4096;
 /// In words, with the remedy: the file cannot be read, is not a regular file, others may read or write it (mode, or an owner
 /// that is neither root nor this user), or it is shorter than [`SECRET_MIN`] or longer than [`SECRET_MAX`] bytes.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut secret = read_private(path, SECRET_MAX)?;
+    let end = secret.trim_ascii_end().len();
+    secret.truncate(end);
+    if secret.len() < SECRET_MIN {
+        let name = path.display();
+        return Err(format!(
+            "{name}: shorter than {SECRET_MIN} bytes; make one with: head -c 32 /dev/urandom | base64 > {name}"
+        ));
+    }
+    Ok(secret)
+}
+
+/// Reads a file that only its owner may know: a password, a private key.
+///
+/// # Errors
+/// In words, with the remedy: as [`read`], without a shortest length.
+pub fn read_private(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let name = path.display();
     let io = |e: io::Error| format!("{name}: {e}");
     // What is checked must be what is read: one open file, not two looks at a name.
@@ -38,18 +55,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
             meta.uid()
         ));
     }
-    if meta.len() > SECRET_MAX {
-        return Err(format!("{name}: longer than {SECRET_MAX} bytes"));
+    if meta.len() > bytes_max {
+        return Err(format!("{name}: longer than {bytes_max} bytes"));
     }
     let mut secret = Vec::new();
     file.read_to_end(&mut secret).map_err(io)?;
-    let end = secret.trim_ascii_end().len();
-    secret.truncate(end);
-    if secret.len() < SECRET_MIN {
-        return Err(format!(
-            "{name}: shorter than {SECRET_MIN} bytes; make one with: head -c 32 /dev/urandom | base64 > {name}"
-        ));
-    }
     Ok(secret)
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::fields::FIELDS;
 use super::model::*;
+use super::value::FromText;
 use super::*;
 
 const SMALLEST: &str = r#"
@@ -235,6 +236,44 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((pool.slow_start, pool.on_drain_finish), (None, Some(seconds(60))));
     assert_eq!((pool.send_proxy, pool.source_address), (SendProxy::Off, None));
     assert_eq!(pool.backends[0].weight, 1);
+}
+
+#[test]
+fn endpoints_of_etcd() {
+    let good = [
+        ("http://10.0.0.5:2379", false, "10.0.0.5", 2379),
+        ("https://etcd-1.internal:2379/", true, "etcd-1.internal", 2379),
+        ("https://[2001:DB8::1]:1", true, "2001:db8::1", 1),
+    ];
+    for (text, tls, host, port) in good {
+        let host = host.to_owned();
+        let read = EtcdEndpoint::from_text(text);
+        assert_eq!(read, Ok(EtcdEndpoint { tls, host, port }), "{text}");
+        let again = EtcdEndpoint::from_text(&read.clone().unwrap().to_string());
+        assert_eq!(read, again, "{text}");
+    }
+    let bad = [
+        ("10.0.0.5:2379", "begins with neither"),
+        ("ftp://10.0.0.5:2379", "begins with neither"),
+        ("http://10.0.0.5", "has no port"),
+        ("http://10.0.0.5:0", "has no port between"),
+        ("http://10.0.0.5:99999", "has no port between"),
+        ("http://10.0.0:2379", "has no name or address"),
+        ("http://2001:db8::1:2379", "has no name or address"),
+        ("http://[10.0.0.5]:2379", "has no name or address"),
+        ("http://:2379", "has no name or address"),
+        ("http://-x:2379", "has no name or address"),
+        ("http://a b:2379", "has no name or address"),
+        ("https://user@etcd:2379", "more than a host and a port"),
+        ("https://etcd:2379/v3", "more than a host and a port"),
+    ];
+    for (text, why) in bad {
+        let said = EtcdEndpoint::from_text(text).unwrap_err();
+        assert!(
+            said.contains(why) && said.contains("write one such as"),
+            "{text}: {said}"
+        );
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | file | does |
 //! |---|---|
 //! | `driver` | the loop |
+//! | [`arbiter`] | asking an arbiter, in a thread of its own |
 //! | [`links`] | beat connections |
 //! | `witness` | witnesses |
 //! | `notify` | log and `notify` |
@@ -49,6 +50,7 @@ use crate::keeper::{self, KeeperHandle, Kept, Target};
 use crate::link::Finished;
 use crate::sys::secret;
 
+pub mod arbiter;
 mod driver;
 pub mod links;
 mod notify;
