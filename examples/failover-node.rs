@@ -19,8 +19,7 @@ use serde::Deserialize;
 use socket2::{Domain, Socket, Type};
 
 use weir::config::model::{Failover, Vip};
-use weir::control::election::{Election, Order, Process};
-use weir::failover::timers::Timers;
+use weir::control::election::{Election, Helpers, Order, Process};
 use weir::failover::words::Local;
 use weir::sys::sched::{monotonic, urgent_thread};
 
@@ -99,6 +98,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["keeper"] => return weir::keeper::main(),
+        ["runner"] => return weir::runner::main(),
         ["run", config] => run(config),
         ["answer", name, at] => answer(name, at.parse().expect("an address")),
         ["probe", to, ms] => probe(to.parse().expect("an address"), ms.parse().expect("ms")),
@@ -111,8 +111,7 @@ fn run(path: &str) {
     weir::control::event_log::start();
     weir::control::event_log::spawn().unwrap();
     let mut config = read(path);
-    let timers = Timers::derive(config.beat, config.dead_after);
-    let keeper = weir::keeper::spawn(&timers).expect("keeper");
+    let helpers = Helpers::start(&config, None).expect("keeper and runner");
     let local = Arc::new(Mutex::new(Local {
         serving: true,
         detail: String::new(),
@@ -126,7 +125,7 @@ fn run(path: &str) {
         }
     };
     let (events, _) = crossbeam_channel::bounded(1);
-    let mut handle = Election::start(&config, keeper, ask(), events.clone()).expect("election");
+    let mut handle = Election::start(&config, helpers, ask(), events.clone()).expect("election");
     for vip in &config.vips {
         let (name, address) = (config.node.clone(), vip.address.addr());
         std::thread::spawn(move || answer(&name, SocketAddr::new(address, 7777)));

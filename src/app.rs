@@ -14,11 +14,10 @@ use signal_hook::iterator::Signals;
 
 use crate::config::model::{AccessTarget, BackendAddress, Bind, Protocol};
 use crate::config::{Budget, Config};
+use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Control, Input, Source};
-use crate::failover::timers::Timers;
-use crate::keeper;
 use crate::link::{self, Local, Shared};
 use crate::sys::limits;
 use crate::sys::sandbox::{self, Needs, Unlisted};
@@ -102,10 +101,10 @@ pub fn launch(
         log::warn!("cannot raise the limit on open files: {error}");
     }
     // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
-    let keeper = match &config.failover {
+    let helpers = match &config.failover {
         Some(failover) if !inheritance.is_succession() => {
-            let timers = Timers::derive(failover.beat, failover.dead_after);
-            Some(keeper::spawn(&timers).context("cannot start the keeper of the VIPs")?)
+            let helpers = Helpers::start(failover, source.path());
+            Some(helpers.context("cannot start the keeper of the VIPs")?)
         }
         _ => None,
     };
@@ -113,7 +112,7 @@ pub fn launch(
     if let Some(directory) = needs.as_ref().and_then(|needs| needs.write.first()) {
         let _ = std::fs::create_dir(directory);
     }
-    // The keeper keeps its rights, threads must not: between the two.
+    // The keeper and the runner keep their rights, threads must not: between the two.
     for refused in needs.iter().flat_map(sandbox::confine) {
         log::warn!("sandbox: without {refused}");
     }
@@ -121,11 +120,11 @@ pub fn launch(
     let workers = config.workers.unwrap_or_else(limits::cpus);
     let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
-    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn), keeper)?;
+    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn), helpers)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
-    if let Some(needs) = &needs
-        && let Err(refused) = sandbox::seal(needs, unlisted())
+    if needs.is_some()
+        && let Err(refused) = sandbox::seal(unlisted())
     {
         log::warn!("sandbox: without a filter of system calls: {refused}");
     }
@@ -162,7 +161,6 @@ fn needs(source: &Source, config: &Config) -> Needs {
     let mut needs = Needs {
         large_buffers: config.listeners.iter().any(|l| l.protocol == Protocol::Udp),
         real_time: config.failover.is_some(),
-        commands: config.failover.iter().any(|f| !f.notify.is_empty()),
         ..Needs::default()
     };
     // The directory, because editors replace a file by renaming another; and those that links lead through, which are switched

@@ -19,6 +19,7 @@
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
 //! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] | shared memory between the shells |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
+//! | runner | [`runner`] | the operator's commands, in a process of its own |
 //! | shells | [`worker`] [`control`] | sockets, files, processes, the clock |
 //! | rim | [`cli`] [`app`] | everything |
 //!
@@ -48,6 +49,7 @@ pub mod snapshot;
 pub mod stats;
 
 pub mod keeper;
+pub mod runner;
 
 pub mod control;
 pub mod worker;

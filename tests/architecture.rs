@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernel", &["sys"]),
     ("exchange", &["stats", "gate", "snapshot", "link"]),
     ("keeper", &["keeper"]),
+    ("runner", &["runner"]),
     ("shells", &["worker", "control"]),
     ("rim", &["cli", "app"]),
 ];

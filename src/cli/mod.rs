@@ -70,6 +70,9 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG, requires = "sweep")]
         config: PathBuf,
     },
+    /// The process that runs the operator's commands; started by `weir run`, never by hand.
+    #[command(hide = true, name = crate::runner::SUBCOMMAND)]
+    Runner,
     /// Print every configuration key: type, unit, default, range, meaning.
     ConfigReference,
     /// Make manual pages or shell completions.
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Keeper { sweep: true, config } => crate::keeper::sweep(&config),
         Command::Keeper { sweep: false, .. } => crate::keeper::main(),
+        Command::Runner => crate::runner::main(),
         Command::ConfigReference => reference::run(),
         Command::Generate(args) => generate::run(&args),
     }

@@ -20,7 +20,7 @@ pub mod upgrade;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,13 +28,13 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbound
 
 use crate::config::model::{self, AccessTarget};
 use crate::config::{self, Budget, Config};
-use crate::keeper::KeeperHandle;
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
 use crate::sys::{limits, sandbox};
 
 use access_log::Opened;
+use election::Helpers;
 use election::vips::Vips;
 use notifier::Notifier;
 use operator::metrics::Peak;
@@ -66,6 +66,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// Where the configuration is, if it is in a file.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Source::File(path) => Some(path),
+            Source::Flags(_) => None,
+        }
+    }
+
     /// Reads the configuration; warnings are logged.
     pub fn load(&self) -> Result<Config, config::Errors> {
         match self {
@@ -128,7 +136,7 @@ impl Control {
         config: Config,
         inheritance: Inheritance,
         spawn: SpawnWorker,
-        keeper: Option<KeeperHandle>,
+        helpers: Option<Helpers>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (mut succession, knowledge) = Succession::new(inheritance);
         let (sender, inputs) = unbounded();
@@ -187,7 +195,7 @@ impl Control {
         if !control.succession.is_waiting() {
             control.observe()?;
             control.shared.note_control();
-            control.vips.follow(control.config.failover.as_ref(), keeper)?;
+            control.vips.follow(control.config.failover.as_ref(), helpers)?;
         }
         Ok((control, sender))
     }

@@ -15,7 +15,8 @@
 //!
 //! All of it passes through execve(2). So the list holds what starting this program takes too, and an upgrade runs under
 //! its predecessor's rules and its own: a version that needs another system call or directory must be restarted rather
-//! than upgraded. The keeper is started before [`confine`] and has rules of its own.
+//! than upgraded. The keeper and the runner of commands are started before [`confine`]
+//! and have rules of their own.
 //!
 //! # What it never does
 //!
@@ -54,8 +55,6 @@ pub struct Needs {
     pub large_buffers: bool,
     /// A thread of real-time priority (CAP_SYS_NICE).
     pub real_time: bool,
-    /// Running the operator's own commands, which may do anything: no landlock, no [`HOSTILE`] list.
-    pub commands: bool,
 }
 
 /// The landlock rights that rules are written for; a kernel that knows fewer gets fewer.
@@ -108,9 +107,7 @@ pub fn confine(needs: &Needs) -> Vec<String> {
         "no_new_privs",
         nix::sys::prctl::set_no_new_privs().map_err(|error| error.to_string()),
     );
-    if !needs.commands {
-        note("landlock", restrict_files(needs));
-    }
+    note("landlock", restrict_files(needs));
     refused
 }
 
@@ -229,15 +226,15 @@ pub enum Unlisted {
 }
 
 /// Second step; every thread that runs, and every later one. The error says in words why it could not be had.
-pub fn seal(needs: &Needs, unlisted: Unlisted) -> Result<(), String> {
-    for program in programs(needs, unlisted)? {
+pub fn seal(unlisted: Unlisted) -> Result<(), String> {
+    for program in programs(unlisted)? {
         install(&program).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
 
 /// The filters; of what they answer, the strictest counts.
-fn programs(needs: &Needs, unlisted: Unlisted) -> Result<Vec<BpfProgram>, String> {
+fn programs(unlisted: Unlisted) -> Result<Vec<BpfProgram>, String> {
     let listed = |calls: &[i64]| calls.iter().map(|&call| (call, Vec::new())).collect();
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = listed(ALLOWED);
@@ -247,18 +244,11 @@ fn programs(needs: &Needs, unlisted: Unlisted) -> Result<Vec<BpfProgram>, String
         Unlisted::Refuse => no_such_call.clone(),
         Unlisted::Kill => SeccompAction::KillProcess,
     };
-    let mut programs = vec![
+    Ok(vec![
         program(allowed, unlisted, SeccompAction::Allow)?,
         program(listed(ABSENT), SeccompAction::Allow, no_such_call)?,
-    ];
-    if !needs.commands {
-        programs.push(program(
-            listed(HOSTILE),
-            SeccompAction::Allow,
-            SeccompAction::KillProcess,
-        )?);
-    }
-    Ok(programs)
+        program(listed(HOSTILE), SeccompAction::Allow, SeccompAction::KillProcess)?,
+    ])
 }
 
 fn program(
@@ -609,7 +599,7 @@ mod tests {
         assert_eq!(confine(&needs), Vec::<String>::new());
         let strict = call.starts_with("strict ");
         let mode = if strict { Unlisted::Kill } else { Unlisted::Refuse };
-        seal(&needs, mode).unwrap();
+        seal(mode).unwrap();
         let errno = |outcome: io::Result<()>| outcome.map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
         let system_call = |number, first: i64| {
             // SAFETY: none of the calls made here with these arguments touches memory.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::hosts::*;
 
@@ -54,6 +54,11 @@ impl Drop for Backend {
 
 impl Whole {
     pub fn start(net: &Net, node: &str) -> Whole {
+        Whole::start_with(net, node, json!([]))
+    }
+
+    /// With a `notify` command, if it is not empty.
+    pub fn start_with(net: &Net, node: &str, notify: Value) -> Whole {
         let ns = net.ns(node);
         let answers = Command::new("ip")
             .args(["netns", "exec", &ns, &helper()])
@@ -69,7 +74,7 @@ impl Whole {
                    "preempt_delay": "300ms", "requires": ["web"]})
         };
         // JSON is YAML.
-        let config = json!({
+        let mut config = json!({
             "workers": 2, "admin": admin, "shutdown_grace": "200ms",
             "log": {"access": admin.with_extension("access")},
             "listeners": {
@@ -90,6 +95,9 @@ impl Whole {
                 "vips": [vip("10.9.0.100/24"), vip("fd09::100/64")],
             },
         });
+        if notify != json!([]) {
+            config["failover"]["notify"] = notify;
+        }
         let path = net.dir.path().join(format!("{node}.yaml"));
         fs::write(&path, config.to_string()).unwrap();
         let log = fs::OpenOptions::new()

@@ -592,7 +592,7 @@ impl Driver {
             .iter()
             .map(|t| self.vip(t).map_or(0, |v| self.transitions[v]))
             .collect();
-        self.notes.send(Note::Command(plan.notify.clone()));
+        self.notes.reload(!plan.notify.is_empty());
         self.transitions = transitions;
         self.visited = vec![true; plan.targets.len()];
         self.alive = vec![false; plan.identity.nodes.len()];
@@ -608,7 +608,9 @@ impl Driver {
     }
 
     fn hand_over(self, reply: &Sender<Detached>) {
+        let (runner, untold) = self.notes.hand_over();
         let remembered = Remembered {
+            untold,
             keeper_protocol: keeper::PROTOCOL,
             boot: self.plan.identity.boot,
             resets: self.resets,
@@ -623,6 +625,7 @@ impl Driver {
             let _ = reply.try_send(Detached {
                 keeper: self.keeper.into_fd(),
                 listener,
+                runner,
                 state,
             });
         }

@@ -33,6 +33,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -48,6 +49,7 @@ use crate::failover::timers::{Timers, quorum};
 use crate::failover::words::{Local, Rule, Setup, State};
 use crate::keeper::{self, KeeperHandle, Kept, Target};
 use crate::link::Finished;
+use crate::runner::{self, Commands, RunnerHandle};
 use crate::sys::secret;
 
 pub mod arbiter;
@@ -60,7 +62,10 @@ mod witness;
 
 use driver::{Command, Driver};
 use links::{Identity, Peer};
-use notify::Notes;
+use notify::{Change, Notes};
+
+/// How long a stop waits for commands to be told of its last changes.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long an order may take to be answered.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -206,6 +211,8 @@ pub struct Detached {
     pub keeper: OwnedFd,
     /// Listening socket for beats.
     pub listener: OwnedFd,
+    /// Channel to the process that runs commands, if there is one.
+    pub runner: Option<OwnedFd>,
     /// The machine and its names, as JSON.
     pub state: Vec<u8>,
 }
@@ -220,6 +227,9 @@ struct Remembered {
     nodes: Vec<String>,
     targets: Vec<Target>,
     table: Table,
+    /// What `notify` has yet to be told.
+    #[serde(default)]
+    untold: Vec<Change>,
 }
 
 /// A configuration, ready to run.
@@ -334,6 +344,27 @@ pub fn check(config: &Failover) -> io::Result<()> {
     Plan::new(config, 0).map(|_| ())
 }
 
+/// The processes beside this one, started while it still has what they need.
+#[derive(Debug)]
+pub struct Helpers {
+    /// Holds addresses.
+    pub keeper: KeeperHandle,
+    /// Runs commands; without one none are run.
+    pub runner: Option<RunnerHandle>,
+}
+
+impl Helpers {
+    /// Starts them. `file` is where the runner reads its commands again.
+    pub fn start(config: &Failover, file: Option<&Path>) -> io::Result<Helpers> {
+        let keeper = keeper::spawn(&Timers::derive(config.beat, config.dead_after))?;
+        let commands = Commands {
+            notify: config.notify.clone(),
+        };
+        let runner = Some(runner::spawn(&commands, file)?);
+        Ok(Helpers { keeper, runner })
+    }
+}
+
 /// The process around the election. Both are called by the election thread and return at once.
 pub struct Process {
     /// How it is doing; asked twice a beat.
@@ -348,14 +379,13 @@ pub struct Election;
 impl Election {
     /// Starts the thread.
     ///
-    /// `events` gets a copy of every event; what does not fit is
-    /// dropped.
+    /// `events` gets a copy of every event; what does not fit is dropped.
     ///
     /// # Errors
     /// The secret is missing or can be read by others, the beat address cannot be bound, or the timers cannot be kept.
     pub fn start(
         config: &Failover,
-        keeper: KeeperHandle,
+        helpers: Helpers,
         process: Process,
         events: Sender<Event>,
     ) -> io::Result<ElectionHandle> {
@@ -365,7 +395,7 @@ impl Election {
         let listener =
             links::listen(address).map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
         let table = Table::new(Instant::now(), plan.setup.clone());
-        launch(config, plan, table, 0, keeper, listener, process, events)
+        launch(config, plan, table, 0, helpers, Vec::new(), listener, process, events)
     }
 
     /// Goes on where another process stopped.
@@ -393,7 +423,11 @@ impl Election {
             plan,
             table,
             remembered.resets,
-            KeeperHandle::from_fd(detached.keeper),
+            Helpers {
+                keeper: KeeperHandle::from_fd(detached.keeper),
+                runner: detached.runner.map(RunnerHandle::from_fd),
+            },
+            remembered.untold,
             detached.listener,
             process,
             events,
@@ -407,23 +441,25 @@ fn launch(
     plan: Plan,
     table: Table,
     resets: u64,
-    keeper: KeeperHandle,
+    helpers: Helpers,
+    untold: Vec<Change>,
     listener: OwnedFd,
     process: Process,
     events: Sender<Event>,
 ) -> io::Result<ElectionHandle> {
     // Before the thread becomes urgent, or its helpers would be.
-    let notes = Notes::start(config.node.clone(), plan.notify.clone(), events)?;
+    let configured = !plan.notify.is_empty();
+    let notes = Notes::start(config.node.clone(), configured, helpers.runner, untold, events)?;
     let status = Arc::new(ArcSwap::from_pointee(Status::default()));
     let (commands, inbox) = bounded(16);
     let driver = Driver::new(
         plan,
         table,
         resets,
-        keeper,
+        helpers.keeper,
         listener,
         process,
-        notes,
+        notes.clone(),
         status.clone(),
         inbox,
     )?;
@@ -437,6 +473,7 @@ fn launch(
         waker,
         status,
         boot,
+        notes,
         thread: Some(thread),
     })
 }
@@ -447,6 +484,7 @@ pub struct ElectionHandle {
     waker: Arc<mio::Waker>,
     status: Arc<ArcSwap<Status>>,
     boot: u64,
+    notes: Notes,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -486,6 +524,7 @@ impl ElectionHandle {
     pub fn stop(mut self) {
         let _ = self.send(Command::Stop);
         self.join();
+        self.notes.finish(LAST_WORDS);
     }
 
     /// Ends the thread without letting go of anything; see the module's page.

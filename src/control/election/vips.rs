@@ -11,13 +11,11 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::{Detached, Election, ElectionHandle, NodeStatus, Order, Process, VipStatus};
+use super::{Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Process, VipStatus};
 use crate::config::model::Failover;
 use crate::control::operator::view;
 use crate::control::request::VipOrder;
-use crate::failover::timers::Timers;
 use crate::failover::words::Local;
-use crate::keeper::{self, KeeperHandle};
 use crate::link::{Command, Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
@@ -35,9 +33,9 @@ impl Vips {
         Vips { shared, running: None }
     }
 
-    /// Brings the election in line with the configuration. `keeper` is one that was started early, before privileges
-    /// were given up; without it one is started now.
-    pub fn follow(&mut self, config: Option<&Failover>, keeper: Option<KeeperHandle>) -> io::Result<()> {
+    /// Brings the election in line with the configuration. `helpers` were started early, before privileges
+    /// were given up; without them others are started now.
+    pub fn follow(&mut self, config: Option<&Failover>, helpers: Option<Helpers>) -> io::Result<()> {
         match (config, &self.running) {
             (None, None) => Ok(()),
             (None, Some(_)) => {
@@ -46,14 +44,14 @@ impl Vips {
             }
             (Some(config), Some((handle, _))) => handle.reconfigure(config),
             (Some(config), None) => {
-                let keeper = match keeper {
-                    Some(keeper) => keeper,
-                    None => keeper::spawn(&Timers::derive(config.beat, config.dead_after))?,
+                let helpers = match helpers {
+                    Some(helpers) => helpers,
+                    None => Helpers::start(config, None)?,
                 };
                 let process = process(&self.shared, config.dead_after);
                 // Events are logged by the election itself; nobody else wants them.
                 let (events, _) = bounded(1);
-                let handle = Election::start(config, keeper, process, events)?;
+                let handle = Election::start(config, helpers, process, events)?;
                 self.running = Some((handle, config.node.clone()));
                 Ok(())
             }

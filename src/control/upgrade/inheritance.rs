@@ -206,10 +206,12 @@ fn listen(line: &Line, inputs: &Sender<Input>) {
             }
             Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut migrants)))),
             Ok(Some((Note::Vips(state), fds))) => {
-                if let Ok([keeper, listener]) = <[OwnedFd; 2]>::try_from(fds) {
+                let mut fds = fds.into_iter();
+                if let (Some(keeper), Some(listener), runner) = (fds.next(), fds.next(), fds.next()) {
                     tell(Event::Vips(Detached {
                         keeper,
                         listener,
+                        runner,
                         state: state.into_bytes(),
                     }));
                 }

@@ -205,7 +205,8 @@ impl Done {
     /// Hands the election over. Until the successor takes it up nobody proves life to the keeper, so nothing may come between.
     pub fn hand_vips(&self, election: Detached) {
         let state = String::from_utf8_lossy(&election.state).into_owned();
-        let fds = [election.keeper.as_fd(), election.listener.as_fd()];
+        let mut fds = vec![election.keeper.as_fd(), election.listener.as_fd()];
+        fds.extend(election.runner.as_ref().map(AsFd::as_fd));
         if let Err(error) = self.line.say_with(&Note::Vips(state), &fds) {
             log::error!("upgrade: the VIPs cannot be handed over: {error}");
         }
