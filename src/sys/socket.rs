@@ -381,23 +381,24 @@ pub fn keep_urgent_inline(fd: RawFd) {
 
 /// Whether the next byte to be read is the urgent one (SIOCATMARK, tcp(7)).
 pub fn at_urgent_mark(fd: RawFd) -> bool {
-    query(fd, SIOCATMARK) > 0
+    query(fd, SIOCATMARK).is_some_and(|at| at > 0)
 }
 
-/// Bytes that can be read, at least (SIOCINQ, tcp(7)).
+/// Bytes that can be read, at least (SIOCINQ, tcp(7)); as good as endless if the kernel does not say, so that nobody takes
+/// the socket for an empty one.
 pub fn unread(fd: RawFd) -> usize {
-    query(fd, libc::FIONREAD)
+    query(fd, libc::FIONREAD).unwrap_or(usize::MAX)
 }
 
 /// asm-generic/sockios.h; not in the libc crate.
 const SIOCATMARK: libc::Ioctl = 0x8905;
 
-/// An ioctl that writes one int; 0 if it fails.
-fn query(fd: RawFd, request: libc::Ioctl) -> usize {
+/// An ioctl that writes one int.
+fn query(fd: RawFd, request: libc::Ioctl) -> Option<usize> {
     let mut value: libc::c_int = 0;
     // SAFETY: callers pass requests that write one int, which outlives the call.
     let done = unsafe { libc::ioctl(fd, request, &raw mut value) };
-    if done < 0 { 0 } else { value.max(0) as usize }
+    (done >= 0).then(|| value.max(0) as usize)
 }
 
 fn send_with(fd: RawFd, bytes: &[u8], flags: i32) -> Transfer {
@@ -470,7 +471,7 @@ fn tcp_info(fd: RawFd) -> Option<libc::tcp_info> {
 
 /// Bytes written and not yet acknowledged by the peer (SIOCOUTQ, tcp(7)).
 pub fn unacknowledged(fd: RawFd) -> usize {
-    query(fd, libc::TIOCOUTQ)
+    query(fd, libc::TIOCOUTQ).unwrap_or(0)
 }
 
 /// Closes both descriptors, in one call when their numbers are neighbours (they usually are: one was opened right after
