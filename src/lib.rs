@@ -17,7 +17,7 @@
 //! | values | [`base`] | nothing: no I/O, no clock |
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
-//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] | shared memory between the shells |
+//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] | shared memory between the shells; what operators and the process say to each other |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
 //! | runner | [`runner`] | the operator's commands, in a process of its own |
 //! | shells | [`worker`] [`control`] | sockets, files, processes, the clock |
@@ -43,6 +43,7 @@ pub mod relay;
 
 pub mod sys;
 
+pub mod api;
 pub mod gate;
 pub mod link;
 pub mod snapshot;

@@ -15,7 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["config", "balance", "health", "relay", "flow", "failover"],
     ),
     ("kernel", &["sys"]),
-    ("exchange", &["stats", "gate", "snapshot", "link"]),
+    ("exchange", &["stats", "gate", "snapshot", "link", "api"]),
     ("keeper", &["keeper"]),
     ("runner", &["runner"]),
     ("shells", &["worker", "control"]),

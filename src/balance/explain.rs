@@ -5,8 +5,7 @@
 
 use std::fmt;
 
-use super::least::Cost;
-use super::{Balance, Shares};
+use super::Balance;
 
 /// A decision with its reasons.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,13 +82,6 @@ pub enum Note {
         /// Connections it may have at this total.
         cap: u64,
     },
-}
-
-impl Note {
-    #[inline]
-    pub(super) fn cost(cost: Cost) -> Note {
-        Note::Cost(cost.load as f64 * f64::from(Shares::WHOLE) / cost.capacity as f64)
-    }
 }
 
 impl fmt::Display for Note {

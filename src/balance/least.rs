@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 
 use super::alias::Alias;
 use super::explain::{Note, Reason, Trace};
-use super::{Cursor, Loads, View};
+use super::{Cursor, Loads, Shares, View};
 
 /// Most candidates for an exact scan.
 pub(super) const EXACT_MAX: usize = 64;
@@ -31,6 +31,11 @@ pub(super) struct Cost {
 }
 
 impl Cost {
+    #[inline]
+    fn note(self) -> Note {
+        Note::Cost(self.load as f64 * f64::from(Shares::WHOLE) / self.capacity as f64)
+    }
+
     #[inline]
     fn cmp(&self, other: &Cost) -> Ordering {
         (u128::from(self.load) * u128::from(other.capacity)).cmp(&(u128::from(other.load) * u128::from(self.capacity)))
@@ -82,7 +87,7 @@ fn exact<L: Loads, R: Rule<L>, T: Trace>(
         if cost.capacity == 0 {
             continue;
         }
-        trace.note(ix, Note::cost(cost));
+        trace.note(ix, cost.note());
         match best.map(|(_, least)| cost.cmp(&least)) {
             None | Some(Ordering::Less) => (best, tied) = (Some((ix, cost)), false),
             Some(Ordering::Equal) => tied = true,
@@ -145,7 +150,7 @@ pub(super) fn sampled<L: Loads, R: Rule<L>, T: Trace>(
 ) -> Option<(usize, Reason)> {
     let first = alias.eligible(view, &mut cursor.rng, None)?;
     let first_cost = cost(view, rule, first);
-    trace.note(first, Note::cost(first_cost));
+    trace.note(first, first_cost.note());
     if rule.is_idle(first_cost.load) {
         return Some((first, Reason::IdleDraw));
     }
@@ -157,7 +162,7 @@ pub(super) fn sampled<L: Loads, R: Rule<L>, T: Trace>(
     let mut runner_up: Option<(usize, Cost)> = None;
     for ix in second.into_iter().chain(kept) {
         let cost = cost(view, rule, ix);
-        trace.note(ix, Note::cost(cost));
+        trace.note(ix, cost.note());
         let mut beaten = (ix, cost);
         if cost.cmp(&best.1) == Ordering::Less {
             std::mem::swap(&mut best, &mut beaten);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use super::client::{self, Options};
-use crate::control::operator::admin::{Order, Question};
+use crate::api::question::{BackendOrder, Question};
 
 /// Change one backend until the next reload says otherwise.
 #[derive(Debug, clap::Args)]
@@ -57,10 +57,10 @@ enum OrderArg {
 pub fn run(args: Args) -> ExitCode {
     let Name { pool, name } = args.backend;
     let order = match args.order {
-        OrderArg::Ready => Order::Ready,
-        OrderArg::Drain => Order::Drain,
-        OrderArg::Down => Order::Down,
-        OrderArg::Weight { weight } => Order::Weight(weight),
+        OrderArg::Ready => BackendOrder::Ready,
+        OrderArg::Drain => BackendOrder::Drain,
+        OrderArg::Down => BackendOrder::Down,
+        OrderArg::Weight { weight } => BackendOrder::Weight(weight),
     };
     client::order(&args.options, &Question::Backend { pool, name, order })
 }

@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::table;
+use crate::api::question::{DEFAULT_PATH, Question};
+use crate::api::question::{Refusal, RefusalCause};
 use crate::app::EXIT_CONFIG;
-use crate::control::operator::admin::{DEFAULT_PATH, Question};
-use crate::control::{Refusal, RefusalCause};
 
 /// Longer than the other side waits for its control thread, so that its sentence arrives.
 const ANSWER_MAX: Duration = Duration::from_secs(7);

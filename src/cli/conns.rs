@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use super::client::{self, Options};
 use super::table::{self, Rows, age, bytes};
-use crate::control::operator::admin::Question;
-use crate::control::operator::view::Connection;
+use crate::api::question::Question;
+use crate::api::status::Connection;
 
 /// List live connections and UDP sessions.
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::{self, Options};
-use crate::control::operator::admin::Question;
+use crate::api::question::Question;
 
 /// End one connection or UDP session.
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::{self, Options};
-use crate::control::operator::admin::Question;
+use crate::api::question::Question;
 
 /// Read the configuration again, wait, and say what came of it.
 #[derive(Debug, clap::Args)]

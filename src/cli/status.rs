@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use super::client::{self, Options};
 use super::table::{self, Rows, Tone, Value, age, bytes, millis, tone, trouble};
-use crate::control::operator::admin::Question;
-use crate::control::operator::view::{Backend, Pool, Status};
+use crate::api::question::Question;
+use crate::api::status::{Backend, Pool, Status};
 
 /// Show listeners, pools, backends, VIPs and workers.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use super::client::{self, Options};
-use crate::control::operator::admin::{Question, VipWord};
+use crate::api::question::{Question, VipOrder};
 
 /// Move a VIP to the next node, or take part again.
 #[derive(Debug, clap::Args)]
@@ -35,8 +35,8 @@ pub fn run(args: Args) -> ExitCode {
     let question = Question::Vip {
         address: args.address,
         order: match args.order {
-            OrderArg::Demote => VipWord::Demote,
-            OrderArg::Allow => VipWord::Allow,
+            OrderArg::Demote => VipOrder::Demote,
+            OrderArg::Allow => VipOrder::Allow,
         },
     };
     client::order(&args.options, &question)

@@ -1,7 +1,5 @@
 //! "Did you mean": from what was typed to the word that is known here.
 
-use super::fields::FIELDS;
-
 /// Words of other programs, and ours for them.
 const FOREIGN: &[(&str, &str)] = &[
     ("address", "bind"),
@@ -76,15 +74,14 @@ pub fn suggestion<'w>(typed: &str, known: impl Iterator<Item = &'w str>) -> Opti
 }
 
 /// A key that stands deeper than where it was typed, as a path from there: `timeouts.idle` for `idle`.
-pub fn deeper(section: &str, typed: &str) -> Option<&'static str> {
+pub fn deeper(section: &str, typed: &str, paths: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
     let typed = plain(typed);
     let below = |path: &'static str| match section {
         "" => Some(path),
         _ => path.strip_prefix(section)?.strip_prefix('.'),
     };
-    let here = FIELDS
-        .iter()
-        .filter_map(|row| below(row.path))
+    let here = paths
+        .filter_map(below)
         .filter(|path| path.contains('.') && !path.contains('*'));
     let key = |path: &&'static str| path.rsplit('.').next().unwrap_or(path);
     let same: Vec<_> = here.clone().filter(|path| key(path) == typed).collect();

@@ -4,7 +4,7 @@
 //! A value that is missing or wrong is stood in for by the key's default, or, if it has none, by the table's example:
 //! whatever was reported, checking goes on with something of the right type, and the result is thrown away at the end.
 
-use super::fields::{Field, Missing, Shape, below, field};
+use super::fields::{FIELDS, Field, Missing, Shape, below, field};
 use super::meant::{deeper, suggestion};
 use super::model::Protocol;
 use super::notes::{Notes, Spot};
@@ -89,7 +89,9 @@ impl<'a> Section<'a> {
         };
         match self.field(&entry.key) {
             None => {
-                let remedy = match deeper(&self.rule, &entry.key).or_else(|| suggestion(&entry.key, self.keys())) {
+                let remedy = match deeper(&self.rule, &entry.key, FIELDS.iter().map(|row| row.path))
+                    .or_else(|| suggestion(&entry.key, self.keys()))
+                {
                     Some(key) => format!("did you mean `{key}`?"),
                     None => format!("known here: {}", self.known()),
                 };

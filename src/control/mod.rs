@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
+use crate::api::question::Refusal;
 use crate::config::model::{self, AccessTarget};
 use crate::config::{self, Budget, Config};
 use crate::link::{Command, Record, Report, Shared, SpawnWorker};
@@ -47,7 +48,7 @@ use publication::probe::{NotStarted, Prober, Verdict};
 use upgrade::Inheritance;
 use upgrade::succession::Succession;
 
-pub use request::{BackendOrder, Input, Refusal, RefusalCause, Request, VipOrder};
+pub use request::{Input, Request};
 
 /// Failures seen by real traffic that may wait.
 const REPORTS_MAX: usize = 4096;

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use crossbeam_channel::Sender;
-use serde::{Deserialize, Serialize};
 
 use super::phase::Order;
 use super::publication::probe::Verdict;
+use crate::api::question::{BackendOrder, Refusal, VipOrder};
 use crate::link::LiveConnection;
 
 /// One thing for the control thread to deal with.
@@ -94,66 +94,4 @@ impl Request {
             Request::Reload { .. } => Order::Reload,
         }
     }
-}
-
-/// Why nothing was changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct Refusal {
-    /// What would have to change.
-    pub cause: RefusalCause,
-    /// A sentence for the operator; of a configuration every line that `weir check` would print.
-    pub reason: String,
-}
-
-/// Where the reason of a [`Refusal`] lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RefusalCause {
-    /// In the configuration: it would be refused again.
-    Configuration,
-    /// In the state of things: an address in use, an upgrade under way. The same may succeed later.
-    Runtime,
-}
-
-impl Refusal {
-    /// Because of the configuration.
-    pub fn configuration(reason: impl ToString) -> Refusal {
-        Refusal {
-            cause: RefusalCause::Configuration,
-            reason: reason.to_string(),
-        }
-    }
-}
-
-impl From<String> for Refusal {
-    /// Because of the state of things.
-    fn from(reason: String) -> Refusal {
-        Refusal {
-            cause: RefusalCause::Runtime,
-            reason,
-        }
-    }
-}
-
-/// `weir backend POOL/NAME ...`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendOrder {
-    /// Back to what health says, with the configured weight.
-    Ready,
-    /// No new work; what is open may finish.
-    Drain,
-    /// As if down.
-    Down,
-    /// Another weight.
-    Weight(u32),
-}
-
-/// `weir vip ADDRESS ...`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VipOrder {
-    /// Let the next node have it.
-    Demote,
-    /// Take part again.
-    Allow,
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::client::{self, Client, Error, Options};
 use super::table;
-use crate::control::operator::admin::Question;
+use crate::api::question::Question;
 use model::{Model, Press, Sample, View, Wish};
 
 /// Connections asked for; with more of them alive the busiest of these are shown.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::api::status::{Connection, Status};
 use crate::cli::table::{self, Tone, age, bytes, count, millis, rate, tone};
-use crate::control::operator::view::{Connection, Status};
 
 /// What the running weir said at one moment.
 #[derive(Debug, Clone, Default)]
@@ -371,7 +371,7 @@ impl Model {
     }
 
     fn listeners(&self) -> Vec<Row> {
-        let row = |listener: &crate::control::operator::view::Listener| {
+        let row = |listener: &crate::api::status::Listener| {
             let id = format!("listener {}", listener.name);
             let [new, refused, up, down] = self.rate(&id);
             Row {
@@ -431,7 +431,7 @@ impl Model {
     }
 
     fn vips(&self) -> Vec<Row> {
-        let row = |vip: &crate::control::operator::view::Vip| Row {
+        let row = |vip: &crate::api::status::Vip| Row {
             id: format!("vip {}", vip.address),
             cells: vec![
                 text(&vip.address),

@@ -1,7 +1,7 @@
 //! Keys in, frames out.
 
 use super::*;
-use crate::control::operator::view::{Backend, Connection, Listener, Pool, Process, Status, Vip};
+use crate::api::status::{Backend, Connection, Listener, Pool, Process, Status, Vip};
 use model::Mode;
 
 fn connection(id: u64, listener: &str, backend: &str, bytes_down: u64) -> Connection {

@@ -12,9 +12,9 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::{Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Process, VipStatus};
+use crate::api::question::VipOrder;
+use crate::api::status;
 use crate::config::model::Failover;
-use crate::control::operator::view;
-use crate::control::request::VipOrder;
 use crate::failover::words::Local;
 use crate::link::{Command, Finished, Shared};
 
@@ -105,7 +105,7 @@ impl Vips {
     }
 
     /// VIPs and other nodes, for status and metrics.
-    pub fn view(&self) -> (Vec<view::Vip>, Vec<view::Node>, Vec<(&'static str, u64)>) {
+    pub fn view(&self) -> (Vec<status::Vip>, Vec<status::Node>, Vec<(&'static str, u64)>) {
         let Some((handle, me)) = &self.running else {
             return Default::default();
         };
@@ -119,8 +119,8 @@ impl Vips {
     }
 }
 
-fn vip(vip: &VipStatus) -> view::Vip {
-    view::Vip {
+fn vip(vip: &VipStatus) -> status::Vip {
+    status::Vip {
         address: vip.address.clone(),
         interface: vip.interface.clone(),
         state: vip.state.word().into(),
@@ -131,8 +131,8 @@ fn vip(vip: &VipStatus) -> view::Vip {
     }
 }
 
-fn node(node: &NodeStatus) -> view::Node {
-    view::Node {
+fn node(node: &NodeStatus) -> status::Node {
+    status::Node {
         name: node.name.clone(),
         alive: node.alive,
         last_beat_ms: node.last_beat_ms,

@@ -1,20 +1,10 @@
-//! The admin socket: one JSON object a line, both ways.
-//!
-//! ```text
-//! > {"command":"backend","pool":"web","name":"a","order":"drain"}
-//! < {"ok":"web/a: drain"}
-//! > {"command":"kill","id":12}
-//! < {"error":"no connection or session has the id 12","cause":"runtime"}
-//! ```
-//!
-//! `cause` is `configuration` if a reload was refused because of what the file says, else `runtime`.
+//! The admin socket; [`question`](crate::api::question) is what is said on it.
 //!
 //! A client may ask any number of questions, one after the other. Who may connect is decided by the socket file: mode 0660.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -24,19 +14,16 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
+use super::ask::{ANSWER_MAX, Asker};
+use super::clients::{self, Clients};
 use super::history::History;
-use super::observer::{self, ANSWER_MAX, Asker, Seats};
-use crate::control::{BackendOrder, Refusal, Request, VipOrder};
+use crate::api::question::{QUESTION_BYTES, Question, Refusal};
+use crate::control::Request;
 
-/// Where the socket is unless the configuration says otherwise.
-pub const DEFAULT_PATH: &str = "/run/weir/admin.sock";
-/// Bytes of one question.
-pub const QUESTION_BYTES: u64 = 4096;
 /// Clients at once.
 const CLIENTS_MAX: usize = 32;
 /// Connections listed at most.
@@ -49,91 +36,6 @@ const READ_MAX: Duration = Duration::from_secs(10);
 const RELOAD_MAX: Duration = Duration::from_secs(120);
 /// How long another process that starts at this moment is waited for.
 const LOCK_MAX: Duration = Duration::from_secs(2);
-
-/// A question or order as it is sent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Question {
-    /// The status document.
-    Status,
-    /// Live connections and sessions.
-    Conns {
-        /// At most.
-        limit: usize,
-    },
-    /// End a connection or session.
-    Kill {
-        /// Its id.
-        id: u64,
-    },
-    /// Change a backend.
-    Backend {
-        /// Pool.
-        pool: String,
-        /// Backend.
-        name: String,
-        /// What to do.
-        order: Order,
-    },
-    /// Change a VIP.
-    Vip {
-        /// Without prefix length.
-        address: IpAddr,
-        /// What to do.
-        order: VipWord,
-    },
-    /// Read the configuration again.
-    Reload,
-    /// The Prometheus page.
-    Metrics,
-    /// Whether all is well.
-    Health,
-    /// Samples of the last minutes after this number.
-    History {
-        /// Number.
-        since: u64,
-    },
-}
-
-/// See [`BackendOrder`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum Order {
-    Ready,
-    Drain,
-    Down,
-    Weight(u32),
-}
-
-/// See [`VipOrder`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum VipWord {
-    Demote,
-    Allow,
-}
-
-impl From<Order> for BackendOrder {
-    fn from(order: Order) -> BackendOrder {
-        match order {
-            Order::Ready => BackendOrder::Ready,
-            Order::Drain => BackendOrder::Drain,
-            Order::Down => BackendOrder::Down,
-            Order::Weight(weight) => BackendOrder::Weight(weight),
-        }
-    }
-}
-
-impl From<VipWord> for VipOrder {
-    fn from(word: VipWord) -> VipOrder {
-        match word {
-            VipWord::Demote => VipOrder::Demote,
-            VipWord::Allow => VipOrder::Allow,
-        }
-    }
-}
 
 /// Binds the admin socket with mode 0660. Its directory is made if it is missing; a socket file that nobody listens on any
 /// more is replaced. An error is a sentence with the path in it; if another process listens there it names that one.
@@ -213,11 +115,11 @@ pub fn remove(listener: &UnixListener) {
 
 /// Serves clients for ever.
 pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, history: Rc<RefCell<History>>) {
-    let seats = Rc::new(RefCell::new(Seats::default()));
+    let clients = Rc::new(RefCell::new(Clients::default()));
     let accept = async || Ok(listener.accept().await?.0);
-    observer::accept(accept, |stream| {
+    clients::accept(accept, |stream| {
         let (asker, history) = (asker.clone(), history.clone());
-        Seats::seat(&seats, CLIENTS_MAX, |ticket| async move {
+        Clients::serve(&clients, CLIENTS_MAX, |held| async move {
             let (reader, mut writer) = stream.into_split();
             let mut reader = BufReader::new(reader);
             loop {
@@ -228,7 +130,7 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
                     Ok(Ok(n)) if n > 0 => {}
                     _ => return,
                 }
-                ticket.set_busy(true);
+                held.set_busy(true);
                 let whole = line.ends_with(b"\n");
                 let answer = match whole {
                     true => answer(&line, &asker, &history).await,
@@ -244,7 +146,7 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
                 answer.push('\n');
                 let written = writer.write_all(answer.as_bytes());
                 match tokio::time::timeout(READ_MAX, written).await {
-                    Ok(Ok(())) if whole => ticket.set_busy(false),
+                    Ok(Ok(())) if whole => held.set_busy(false),
                     _ => return,
                 }
             }
@@ -268,7 +170,6 @@ async fn answer(line: &[u8], asker: &Asker, history: &Rc<RefCell<History>>) -> R
             false => Err(format!("no connection or session has the id {id}").into()),
         },
         Question::Backend { pool, name, order } => {
-            let order = order.into();
             let request = |reply| Request::Backend {
                 pool,
                 name,
@@ -278,7 +179,6 @@ async fn answer(line: &[u8], asker: &Asker, history: &Rc<RefCell<History>>) -> R
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }
         Question::Vip { address, order } => {
-            let order = order.into();
             let request = |reply| Request::Vip { address, order, reply };
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }

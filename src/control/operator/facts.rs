@@ -7,7 +7,7 @@ use crossbeam_channel::bounded;
 
 use super::metrics::{Metrics, Peak};
 use super::process::ProcessFacts;
-use super::view::{BackendFacts, Facts, Status, Times};
+use super::view::{self, BackendFacts, Facts, Times};
 use crate::control::phase::Order;
 use crate::control::{Control, Request, event_log};
 use crate::flow::Dropped;
@@ -31,7 +31,7 @@ impl Control {
             Request::Status { reply } => {
                 let facts = self.facts();
                 let workers = self.shared.workers();
-                let status = Status::new(&self.shared.snapshot(), &self.shared.process, &workers, &facts);
+                let status = view::status(&self.shared.snapshot(), &self.shared.process, &workers, &facts);
                 let _ = reply.send(serde_json::to_value(status).unwrap_or_default());
             }
             Request::Metrics { reply } => {

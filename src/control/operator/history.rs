@@ -11,7 +11,7 @@ use hyper::body::Bytes;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
-use super::view::Status;
+use crate::api::status::Status;
 
 /// Listeners and backends beyond so many have no series of their own.
 const SERIES_MAX: usize = 128;
@@ -206,7 +206,7 @@ fn samples(status: &Status) -> Vec<(String, Sample)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::operator::view::{Backend, Listener, Pool};
+    use crate::api::status::{Backend, Listener, Pool};
 
     fn status(accepted: u64, bytes: u64, backends: &[(&str, u64)]) -> Status {
         Status {

@@ -25,8 +25,9 @@ use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::ask::{ANSWER_MAX, Asker, Coalesced};
+use super::clients::{self, Clients, Held};
 use super::history::History;
-use super::observer::{self, ANSWER_MAX, Asker, Flight, Seats, Ticket};
 use crate::control::Request;
 
 /// Clients at once.
@@ -70,9 +71,9 @@ const FIELDS: [(HeaderName, HeaderValue); 6] = [
 
 /// What answers are made from.
 struct Site {
-    status: Flight<Bytes>,
-    metrics: Flight<Bytes>,
-    health: Flight<()>,
+    status: Coalesced<Bytes>,
+    metrics: Coalesced<Bytes>,
+    health: Coalesced<()>,
     history: Rc<RefCell<History>>,
 }
 
@@ -80,21 +81,21 @@ impl Site {
     fn new(asker: Asker, history: Rc<RefCell<History>>) -> Site {
         let (of_status, of_metrics, of_health) = (asker.clone(), asker.clone(), asker);
         Site {
-            status: Flight::new(move || {
+            status: Coalesced::new(move || {
                 let asker = of_status.clone();
                 async move {
                     let status = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await?;
                     Ok(status.to_string().into())
                 }
             }),
-            metrics: Flight::new(move || {
+            metrics: Coalesced::new(move || {
                 let asker = of_metrics.clone();
                 async move {
                     let text = asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?;
                     Ok(text.into())
                 }
             }),
-            health: Flight::new(move || {
+            health: Coalesced::new(move || {
                 let asker = of_health.clone();
                 async move { asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await? }
             }),
@@ -114,9 +115,9 @@ impl Site {
             "/" => Ok((HTML, Bytes::from_static(include_bytes!("page/index.html")))),
             "/page.css" => Ok((CSS, Bytes::from_static(include_bytes!("page/page.css")))),
             "/page.js" => Ok((JS, Bytes::from_static(include_bytes!("page/page.js")))),
-            "/status" => self.status.board().await.map(|body| (JSON, body)),
-            "/metrics" => self.metrics.board().await.map(|body| (PROMETHEUS, body)),
-            "/healthz" => self.health.board().await.map(|()| (TEXT, "ok\n".into())),
+            "/status" => self.status.ask().await.map(|body| (JSON, body)),
+            "/metrics" => self.metrics.ask().await.map(|body| (PROMETHEUS, body)),
+            "/healthz" => self.health.ask().await.map(|()| (TEXT, "ok\n".into())),
             "/history" => Ok((JSON, self.history(request.uri().query()))),
             _ => return respond(StatusCode::NOT_FOUND, TEXT, "not found\n".into()),
         };
@@ -147,23 +148,23 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
 /// Serves clients for ever.
 pub(super) async fn serve(listener: TcpListener, asker: Asker, history: Rc<RefCell<History>>) {
     let site = Rc::new(Site::new(asker, history));
-    let seats = Rc::new(RefCell::new(Seats::default()));
+    let clients = Rc::new(RefCell::new(Clients::default()));
     let accept = async || Ok(listener.accept().await?.0);
-    observer::accept(accept, |stream| {
+    clients::accept(accept, |stream| {
         let site = site.clone();
-        Seats::seat(&seats, CLIENTS_MAX, |ticket| client(stream, ticket, site));
+        Clients::serve(&clients, CLIENTS_MAX, |held| client(stream, held, site));
     })
     .await;
 }
 
-async fn client(stream: TcpStream, ticket: Rc<Ticket>, site: Rc<Site>) {
+async fn client(stream: TcpStream, held: Rc<Held>, site: Rc<Site>) {
     let service = service_fn(|request| {
-        let (ticket, site) = (ticket.clone(), site.clone());
+        let (held, site) = (held.clone(), site.clone());
         async move {
-            ticket.set_busy(true);
+            held.set_busy(true);
             let response = site.answer(&request).await;
             // A client that reads its answer slowly counts as idle again, from now.
-            ticket.set_busy(false);
+            held.set_busy(false);
             Ok::<_, Infallible>(response)
         }
     });

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::view::{self, BACKEND_STATES, BackendFacts, Facts, Times, VIP_STATES};
+use super::view::{self, BackendFacts, Facts, Times};
+use crate::api::status::{BACKEND_STATES, VIP_STATES, is_up};
 use crate::link;
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
@@ -184,7 +185,7 @@ impl Metrics<'_> {
                 let sum = |field: fn(&BackendShard) -> &_| stats.shards.sum(field);
                 let name = ("backend", backend.config.name.as_str());
                 let labels = [pool_label, name];
-                up.gauge(&labels, view::is_up(known.state));
+                up.gauge(&labels, is_up(known.state));
                 for word in BACKEND_STATES {
                     state.gauge(&[pool_label, name, ("state", word)], word == known.state);
                 }
@@ -497,7 +498,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::operator::view::{Node, Vip};
+    use crate::api::status::{Node, Vip};
 
     fn render(facts: &Facts) -> String {
         let metrics = Metrics {

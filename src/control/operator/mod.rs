@@ -1,6 +1,8 @@
 //! What an operator sees and orders: the admin socket, HTTP, the documents and the page behind them.
 
 pub mod admin;
+mod ask;
+mod clients;
 mod facts;
 pub mod history;
 pub mod http;

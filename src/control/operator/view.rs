@@ -1,249 +1,17 @@
-//! What an operator sees: the document of `/status` and `weir status --json`.
+//! The status document at one moment: a pure function from what is known.
 //!
-//! The rows that follow from the snapshot and the counters are made here ([`Status::new`]); what only control knows comes
-//! in as [`Facts`], which [`super::metrics`] reads as well, so that the two never disagree. The same types read the document
-//! back in the commands, where unknown keys are passed over and missing ones have a default: a command and a process of
-//! neighbouring versions understand each other.
+//! The rows that follow from the snapshot and the counters are made here ([`status`]); what only control knows comes in as
+//! [`Facts`], which [`super::metrics`] reads as well, so that the two never disagree.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::process::ProcessFacts;
+use crate::api::status::{Backend, Listener, Node, Pool, Process, Status, Vip, Worker};
 use crate::config::model;
 use crate::link;
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{BUCKETS_US, Histogram, ProcessStats};
-
-/// The states of a backend.
-pub const BACKEND_STATES: [&str; 6] = ["up", "down", "ejected", "starting", "drain", "disabled"];
-/// The states of a VIP.
-pub const VIP_STATES: [&str; 5] = ["standby", "claiming", "active", "releasing", "fault"];
-
-/// Whether a backend in this state is healthy as far as anybody knows.
-pub fn is_up(state: &str) -> bool {
-    matches!(state, "up" | "starting")
-}
-
-/// The whole document.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    /// Of the program.
-    pub version: String,
-    /// Process.
-    pub pid: u32,
-    /// Seconds since the process began to serve.
-    pub uptime_s: u64,
-    /// Grows with every configuration taken over.
-    pub generation: u64,
-    /// The file, if there is one.
-    pub config_file: Option<String>,
-    /// Why the last reload was refused; `null` if it was not.
-    pub reload_error: Option<String>,
-    /// Why the last upgrade failed; null if there was none.
-    pub upgrade_error: Option<String>,
-    /// The process has been told to stop and lets connections finish.
-    pub stopping: bool,
-    /// The process as a whole.
-    pub process: Process,
-    /// Event loops.
-    pub workers: Vec<Worker>,
-    /// In configuration order.
-    pub listeners: Vec<Listener>,
-    /// In configuration order.
-    pub pools: Vec<Pool>,
-    /// In configuration order; empty without `failover`.
-    pub vips: Vec<Vip>,
-    /// The other nodes.
-    pub nodes: Vec<Node>,
-}
-
-/// Usage and limits of the process.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Process {
-    /// Live TCP connections.
-    pub connections: u32,
-    /// At most.
-    pub connections_max: u32,
-    /// Live UDP sessions.
-    pub udp_sessions: u32,
-    /// At most.
-    pub udp_sessions_max: u32,
-    /// Open descriptors.
-    pub open_fds: u64,
-    /// At most.
-    pub limit_fds: u64,
-    /// Resident memory.
-    pub resident_bytes: u64,
-    /// User and system time used so far.
-    pub cpu_s: f64,
-    /// Bytes moved by splice.
-    pub spliced_bytes: u64,
-    /// Access records that were lost.
-    pub records_dropped: u64,
-    /// Lines of the event log that were lost.
-    pub log_lines_dropped: u64,
-}
-
-/// An event loop.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Worker {
-    /// Number.
-    pub id: usize,
-    /// Live connections.
-    pub connections: u32,
-    /// Live UDP sessions.
-    pub udp_sessions: u32,
-    /// Turns so far.
-    pub turns: u64,
-    /// Longest turn of about the last minute.
-    pub turn_ms_max: f64,
-}
-
-/// A listener.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Listener {
-    /// Name.
-    pub name: String,
-    /// `tcp` or `udp`.
-    pub protocol: String,
-    /// Addresses as configured.
-    pub bind: Vec<String>,
-    /// Pool it sends to.
-    pub pool: String,
-    /// Live connections or sessions.
-    pub active: u32,
-    /// Accepted so far.
-    pub accepted: u64,
-    /// Turned away before a backend was asked.
-    pub refused: u64,
-    /// Bytes from clients.
-    pub bytes_in: u64,
-    /// Bytes to clients.
-    pub bytes_out: u64,
-    /// Datagrams from clients (UDP).
-    pub datagrams_in: u64,
-    /// Datagrams to clients (UDP).
-    pub datagrams_out: u64,
-}
-
-/// A pool.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Pool {
-    /// Name.
-    pub name: String,
-    /// Algorithm.
-    pub balance: String,
-    /// Backends that take new work now.
-    pub eligible: usize,
-    /// Which backends those are: `primary`, `backup`, `all` (nothing is up and `all_down: try_all`) or `none`.
-    pub serving: String,
-    /// In configuration order.
-    pub backends: Vec<Backend>,
-}
-
-/// A backend.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Backend {
-    /// Name.
-    pub name: String,
-    /// Address as configured.
-    pub address: String,
-    /// Weight in force.
-    pub weight: u32,
-    /// Serves only while no primary is up.
-    pub backup: bool,
-    /// One of [`BACKEND_STATES`].
-    pub state: String,
-    /// Why.
-    pub reason: String,
-    /// Seconds in this state.
-    pub since_s: u64,
-    /// Live connections and sessions.
-    pub active: u32,
-    /// Established so far.
-    pub total: u64,
-    /// Failures of real traffic of every kind.
-    pub failed: u64,
-    /// Attempts that followed a failed one elsewhere.
-    pub retries: u64,
-    /// Bytes to the backend.
-    pub bytes_in: u64,
-    /// Bytes from the backend.
-    pub bytes_out: u64,
-    /// Mean time to connect; `null` before the first connection.
-    pub connect_ms: Option<f64>,
-    /// Smoothed time to the first byte; `null` while unknown.
-    pub response_ms: Option<f64>,
-}
-
-/// A virtual address.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Vip {
-    /// With prefix length.
-    pub address: String,
-    /// Interface.
-    pub interface: String,
-    /// One of [`VIP_STATES`].
-    pub state: String,
-    /// Node that holds it, as far as this one knows.
-    pub holder: Option<String>,
-    /// Seconds in this state.
-    pub since_s: u64,
-    /// Why.
-    pub reason: String,
-    /// Changes of state since the start.
-    pub transitions: u64,
-}
-
-/// Another node.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Node {
-    /// Name.
-    pub name: String,
-    /// Heard of within `dead_after`.
-    pub alive: bool,
-    /// Since its last beat; `null` if there was none.
-    pub last_beat_ms: Option<u64>,
-}
-
-/// A live connection or session as the commands read it; [`link::LiveConnection`] is what is sent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Connection {
-    pub id: u64,
-    pub protocol: String,
-    pub listener: String,
-    pub client: String,
-    pub pool: String,
-    pub backend: String,
-    pub worker: usize,
-    pub state: String,
-    pub age_ms: u64,
-    pub idle_ms: u64,
-    pub bytes_up: u64,
-    pub bytes_down: u64,
-}
-
-impl Connection {
-    /// `pool/backend`, `-` while none is chosen.
-    pub fn place(&self) -> String {
-        match &*self.backend {
-            "" => "-".into(),
-            backend => format!("{}/{backend}", self.pool),
-        }
-    }
-}
 
 /// What only control knows.
 #[derive(Debug, Default)]
@@ -337,38 +105,36 @@ impl Times {
     }
 }
 
-impl Status {
-    /// The document at this moment.
-    pub fn new(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Worker], facts: &Facts) -> Status {
-        let spliced = workers.iter().map(|worker| worker.stats.spliced.get()).sum();
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            uptime_s: facts.uptime.as_secs(),
-            generation: snapshot.generation,
-            config_file: facts.config_file.clone(),
-            reload_error: facts.reload_error.clone(),
-            upgrade_error: facts.upgrade_error.clone(),
-            stopping: facts.stopping,
-            process: Process {
-                connections: process.connections.get(),
-                connections_max: snapshot.connections_max,
-                udp_sessions: process.udp_sessions.get(),
-                udp_sessions_max: snapshot.sessions_max,
-                open_fds: facts.process.open_fds,
-                limit_fds: facts.process.limit_fds,
-                resident_bytes: facts.process.resident_bytes,
-                cpu_s: round3(facts.process.cpu.as_secs_f64()),
-                spliced_bytes: spliced,
-                records_dropped: facts.records_dropped,
-                log_lines_dropped: facts.log_lines_dropped,
-            },
-            workers: workers.iter().map(|w| worker(w, facts)).collect(),
-            listeners: snapshot.listeners.iter().map(|l| listener(l)).collect(),
-            pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
-            vips: facts.vips.clone(),
-            nodes: facts.nodes.clone(),
-        }
+/// The document at this moment.
+pub fn status(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Worker], facts: &Facts) -> Status {
+    let spliced = workers.iter().map(|worker| worker.stats.spliced.get()).sum();
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_s: facts.uptime.as_secs(),
+        generation: snapshot.generation,
+        config_file: facts.config_file.clone(),
+        reload_error: facts.reload_error.clone(),
+        upgrade_error: facts.upgrade_error.clone(),
+        stopping: facts.stopping,
+        process: Process {
+            connections: process.connections.get(),
+            connections_max: snapshot.connections_max,
+            udp_sessions: process.udp_sessions.get(),
+            udp_sessions_max: snapshot.sessions_max,
+            open_fds: facts.process.open_fds,
+            limit_fds: facts.process.limit_fds,
+            resident_bytes: facts.process.resident_bytes,
+            cpu_s: round3(facts.process.cpu.as_secs_f64()),
+            spliced_bytes: spliced,
+            records_dropped: facts.records_dropped,
+            log_lines_dropped: facts.log_lines_dropped,
+        },
+        workers: workers.iter().map(|w| worker(w, facts)).collect(),
+        listeners: snapshot.listeners.iter().map(|l| listener(l)).collect(),
+        pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
+        vips: facts.vips.clone(),
+        nodes: facts.nodes.clone(),
     }
 }
 

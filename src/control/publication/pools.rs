@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 pub use knowledge::Knowledge;
 
 use super::probe::{Probe, Verdict};
+use crate::api::question::BackendOrder;
 use crate::balance::{Member, Picker, identity};
 use crate::base::Rng;
 use crate::config::model::{self, BackendAddress, OnDown, ProbeKind, Protocol};
-use crate::control::request::BackendOrder;
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Pace, Run, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Policy, Serving, Standing, State};

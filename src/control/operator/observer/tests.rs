@@ -10,9 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use serde_json::{Value, json};
 
+use std::time::Duration;
+
+use super::super::ask::QUESTION_GAP;
 use super::*;
-use crate::control::operator::view::Status;
-use crate::control::{BackendOrder, Refusal, VipOrder};
+use crate::api::question::QUESTION_BYTES;
+use crate::api::question::{BackendOrder, Refusal, VipOrder};
+use crate::api::status::Status;
 use crate::link::LiveConnection;
 
 /// A served pair of sockets.
@@ -196,7 +200,7 @@ fn each_question_has_its_answer() {
 fn a_question_without_end_is_refused_and_the_client_dropped() {
     let served = serve(Control::Well);
     let mut admin = served.admin();
-    let endless = vec![b' '; admin::QUESTION_BYTES as usize];
+    let endless = vec![b' '; QUESTION_BYTES as usize];
     admin.get_mut().write_all(&endless).unwrap();
     let mut rest = String::new();
     admin.read_to_string(&mut rest).unwrap();
@@ -368,7 +372,7 @@ fn many_clients_are_few_questions_and_no_answer_is_older_than_its_question() {
             });
         }
     });
-    let gaps = started.elapsed().as_millis() / FLIGHT_GAP.as_millis();
+    let gaps = started.elapsed().as_millis() / QUESTION_GAP.as_millis();
     let asked = u128::from(served.asked.load(SeqCst));
     // One each gap, one each second for the graphs.
     assert!(

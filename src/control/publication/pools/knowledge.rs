@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::Pools;
-use crate::control::request::BackendOrder;
+use crate::api::question::BackendOrder;
 use crate::health::State;
 
 /// Of one backend.

@@ -1,0 +1,5 @@
+//! What commands, the admin socket and HTTP say to each other: types only, so that the commands need not know the process that
+//! answers them.
+
+pub mod question;
+pub mod status;
