@@ -12,14 +12,13 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::config::Config;
 use crate::config::model::{AccessTarget, BackendAddress, Bind, Protocol};
-use crate::config::{Budget, Config};
 use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
-use crate::control::{Control, Input, Source};
+use crate::control::{Capacity, Control, Input, Source};
 use crate::link::{self, Local, Shared};
-use crate::sys::limits;
 use crate::sys::sandbox::{self, Needs, Unlisted};
 use crate::sys::ways;
 use crate::worker::{Settings, Worker};
@@ -57,18 +56,16 @@ fn start_and_serve(source: Source, sandboxed: bool) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    if let Err(error) = limits::raise_open_files() {
-        log::warn!("cannot raise the limit on open files: {error}");
-    }
-    let workers = config.workers.unwrap_or_else(limits::cpus);
-    let budget = Budget::new(&config, limits::open_files(), workers);
-    if let Some(refusal) = budget.refusal(&config) {
-        event_log::say(&format!("limits: {refusal}"));
-        refuse(&format!("limits: {refusal}"));
-        return ExitCode::from(EXIT_CONFIG);
-    }
+    let capacity = match Capacity::claim(&config) {
+        Ok(capacity) => capacity,
+        Err(refusal) => {
+            event_log::say(&refusal.to_string());
+            refuse(&refusal.to_string());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let needs = sandboxed.then(|| needs(&source, &config));
-    match launch(source, config, inheritance, needs).and_then(Running::serve) {
+    match launch(source, config, capacity, inheritance, needs).and_then(Running::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
@@ -92,14 +89,12 @@ pub struct Running {
 pub fn launch(
     source: Source,
     config: Config,
+    capacity: Capacity,
     inheritance: Inheritance,
     needs: Option<Needs>,
 ) -> anyhow::Result<Running> {
     event_log::start();
     event_log::follow(&config.log);
-    if let Err(error) = limits::raise_open_files() {
-        log::warn!("cannot raise the limit on open files: {error}");
-    }
     // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
     let helpers = match &config.failover {
         Some(failover) if !inheritance.is_succession() => {
@@ -117,10 +112,9 @@ pub fn launch(
         log::warn!("sandbox: without {refused}");
     }
     event_log::spawn().context("cannot start the event log")?;
-    let workers = config.workers.unwrap_or_else(limits::cpus);
-    let pipes = Budget::new(&config, limits::open_files(), workers).pipes as usize;
+    let pipes = capacity.budget.pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
-    let (control, inputs) = Control::start(source, config, inheritance, Box::new(spawn), helpers)?;
+    let (control, inputs) = Control::start(source, config, capacity, inheritance, Box::new(spawn), helpers)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if needs.is_some()

@@ -10,7 +10,7 @@
 //!
 //! ## Layers
 //!
-//! Imports point one way, downwards in this list; `tests/architecture.rs` holds it.
+//! Imports point one way, downwards in this list, and no files import each other in a circle; `tests/architecture.rs` holds both.
 //!
 //! | layer | modules | may touch |
 //! |---|---|---|

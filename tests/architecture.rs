@@ -4,6 +4,7 @@
 //! Seen to fail with `use crate::control::Request;` in `src/worker/mod.rs`, `use crate::worker;` in `src/base/rng.rs`,
 //! and `unsafe {}` in `src/app.rs`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -136,6 +137,195 @@ fn imports_point_downwards() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Module paths as they are written in a statement, braces written out: `a::{b, c::D}` is `a::b` and `a::c::D`.
+fn expand(text: &str) -> Vec<String> {
+    let Some((head, rest)) = text.split_once('{') else {
+        let name = text.split(" as ").next().unwrap_or_default().trim();
+        return vec![name.to_owned()];
+    };
+    let inner = rest.rsplit_once('}').map_or(rest, |(inner, _)| inner);
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&inner[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&inner[start..]);
+    let parts = parts.into_iter().filter(|part| !part.trim().is_empty());
+    parts
+        .flat_map(|part| expand(part.trim()))
+        .map(|part| format!("{}{}", head.trim(), part))
+        .collect()
+}
+
+/// The files of the crate by module (`[control, upgrade]`), and what each of them imports and hands on.
+struct Modules {
+    /// By module: file, imports (`use`), names handed on (`pub use`) with where they come from.
+    files: BTreeMap<Vec<String>, (String, Vec<String>, BTreeMap<String, String>)>,
+}
+
+impl Modules {
+    fn read() -> Modules {
+        let mut files = BTreeMap::new();
+        for source in sources() {
+            let mut module: Vec<String> = source.path.iter().map(|part| part.to_string_lossy().into()).collect();
+            let file = module.pop().unwrap();
+            let stem = file.trim_end_matches(".rs").to_owned();
+            // Tests look at everything.
+            if stem == "tests" || module.iter().any(|part| part == "tests") {
+                continue;
+            }
+            if !["mod", "lib", "main"].contains(&&*stem) {
+                module.push(stem);
+            }
+            let code: Vec<&str> = source.code().map(|(_, line)| line.trim()).collect();
+            let code = code.join("\n");
+            let code = code
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap()
+                .replace('\n', " ");
+            let (mut imports, mut handed_on) = (Vec::new(), BTreeMap::new());
+            for statement in code.split(';') {
+                let start = |statement: &str| {
+                    statement.rfind("use ").filter(|at| {
+                        let before = &statement[..*at];
+                        before.is_empty() || before.ends_with(' ')
+                    })
+                };
+                if let Some(at) = start(statement.split('{').next().unwrap_or_default()) {
+                    let paths = expand(statement[at + 4..].trim());
+                    if statement[..at].contains("pub ") || statement[..at].contains("pub(") {
+                        let name = |path: &String| path.rsplit("::").next().unwrap_or_default().to_owned();
+                        handed_on.extend(paths.iter().map(|path| (name(path), path.clone())));
+                    }
+                    imports.extend(paths);
+                }
+            }
+            // Paths within the code.
+            for root in ["crate::", "super::"] {
+                let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+                let found = code.match_indices(root).filter(|(at, _)| !code[..*at].ends_with(word));
+                imports.extend(found.map(|(at, _)| {
+                    let rest = &code[at..];
+                    rest[..rest.find(|c| !word(c)).unwrap_or(rest.len())]
+                        .trim_end_matches(':')
+                        .to_owned()
+                }));
+            }
+            let path = format!("src/{}", source.path.display());
+            files.insert(module, (path, imports, handed_on));
+        }
+        Modules { files }
+    }
+
+    /// The module that defines what `path` names, seen from `module`.
+    fn resolve(&self, module: &[String], path: &str, depth: usize) -> Option<Vec<String>> {
+        let mut segments = path.split("::").peekable();
+        let mut at = match *segments.peek()? {
+            "crate" => {
+                segments.next();
+                Vec::new()
+            }
+            "self" => {
+                segments.next();
+                module.to_vec()
+            }
+            "super" => {
+                let mut at = module.to_vec();
+                while segments.next_if_eq(&"super").is_some() {
+                    at.pop()?;
+                }
+                at
+            }
+            first => {
+                let child = [module, &[first.to_owned()]].concat();
+                if !self.files.contains_key(&child) {
+                    return None;
+                }
+                module.to_vec()
+            }
+        };
+        for segment in segments {
+            let child = [&at[..], &[segment.to_owned()]].concat();
+            if self.files.contains_key(&child) {
+                at = child;
+                continue;
+            }
+            let handed_on = self.files.get(&at).and_then(|(_, _, handed_on)| handed_on.get(segment));
+            return match handed_on {
+                Some(path) if depth < 8 => self.resolve(&at, path, depth + 1),
+                _ => Some(at),
+            };
+        }
+        Some(at)
+    }
+}
+
+#[test]
+fn braces_are_written_out() {
+    let rows: [(&str, &[&str]); 3] = [
+        ("a::b", &["a::b"]),
+        ("a::{b, c::D as E}", &["a::b", "a::c::D"]),
+        (
+            "super::{self, x::{y, z}}",
+            &["super::self", "super::x::y", "super::x::z"],
+        ),
+    ];
+    for (text, expected) in rows {
+        assert_eq!(expand(text), expected, "{text}");
+    }
+}
+
+/// No file needs, by way of others, a file that needs it: each can be understood after those that it imports. What a folder's
+/// files share stands in its `mod.rs`, and importing that from within the folder does not count.
+///
+/// Seen to fail with `use crate::control::request::Input;` in `src/control/upgrade/predecessor.rs`.
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let modules = Modules::read();
+    let mut edges: BTreeMap<&Vec<String>, Vec<&Vec<String>>> = BTreeMap::new();
+    let mut count = 0;
+    for (module, (_, imports, _)) in &modules.files {
+        let targets = imports.iter().filter_map(|path| modules.resolve(module, path, 0));
+        for target in targets {
+            let within = module.starts_with(&target);
+            if let (Some((target, _)), false) = (modules.files.get_key_value(&target), within) {
+                edges.entry(module).or_default().push(target);
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 400, "only {count} imports were understood");
+    // What nothing that is left imports cannot be in a circle, nor what imports nothing that is left.
+    let mut left: Vec<&Vec<String>> = modules.files.keys().collect();
+    loop {
+        let before = left.len();
+        let imports = |module| edges.get(module).into_iter().flatten();
+        let now = left.clone();
+        left.retain(|module| {
+            imports(*module).any(|target| now.contains(target))
+                && now.iter().any(|other| imports(*other).any(|target| target == module))
+        });
+        if left.len() == before {
+            break;
+        }
+    }
+    let told = left.iter().map(|module| {
+        let targets = edges[*module].iter().filter(|target| left.contains(target));
+        let names: BTreeSet<&str> = targets.map(|target| &*modules.files[*target].0).collect();
+        format!("{} -> {}", modules.files[*module].0, Vec::from_iter(names).join(", "))
+    });
+    let told: Vec<String> = told.collect();
+    assert!(told.is_empty(), "in a circle, or between two:\n{}", told.join("\n"));
 }
 
 #[test]

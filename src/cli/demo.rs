@@ -16,7 +16,7 @@ use crossbeam_channel::Sender;
 use crate::app;
 use crate::config;
 use crate::control::upgrade::Inheritance;
-use crate::control::{Input, Source};
+use crate::control::{Capacity, Input, Source};
 use crate::link::{Local, Shared};
 
 /// Where the demo listens if the port is free.
@@ -75,7 +75,8 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let loaded = config::parse("demo", &yaml)?;
     let running = app::launch(
         Source::Flags(Box::new(loaded.config.clone())),
-        loaded.config,
+        loaded.config.clone(),
+        Capacity::claim(&loaded.config)?,
         Inheritance::default(),
         None,
     )?;

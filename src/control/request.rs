@@ -6,6 +6,7 @@ use crossbeam_channel::Sender;
 
 use super::phase::Order;
 use super::publication::probe::Verdict;
+use super::upgrade;
 use crate::api::question::{BackendOrder, Refusal, VipOrder};
 use crate::link::LiveConnection;
 
@@ -19,7 +20,13 @@ pub enum Input {
     /// A signal.
     Signal(i32),
     /// A step of an upgrade.
-    Upgrade(super::upgrade::Event),
+    Upgrade(upgrade::Event),
+}
+
+impl From<Verdict> for Input {
+    fn from(verdict: Verdict) -> Input {
+        Input::Verdict(verdict)
+    }
 }
 
 /// Questions and orders. `Err` holds a sentence for the operator.

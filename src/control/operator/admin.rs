@@ -22,7 +22,7 @@ use super::ask::{ANSWER_MAX, Asker};
 use super::clients::{self, Clients};
 use super::history::History;
 use crate::api::question::{QUESTION_BYTES, Question, Refusal};
-use crate::control::Request;
+use crate::control::request::Request;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 32;
@@ -36,6 +36,11 @@ const READ_MAX: Duration = Duration::from_secs(10);
 const RELOAD_MAX: Duration = Duration::from_secs(120);
 /// How long another process that starts at this moment is waited for.
 const LOCK_MAX: Duration = Duration::from_secs(2);
+
+/// What the socket is called between the processes of an upgrade.
+pub fn inherited_name(path: &Path) -> String {
+    format!("admin {}", path.display())
+}
 
 /// Binds the admin socket with mode 0660. Its directory is made if it is missing; a socket file that nobody listens on any
 /// more is replaced. An error is a sentence with the path in it; if another process listens there it names that one.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::{Input, Request};
+use crate::control::request::{Input, Request};
 
 /// How long control may take to answer.
 pub const ANSWER_MAX: Duration = Duration::from_secs(5);

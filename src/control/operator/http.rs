@@ -12,6 +12,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,7 +29,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::ask::{ANSWER_MAX, Asker, Coalesced};
 use super::clients::{self, Clients, Held};
 use super::history::History;
-use crate::control::Request;
+use crate::api::question::Refusal;
+use crate::control::request::Request;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 128;
@@ -68,6 +70,16 @@ const FIELDS: [(HeaderName, HeaderValue); 6] = [
         HeaderValue::from_static("same-origin"),
     ),
 ];
+
+/// What the socket is called between the processes of an upgrade.
+pub fn inherited_name(address: Option<SocketAddr>) -> String {
+    address.map_or_else(String::new, |address| format!("metrics {address}"))
+}
+
+/// Binds the address for HTTP.
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Refusal> {
+    std::net::TcpListener::bind(address).map_err(|error| format!("metrics: cannot bind {address}: {error}").into())
+}
 
 /// What answers are made from.
 struct Site {

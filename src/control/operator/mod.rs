@@ -3,7 +3,6 @@
 pub mod admin;
 mod ask;
 mod clients;
-mod facts;
 pub mod history;
 pub mod http;
 pub mod metrics;

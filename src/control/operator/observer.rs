@@ -31,7 +31,7 @@ use tokio::task::LocalSet;
 use super::ask::{ANSWER_MAX, Asker};
 use super::history::History;
 use super::{admin, http};
-use crate::control::{Input, Request};
+use crate::control::request::{Input, Request};
 use crate::sys::sched;
 
 /// A handle on the thread.

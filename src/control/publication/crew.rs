@@ -14,7 +14,7 @@ use crate::link::{self, Command, ListenSocket, Local, Migrant, Recipients, Share
 use crate::sys::socket::identity;
 
 /// How long workers may take to hand over or close sockets.
-const SETTLE_MAX: Duration = Duration::from_secs(2);
+pub const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 struct Member {
     handle: link::Worker,

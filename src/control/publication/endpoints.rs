@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::inherited::{InheritedSockets, Label};
 use super::sockets::{self, BindError, Bound, Dealt};
 use crate::config::model::{self, Config, Protocol};
-use crate::control::upgrade::{Heirlooms, Label};
 use crate::gate::Gate;
 use crate::link::{ListenSocket, Local};
 use crate::snapshot::{Listener, Listeners};
@@ -128,7 +128,7 @@ impl Endpoints {
         &self,
         listeners: &[model::Listener],
         workers: usize,
-        heirlooms: &mut Heirlooms,
+        inherited: &mut InheritedSockets,
         share: impl FnOnce(Vec<(u32, Local)>) -> io::Result<Vec<(usize, ListenSocket)>>,
     ) -> Result<Plan, BindError> {
         let mut plan = Plan {
@@ -164,7 +164,7 @@ impl Endpoints {
                             }
                         }
                         None => {
-                            let bound = sockets::bind(listener, id, &wanted, workers, heirlooms)?;
+                            let bound = sockets::bind(listener, id, &wanted, workers, inherited)?;
                             plan.bound.push((ix, wanted, bound));
                         }
                     },
@@ -198,7 +198,7 @@ impl Endpoints {
         // These last: from then on the kernel puts clients into their queues, who would be lost if the plan failed.
         for (ix, id, wanted, place) in more {
             let missing = workers - place.sockets;
-            let bound = sockets::bind(&listeners[ix], id, &place.local, missing, heirlooms)?;
+            let bound = sockets::bind(&listeners[ix], id, &place.local, missing, inherited)?;
             plan.bound.push((ix, wanted, bound));
         }
         Ok(plan)

@@ -2,6 +2,7 @@
 
 pub mod crew;
 pub mod endpoints;
+pub mod inherited;
 pub mod pools;
 pub mod probe;
 pub mod sockets;

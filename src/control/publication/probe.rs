@@ -24,7 +24,6 @@ use mio::{Events, Interest, Poll, Waker};
 use crate::base::{Key, Slab, Timers};
 use crate::config::PROBES_MAX;
 use crate::config::model::ProbeKind;
-use crate::control::Input;
 use crate::health::schedule::{Run, tries};
 use crate::sys::socket::{self, ConnectError, Target, Transfer};
 
@@ -93,16 +92,16 @@ pub enum NotStarted {
 
 /// The probing thread.
 #[derive(Debug)]
-pub struct Prober {
+pub struct Prober<I> {
     probes: Sender<Probe>,
     waker: Waker,
-    inputs: Sender<Input>,
+    inputs: Sender<I>,
     sockets_max: Arc<AtomicUsize>,
 }
 
-impl Prober {
+impl<I: From<Verdict> + Send + 'static> Prober<I> {
     /// Starts the thread, which opens so many sockets at most. Verdicts go to `inputs`.
-    pub fn start(inputs: Sender<Input>, sockets_max: usize) -> io::Result<Prober> {
+    pub fn start(inputs: Sender<I>, sockets_max: usize) -> io::Result<Prober<I>> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (probes, queue) = bounded(QUEUE_MAX);
@@ -150,10 +149,10 @@ impl Prober {
     }
 }
 
-struct Running {
+struct Running<I> {
     poll: Poll,
     queue: Receiver<Probe>,
-    inputs: Sender<Input>,
+    inputs: Sender<I>,
     probes: Slab<Live>,
     timers: Timers,
     epoch: Instant,
@@ -180,7 +179,7 @@ enum Seen {
     Over,
 }
 
-impl Running {
+impl<I: From<Verdict>> Running<I> {
     fn run(mut self) {
         let mut events = Events::with_capacity(256);
         let mut due = Vec::new();
@@ -341,7 +340,7 @@ impl Running {
             untried,
             took: live.started.elapsed(),
         };
-        let _ = self.inputs.send(Input::Verdict(verdict));
+        let _ = self.inputs.send(verdict.into());
         match live.sockets.first().map(AsRawFd::as_raw_fd).filter(|_| lingers) {
             Some(fd) => {
                 socket::shut_write(fd);
@@ -464,7 +463,7 @@ mod tests {
     /// before: a probe that arrived in between was dropped).
     #[test]
     fn every_probe_gets_a_verdict() {
-        let (sender, inputs) = crossbeam_channel::unbounded();
+        let (sender, inputs) = crossbeam_channel::unbounded::<Verdict>();
         let prober = Prober::start(sender, 4).unwrap();
         let mut rng = crate::base::Rng::new(1);
         for number in 0..100_000 {

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
+use super::inherited::{InheritedSocket, InheritedSockets};
 use crate::config::model::{Bind, Listener, Protocol};
-use crate::control::upgrade::{Heirloom, Heirlooms};
 use crate::link::{ListenSocket, Local};
 use crate::sys::{socket, udp};
 
@@ -71,7 +71,7 @@ pub fn bind(
     id: u32,
     wanted: &Local,
     workers: usize,
-    heirlooms: &mut Heirlooms,
+    from_elsewhere: &mut InheritedSockets,
 ) -> Result<Bound, BindError> {
     let refused = |error: std::io::Error| BindError {
         listener: listener.name.clone(),
@@ -84,7 +84,7 @@ pub fn bind(
         (Local::Ip(address), Protocol::Udp) => udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd),
         (Local::Unix(path), _) => socket::listen_unix(path),
     };
-    let mut inherited = heirlooms.claim(listener, wanted);
+    let mut inherited = from_elsewhere.claim(listener, wanted);
     let is_inherited = !inherited.is_empty();
     if !is_inherited {
         let fd = open(wanted).map_err(refused)?;
@@ -92,14 +92,14 @@ pub fn bind(
             Local::Ip(_) => Local::Ip(socket::local_address(&fd).map_err(refused)?),
             unix @ Local::Unix(_) => unix.clone(),
         };
-        inherited.push(Heirloom { local, fd });
+        inherited.push(InheritedSocket { local, fd });
     }
     let local = inherited[0].local.clone();
     let mut is_alone = match local {
         Local::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
         Local::Unix(_) => true,
     };
-    let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|heirloom| heirloom.fd).collect();
+    let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|socket| socket.fd).collect();
     while sockets.len() < workers && !is_alone {
         match open(&local) {
             Ok(fd) => sockets.push(fd),

@@ -5,14 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use crossbeam_channel::Sender;
 
-use super::{Address, Event, Label, Line, Note, START_MAX, VARIABLE};
-use crate::config::model::{Listener, Protocol};
-use crate::control::Input;
+use super::{Event, Line, Note, START_MAX, VARIABLE};
 use crate::control::election::Detached;
+use crate::control::publication::inherited::{Address, InheritedSockets, Label};
 use crate::control::publication::pools::Knowledge;
-use crate::link::{Local, Migrant};
+use crate::link::Migrant;
 use crate::sys::handover::Channel;
 use crate::sys::{socket, systemd};
 
@@ -20,7 +18,7 @@ use crate::sys::{socket, systemd};
 #[derive(Debug, Default)]
 pub struct Inheritance {
     /// The sockets.
-    pub heirlooms: Heirlooms,
+    pub sockets: InheritedSockets,
     /// What a predecessor knew of backends.
     pub knowledge: Vec<Knowledge>,
     /// The conversation with the predecessor, if there is one.
@@ -34,30 +32,17 @@ impl Inheritance {
     }
 }
 
-/// Sockets that nobody has claimed yet.
-#[derive(Debug, Default)]
-pub struct Heirlooms(Vec<(Label, OwnedFd)>);
-
-/// A socket that was inherited for an address.
-#[derive(Debug)]
-pub struct Heirloom {
-    /// What it is bound to.
-    pub local: Local,
-    /// The socket.
-    pub fd: OwnedFd,
-}
-
 impl Inheritance {
     /// Receives everything. To be called once, before other threads are started.
     pub fn receive() -> anyhow::Result<Inheritance> {
-        let mut heirlooms = Heirlooms::default();
+        let mut sockets = InheritedSockets::default();
         for (name, fd) in systemd::activated().context("socket activation")? {
             let label = activated_label(&name, &fd).with_context(|| format!("socket activation: socket `{name}`"))?;
-            heirlooms.0.push((label, fd));
+            sockets.extend([(label, fd)]);
         }
         let Some(number) = std::env::var_os(VARIABLE) else {
             return Ok(Inheritance {
-                heirlooms,
+                sockets,
                 ..Inheritance::default()
             });
         };
@@ -71,7 +56,7 @@ impl Inheritance {
             match line.hear()? {
                 Some((Note::Knowledge(part), _)) => knowledge.extend(part),
                 Some((Note::Sockets(labels), fds)) => {
-                    heirlooms.0.extend(labels.into_iter().zip(fds));
+                    sockets.extend(labels.into_iter().zip(fds));
                 }
                 Some((Note::Everything, _)) => break,
                 Some((Note::Abandon, _)) | None => bail!("the old process gave the upgrade up"),
@@ -79,7 +64,7 @@ impl Inheritance {
             }
         }
         Ok(Inheritance {
-            heirlooms,
+            sockets,
             knowledge,
             successor: Some(Successor { line }),
         })
@@ -108,56 +93,6 @@ fn activated_label(name: &str, fd: &OwnedFd) -> anyhow::Result<Label> {
     })
 }
 
-impl Heirlooms {
-    /// Claims the sockets of one address of a listener. An address that has moved to another listener is found too,
-    /// unless the kernel chose its port.
-    pub fn claim(&mut self, listener: &Listener, wanted: &Local) -> Vec<Heirloom> {
-        let is_fixed = !matches!(wanted, Local::Ip(address) if address.port() == 0);
-        let fits = |label: &Label| match label {
-            Label::Listener {
-                name,
-                udp,
-                wanted: its,
-                local,
-            } => {
-                *udp == (listener.protocol == Protocol::Udp)
-                    && (*name == listener.name && Local::from(its) == *wanted
-                        || is_fixed && Local::from(local) == *wanted)
-            }
-            Label::Own(_) => false,
-        };
-        let (claimed, left) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|(label, _)| fits(label));
-        self.0 = left;
-        let claimed: Vec<(Label, OwnedFd)> = claimed;
-        claimed
-            .into_iter()
-            .filter_map(|(label, fd)| match label {
-                Label::Listener { local, .. } => Some(Heirloom {
-                    local: Local::from(&local),
-                    fd,
-                }),
-                Label::Own(_) => None,
-            })
-            .collect()
-    }
-
-    /// Claims a socket of our own.
-    pub fn claim_own(&mut self, name: &str) -> Option<OwnedFd> {
-        let is_it = |(label, _): &(Label, OwnedFd)| matches!(label, Label::Own(its) if its == name);
-        let ix = self.0.iter().position(is_it)?;
-        Some(self.0.swap_remove(ix).1)
-    }
-
-    /// Closes what is left; returns the names.
-    pub fn discard(&mut self) -> Vec<Label> {
-        let mut labels: Vec<Label> = self.0.drain(..).map(|(label, _)| label).collect();
-        labels.dedup();
-        labels
-    }
-}
-
 /// The new process's side of the conversation.
 #[derive(Debug, Clone)]
 pub struct Successor {
@@ -172,14 +107,18 @@ impl Successor {
     }
 
     /// Says that this process could serve, and passes on what it is told.
-    pub fn announce(&self, heirlooms: &mut Heirlooms, inputs: Sender<Input>) -> anyhow::Result<()> {
-        let unused = heirlooms.discard();
+    pub fn announce(
+        &self,
+        sockets: &mut InheritedSockets,
+        tell: impl Fn(Event) -> bool + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let unused = sockets.discard();
         self.line.say(&Note::Ready { unused })?;
         let line = self.line.clone();
         line.0.set_timeout(std::time::Duration::ZERO)?;
         std::thread::Builder::new()
             .name("upgrade".into())
-            .spawn(move || listen(&line, &inputs))?;
+            .spawn(move || listen(&line, tell))?;
         Ok(())
     }
 
@@ -190,8 +129,7 @@ impl Successor {
 }
 
 /// Ends when this process has become the service, or is told to give up.
-fn listen(line: &Line, inputs: &Sender<Input>) {
-    let tell = |event| inputs.send(Input::Upgrade(event)).is_ok();
+fn listen(line: &Line, tell: impl Fn(Event) -> bool) {
     let mut migrants = Vec::new();
     loop {
         let heard = line.hear();

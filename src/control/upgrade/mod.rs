@@ -39,20 +39,21 @@
 
 mod inheritance;
 mod predecessor;
-pub mod succession;
+mod state;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::model::Protocol;
 use crate::control::election::Detached;
+use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
 use crate::link::{ListenSocket, Local, Migrant, Passport};
 
-pub use inheritance::{Heirloom, Heirlooms, Inheritance, Successor};
-pub use predecessor::{Estate, Predecessor, Program};
+pub use inheritance::{Inheritance, Successor};
+pub use predecessor::{Handover, Predecessor, Program};
+pub use state::State;
 
 /// How long a new process may take to get ready.
 pub const START_MAX: Duration = Duration::from_secs(15);
@@ -60,72 +61,6 @@ pub const START_MAX: Duration = Duration::from_secs(15);
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// The variable that names the inherited end of the channel.
 const VARIABLE: &str = "WEIR_UPGRADE_FD";
-
-/// A listening socket as both processes name it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Label {
-    /// Of a listener of the configuration.
-    Listener {
-        /// Listener name.
-        name: String,
-        /// Datagrams instead of streams.
-        udp: bool,
-        /// What the file says (the port may be 0).
-        wanted: Address,
-        /// What it is bound to.
-        local: Address,
-    },
-    /// One of our own, such as `admin /run/weir/admin.sock`.
-    Own(String),
-}
-
-/// [`Local`] in words.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Address {
-    /// Address and port.
-    Ip(std::net::SocketAddr),
-    /// Path.
-    Unix(std::path::PathBuf),
-}
-
-impl From<&Local> for Address {
-    fn from(local: &Local) -> Address {
-        match local {
-            Local::Ip(address) => Address::Ip(*address),
-            Local::Unix(path) => Address::Unix(path.clone()),
-        }
-    }
-}
-
-impl From<&Address> for Local {
-    fn from(address: &Address) -> Local {
-        match address {
-            Address::Ip(address) => Local::Ip(*address),
-            Address::Unix(path) => Local::Unix(path.clone()),
-        }
-    }
-}
-
-impl std::fmt::Display for Label {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Label::Listener { name, local, .. } => write!(f, "{name} {}", Local::from(local)),
-            Label::Own(name) => f.write_str(name),
-        }
-    }
-}
-
-impl Label {
-    /// Of a listener's socket.
-    pub fn listener(name: &str, protocol: Protocol, wanted: &Local, local: &Local) -> Label {
-        Label::Listener {
-            name: name.to_string(),
-            udp: protocol == Protocol::Udp,
-            wanted: wanted.into(),
-            local: local.into(),
-        }
-    }
-}
 
 /// What is said on the channel. Both ends may be of different versions: a note that one does not know ends the upgrade,
 /// a field that it does not know is ignored.

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 
-use super::{Back, Done, Event, Label, Line, Note, START_MAX, STEP_MAX, VARIABLE};
-use crate::control::Input;
+use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
 use crate::link::{self, Command, ListenSocket, Local};
-use crate::sys::handover::{self, Channel, DESCRIPTORS_MAX};
+use crate::sys::handover::{self as process, Channel, DESCRIPTORS_MAX};
 use crate::sys::systemd;
 
 /// How often workers are asked again for a socket that is on its way between two of them.
@@ -49,7 +49,7 @@ impl Program {
 
 /// What is handed over.
 #[derive(Debug)]
-pub struct Estate {
+pub struct Handover {
     /// All workers.
     pub workers: Vec<link::Worker>,
     /// Every listening socket: [`ListenSocket::listener`] and address, its name, and how many of them there are.
@@ -68,8 +68,12 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Begins; an [`Event`] in `inputs` ends it.
-    pub fn begin(program: Program, estate: Estate, inputs: Sender<Input>) -> anyhow::Result<Predecessor> {
+    /// Begins; `tell` hears how it ended.
+    pub fn begin(
+        program: Program,
+        handover: Handover,
+        tell: impl FnOnce(Event) + Send + 'static,
+    ) -> anyhow::Result<Predecessor> {
         if std::process::id() == 1 {
             bail!("this process is number 1: its end would end the container");
         }
@@ -83,14 +87,14 @@ impl Predecessor {
         };
         std::thread::Builder::new().name("upgrade".into()).spawn(move || {
             let mut back = Back::default();
-            let event = match hand_over(&program, &estate, line, far, &abandoned, &mut back) {
+            let event = match hand_over(&program, &handover, line, far, &abandoned, &mut back) {
                 Ok(done) => Event::Done(done),
                 Err(error) => Event::Failed {
                     reason: format!("{error:#}"),
                     back,
                 },
             };
-            let _ = inputs.send(Input::Upgrade(event));
+            tell(event);
         })?;
         Ok(handle)
     }
@@ -106,14 +110,14 @@ impl Predecessor {
 /// Takes all steps. `back` holds what nobody serves at the moment.
 fn hand_over(
     program: &Program,
-    estate: &Estate,
+    handover: &Handover,
     line: Line,
     far: Channel,
     abandoned: &AtomicBool,
     back: &mut Back,
 ) -> anyhow::Result<Done> {
-    let sockets = gather(estate).context("cannot collect the listening sockets")?;
-    let pid = handover::spawn(
+    let sockets = gather(handover).context("cannot collect the listening sockets")?;
+    let pid = process::spawn(
         &program.path,
         program.arguments.iter().cloned(),
         VARIABLE,
@@ -123,13 +127,13 @@ fn hand_over(
     .with_context(|| format!("cannot start {}", program.path.display()))?;
     log::info!("upgrade: process {pid} starts");
     let mut ready = false;
-    let outcome = introduce(estate, &line, sockets, &mut ready, back);
+    let outcome = introduce(handover, &line, sockets, &mut ready, back);
     match &outcome {
         Ok(_) => {}
         // Whoever did not answer in time may do so later, when nobody listens any more.
-        Err(error) if is_timeout(error) => handover::kill(pid),
+        Err(error) if is_timeout(error) => process::kill(pid),
         // It may not look at the channel for long, and holds the sockets: clients would queue up at nobody.
-        Err(_) if abandoned.load(Ordering::SeqCst) && !ready => handover::kill(pid),
+        Err(_) if abandoned.load(Ordering::SeqCst) && !ready => process::kill(pid),
         Err(_) => {
             let _ = line.say(&Note::Abandon);
         }
@@ -137,9 +141,9 @@ fn hand_over(
     let unused_labels = outcome?;
     *back = Back::default();
     let is_unused = |label: &Label| unused_labels.contains(label);
-    let listeners = estate.listeners.iter();
+    let listeners = handover.listeners.iter();
     let unused = listeners.filter(|(_, (label, _))| is_unused(label));
-    let own = estate.own.iter().map(|(name, _)| name.clone());
+    let own = handover.own.iter().map(|(name, _)| name.clone());
     Ok(Done {
         pid,
         unused: unused.map(|(place, _)| place.clone()).collect(),
@@ -156,7 +160,7 @@ fn is_timeout(error: &anyhow::Error) -> bool {
 
 /// From the first socket to Serving; returns what the successor has no use for.
 fn introduce(
-    estate: &Estate,
+    handover: &Handover,
     line: &Line,
     sockets: Vec<ListenSocket>,
     ready: &mut bool,
@@ -164,10 +168,10 @@ fn introduce(
 ) -> anyhow::Result<Vec<Label>> {
     let label = |socket: &ListenSocket| {
         let place = (socket.listener, socket.local.clone());
-        estate.listeners.get(&place).map(|(label, _)| label.clone())
+        handover.listeners.get(&place).map(|(label, _)| label.clone())
     };
     let listening = sockets.iter().filter_map(|s| Some((label(s)?, s.fd.as_fd())));
-    let own = estate.own.iter();
+    let own = handover.own.iter();
     let all: Vec<(Label, BorrowedFd)> = listening
         .chain(own.map(|(name, fd)| (Label::Own(name.clone()), fd.as_fd())))
         .collect();
@@ -175,7 +179,7 @@ fn introduce(
         let (labels, fds): (Vec<Label>, Vec<BorrowedFd>) = part.iter().cloned().unzip();
         tell(line, &Note::Sockets(labels), &fds, "get ready")?;
     }
-    for part in estate.knowledge.chunks(KNOWLEDGE_MAX) {
+    for part in handover.knowledge.chunks(KNOWLEDGE_MAX) {
         let note = Note::Knowledge(part.to_vec());
         tell(line, &note, &[], "get ready")?;
     }
@@ -187,7 +191,7 @@ fn introduce(
         other => bail!("the new process said {other:?}"),
     };
     *ready = true;
-    let listeners = estate.listeners.iter();
+    let listeners = handover.listeners.iter();
     let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
     let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
     line.0.set_timeout(STEP_MAX)?;
@@ -195,7 +199,7 @@ fn introduce(
     back.sockets
         .retain(|socket| used.contains(&(socket.listener, socket.local.clone())));
     let used = Arc::new(used);
-    for worker in &estate.workers {
+    for worker in &handover.workers {
         let (reply, released) = bounded(1);
         let places = used.clone();
         if worker.send(Command::Release { places, reply }) {
@@ -244,12 +248,12 @@ fn trouble(error: io::Error, to_what: &str) -> anyhow::Error {
 
 /// Duplicates of every listening socket, from all workers. A worker that has just retired may have its sockets in another
 /// one's queue, so a count that is short is asked for again.
-fn gather(estate: &Estate) -> anyhow::Result<Vec<ListenSocket>> {
-    let expected: usize = estate.listeners.values().map(|(_, count)| count).sum();
+fn gather(handover: &Handover) -> anyhow::Result<Vec<ListenSocket>> {
+    let expected: usize = handover.listeners.values().map(|(_, count)| count).sum();
     let deadline = Instant::now() + STEP_MAX;
     loop {
         let mut sockets = Vec::new();
-        for worker in &estate.workers {
+        for worker in &handover.workers {
             let (reply, shared) = bounded(1);
             if worker.send(Command::Share { of: None, reply }) {
                 let answer = shared
@@ -275,7 +279,7 @@ mod tests {
     fn meet(successor: impl FnOnce(Channel) -> Option<Channel>) -> anyhow::Error {
         let (near, far) = Channel::pair().unwrap();
         near.set_timeout(Duration::from_millis(50)).unwrap();
-        let estate = Estate {
+        let handover = Handover {
             workers: Vec::new(),
             listeners: HashMap::new(),
             knowledge: Vec::new(),
@@ -283,7 +287,7 @@ mod tests {
         };
         let _far = successor(far);
         let line = Line(Arc::new(near));
-        introduce(&estate, &line, Vec::new(), &mut false, &mut Back::default()).unwrap_err()
+        introduce(&handover, &line, Vec::new(), &mut false, &mut Back::default()).unwrap_err()
     }
 
     /// The short version of `a_successor_that_hangs_is_given_up` in `tests/service/upgrade.rs`: whoever hangs has to be

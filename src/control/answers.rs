@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::metrics::{Metrics, Peak};
-use super::process::ProcessFacts;
-use super::view::{self, BackendFacts, Facts, Times};
-use crate::control::phase::Order;
-use crate::control::{Control, Request, event_log};
+use super::event_log;
+use super::operator::metrics::{Metrics, Peak};
+use super::operator::process::ProcessFacts;
+use super::operator::view::{self, BackendFacts, Facts, Times};
+use super::phase::Order;
+use super::request::Request;
+use super::thread::Control;
 use crate::flow::Dropped;
 use crate::link::{Command, LiveConnection};
 
@@ -20,7 +22,7 @@ const WORKERS_MAX: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Answers a question or carries out an order.
-    pub(in crate::control) fn answer(&mut self, request: Request) {
+    pub(super) fn answer(&mut self, request: Request) {
         // A reload is admitted where signals come to as well.
         let admitted = match request.order() {
             Order::Reload => Ok(()),
@@ -67,7 +69,7 @@ impl Control {
     }
 
     /// Whether every worker turns and every listener is bound.
-    pub(in crate::control) fn health(&self) -> Result<(), String> {
+    pub(super) fn health(&self) -> Result<(), String> {
         if self.stopping.is_some() {
             return Err("stopping".into());
         }
@@ -128,7 +130,7 @@ impl Control {
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),
-            upgrade_error: self.succession.error.clone(),
+            upgrade_error: self.upgrade.error.clone(),
             reload_failures: self.reload_failures,
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),

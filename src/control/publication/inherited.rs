@@ -1,0 +1,142 @@
+//! Listening sockets that this process did not bind itself: from the process before it in an upgrade, or from the service manager.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::model::{Listener, Protocol};
+use crate::link::Local;
+
+/// A listening socket as both processes name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Label {
+    /// Of a listener of the configuration.
+    Listener {
+        /// Listener name.
+        name: String,
+        /// Datagrams instead of streams.
+        udp: bool,
+        /// What the file says (the port may be 0).
+        wanted: Address,
+        /// What it is bound to.
+        local: Address,
+    },
+    /// One of our own, such as `admin /run/weir/admin.sock`.
+    Own(String),
+}
+
+/// [`Local`] in words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Address {
+    /// Address and port.
+    Ip(std::net::SocketAddr),
+    /// Path.
+    Unix(std::path::PathBuf),
+}
+
+impl From<&Local> for Address {
+    fn from(local: &Local) -> Address {
+        match local {
+            Local::Ip(address) => Address::Ip(*address),
+            Local::Unix(path) => Address::Unix(path.clone()),
+        }
+    }
+}
+
+impl From<&Address> for Local {
+    fn from(address: &Address) -> Local {
+        match address {
+            Address::Ip(address) => Local::Ip(*address),
+            Address::Unix(path) => Local::Unix(path.clone()),
+        }
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Label::Listener { name, local, .. } => write!(f, "{name} {}", Local::from(local)),
+            Label::Own(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Label {
+    /// Of a listener's socket.
+    pub fn listener(name: &str, protocol: Protocol, wanted: &Local, local: &Local) -> Label {
+        Label::Listener {
+            name: name.to_string(),
+            udp: protocol == Protocol::Udp,
+            wanted: wanted.into(),
+            local: local.into(),
+        }
+    }
+}
+
+/// Sockets that nobody has claimed yet.
+#[derive(Debug, Default)]
+pub struct InheritedSockets(Vec<(Label, OwnedFd)>);
+
+/// A socket that was inherited for an address.
+#[derive(Debug)]
+pub struct InheritedSocket {
+    /// What it is bound to.
+    pub local: Local,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+impl InheritedSockets {
+    /// Adds some.
+    pub fn extend(&mut self, sockets: impl IntoIterator<Item = (Label, OwnedFd)>) {
+        self.0.extend(sockets);
+    }
+
+    /// Claims the sockets of one address of a listener. An address that has moved to another listener is found too,
+    /// unless the kernel chose its port.
+    pub fn claim(&mut self, listener: &Listener, wanted: &Local) -> Vec<InheritedSocket> {
+        let is_fixed = !matches!(wanted, Local::Ip(address) if address.port() == 0);
+        let fits = |label: &Label| match label {
+            Label::Listener {
+                name,
+                udp,
+                wanted: its,
+                local,
+            } => {
+                *udp == (listener.protocol == Protocol::Udp)
+                    && (*name == listener.name && Local::from(its) == *wanted
+                        || is_fixed && Local::from(local) == *wanted)
+            }
+            Label::Own(_) => false,
+        };
+        let (claimed, left) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(label, _)| fits(label));
+        self.0 = left;
+        let claimed: Vec<(Label, OwnedFd)> = claimed;
+        claimed
+            .into_iter()
+            .filter_map(|(label, fd)| match label {
+                Label::Listener { local, .. } => Some(InheritedSocket {
+                    local: Local::from(&local),
+                    fd,
+                }),
+                Label::Own(_) => None,
+            })
+            .collect()
+    }
+
+    /// Claims a socket of our own.
+    pub fn claim_own(&mut self, name: &str) -> Option<OwnedFd> {
+        let is_it = |(label, _): &(Label, OwnedFd)| matches!(label, Label::Own(its) if its == name);
+        let ix = self.0.iter().position(is_it)?;
+        Some(self.0.swap_remove(ix).1)
+    }
+
+    /// Closes what is left; returns the names.
+    pub fn discard(&mut self) -> Vec<Label> {
+        let mut labels: Vec<Label> = self.0.drain(..).map(|(label, _)| label).collect();
+        labels.dedup();
+        labels
+    }
+}

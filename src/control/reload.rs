@@ -1,0 +1,191 @@
+//! One configuration replaced by another: whole, or not at all.
+//!
+//! Everything that can fail comes first and changes nothing: reading, checking, binding, starting workers, opening the log
+//! ([`Control::prepare`], whose outcome gives everything back when it is dropped). Then the election, which is asked and follows in
+//! one step. What is left cannot fail ([`Control::put_in_force`]).
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::access_log::Opened;
+use super::capacity::Capacity;
+use super::election;
+use super::event_log;
+use super::operator::http;
+use super::phase::{Order, Phase};
+use super::publication::crew::Hired;
+use super::publication::endpoints::{Changes, Plan};
+use super::thread::Control;
+use crate::api::question::Refusal;
+use crate::config::model::{self, AccessTarget};
+use crate::config::{Config, FDS_PER_PROBE};
+use crate::snapshot::Snapshot;
+use crate::sys::sandbox;
+
+impl Control {
+    /// Gets hold of what `config` asks for and what is not there yet. Nothing is changed by it; dropping the outcome gives
+    /// everything back.
+    pub(super) fn prepare(&mut self, config: &Config, capacity: Capacity) -> Result<Prepared, Refusal> {
+        if let Some(failover) = &config.failover {
+            election::check(failover).map_err(|error| format!("failover: {error}"))?;
+        }
+        let workers = capacity.workers;
+        let hired = self.crew.hire(workers);
+        let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
+        let inherited = &mut self.upgrade.inherited;
+        let share = |places| self.crew.share(places);
+        let plan = self.endpoints.plan(&config.listeners, workers, inherited, share);
+        let plan = plan.map_err(|error| error.to_string())?;
+        Ok(Prepared { capacity, plan, hired })
+    }
+
+    /// Makes `config` the one in force. Cannot fail.
+    pub(super) fn put_in_force(&mut self, config: Config, prepared: Prepared) {
+        let Prepared { capacity, plan, hired } = prepared;
+        let workers = capacity.workers;
+        let lacking = self.endpoints.lacking(self.crew.size(), workers);
+        self.crew.admit(hired);
+        let probes = capacity.budget.probes;
+        self.prober.set_sockets_max((probes * FDS_PER_PROBE) as usize);
+        self.pools
+            .configure(&config.pools, workers, probes as usize, Instant::now());
+        let Changes {
+            dealt,
+            closed_streams,
+            closed_datagrams,
+        } = self.endpoints.commit(plan, &config, workers);
+        // Whoever waits in a queue is served by the listener that he came to: before workers learn that it is gone.
+        self.crew.unlisten_and_wait(&closed_streams);
+        self.generation += 1;
+        self.config = config;
+        self.budget = capacity.budget;
+        self.publish();
+        self.crew.settle(self.upgrade.hold(dealt), Vec::new());
+        // A socket that takes the place of another one at the same address must be there before that one goes.
+        self.crew.unlisten_and_wait(&closed_datagrams);
+        // After that: what is closed moves no more.
+        for (listener, local, positions) in lacking {
+            self.crew.spread(listener, &local, positions);
+        }
+        self.crew.retire(workers);
+    }
+
+    /// Has workers act on what is in force now.
+    pub(super) fn publish(&mut self) {
+        self.version += 1;
+        self.shared.publish(Arc::new(Snapshot {
+            version: self.version,
+            generation: self.generation,
+            listeners: self.endpoints.listeners(),
+            pools: self.pools.publish(Instant::now()),
+            connections_max: self.budget.connections as u32,
+            connections_stated: self.config.limits.connections.is_some(),
+            sessions_max: self.budget.sessions as u32,
+            interim: self.config.log.interim,
+        }));
+    }
+
+    /// Reads the configuration again and puts it in force.
+    pub(super) fn reload(&mut self) -> Result<String, Refusal> {
+        if let Err(why) = self.admit(Order::Reload) {
+            // A service manager that has sent HUP waits until it hears of the reload.
+            if self.phase() == Phase::Upgrading {
+                self.notifier.reloading();
+                self.notifier.ready(self.status_line());
+            }
+            return Err(why.to_string().into());
+        }
+        self.notifier.reloading();
+        let outcome = self.read_again();
+        let status = self.status_line();
+        self.notifier.ready(status);
+        outcome
+    }
+
+    fn read_again(&mut self) -> Result<String, Refusal> {
+        let outcome = self
+            .source
+            .load()
+            .map_err(Refusal::configuration)
+            .and_then(|config| self.replace(config));
+        match outcome {
+            Ok(()) => {
+                self.reload_error = None;
+                log::info!("reloaded: generation {}", self.generation);
+                Ok(format!("generation {}", self.generation))
+            }
+            Err(mut refusal) => {
+                refusal.reason += sandbox::hint(&refusal.reason);
+                log::error!("reload refused, the old configuration stays in force: {refusal}");
+                self.reload_failures += 1;
+                self.reload_error = Some(refusal.reason.clone());
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Replaces the running configuration. Everything that can fail comes first, and the election, which is asked and
+    /// follows in one step, is the last of it.
+    fn replace(&mut self, config: Config) -> Result<(), Refusal> {
+        if config.admin != self.config.admin {
+            return Err(Refusal::configuration("admin: moving the admin socket needs a restart"));
+        }
+        let http = match config.metrics == self.config.metrics {
+            true => None,
+            false => Some(config.metrics.map(http::bind).transpose()?),
+        };
+        // Also when it is the same file: it may have been rotated.
+        let log = config.log.clone();
+        let records = Opened::new(&log.access, log.format).map_err(|error| error.to_string())?;
+        let prepared = self.prepare(&config, Capacity::measure(&config)?)?;
+        self.vips
+            .follow(config.failover.as_ref(), None)
+            .map_err(|error| format!("failover: {error}"))?;
+        self.put_in_force(config, prepared);
+        if let Some(http) = http
+            && let Err(error) = self.move_http(http)
+        {
+            log::error!("metrics: {error}");
+        }
+        event_log::follow(&log);
+        if let Err(error) = self.follow_log(&log, records) {
+            log::error!("access log: {error}; it goes on as before");
+        }
+        Ok(())
+    }
+
+    /// Serves HTTP elsewhere, or nowhere. Whoever asked over the old socket hears the answer.
+    fn move_http(&mut self, http: Option<TcpListener>) -> std::io::Result<()> {
+        let served = http.as_ref().map(TcpListener::try_clone).transpose()?;
+        self.http = http;
+        match &self.observer {
+            Some(observer) => observer.set_http(served),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the access log in line with the configuration.
+    fn follow_log(&mut self, log: &model::Log, opened: Opened) -> std::io::Result<()> {
+        let wanted = log.access != AccessTarget::Off;
+        let outcome = match &self.access_log {
+            Some((_, handle)) if wanted => handle.retarget(opened),
+            None if wanted => opened.start().map(|started| self.access_log = Some(started)),
+            _ => Ok(()),
+        };
+        let records = self
+            .access_log
+            .as_ref()
+            .filter(|_| wanted)
+            .map(|(records, _)| records.clone());
+        self.shared.set_records(records);
+        outcome
+    }
+}
+
+/// What a configuration asks for, at hand and not in use yet.
+pub(super) struct Prepared {
+    capacity: Capacity,
+    plan: Plan,
+    hired: Hired,
+}

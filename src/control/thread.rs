@@ -1,0 +1,394 @@
+//! The control thread: its state, its start, its rounds and its end.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
+
+use super::access_log;
+use super::capacity::Capacity;
+use super::election::Helpers;
+use super::election::vips::Vips;
+use super::event_log;
+use super::notifier::Notifier;
+use super::operator::metrics::Peak;
+use super::operator::{admin, http, observer};
+use super::phase::{self, Answer, Order, Phase, Why};
+use super::publication::crew::Crew;
+use super::publication::endpoints::Endpoints;
+use super::publication::pools::{self, Pools};
+use super::publication::probe::{NotStarted, Prober, Verdict};
+use super::request::Input;
+use super::source::Source;
+use super::upgrade::{Inheritance, State as Upgrade};
+use crate::config::{Budget, Config};
+use crate::link::{Command, Record, Report, Shared, SpawnWorker};
+use crate::relay::Cause;
+
+/// Inputs that may wait: more than probes that run, clients that may ask and steps of an upgrade come to. Signals beyond wait in
+/// the kernel.
+const INPUTS_MAX: usize = 4096;
+/// Failures seen by real traffic that may wait.
+const REPORTS_MAX: usize = 4096;
+/// How often a stopping process looks whether it is idle.
+const DRAIN_CHECK: Duration = Duration::from_millis(20);
+/// Longest sleep.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// The control thread's state.
+pub struct Control {
+    pub(super) source: Source,
+    pub(super) config: Config,
+    /// Of the limit on open files when the configuration came into force: what is lowered after that shows when calls fail.
+    pub(super) budget: Budget,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inputs: Receiver<Input>,
+    pub(super) reports: Receiver<Report>,
+    pub(super) crew: Crew,
+    pub(super) endpoints: Endpoints,
+    pub(super) pools: Pools,
+    pub(super) prober: Prober<Input>,
+    pub(super) version: u64,
+    pub(super) generation: u64,
+    pub(super) stopping: Option<Instant>,
+    /// Closes when workers have closed their listening sockets.
+    pub(super) unlistened: Option<Receiver<()>>,
+    pub(super) access_log: Option<(Sender<Record>, access_log::Handle)>,
+    pub(super) admin: UnixListener,
+    /// Kept for a successor.
+    pub(super) http: Option<TcpListener>,
+    pub(super) observer: Option<observer::Handle>,
+    pub(super) inputs_sender: Sender<Input>,
+    pub(super) peaks: HashMap<usize, Peak>,
+    pub(super) reload_error: Option<String>,
+    pub(super) reload_failures: u64,
+    pub(super) vips: Vips,
+    pub(super) upgrade: Upgrade,
+    pub(super) notifier: Notifier,
+}
+
+impl Control {
+    /// Binds every socket that was not inherited, starts every thread and serves (or waits until its predecessor lets go).
+    /// Nothing is left behind if it fails.
+    pub fn start(
+        source: Source,
+        config: Config,
+        capacity: Capacity,
+        inheritance: Inheritance,
+        spawn: SpawnWorker,
+        helpers: Option<Helpers>,
+    ) -> anyhow::Result<(Control, Sender<Input>)> {
+        let (mut upgrade, knowledge) = Upgrade::new(inheritance);
+        let (sender, inputs) = bounded(INPUTS_MAX);
+        let (report_sender, reports) = bounded(REPORTS_MAX);
+        // First of all: it finds out whether another weir is running here.
+        let inherited = &mut upgrade.inherited;
+        let admin = match inherited.claim_own(&admin::inherited_name(&config.admin)) {
+            Some(fd) => fd.into(),
+            None => admin::bind(&config.admin)?,
+        };
+        let http = match inherited.claim_own(&http::inherited_name(config.metrics)) {
+            Some(fd) => Some(fd.into()),
+            None => config.metrics.map(http::bind).transpose()?,
+        };
+        let access_log = access_log::start(&config.log)?;
+        let records = access_log.as_ref().map(|(records, _)| records.clone());
+        let shared = Shared::new(records, report_sender, Instant::now());
+        let vips = Vips::new(shared.clone());
+        let mut control = Control {
+            vips,
+            source,
+            inputs,
+            reports,
+            crew: Crew::new(shared.clone(), spawn),
+            endpoints: Endpoints::default(),
+            pools: Pools::new(u64::from(std::process::id())),
+            // Bounded by the budget, when there is one.
+            prober: Prober::start(sender.clone(), 0)?,
+            config: config.clone(),
+            budget: Budget::default(),
+            shared,
+            version: 0,
+            generation: 0,
+            stopping: None,
+            unlistened: None,
+            access_log,
+            observer: None,
+            http: None,
+            inputs_sender: sender.clone(),
+            peaks: HashMap::new(),
+            reload_error: None,
+            reload_failures: 0,
+            admin,
+            notifier: Notifier::new(upgrade.is_waiting(), Instant::now()),
+            upgrade,
+        };
+        match control.prepare(&config, capacity) {
+            Ok(prepared) => control.put_in_force(config, prepared),
+            Err(refusal) => {
+                control.remove_admin();
+                return Err(refusal.into());
+            }
+        }
+        control.pools.learn(knowledge, Instant::now());
+        control.http = http;
+        if !control.upgrade.is_waiting() {
+            control.observe()?;
+            control.shared.note_control();
+            control.vips.follow(control.config.failover.as_ref(), helpers)?;
+        }
+        Ok((control, sender))
+    }
+
+    /// Serves the admin socket, and HTTP if it is wanted.
+    pub(super) fn observe(&mut self) -> std::io::Result<()> {
+        let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
+        let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
+        self.observer = Some(handle);
+        Ok(())
+    }
+
+    /// What workers and control share.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Names and addresses of all bound sockets.
+    pub fn bound(&self) -> impl Iterator<Item = (&str, &crate::link::Local)> {
+        self.endpoints.bound()
+    }
+
+    /// Serves until told to stop.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        for (ix, (name, local)) in self.endpoints.bound().enumerate() {
+            log::info!("listening: {name} {local}");
+            // Thousands of them are more than may wait; who does not read in a second loses some.
+            if ix % 1024 == 1023 {
+                event_log::finish();
+            }
+        }
+        self.announce()?;
+        log::info!("ready");
+        let status = self.status_line();
+        self.notifier.ready(status);
+        let mut failure = None;
+        loop {
+            let now = Instant::now();
+            self.shared.note_control();
+            self.follow_pools(now);
+            self.crew.reap();
+            self.show_life(now);
+            if self.stopping.is_none() && self.vips.is_useless() {
+                log::error!(
+                    "the keeper of the VIPs has ended and its privileges with it: this process ends, to be started again"
+                );
+                failure = Some("the keeper of the VIPs has ended");
+                self.begin_stop();
+            }
+            if self.stopping.is_some_and(|deadline| self.is_idle() || now >= deadline) {
+                break;
+            }
+            let wait = match self.stopping {
+                Some(_) => DRAIN_CHECK,
+                None => self
+                    .pools
+                    .deadline(now)
+                    .map_or(IDLE_MAX, |at| at.saturating_duration_since(now)),
+            };
+            let wait = self
+                .notifier
+                .deadline()
+                .map_or(wait, |at| wait.min(at.saturating_duration_since(now)));
+            select! {
+                recv(self.inputs) -> input => match input {
+                    Ok(input) => if !self.handle(input) { break },
+                    Err(_) => break,
+                },
+                recv(self.reports) -> report => if let Ok(report) = report {
+                    self.pools.on_report(&report);
+                },
+                default(wait.min(IDLE_MAX)) => {}
+            }
+        }
+        self.crew.all(|| Command::ShedAll(Cause::Shutdown));
+        self.crew.stop();
+        self.vips.stop();
+        self.observer = None;
+        self.remove_admin();
+        if let Some((_, log)) = self.access_log.take() {
+            log.finish();
+        }
+        match failure {
+            Some(reason) => Err(anyhow::anyhow!(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets time do its work on pools, and workers know what came of that and of orders.
+    pub(super) fn follow_pools(&mut self, now: Instant) {
+        let changed = self.pools.tick(now);
+        self.start_probes(now);
+        if changed {
+            self.publish();
+        }
+        // After that: a worker that sheds does not choose that backend again.
+        for shed in self.pools.take_shed() {
+            self.shed(shed);
+        }
+        self.pools.tell();
+    }
+
+    /// Has probes carried out that are due.
+    fn start_probes(&mut self, now: Instant) {
+        for probe in self.pools.take_probes() {
+            let run = probe.run;
+            match self.prober.start_probe(probe) {
+                Ok(()) => {}
+                Err(NotStarted::Busy) => self.pools.on_verdict(&Verdict::untried(run), now),
+                Err(NotStarted::Gone) => {
+                    log::error!("the prober has ended: starting another");
+                    if let Err(error) = self.prober.restart() {
+                        log::error!("prober: {error}");
+                    }
+                    return self.pools.on_probes_lost(now);
+                }
+            }
+        }
+    }
+
+    /// Removes the admin socket's file, unless another process serves there.
+    pub(super) fn remove_admin(&self) {
+        if self.upgrade.is_service() {
+            admin::remove(&self.admin);
+        }
+    }
+
+    /// Whether workers have accepted what was queued on the sockets that they were told to close, and nothing is open any more.
+    fn is_idle(&mut self) -> bool {
+        if self.upgrade.is_upgrading() {
+            return false;
+        }
+        if let Some(unlistened) = &self.unlistened
+            && unlistened.try_recv() != Err(TryRecvError::Disconnected)
+        {
+            return false;
+        }
+        self.unlistened = None;
+        self.shared.process.connections.get() == 0 && self.shared.process.udp_sessions.get() == 0
+    }
+
+    /// False ends the process.
+    fn handle(&mut self, input: Input) -> bool {
+        match input {
+            Input::Verdict(verdict) => self.pools.on_verdict(&verdict, Instant::now()),
+            Input::Signal(libc::SIGHUP) => {
+                let _ = self.reload();
+            }
+            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
+            Input::Upgrade(event) => return self.on_upgrade(event),
+            Input::Signal(_) => match phase::answer(Order::Stop, self.phase()) {
+                Answer::End => return false,
+                Answer::Already => {
+                    self.upgrade.note_stop();
+                    log::info!("stopping, as soon as the connections that are left have finished");
+                }
+                _ => self.begin_stop(),
+            },
+            Input::Request(request) => self.answer(request),
+        }
+        true
+    }
+
+    /// Where this process is in its life.
+    pub(super) fn phase(&self) -> Phase {
+        match self.upgrade.phase() {
+            Phase::Serving | Phase::Arriving | Phase::Upgrading if self.stopping.is_some() => Phase::Stopping,
+            phase => phase,
+        }
+    }
+
+    /// Whether an order is taken at this time. Whoever gave it by signal finds the reason in the log.
+    pub(super) fn admit(&self, order: Order) -> Result<(), Why> {
+        match phase::answer(order, self.phase()) {
+            Answer::Refuse(why) => {
+                let word = format!("{order:?}").to_lowercase();
+                log::warn!("{word} refused: {why}");
+                Err(why)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn begin_stop(&mut self) {
+        let grace = self.config.shutdown_grace;
+        let open = self.shared.process.connections.get();
+        log::info!(
+            "stopping: {open} connections may finish within {}",
+            humantime::format_duration(grace)
+        );
+        // First of all: the next node takes over while this one still serves.
+        self.vips.stop();
+        self.stopping = Some(Instant::now() + grace);
+        self.upgrade.abandon();
+        self.notifier
+            .stopping(format!("stopping: {open} connections may finish"));
+        self.crew.unlisten(&self.endpoints.close_all());
+        self.unlistened = Some(self.crew.barrier());
+    }
+
+    /// One line for the service manager.
+    pub(super) fn status_line(&self) -> String {
+        let mut line = format!(
+            "generation {}: {} listeners, {} connections, {} UDP sessions",
+            self.generation,
+            self.config.listeners.len(),
+            self.shared.process.connections.get(),
+            self.shared.process.udp_sessions.get(),
+        );
+        let errors = [
+            ("reload refused", &self.reload_error),
+            ("upgrade failed", &self.upgrade.error),
+        ];
+        for (what, error) in errors {
+            if let Some(error) = error {
+                line = format!("{what}: {error}; {line}");
+            }
+        }
+        line
+    }
+
+    /// Signs of life for the service manager, as long as every worker turns.
+    fn show_life(&mut self, now: Instant) {
+        let epoch = self.shared.epoch;
+        let busy = self.crew.handles().filter_map(|worker| {
+            let since_ms = worker.stats.busy_since_ms.get();
+            let since = epoch.checked_add(Duration::from_millis(since_ms))?;
+            Some((worker.id, now.saturating_duration_since(since)))
+        });
+        self.notifier.feed(now, busy);
+        if self.notifier.wants_status(now) {
+            let status = self.status_line();
+            self.notifier.status(status);
+        }
+    }
+
+    fn shed(&mut self, shed: pools::Shed) {
+        // Divided evenly: the workers hold about equal numbers of a backend's connections.
+        let workers = self.crew.handles().count();
+        for (ix, handle) in self.crew.handles().enumerate() {
+            let turn = (ix + shed.first % workers) % workers;
+            let count = shed.count / workers + usize::from(turn < shed.count % workers);
+            if count > 0 {
+                handle.send(Command::Shed {
+                    backend: shed.backend,
+                    protocol: shed.protocol,
+                    count,
+                    cause: shed.cause,
+                });
+            }
+        }
+    }
+}
