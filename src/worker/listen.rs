@@ -31,7 +31,7 @@ use std::time::Duration;
 use mio::Poll;
 
 use super::Context;
-use super::sockets::{Listening, Set};
+use super::sockets::set::{Listening, Set};
 use crate::base::Key;
 use crate::config::model::Keepalive;
 use crate::link::{Accepted, Command, Local, Seat};

@@ -260,7 +260,7 @@ impl Worker {
         } = self;
         tcp.expire(context);
         sockets.expire(poll, context, udp);
-        udp.expire(context, sockets);
+        udp.expire(context, &sockets.datagrams);
         accepting.resume(poll, context, &mut sockets.streams);
         self.accept();
         let mut go_on = true;

@@ -20,198 +20,25 @@
 //! 1. A socket whose listener has gone (`closes_ms`) never leaves this worker: it would live on elsewhere.
 //! 2. A datagram of a known client never meets a worker that has its socket but not its session: both leave in one step.
 
-use std::collections::{HashMap, HashSet};
-use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use mio::Poll;
 
+pub(super) mod set;
+
 use super::Context;
 use super::listen::Stream;
 use super::udp::{Datagram, Udp};
-use crate::base::{Key, Kind, Side, Slab, Token};
+use set::{LINGER_MS, Listening, Set};
+
+use crate::base::{Key, Kind};
 use crate::flow::Tally;
 use crate::link::{self, Command, ListenSocket, Local, Migrant};
-use crate::snapshot::{Listener, Listeners};
+use crate::snapshot::Listeners;
 use crate::sys::{epoll, udp};
-
-/// How long the socket of a UDP listener that is gone stays open for replies, milliseconds.
-pub(super) const LINGER_MS: u64 = 500;
-/// After how long a socket that could not be registered with epoll is tried again, milliseconds.
-const DEAF_MS: u64 = 50;
-
-/// A listening socket; `T` is what its protocol keeps with it.
-pub(super) struct Listening<T> {
-    /// [`Listener::id`].
-    pub id: u32,
-    pub local: Arc<Local>,
-    pub fd: OwnedFd,
-    /// `None` while the snapshot that knows the listener has not arrived.
-    pub listener: Option<Arc<Listener>>,
-    /// The listener is gone: closed then at the latest, milliseconds since the epoch.
-    pub closes_ms: Option<u64>,
-    pub own: T,
-}
-
-impl<T> Listening<T> {
-    fn duplicate(&self) -> io::Result<ListenSocket> {
-        Ok(ListenSocket {
-            listener: self.id,
-            local: (*self.local).clone(),
-            fd: self.fd.try_clone()?,
-        })
-    }
-
-    fn into_socket(self) -> ListenSocket {
-        ListenSocket {
-            listener: self.id,
-            local: (*self.local).clone(),
-            fd: self.fd,
-        }
-    }
-}
-
-/// The sockets of one protocol.
-pub(super) struct Set<T> {
-    kind: Kind,
-    sockets: Slab<Listening<T>>,
-    by_place: HashMap<(u32, Local), Vec<Key>>,
-    /// Registered, but nothing is told of them.
-    paused: bool,
-    /// Some could not be registered; tried again then.
-    deaf_ms: Option<u64>,
-}
-
-impl<T> Set<T> {
-    fn new(kind: Kind) -> Set<T> {
-        Set {
-            kind,
-            sockets: Slab::new(),
-            by_place: HashMap::new(),
-            paused: false,
-            deaf_ms: None,
-        }
-    }
-
-    pub(super) fn get(&self, key: Key) -> Option<&Listening<T>> {
-        self.sockets.get(key)
-    }
-
-    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Listening<T>> {
-        self.sockets.get_mut(key)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Listening<T>)> {
-        self.sockets.iter()
-    }
-
-    /// Those whose listeners are there.
-    fn served(&self) -> Vec<Key> {
-        let served = self
-            .sockets
-            .iter()
-            .filter(|(_, listening)| listening.closes_ms.is_none());
-        served.map(|(key, _)| key).collect()
-    }
-
-    /// Those of a place, as long as the listener is there.
-    fn at(&self, listener: u32, local: &Local) -> Vec<Key> {
-        let place = (listener, local.clone());
-        let mut keys = self.by_place.get(&place).cloned().unwrap_or_default();
-        keys.retain(|key| self.get(*key).is_some_and(|listening| listening.closes_ms.is_none()));
-        keys
-    }
-
-    /// Those whose listeners have gone and whose time is over.
-    fn due(&self, now_ms: u64) -> Vec<Key> {
-        let due = |closes_ms: Option<u64>| closes_ms.is_some_and(|at| at <= now_ms);
-        let due = self.sockets.iter().filter(|(_, listening)| due(listening.closes_ms));
-        due.map(|(key, _)| key).collect()
-    }
-
-    fn token(&self, key: Key) -> u64 {
-        Token {
-            kind: self.kind,
-            side: Side::Client,
-            key,
-        }
-        .pack()
-    }
-
-    fn add(&mut self, poll: &Poll, context: &Context, listening: Listening<T>) -> Key {
-        let place = (listening.id, (*listening.local).clone());
-        let key = self.sockets.insert(listening);
-        let keys = self.by_place.entry(place).or_default();
-        keys.push(key);
-        if let Err(error) = self.register(poll, key) {
-            log::error!(
-                "worker {}: cannot watch a listening socket, trying again: {error}",
-                context.id
-            );
-            self.deaf_ms = Some(context.now_ms() + DEAF_MS);
-        }
-        key
-    }
-
-    /// Takes a socket out.
-    pub(super) fn take(&mut self, poll: &Poll, key: Key) -> Option<Listening<T>> {
-        let listening = self.sockets.remove(key)?;
-        let _ = epoll::remove(poll, listening.fd.as_raw_fd());
-        let place = (listening.id, (*listening.local).clone());
-        if let Some(keys) = self.by_place.get_mut(&place) {
-            keys.retain(|other| *other != key);
-            if keys.is_empty() {
-                self.by_place.remove(&place);
-            }
-        }
-        Some(listening)
-    }
-
-    fn register(&self, poll: &Poll, key: Key) -> io::Result<()> {
-        let Some(listening) = self.get(key) else {
-            return Ok(());
-        };
-        let (fd, token) = (listening.fd.as_raw_fd(), self.token(key));
-        match epoll::add_level(poll, fd, token) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => epoll::set_level(poll, fd, token, !self.paused),
-        }
-    }
-
-    /// Has nothing told of any socket.
-    pub(super) fn pause(&mut self, poll: &Poll) {
-        self.paused = true;
-        for (key, listening) in self.sockets.iter() {
-            let _ = epoll::set_level(poll, listening.fd.as_raw_fd(), self.token(key), false);
-        }
-    }
-
-    /// The reverse of [`pause`](Self::pause).
-    pub(super) fn unpause(&mut self, poll: &Poll, now_ms: u64) {
-        self.paused = false;
-        self.register_all(poll, now_ms);
-    }
-
-    /// Registers all that are served, whether they are already or could not be before.
-    fn register_all(&mut self, poll: &Poll, now_ms: u64) {
-        let failed = self
-            .served()
-            .into_iter()
-            .filter(|key| self.register(poll, *key).is_err());
-        self.deaf_ms = (failed.count() > 0).then_some(now_ms + DEAF_MS);
-    }
-
-    fn adopt(&mut self, listeners: &Listeners, mut changed: impl FnMut(&mut Listening<T>)) {
-        for key in self.sockets.keys() {
-            if let Some(listening) = self.sockets.get_mut(key) {
-                let known = listeners.get(listening.id).cloned();
-                listening.listener = known.or(listening.listener.take());
-                changed(listening);
-            }
-        }
-    }
-}
 
 /// See the module.
 pub(super) struct Sockets {
@@ -432,10 +259,5 @@ impl Sockets {
         if self.datagrams.deaf_ms.is_some_and(|at| at <= now_ms) {
             self.datagrams.register_all(poll, now_ms);
         }
-    }
-
-    /// Listeners that have a datagram socket here.
-    pub(super) fn datagram_listeners(&self) -> HashSet<u32> {
-        self.datagrams.iter().map(|(_, listening)| listening.id).collect()
     }
 }

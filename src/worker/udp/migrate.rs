@@ -19,7 +19,7 @@ use crate::link::{Local, Migrant, Passport};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Place};
 use crate::sys::{epoll, socket, udp};
-use crate::worker::sockets::Set;
+use crate::worker::sockets::set::Set;
 
 impl Udp {
     /// Takes the sessions of a listening socket out of the table. Of those that go on elsewhere nothing is accounted for but

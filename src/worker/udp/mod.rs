@@ -46,7 +46,7 @@ use mio::Poll;
 use mio::event::Event;
 
 use super::Context;
-use super::sockets::{LINGER_MS, Set, Sockets};
+use super::sockets::set::{LINGER_MS, Set};
 use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::Protocol;
 use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
@@ -198,9 +198,9 @@ impl Udp {
     }
 
     /// Forgets listeners that are gone, as soon as neither a socket nor a session of theirs is left.
-    fn forget_outdated(&mut self, current: &Listeners, sockets: &Sockets) {
+    fn forget_outdated(&mut self, current: &Listeners, sockets: &Set<Datagram>) {
         let Self { table, listeners, .. } = self;
-        let bound = sockets.datagram_listeners();
+        let bound = sockets.listeners();
         let is_gone = |id: &u32| current.get(*id).is_none();
         listeners.retain(|id, _| !is_gone(id) || bound.contains(id) || !table.forget(ListenerIx(*id)));
         self.outdated = listeners.keys().any(is_gone);
@@ -240,7 +240,7 @@ impl Udp {
     }
 
     /// Does what is due: ends silent sessions, forgets listeners that are gone, writes interim records.
-    pub(super) fn expire(&mut self, context: &mut Context, sockets: &Sockets) {
+    pub(super) fn expire(&mut self, context: &mut Context, sockets: &Set<Datagram>) {
         while let Some(key) = self.table.expire(context.now) {
             self.retire(context, key, Cause::IdleTimeout, By::Weir);
         }

@@ -11,7 +11,7 @@ use crate::flow::{After, Dropped};
 use crate::relay::By;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::Sent;
-use crate::worker::sockets::Set;
+use crate::worker::sockets::set::Set;
 
 impl Udp {
     pub(super) fn replies(&mut self, poll: &Poll, context: &mut Context, sockets: &Set<Datagram>) {

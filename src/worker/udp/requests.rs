@@ -19,7 +19,7 @@ use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
 use crate::sys::mmsg::{Ask, Part};
 use crate::sys::udp::{self, Sent};
-use crate::worker::sockets::Set;
+use crate::worker::sockets::set::Set;
 
 /// Tries to send one datagram: see `may_retry`.
 const SENDS_MAX: usize = 3;
