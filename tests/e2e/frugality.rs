@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -48,9 +49,10 @@ fn an_idle_connection_holds_two_descriptors_and_no_buffer() {
     wait_until("every socket is closed", || weir.sockets() == own);
 }
 
-/// A pipe with both ends in one process; those of the standard streams have one end elsewhere.
+/// A pipe with both ends in one process; those of the standard streams have one end elsewhere, and duplicates here.
 fn is_splice_pipe(link: &str, weir: &Weir) -> bool {
-    weir.descriptors().iter().filter(|other| *other == link).count() == 2
+    let stream = |fd| std::fs::read_link(format!("/proc/{}/fd/{fd}", weir.pid())).is_ok_and(|to| to == Path::new(link));
+    !stream(1) && !stream(2) && weir.descriptors().iter().filter(|other| *other == link).count() == 2
 }
 
 /// A connection that has carried a few kilobytes in both directions.
