@@ -27,6 +27,13 @@ use weir::sys::sched::{monotonic, urgent_thread};
 struct Config {
     node: String,
     secret_file: PathBuf,
+    /// In place of `secret_file`.
+    #[serde(default)]
+    secret_files: Vec<PathBuf>,
+    #[serde(default)]
+    startup_delay_ms: u64,
+    #[serde(default)]
+    paths: BTreeMap<String, Vec<SocketAddr>>,
     #[serde(default = "beat")]
     beat_ms: u64,
     #[serde(default = "dead_after")]
@@ -53,6 +60,7 @@ struct VipConfig {
     garp_refresh_ms: Option<u64>,
     #[serde(default)]
     requires: Vec<usize>,
+    group: Option<String>,
 }
 
 fn beat() -> u64 {
@@ -70,7 +78,16 @@ fn read(path: &str) -> Failover {
     let index = |name: &String| names.iter().position(|n| n == name).expect("a node");
     Failover {
         node: config.node,
-        secret_file: config.secret_file,
+        secret_files: match config.secret_files.is_empty() {
+            true => vec![config.secret_file],
+            false => config.secret_files,
+        },
+        startup_delay: Duration::from_millis(config.startup_delay_ms),
+        paths: names
+            .iter()
+            .map(|name| config.paths.get(name).cloned().unwrap_or_default())
+            .collect(),
+        track: Vec::new(),
         beat: Duration::from_millis(config.beat_ms),
         dead_after: Duration::from_millis(config.dead_after_ms),
         nodes: config.nodes.into_iter().collect(),
@@ -86,7 +103,8 @@ fn read(path: &str) -> Failover {
                 preempt: vip.preempt,
                 preempt_delay: Duration::from_millis(vip.preempt_delay_ms),
                 garp_refresh: vip.garp_refresh_ms.map(Duration::from_millis),
-                requires: vip.requires.clone(),
+                requires: vip.requires.iter().map(ToString::to_string).collect(),
+                group: vip.group.clone(),
             })
             .collect(),
         notify: config.notify,
@@ -115,7 +133,7 @@ fn run(path: &str) {
     let local = Arc::new(Mutex::new(Local {
         serving: true,
         detail: String::new(),
-        pools: vec![true; 4],
+        without_backend: Vec::new(),
     }));
     let ask = || {
         let local = local.clone();
@@ -140,6 +158,7 @@ fn run(path: &str) {
                 let status = handle.status();
                 serde_json::json!({
                     "vips": status.vips, "nodes": status.nodes, "keeper": status.keeper,
+                    "witnesses": status.witnesses,
                     "rejected": status.rejected.iter().map(|(_, n)| n).sum::<u64>(),
                 })
                 .to_string()
@@ -149,14 +168,18 @@ fn run(path: &str) {
                 "ok".into()
             }
             ["pool", n, state] => {
-                local.lock().pools[n.parse::<usize>().expect("a number")] = state == "up";
+                let without = &mut local.lock().without_backend;
+                without.retain(|name| name != n);
+                if state == "down" {
+                    without.push(n.into());
+                }
                 "ok".into()
             }
             ["demote", a] => format!("{:?}", handle.order(Order::Demote(ip(a)))),
             ["allow", a] => format!("{:?}", handle.order(Order::Allow(ip(a)))),
             ["reload", file] => {
                 config = read(file);
-                format!("{:?}", handle.reconfigure(&config))
+                format!("{:?}", handle.prepare(&config).and_then(|new| handle.reconfigure(new)))
             }
             ["upgrade"] => {
                 let detached = handle.detach().expect("detach");

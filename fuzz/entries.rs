@@ -83,17 +83,18 @@ pub fn beats(bytes: &[u8]) {
     };
     let (ours, theirs) = (hello("a"), hello("b"));
     // Unsigned: whatever it is, it is rejected or incomplete.
-    let (_, mut verifier) = beat::session(SECRET, Side::Acceptor, &ours, &theirs);
+    let secrets = [b"another".to_vec(), SECRET.to_vec()];
+    let mut verifier = beat::verifier(&secrets, Side::Acceptor, &ours, &theirs);
     verifier.feed(bytes);
     assert!(!matches!(verifier.message(), Ok(Some(_))));
     // Signed.
-    let (_, mut verifier) = beat::session(SECRET, Side::Acceptor, &ours, &theirs);
+    let mut verifier = beat::verifier(&secrets, Side::Acceptor, &ours, &theirs);
     let mac = |key: &[u8], parts: &[&[u8]]| {
         let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
         parts.iter().for_each(|part| mac.update(part));
         mac.finalize().into_bytes()
     };
-    let key = mac(SECRET, &[b"weir/1 dialer", &theirs.encode(), &ours.encode()]);
+    let key = mac(SECRET, &[b"weir/2 dialer", &theirs.encode(), &ours.encode()]);
     let body = &bytes[..bytes.len().min(beat::FRAME_MAX - 64)];
     let mut signed = 0u64.to_be_bytes().to_vec();
     signed.extend_from_slice(body);
@@ -107,11 +108,11 @@ pub fn beats(bytes: &[u8]) {
             let beat::Message::Beat(wire) = &message else {
                 continue;
             };
-            let vips: Vec<_> = wire.iter().map(|claim| claim.address).collect();
-            let claims = beat::from_wire(wire, &vips, &["a".into(), "b".into()]);
-            assert_eq!(claims.len(), vips.len());
+            let vips: Vec<_> = wire.claims.iter().map(|claim| claim.address).collect();
+            let beat = beat::from_wire(wire.clone(), &vips, &["a".into(), "b".into()]);
+            assert_eq!(beat.claims.len(), vips.len());
             // What was understood can be sent on.
-            let (mut signer, _) = beat::session(SECRET, Side::Dialer, &theirs, &ours);
+            let mut signer = beat::signer(SECRET, Side::Dialer, &theirs, &ours);
             signer.frame(&message);
         }
     }

@@ -163,7 +163,9 @@ fn needs(source: &Source, config: &Config) -> Needs {
         Source::File(path) => Some(path),
         Source::Flags(_) => None,
     };
-    let files = file.into_iter().chain(config.failover.iter().map(|f| &f.secret_file));
+    let files = file
+        .into_iter()
+        .chain(config.failover.iter().flat_map(|f| &f.secret_files));
     needs.read = files.flat_map(|path| ways::directories(path)).collect();
     let program = std::env::args_os()
         .next()

@@ -47,6 +47,8 @@ pub struct Status {
     pub vips: Vec<Vip>,
     /// The other nodes.
     pub nodes: Vec<Node>,
+    /// In configuration order.
+    pub witnesses: Vec<Witness>,
 }
 
 /// Usage and limits of the process.
@@ -191,6 +193,10 @@ pub struct Vip {
     pub reason: String,
     /// Changes of state since the start.
     pub transitions: u64,
+    /// An operator demoted it on this node.
+    pub demoted: bool,
+    /// When nobody holds it: for each node, what stands in the way.
+    pub obstacles: Option<Vec<String>>,
 }
 
 /// Another node.
@@ -203,6 +209,18 @@ pub struct Node {
     pub alive: bool,
     /// Since its last beat; `null` if there was none.
     pub last_beat_ms: Option<u64>,
+    /// In which way it is configured otherwise than this node; `null` if it is not.
+    pub mismatch: Option<String>,
+}
+
+/// An endpoint that votes by answering.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Witness {
+    /// Address and port.
+    pub address: String,
+    /// It has answered lately; `null` while it is too early to tell.
+    pub up: Option<bool>,
 }
 
 /// A live connection or session as the commands read it; [`link::LiveConnection`] is what is sent.

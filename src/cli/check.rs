@@ -7,6 +7,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config::model::Failover;
 use crate::config::{self, Facts, Loaded};
+use crate::failover::bounds::{Bound, bounds};
+use crate::failover::timers::{Timers, quorum};
 use crate::sys::{neigh, secret};
 
 /// Checks a file; 0 = it can be run, possibly with warnings on stderr; 3 = it is refused.
@@ -24,6 +26,9 @@ pub fn run(path: &Path) -> ExitCode {
             for advice in config.failover.iter().flat_map(host_advice) {
                 eprintln!("{file}: failover: warning: {advice}");
             }
+            for bound in config.failover.iter().flat_map(failover_bounds) {
+                println!("{file}: failover: {bound}");
+            }
             let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
             println!(
                 "{file}: configuration ok: {}, {}, {}",
@@ -38,13 +43,24 @@ pub fn run(path: &Path) -> ExitCode {
 
 /// What stands in the way of the VIPs on this machine; it may not be the one that the file is for, so nothing is refused.
 fn host_advice(failover: &Failover) -> Vec<String> {
-    let mut advice: Vec<String> = secret::read(&failover.secret_file).err().into_iter().collect();
+    let unusable = |path: &std::path::PathBuf| secret::read(path).err();
+    let mut advice: Vec<String> = failover.secret_files.iter().filter_map(unusable).collect();
     for vip in &failover.vips {
         let address = vip.address.addr();
         advice.extend(neigh::advice(Path::new("/proc/sys/net"), &vip.interface, address));
     }
     advice.dedup();
     advice
+}
+
+/// How long two nodes may hold an address, and nobody.
+fn failover_bounds(failover: &Failover) -> Vec<Bound> {
+    let needed = quorum(failover.quorum, failover.nodes.len(), failover.witnesses.len());
+    let timers = Timers::derive(failover.beat, failover.dead_after);
+    match failover.nodes.len() {
+        1 => Vec::new(),
+        _ => bounds(&timers, failover.startup_delay, needed, failover.witnesses.len()),
+    }
 }
 
 fn count(n: usize, what: &str) -> String {

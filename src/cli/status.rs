@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::client::{self, Options};
 use super::table::{self, Rows, Tone, Value, age, bytes, millis, tone, trouble};
 use crate::api::question::Question;
-use crate::api::status::{Backend, Pool, Status};
+use crate::api::status::{Backend, Pool, Status, Vip};
 
 /// Show listeners, pools, backends, VIPs and workers.
 #[derive(Debug, clap::Args)]
@@ -157,6 +157,14 @@ fn name(backend: &Backend) -> String {
     }
 }
 
+/// Why the address is in its state; when nobody holds it, what every node lacks.
+fn why(vip: &Vip) -> String {
+    match &vip.obstacles {
+        None => vip.reason.clone(),
+        Some(all) => format!("nobody holds it: {}", all.join(", ")),
+    }
+}
+
 fn failover(status: &Status) -> String {
     let mut out = String::new();
     if !status.vips.is_empty() {
@@ -168,13 +176,13 @@ fn failover(status: &Status) -> String {
                 Value(vip.state.clone(), tone(&vip.state)),
                 vip.holder.as_deref().unwrap_or("-").into(),
                 age(vip.since_s).into(),
-                Value(vip.reason.clone(), Tone::Dim),
+                Value(why(vip), Tone::Dim),
             ]);
         }
         out = format!("\n{}", rows.finish(""));
     }
     if !status.nodes.is_empty() {
-        let mut rows = Rows::new(&["NODE", "STATE", ">LAST BEAT"]);
+        let mut rows = Rows::new(&["NODE", "STATE", ">LAST BEAT", "CONFIGURATION"]);
         for node in &status.nodes {
             let (word, tone) = if node.alive {
                 ("alive", Tone::Good)
@@ -187,7 +195,23 @@ fn failover(status: &Status) -> String {
                 node.last_beat_ms
                     .map_or("never".into(), |ms| format!("{ms} ms ago"))
                     .into(),
+                match &node.mismatch {
+                    None => Value("the same".into(), Tone::Dim),
+                    Some(what) => Value(what.clone(), Tone::Bad),
+                },
             ]);
+        }
+        let _ = write!(out, "\n{}", rows.finish(""));
+    }
+    if !status.witnesses.is_empty() {
+        let mut rows = Rows::new(&["WITNESS", "STATE"]);
+        for witness in &status.witnesses {
+            let (word, tone) = match witness.up {
+                Some(true) => ("answers", Tone::Good),
+                Some(false) => ("silent", Tone::Bad),
+                None => ("asked", Tone::Dim),
+            };
+            rows.row([(&witness.address).into(), Value(word.into(), tone)]);
         }
         let _ = write!(out, "\n{}", rows.finish(""));
     }

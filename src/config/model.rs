@@ -378,14 +378,20 @@ pub enum SendProxy {
 pub struct Failover {
     /// This node's name, a key of `nodes`.
     pub node: String,
-    /// File with the shared secret.
-    pub secret_file: PathBuf,
+    /// Files with shared secrets: the first one signs, all are accepted.
+    pub secret_files: Vec<PathBuf>,
     /// Period of beats.
     pub beat: Duration,
     /// Silence after which a node counts as dead.
     pub dead_after: Duration,
+    /// How long a node that hears nobody claims nothing after its start.
+    pub startup_delay: Duration,
     /// Beat addresses of all nodes, this one included.
     pub nodes: IndexMap<String, SocketAddr>,
+    /// Further beat addresses, for each of `nodes`.
+    pub paths: Vec<Vec<SocketAddr>>,
+    /// What this node watches beside its own service.
+    pub track: Vec<Track>,
     /// TCP endpoints that vote by answering.
     pub witnesses: Vec<SocketAddr>,
     /// Voters needed; `None` = a majority when there are three or more voters, else 1.
@@ -470,6 +476,34 @@ pub struct Vip {
     pub preempt_delay: Duration,
     /// Announced again so often while it is held.
     pub garp_refresh: Option<Duration>,
-    /// Pools (indices) that must have a backend.
-    pub requires: Vec<usize>,
+    /// Names of pools that must have a backend.
+    pub requires: Vec<String>,
+    /// Name of the group whose addresses are held together.
+    pub group: Option<String>,
+}
+
+/// One entry of `failover.track`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Track {
+    /// Name.
+    pub name: String,
+    /// What is watched.
+    pub what: Tracked,
+    /// How often.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// What it adds to this node's rank while it holds; `None` = it must hold.
+    pub weight: Option<u32>,
+}
+
+/// What a track watches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tracked {
+    /// A TCP endpoint that takes connections.
+    Tcp(SocketAddr),
+    /// An interface that has a carrier.
+    Interface(String),
+    /// A program that ends with 0: program and arguments.
+    Script(Vec<String>),
 }

@@ -493,6 +493,44 @@ impl<'a> Section<'a> {
         names.into_iter().map(read).collect()
     }
 
+    /// Named lists of scalars; one alone may stand without brackets. What is wrong is left out, and has been said.
+    pub fn named_lists<T: FromText>(&self, key: &str) -> Vec<(Spot<String>, Vec<Spot<T>>)> {
+        let (row, names) = self.names(key);
+        let row = field(&join(row.path, "*")).expect("a row for the lists");
+        self.notes.note_read(row);
+        debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
+        let read = |spot: Spot<&'a Entry>| {
+            let entry = spot.value;
+            let nodes: Vec<(String, &Node)> = match &entry.node.value {
+                Value::List(nodes) => (0..)
+                    .zip(nodes)
+                    .map(|(i, n)| (format!("{}[{i}]", spot.path), n))
+                    .collect(),
+                Value::Null => Vec::new(),
+                _ => vec![(spot.path.clone(), &entry.node)],
+            };
+            let parse = |(path, node): (String, &'a Node)| {
+                let at = node.at;
+                let value = self.parse(
+                    row,
+                    Spot {
+                        at,
+                        path: path.clone(),
+                        value: node,
+                    },
+                )?;
+                Some(Spot { at, path, value })
+            };
+            let name = Spot {
+                at: spot.at,
+                path: spot.path.clone(),
+                value: entry.key.clone(),
+            };
+            (name, nodes.into_iter().filter_map(parse).collect())
+        };
+        names.into_iter().map(read).collect()
+    }
+
     /// A list of sections. A scalar in it stands for a section with the key `short` alone.
     pub fn items(&self, key: &str, short: &'static str) -> Vec<Section<'a>> {
         let row = self.row(key, Shape::Items);

@@ -32,7 +32,8 @@ struct Page {
 /// The names shown for a row of names.
 fn names(row: &Field) -> &'static [(&'static str, Protocol)] {
     match row.path {
-        "failover.nodes" => &[("a", Protocol::Tcp)],
+        "failover.nodes" | "failover.paths" => &[("a", Protocol::Tcp)],
+        "failover.groups" => &[("outside", Protocol::Tcp)],
         _ => &[("web", Protocol::Tcp), ("dns", Protocol::Udp)],
     }
 }

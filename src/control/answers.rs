@@ -126,7 +126,7 @@ impl Control {
                 (entry.backend.identity, facts)
             })
             .collect();
-        let (vips, nodes, beats_rejected) = self.vips.view();
+        let election = self.vips.view();
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),
@@ -135,9 +135,10 @@ impl Control {
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),
             backends,
-            vips,
-            nodes,
-            beats_rejected,
+            vips: election.vips,
+            nodes: election.nodes,
+            witnesses: election.witnesses,
+            beats_rejected: election.beats_rejected,
             turn_max: self.turn_max(now),
             udp_dropped: self.udp_dropped(),
             records_dropped: self.shared.process.records_dropped.get()

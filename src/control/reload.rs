@@ -125,8 +125,8 @@ impl Control {
         }
     }
 
-    /// Replaces the running configuration. Everything that can fail comes first, and the election, which is asked and
-    /// follows in one step, is the last of it.
+    /// Replaces the running configuration. Everything that can fail comes first; the election follows when everything that it
+    /// speaks of is there.
     fn replace(&mut self, config: Config) -> Result<(), Refusal> {
         if config.admin != self.config.admin {
             return Err(Refusal::configuration("admin: moving the admin socket needs a restart"));
@@ -139,10 +139,15 @@ impl Control {
         let log = config.log.clone();
         let records = Opened::new(&log.access, log.format).map_err(|error| error.to_string())?;
         let prepared = self.prepare(&config, Capacity::measure(&config)?)?;
-        self.vips
-            .follow(config.failover.as_ref(), None)
+        let change = self
+            .vips
+            .prepare(config.failover.as_ref(), None)
             .map_err(|error| format!("failover: {error}"))?;
         self.put_in_force(config, prepared);
+        // Only now are the pools there that the addresses require.
+        if let Err(error) = self.vips.commit(change) {
+            log::error!("failover: {error}; it goes on as before");
+        }
         if let Some(http) = http
             && let Err(error) = self.move_http(http)
         {

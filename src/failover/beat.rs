@@ -3,12 +3,16 @@
 //! # How it works
 //! A pair of nodes keeps one TCP connection. Both ends first say [`Hello`] in clear: name, boot number, a fresh nonce. Each
 //! direction then has its own key, `HMAC-SHA256(secret, direction | dialer's hello | acceptor's hello)`, and every frame
-//! carries a sequence number and an HMAC under that key.
+//! carries a sequence number and an HMAC under that key. The acceptor says nothing that is signed before the dialer has: a
+//! stranger who knows a node's name gets a hello, and nothing to try secrets on. Several secrets may be accepted, while they are
+//! changed node by node: the acceptor signs with the one that the dialer has used, the dialer tries its own in turn.
 //!
 //! ```text
 //! hello:  "WEIR" version:u8 boot:u64 nonce:[u8;16] name_len:u8 name
 //! frame:  length:u16 | sequence:u64 kind:u8 body | mac:[u8;32]       length counts what follows it
-//! beat:   count:u8, then for each VIP: family:u8 address phase:u8 fit:u8 flags:u8 successor:name backs:name
+//! beat:   number:u64 echo:u64 beat:u32 dead_after:u32 patience:u32 (ms) settings:u64 score:u32
+//!         count:u8, then names of nodes; count:u16, then for each VIP:
+//!         family:u8 address rules:u32 phase:u8 fit:u8 lacks:u8 flags:u8 successor:u8 backs:u8 (into the names, 255 = nobody)
 //! ```
 //!
 //! # Invariants
@@ -21,20 +25,25 @@
 //! It does not encrypt: who holds which address is no secret on the network that carries the address.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::words::{Claim, Fit, Phase};
+use super::NodeIx;
+use super::words::{Beat, Claim, Fit, Lack, Phase};
 
 /// Longest frame after its length field.
 pub const FRAME_MAX: usize = 48 * 1024;
 /// Longest node name.
 pub const NAME_MAX: usize = 63;
 /// Most VIPs that a beat carries.
-pub const VIPS_MAX: usize = 255;
+pub const VIPS_MAX: usize = 1_024;
+/// Most nodes.
+pub const NODES_MAX: usize = 31;
+const NOBODY: u8 = 255;
 const MAGIC: &[u8; 4] = b"WEIR";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAC_LEN: usize = 32;
 const HELLO_FIXED: usize = 4 + 1 + 8 + 16 + 1;
 
@@ -103,26 +112,41 @@ impl Rejected {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// A sign of life, and what the sender does with each VIP.
-    Beat(Vec<WireClaim>),
+    Beat(WireBeat),
     /// The sender is about to close this connection, but lives.
     Farewell,
 }
 
-/// A [`Claim`] with names in place of indices, since two nodes may list theirs differently.
+/// A [`Beat`] with names and addresses in place of indices, since two nodes may list theirs differently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireBeat {
+    /// As [`Beat`], without its claims.
+    pub head: Beat,
+    /// The sender's nodes.
+    pub names: Vec<String>,
+    /// One for each of the sender's VIPs.
+    pub claims: Vec<WireClaim>,
+}
+
+/// A [`Claim`] about an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireClaim {
     /// The virtual address.
     pub address: IpAddr,
+    /// See [`Claim::rules`].
+    pub rules: u32,
     /// What the sender does with it; the index in `Yielding` is meaningless, see `successor`.
     pub phase: WirePhase,
     /// How fit it is.
     pub fit: Fit,
+    /// What it lacks.
+    pub lacks: Lack,
     /// It asks for the address.
     pub wants: bool,
-    /// To whom it yields; empty = nobody.
-    pub successor: String,
-    /// Whom it backs; empty = nobody.
-    pub backs: String,
+    /// To whom it yields, an index into the names; 255 = nobody.
+    pub successor: u8,
+    /// Whom it backs, likewise.
+    pub backs: u8,
 }
 
 /// [`Phase`] without the successor.
@@ -142,55 +166,75 @@ pub enum WirePhase {
 }
 
 /// Puts names in place of indices.
-pub fn to_wire(claims: &[Claim], vips: &[IpAddr], nodes: &[String]) -> Vec<WireClaim> {
-    let name = |n: usize| nodes.get(n).cloned().unwrap_or_default();
-    claims
+pub fn to_wire(beat: Beat, vips: &[IpAddr], nodes: &[String]) -> WireBeat {
+    let index = |n: NodeIx| u8::try_from(n).unwrap_or(NOBODY);
+    let claims = beat
+        .claims
         .iter()
         .zip(vips)
         .map(|(claim, address)| {
             let (phase, successor) = match claim.phase {
-                Phase::Free => (WirePhase::Free, String::new()),
-                Phase::Claiming => (WirePhase::Claiming, String::new()),
-                Phase::Held => (WirePhase::Held, String::new()),
-                Phase::Yielding(n) => (WirePhase::Yielding, name(n)),
-                Phase::Leaving => (WirePhase::Leaving, String::new()),
+                Phase::Free => (WirePhase::Free, NOBODY),
+                Phase::Claiming => (WirePhase::Claiming, NOBODY),
+                Phase::Held => (WirePhase::Held, NOBODY),
+                Phase::Yielding(n) => (WirePhase::Yielding, index(n)),
+                Phase::Leaving => (WirePhase::Leaving, NOBODY),
             };
             WireClaim {
                 address: *address,
+                rules: claim.rules,
                 phase,
                 fit: claim.fit,
+                lacks: claim.lacks,
                 wants: claim.wants,
                 successor,
-                backs: claim.backs.map(name).unwrap_or_default(),
+                backs: claim.backs.map_or(NOBODY, index),
             }
         })
-        .collect()
+        .collect();
+    WireBeat {
+        head: Beat {
+            claims: Vec::new(),
+            ..beat
+        },
+        names: nodes.to_vec(),
+        claims,
+    }
 }
 
 /// Puts indices in place of names: one claim for each of `vips`, [`Claim::NONE`] where the sender does not know the address.
-pub fn from_wire(wire: &[WireClaim], vips: &[IpAddr], nodes: &[String]) -> Vec<Claim> {
-    let index = |name: &str| nodes.iter().position(|n| n == name);
-    vips.iter()
-        .map(|address| {
-            let Some(w) = wire.iter().find(|w| w.address == *address) else {
-                return Claim::NONE;
-            };
-            let phase = match w.phase {
-                WirePhase::Free => Phase::Free,
-                WirePhase::Claiming => Phase::Claiming,
-                WirePhase::Held => Phase::Held,
-                // A successor that we do not know is nobody we could make way for.
-                WirePhase::Yielding => index(&w.successor).map_or(Phase::Held, Phase::Yielding),
-                WirePhase::Leaving => Phase::Leaving,
-            };
-            Claim {
-                phase,
-                fit: w.fit,
-                wants: w.wants,
-                backs: index(&w.backs),
-            }
-        })
-        .collect()
+pub fn from_wire(wire: WireBeat, vips: &[IpAddr], nodes: &[String]) -> Beat {
+    let ours: Vec<Option<NodeIx>> = wire
+        .names
+        .iter()
+        .map(|name| nodes.iter().position(|n| n == name))
+        .collect();
+    let index = |n: u8| ours.get(usize::from(n)).copied().flatten();
+    let claims = vips.iter().enumerate().map(|(v, address)| {
+        // Most nodes list the addresses in the same order.
+        let here = wire.claims.get(v).filter(|w| w.address == *address);
+        let Some(w) = here.or_else(|| wire.claims.iter().find(|w| w.address == *address)) else {
+            return Claim::NONE;
+        };
+        let phase = match w.phase {
+            WirePhase::Free => Phase::Free,
+            WirePhase::Claiming => Phase::Claiming,
+            WirePhase::Held => Phase::Held,
+            // A successor that we do not know is nobody we could make way for.
+            WirePhase::Yielding => index(w.successor).map_or(Phase::Held, Phase::Yielding),
+            WirePhase::Leaving => Phase::Leaving,
+        };
+        Claim {
+            phase,
+            fit: w.fit,
+            lacks: w.lacks,
+            wants: w.wants,
+            backs: index(w.backs),
+            rules: w.rules,
+        }
+    });
+    let claims = claims.collect();
+    Beat { claims, ..wire.head }
 }
 
 impl Hello {
@@ -237,37 +281,48 @@ pub struct Signer {
 
 /// Verifies what the other end sends.
 pub struct Verifier {
-    key: Hmac<Sha256>,
+    /// One a secret that is accepted, until the first frame has shown which it is.
+    keys: Vec<Hmac<Sha256>>,
+    chosen: Option<usize>,
     next: u64,
     buffer: Vec<u8>,
 }
 
-/// The two directions of a connection, once both hellos are known.
-pub fn session(secret: &[u8], side: Side, ours: &Hello, theirs: &Hello) -> (Signer, Verifier) {
+/// The direction in which we send, once both hellos are known.
+pub fn signer(secret: &[u8], side: Side, ours: &Hello, theirs: &Hello) -> Signer {
+    let key = direction(secret, side, side, ours, theirs);
+    Signer { key, sequence: 0 }
+}
+
+/// The direction in which the other end sends, signed with any one of these secrets.
+pub fn verifier(secrets: &[Vec<u8>], side: Side, ours: &Hello, theirs: &Hello) -> Verifier {
+    let other = match side {
+        Side::Dialer => Side::Acceptor,
+        Side::Acceptor => Side::Dialer,
+    };
+    let key = |secret: &Vec<u8>| direction(secret, other, side, ours, theirs);
+    Verifier {
+        keys: secrets.iter().map(key).collect(),
+        chosen: None,
+        next: 0,
+        buffer: Vec::new(),
+    }
+}
+
+/// The key of what `sender` sends, seen from our end, which is `side`.
+fn direction(secret: &[u8], sender: Side, side: Side, ours: &Hello, theirs: &Hello) -> Hmac<Sha256> {
     let (dialer, acceptor) = match side {
         Side::Dialer => (ours, theirs),
         Side::Acceptor => (theirs, ours),
     };
-    let key = |direction: &[u8]| {
-        let mut mac = keyed(secret);
-        mac.update(direction);
-        mac.update(&dialer.encode());
-        mac.update(&acceptor.encode());
-        keyed(&mac.finalize().into_bytes())
-    };
-    let (from_dialer, from_acceptor) = (key(b"weir/1 dialer"), key(b"weir/1 acceptor"));
-    let (send, receive) = match side {
-        Side::Dialer => (from_dialer, from_acceptor),
-        Side::Acceptor => (from_acceptor, from_dialer),
-    };
-    (
-        Signer { key: send, sequence: 0 },
-        Verifier {
-            key: receive,
-            next: 0,
-            buffer: Vec::new(),
-        },
-    )
+    let mut mac = keyed(secret);
+    mac.update(match sender {
+        Side::Dialer => &b"weir/2 dialer"[..],
+        Side::Acceptor => &b"weir/2 acceptor"[..],
+    });
+    mac.update(&dialer.encode());
+    mac.update(&acceptor.encode());
+    keyed(&mac.finalize().into_bytes())
 }
 
 fn keyed(key: &[u8]) -> Hmac<Sha256> {
@@ -281,9 +336,9 @@ impl Signer {
         out.extend_from_slice(&self.sequence.to_be_bytes());
         self.sequence += 1;
         match message {
-            Message::Beat(claims) => {
+            Message::Beat(beat) => {
                 out.push(1);
-                put_claims(&mut out, claims);
+                put_beat(&mut out, beat);
             }
             Message::Farewell => out.push(2),
         }
@@ -303,6 +358,11 @@ impl Verifier {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// The secret, by its place, with which the other end has signed.
+    pub fn chosen(&self) -> Option<usize> {
+        self.chosen
+    }
+
     /// The next whole message. After an error the connection is of no use any more.
     pub fn message(&mut self) -> Result<Option<Message>, Rejected> {
         let Some(len) = self.buffer.first_chunk::<2>() else {
@@ -319,16 +379,23 @@ impl Verifier {
             return Ok(None);
         }
         let (signed, mac) = self.buffer[2..2 + len].split_at(len - MAC_LEN);
-        let mut expected = self.key.clone();
-        expected.update(signed);
-        expected.verify_slice(mac).map_err(|_| Rejected::Signature)?;
+        let signs = |key: &Hmac<Sha256>| {
+            let mut expected = key.clone();
+            expected.update(signed);
+            expected.verify_slice(mac).is_ok()
+        };
+        match self.chosen {
+            Some(one) if signs(&self.keys[one]) => {}
+            None => self.chosen = Some(self.keys.iter().position(signs).ok_or(Rejected::Signature)?),
+            Some(_) => return Err(Rejected::Signature),
+        }
         let mut body = Reader(signed);
         let sequence = u64::from_be_bytes(body.array().ok_or(Rejected::Malformed)?);
         if sequence < self.next {
             return Err(Rejected::Sequence);
         }
         let message = match body.byte() {
-            Some(1) => Message::Beat(body.claims().ok_or(Rejected::Malformed)?),
+            Some(1) => Message::Beat(body.beat().ok_or(Rejected::Malformed)?),
             Some(2) => Message::Farewell,
             _ => return Err(Rejected::Malformed),
         };
@@ -347,9 +414,22 @@ fn put_name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(bytes);
 }
 
-fn put_claims(out: &mut Vec<u8>, claims: &[WireClaim]) {
-    let claims = &claims[..claims.len().min(VIPS_MAX)];
-    out.push(claims.len() as u8);
+fn put_beat(out: &mut Vec<u8>, beat: &WireBeat) {
+    let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX).to_be_bytes();
+    let head = &beat.head;
+    out.extend_from_slice(&head.number.to_be_bytes());
+    // Numbers begin above 0.
+    out.extend_from_slice(&head.echo.unwrap_or(0).to_be_bytes());
+    for time in [head.beat, head.dead_after, head.patience] {
+        out.extend_from_slice(&ms(time));
+    }
+    out.extend_from_slice(&head.settings.to_be_bytes());
+    out.extend_from_slice(&head.score.to_be_bytes());
+    let names = &beat.names[..beat.names.len().min(NODES_MAX)];
+    out.push(names.len() as u8);
+    names.iter().for_each(|name| put_name(out, name));
+    let claims = &beat.claims[..beat.claims.len().min(VIPS_MAX)];
+    out.extend_from_slice(&(claims.len() as u16).to_be_bytes());
     for claim in claims {
         match claim.address {
             IpAddr::V4(a) => {
@@ -361,16 +441,22 @@ fn put_claims(out: &mut Vec<u8>, claims: &[WireClaim]) {
                 out.extend_from_slice(&a.octets());
             }
         }
-        out.push(claim.phase as u8);
-        out.push(match claim.fit {
+        out.extend_from_slice(&claim.rules.to_be_bytes());
+        let fit = match claim.fit {
             Fit::Unable => 0,
             Fit::NoBackend => 1,
             Fit::Ready => 2,
             Fit::Soon => 3,
-        });
-        out.push(u8::from(claim.wants));
-        put_name(out, &claim.successor);
-        put_name(out, &claim.backs);
+        };
+        let flags = u8::from(claim.wants);
+        out.extend_from_slice(&[
+            claim.phase as u8,
+            fit,
+            claim.lacks as u8,
+            flags,
+            claim.successor,
+            claim.backs,
+        ]);
     }
 }
 
@@ -394,9 +480,40 @@ impl Reader<'_> {
         String::from_utf8(head.to_vec()).ok()
     }
 
-    fn claims(&mut self) -> Option<Vec<WireClaim>> {
-        let count = self.byte()?;
-        (0..count).map(|_| self.claim()).collect()
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn ms(&mut self) -> Option<Duration> {
+        self.u32().map(|ms| Duration::from_millis(ms.into()))
+    }
+
+    fn beat(&mut self) -> Option<WireBeat> {
+        let head = Beat {
+            number: self.u64()?,
+            echo: Some(self.u64()?).filter(|echo| *echo != 0),
+            beat: self.ms()?,
+            dead_after: self.ms()?,
+            patience: self.ms()?,
+            settings: self.u64()?,
+            score: self.u32()?,
+            claims: Vec::new(),
+        };
+        let names = usize::from(self.byte()?);
+        if names > NODES_MAX {
+            return None;
+        }
+        let names = (0..names).map(|_| self.name()).collect::<Option<_>>()?;
+        let claims = usize::from(u16::from_be_bytes(self.array()?));
+        if claims > VIPS_MAX {
+            return None;
+        }
+        let claims = (0..claims).map(|_| self.claim()).collect::<Option<_>>()?;
+        Some(WireBeat { head, names, claims })
     }
 
     fn claim(&mut self) -> Option<WireClaim> {
@@ -405,6 +522,7 @@ impl Reader<'_> {
             6 => IpAddr::from(self.array::<16>()?),
             _ => return None,
         };
+        let rules = self.u32()?;
         let phase = match self.byte()? {
             0 => WirePhase::Free,
             1 => WirePhase::Claiming,
@@ -420,6 +538,8 @@ impl Reader<'_> {
             3 => Fit::Soon,
             _ => return None,
         };
+        // What a later version lacks is told as nothing that we know.
+        let lacks = Lack::ALL.get(usize::from(self.byte()?)).copied().unwrap_or(Lack::Fault);
         let wants = match self.byte()? {
             0 => false,
             1 => true,
@@ -427,11 +547,13 @@ impl Reader<'_> {
         };
         Some(WireClaim {
             address,
+            rules,
             phase,
             fit,
+            lacks,
             wants,
-            successor: self.name()?,
-            backs: self.name()?,
+            successor: self.byte()?,
+            backs: self.byte()?,
         })
     }
 }
@@ -451,20 +573,82 @@ mod tests {
 
     fn pair(secret_a: &[u8], secret_b: &[u8]) -> (Signer, Verifier) {
         let (a, b) = (hello("a", 1), hello("b", 2));
-        let (signer, _) = session(secret_a, Side::Dialer, &a, &b);
-        let (_, verifier) = session(secret_b, Side::Acceptor, &b, &a);
+        let signer = signer(secret_a, Side::Dialer, &a, &b);
+        let verifier = verifier(&[secret_b.to_vec()], Side::Acceptor, &b, &a);
         (signer, verifier)
     }
 
+    fn head() -> Beat {
+        Beat {
+            number: 7,
+            echo: Some(8),
+            beat: Duration::from_millis(50),
+            dead_after: Duration::from_millis(250),
+            patience: Duration::from_millis(900),
+            settings: 11,
+            score: 12,
+            claims: Vec::new(),
+        }
+    }
+
     fn beat(address: &str) -> Message {
-        Message::Beat(vec![WireClaim {
-            address: address.parse().unwrap(),
-            phase: WirePhase::Yielding,
+        Message::Beat(WireBeat {
+            head: head(),
+            names: vec!["a".into(), "b".into()],
+            claims: vec![WireClaim {
+                address: address.parse().unwrap(),
+                rules: 9,
+                phase: WirePhase::Yielding,
+                fit: Fit::Ready,
+                lacks: Lack::Demoted,
+                wants: true,
+                successor: 1,
+                backs: NOBODY,
+            }],
+        })
+    }
+
+    /// All that is allowed fits into a frame.
+    #[test]
+    fn the_longest_beat_fits() {
+        let claim = |n: u128| WireClaim {
+            address: std::net::Ipv6Addr::from(n).into(),
+            rules: 1,
+            phase: WirePhase::Held,
             fit: Fit::Ready,
-            wants: true,
-            successor: "b".into(),
-            backs: String::new(),
-        }])
+            lacks: Lack::Nothing,
+            wants: false,
+            successor: NOBODY,
+            backs: 0,
+        };
+        let message = Message::Beat(WireBeat {
+            head: head(),
+            names: (0..NODES_MAX).map(|n| format!("{n:0>63}")).collect(),
+            claims: (0..VIPS_MAX as u128).map(claim).collect(),
+        });
+        let (mut signer, mut verifier) = pair(b"s", b"s");
+        let frame = signer.frame(&message);
+        assert!(frame.len() <= FRAME_MAX, "{}", frame.len());
+        verifier.feed(&frame);
+        assert_eq!(verifier.message(), Ok(Some(message)));
+    }
+
+    #[test]
+    fn any_secret_that_is_accepted_will_do() {
+        let (a, b) = (hello("a", 1), hello("b", 2));
+        let secrets = [b"new".to_vec(), b"old".to_vec()];
+        for (secret, place) in [(&b"new"[..], Some(0)), (b"old", Some(1)), (b"other", None)] {
+            let mut verifier = verifier(&secrets, Side::Acceptor, &b, &a);
+            let mut signed = signer(secret, Side::Dialer, &a, &b);
+            verifier.feed(&signed.frame(&Message::Farewell));
+            assert_eq!(verifier.message().is_ok(), place.is_some());
+            assert_eq!(verifier.chosen(), place);
+            // From then on no other one.
+            let mut other = signer(b"new", Side::Dialer, &a, &b);
+            let _ = other.frame(&Message::Farewell);
+            verifier.feed(&other.frame(&Message::Farewell));
+            assert_eq!(verifier.message().is_ok(), place == Some(0));
+        }
     }
 
     #[test]
@@ -505,13 +689,13 @@ mod tests {
         // A frame of another connection with the same secret and names.
         let elsewhere = |_: &mut Signer| {
             let (a, b) = (hello("a", 1), hello("b", 3));
-            session(b"s", Side::Dialer, &a, &b).0.frame(&beat("10.0.0.1"))
+            signer(b"s", Side::Dialer, &a, &b).frame(&beat("10.0.0.1"))
         };
         assert_eq!(reject(&elsewhere, b"s"), Some(Rejected::Signature));
         // Our own words sent back to us.
         let mirrored = |_: &mut Signer| {
             let (a, b) = (hello("a", 1), hello("b", 2));
-            session(b"s", Side::Acceptor, &b, &a).0.frame(&beat("10.0.0.1"))
+            signer(b"s", Side::Acceptor, &b, &a).frame(&beat("10.0.0.1"))
         };
         assert_eq!(reject(&mirrored, b"s"), Some(Rejected::Signature));
         assert_eq!(reject(&|_| vec![0xff; 64], b"s"), Some(Rejected::TooLong));
@@ -527,19 +711,24 @@ mod tests {
             Claim {
                 phase: Phase::Yielding(2),
                 fit: Fit::Ready,
-                wants: false,
                 backs: Some(0),
+                ..Claim::NONE
             },
             Claim {
                 phase: Phase::Yielding(1),
                 fit: Fit::NoBackend,
                 wants: true,
                 backs: Some(1),
+                ..Claim::NONE
             },
         ];
-        let wire = to_wire(&claims, &vips, &here);
+        let said = Beat {
+            claims: claims.to_vec(),
+            ..head()
+        };
+        let wire = to_wire(said, &vips, &here);
         let other_vips = [vips[1], vips[0], "10.0.0.3".parse().unwrap()];
-        let got = from_wire(&wire, &other_vips, &there);
+        let got = from_wire(wire, &other_vips, &there).claims;
         assert_eq!(got[1].phase, Phase::Yielding(0));
         assert_eq!(got[1].backs, Some(1));
         assert_eq!(got[0].phase, Phase::Held, "an unknown successor is no successor");
@@ -566,11 +755,11 @@ mod tests {
             verifier.feed(&bytes);
             prop_assert!(!matches!(verifier.message(), Ok(Some(_))));
             let _ = Hello::decode(&bytes);
-            let mut hello = b"WEIR\x01".to_vec();
+            let mut hello = b"WEIR\x02".to_vec();
             hello.extend(&bytes);
             let _ = Hello::decode(&hello);
             let mut reader = Reader(&bytes);
-            let _ = reader.claims();
+            let _ = reader.beat();
         }
 
         #[test]

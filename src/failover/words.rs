@@ -14,16 +14,31 @@ use super::{NodeIx, VipIx};
 pub struct Setup {
     /// This node.
     pub me: NodeIx,
-    /// How many nodes there are.
-    pub nodes: usize,
+    /// Names of the nodes, by index.
+    pub names: Vec<String>,
     /// How many witnesses there are.
     pub witnesses: usize,
     /// Voters that must back a holder, itself included; 1 = no quorum.
     pub quorum: u32,
     /// Periods and patiences.
     pub timers: Timers,
+    /// How long a node that has not heard anybody claims nothing.
+    pub startup_delay: Duration,
+    /// Beats are numbered from here; another number for every start of the process.
+    pub boot: u64,
+    /// What this node watches beside its own service.
+    pub tracks: Vec<Track>,
     /// The addresses.
     pub vips: Vec<Rule>,
+}
+
+/// Something that this node watches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Track {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What it adds to this node's rank while it holds; none = it must hold.
+    pub weight: Option<u32>,
 }
 
 /// What the configuration says about one address.
@@ -35,8 +50,10 @@ pub struct Rule {
     pub preempt: bool,
     /// How long the better node must have been fit before.
     pub preempt_delay: Duration,
-    /// Pools (indices into [`Local::pools`]) that must have a backend.
-    pub requires: Vec<usize>,
+    /// Pools that must have a backend, by name.
+    pub requires: Vec<String>,
+    /// Addresses of one group are held by one node, always together.
+    pub group: Option<String>,
 }
 
 /// How this process is doing.
@@ -46,8 +63,8 @@ pub struct Local {
     pub serving: bool,
     /// What is wrong, if not; for people.
     pub detail: String,
-    /// For each pool of the configuration, whether it has a backend to offer.
-    pub pools: Vec<bool>,
+    /// Names of the pools that have no backend to offer. By name, because two configurations number theirs differently.
+    pub without_backend: Vec<String>,
 }
 
 /// What a node does with an address.
@@ -85,10 +102,14 @@ pub struct Claim {
     pub phase: Phase,
     /// How fit it is.
     pub fit: Fit,
+    /// What keeps it from being [`Fit::Ready`].
+    pub lacks: Lack,
     /// It asks the present, less preferred holder for it.
     pub wants: bool,
     /// The node to which it gives its vote.
     pub backs: Option<NodeIx>,
+    /// Differs when the sender's rules for the address differ; 0 = the sender does not know the address.
+    pub rules: u32,
 }
 
 impl Claim {
@@ -96,9 +117,106 @@ impl Claim {
     pub const NONE: Claim = Claim {
         phase: Phase::Free,
         fit: Fit::Unable,
+        lacks: Lack::Unknown,
         wants: false,
         backs: None,
+        rules: 0,
     };
+}
+
+/// In one word, what keeps a node from holding an address; [`Reason`] says more, but only at home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Lack {
+    /// Nothing.
+    Nothing = 0,
+    /// The node does not know the address, or has not been heard on it.
+    Unknown = 1,
+    /// It has just started, or its link has just come up, and it listens.
+    Listening = 2,
+    /// It was frozen, and listens.
+    Frozen = 3,
+    /// It is not in `prefer`.
+    NotListed = 4,
+    /// An operator demoted it.
+    Demoted = 5,
+    /// Its process is about to end.
+    Stopping = 6,
+    /// Workers or listeners are not well.
+    NotServing = 7,
+    /// Too few voters.
+    NoQuorum = 8,
+    /// A required pool has no backend.
+    NoBackend = 9,
+    /// Its keeper is of no use.
+    Keeper = 10,
+    /// The address cannot be held there.
+    Fault = 11,
+    /// The interface has no carrier.
+    LinkDown = 12,
+    /// Something that it watches, and that must hold, does not.
+    Track = 13,
+}
+
+impl Lack {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Lack; 14] = [
+        Lack::Nothing,
+        Lack::Unknown,
+        Lack::Listening,
+        Lack::Frozen,
+        Lack::NotListed,
+        Lack::Demoted,
+        Lack::Stopping,
+        Lack::NotServing,
+        Lack::NoQuorum,
+        Lack::NoBackend,
+        Lack::Keeper,
+        Lack::Fault,
+        Lack::LinkDown,
+        Lack::Track,
+    ];
+
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Lack::Nothing => "could hold it",
+            Lack::Unknown => "does not know the address",
+            Lack::Listening => "has just started and listens",
+            Lack::Frozen => "was frozen and listens",
+            Lack::NotListed => "is not in prefer",
+            Lack::Demoted => "was demoted by an operator",
+            Lack::Stopping => "is stopping",
+            Lack::NotServing => "does not serve",
+            Lack::NoQuorum => "has no quorum",
+            Lack::NoBackend => "has no backend in a required pool",
+            Lack::Keeper => "has no keeper that works",
+            Lack::Fault => "cannot install the address",
+            Lack::LinkDown => "has no carrier on the interface",
+            Lack::Track => "lacks something that it tracks",
+        }
+    }
+}
+
+/// What a node says to another one, once a beat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Rises with every beat of a process.
+    pub number: u64,
+    /// The newest beat of the receiver that the sender has heard.
+    pub echo: Option<u64>,
+    /// The sender's period.
+    pub beat: Duration,
+    /// The silence after which the sender is to be taken for dead.
+    pub dead_after: Duration,
+    /// The longest `dead_after` that the sender knows of: how long a forgotten promise may last.
+    pub patience: Duration,
+    /// Differs when what all nodes should agree on differs.
+    pub settings: u64,
+    /// Sum of the weights of what the sender tracks; more comes first.
+    pub score: u32,
+    /// One for each of the receiver's VIPs.
+    pub claims: Vec<Claim>,
 }
 
 /// What happened.
@@ -110,20 +228,29 @@ pub enum Input {
     Beat {
         /// Its sender.
         from: NodeIx,
-        /// One claim for each of our VIPs.
-        claims: Vec<Claim>,
+        /// What it says.
+        beat: Beat,
+        /// It cannot be older than this: it answers a challenge that we sent then.
+        age_max: Duration,
     },
     /// This node's process is known to have ended.
     Gone {
         /// Which.
         node: NodeIx,
     },
-    /// A witness answered, or refused to.
+    /// A witness answered. One that does not is not told: its last answer ends by age.
     Witness {
         /// Which.
         ix: usize,
-        /// Whether it answered.
-        up: bool,
+        /// How long ago it was asked.
+        asked: Duration,
+    },
+    /// Something that this node watches holds, or does not.
+    Track {
+        /// Which.
+        ix: usize,
+        /// It holds.
+        holds: bool,
     },
     /// How this process is doing.
     Local(Local),
@@ -215,8 +342,13 @@ pub enum Action {
         /// Which.
         vip: VipIx,
     },
-    /// Send [`Table::claims`](super::table::Table::claims) to every peer.
+    /// Send [`Table::beat_to`](super::table::Table::beat_to) to every peer.
     Beat,
+    /// The keeper reads, but an address is still not gone: have it let go of everything.
+    Distrust {
+        /// Which.
+        vip: VipIx,
+    },
     /// Tell people.
     Transition {
         /// Which.
@@ -275,6 +407,8 @@ pub enum Reason {
     Demoted,
     /// The process is about to end.
     Stopping,
+    /// Something that is tracked, and must hold, does not.
+    Track(String),
     /// Workers or listeners are not well.
     NotServing(String),
     /// Too few voters.
@@ -315,6 +449,25 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The same in one word.
+    pub fn lack(&self) -> Lack {
+        match self {
+            Reason::Starting => Lack::Listening,
+            Reason::Frozen { .. } => Lack::Frozen,
+            Reason::NotListed => Lack::NotListed,
+            Reason::Demoted => Lack::Demoted,
+            Reason::Stopping => Lack::Stopping,
+            Reason::Track(_) => Lack::Track,
+            Reason::NotServing(_) => Lack::NotServing,
+            Reason::NoQuorum { .. } => Lack::NoQuorum,
+            Reason::NoBackend => Lack::NoBackend,
+            Reason::Keeper(_) => Lack::Keeper,
+            Reason::Fault(_) => Lack::Fault,
+            Reason::LinkDown => Lack::LinkDown,
+            _ => Lack::Nothing,
+        }
+    }
+
     /// The reason in words; `name` gives the names of nodes.
     pub fn text<'a>(&self, name: impl Fn(NodeIx) -> &'a str) -> String {
         match self {
@@ -322,6 +475,7 @@ impl Reason {
             Reason::Frozen { gap_ms } => format!("was frozen for {gap_ms} ms, listening"),
             Reason::NotListed => "not in prefer".into(),
             Reason::Demoted => "demoted".into(),
+            Reason::Track(what) => format!("track {what} does not hold"),
             Reason::Stopping => "stopping".into(),
             Reason::NotServing(detail) if detail.is_empty() => "not serving".into(),
             Reason::NotServing(detail) => format!("not serving: {detail}"),
@@ -374,6 +528,8 @@ pub struct VipView {
     pub reason: Reason,
     /// An operator demoted it.
     pub demoted: bool,
+    /// When nobody holds it: what stands in the way, node by node.
+    pub nobody: Option<Vec<(NodeIx, Option<Lack>)>>,
 }
 
 /// One node as shown.
@@ -383,4 +539,6 @@ pub struct NodeView {
     pub alive: bool,
     /// Age of the last one.
     pub last_beat: Option<Duration>,
+    /// What it is configured with that differs from here, for people.
+    pub mismatch: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! `failover`.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
 
@@ -54,12 +55,35 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
             );
         }
     }
+    let mut vips = vips(notes, section, &nodes, &names, pools);
+    groups(notes, section, &mut vips);
+    for witness in &witnesses {
+        let own = addresses.iter().find(|(address, _)| address.ip() == witness.value.ip());
+        if let Some((_, name)) = own.filter(|(address, _)| **address != witness.value) {
+            notes.error(
+                witness,
+                format!("is an address of node `{name}`, which votes already: name a third party"),
+            );
+        }
+        if vips.iter().any(|vip| vip.address.addr() == witness.value.ip()) {
+            notes.error(
+                witness,
+                format!(
+                    "`{}` is a virtual address: whoever holds it would vote for itself; name a third party",
+                    witness.value.ip()
+                ),
+            );
+        }
+    }
     let failover = Failover {
         node: node.map(|node| node.value.0).unwrap_or_default(),
-        secret_file: section.value::<AbsolutePath>("secret_file").0,
+        secret_files: secrets(notes, section),
+        startup_delay: section.value("startup_delay"),
+        paths: paths(notes, section, &nodes, &names, &mut addresses),
+        track: Vec::new(),
         beat: section.value("beat"),
         dead_after: section.value("dead_after"),
-        vips: vips(notes, section, &nodes, &names, pools),
+        vips,
         nodes: nodes
             .into_iter()
             .filter_map(|(name, address)| Some((name, address?.value)))
@@ -70,6 +94,97 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
     };
     check_failover(section, &failover);
     failover
+}
+
+/// Further beat addresses, for each of `nodes`.
+fn paths<'a>(
+    notes: &Notes,
+    section: &Section,
+    nodes: &'a [(String, Option<Spot<SocketAddr>>)],
+    names: &Names,
+    taken: &mut HashMap<SocketAddr, &'a String>,
+) -> Vec<Vec<SocketAddr>> {
+    let mut paths = vec![Vec::new(); nodes.len()];
+    for (name, addresses) in section.named_lists::<SocketAddr>("paths") {
+        let named = Spot {
+            at: name.at,
+            path: name.path.clone(),
+            value: Name(name.value.clone()),
+        };
+        let Some(node) = names.find(notes, "node", &named) else {
+            continue;
+        };
+        for address in addresses {
+            if address.value.ip().is_unspecified() {
+                notes.error(
+                    &address,
+                    "other nodes cannot connect to a wildcard: write the node's own address",
+                );
+            } else if let Some(first) = taken.insert(address.value, &nodes[node].0) {
+                notes.error(
+                    &address,
+                    format!("`{}` is the address of node `{first}` already", address.value),
+                );
+            } else {
+                paths[node].push(address.value);
+            }
+        }
+    }
+    paths
+}
+
+/// Puts the addresses of each group together.
+fn groups(notes: &Notes, section: &Section, vips: &mut [Vip]) {
+    for (name, addresses) in section.named_lists::<IpAddr>("groups") {
+        let mut first: Option<usize> = None;
+        for address in addresses {
+            let Some(v) = vips.iter().position(|vip| vip.address.addr() == address.value) else {
+                notes.error(&address, format!("`{}` is not an address of `vips`", address.value));
+                continue;
+            };
+            if let Some(other) = &vips[v].group {
+                notes.error(&address, format!("`{}` is in group `{other}` already", address.value));
+                continue;
+            }
+            if let Some(first) = first.map(|f| &vips[f]) {
+                let rule = |vip: &Vip| (vip.prefer.clone(), vip.preempt, vip.preempt_delay);
+                if rule(first) != rule(&vips[v]) {
+                    notes.error(
+                        &address,
+                        format!(
+                            "`{}` and `{}` cannot move together: give them the same prefer, preempt and preempt_delay",
+                            first.address.addr(),
+                            address.value
+                        ),
+                    );
+                }
+            }
+            first.get_or_insert(v);
+            vips[v].group = Some(name.value.clone());
+        }
+    }
+}
+
+/// `secret_files`, or the one `secret_file`.
+fn secrets(notes: &Notes, section: &Section) -> Vec<PathBuf> {
+    let several = section.list::<AbsolutePath>("secret_files");
+    let one = section.optional_spot::<AbsolutePath>("secret_file");
+    match one {
+        Some(one) if !several.is_empty() => {
+            notes.error(
+                &one,
+                "says the same as `secret_files`: keep the list, in which the first signs and all are accepted",
+            );
+            vec![one.value.0]
+        }
+        Some(one) => vec![one.value.0],
+        None => {
+            if !section.has("secret_file") && several.is_empty() {
+                section.error("secret_file", "missing; for example `secret_file: /etc/weir/secret`");
+            }
+            several.into_iter().map(|path| path.value.0).collect()
+        }
+    }
 }
 
 /// What must hold between the values: timers and voters.
@@ -134,8 +249,10 @@ fn vips(
             requires: item
                 .list("requires")
                 .iter()
-                .filter_map(|name| pools.find(notes, "pool", name))
+                .filter(|name| pools.find(notes, "pool", name).is_some())
+                .map(|name| name.value.0.clone())
                 .collect(),
+            group: None,
         }
     };
     section.items("vips", "address").into_iter().map(vip).collect()

@@ -406,6 +406,35 @@ pools: {p: {backends: [10.0.0.1], health: none}}", &[
 secret_file: secret", &[
         "10:14: failover.secret_file: `secret` is not the path of a file: begin with `/`, end with its name",
     ]),
+    ('F', "secret_file: /etc/a
+secret_files: [/etc/a, /etc/b]", &[
+        "9:14: failover.secret_file: says the same as `secret_files`: keep the list, in which the first signs and all are accepted",
+    ]),
+    ('W', r#"listeners: {web: {bind: "0.0.0.0:80", pool: web}}
+pools: {web: {backends: 10.0.0.1:80}}
+failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/24, interface: e}]}"#, &[
+        "3:1: failover.secret_file: missing; for example `secret_file: /etc/weir/secret`",
+    ]),
+    ('F', "startup_delay: 1h", &[
+        "9:16: failover.startup_delay: `1h` is out of range: 0s to 5m",
+    ]),
+    ('F', r#"paths: {d: "10.1.0.4:7400", a: ["10.0.0.2:7400", "0.0.0.0:1"]}"#, &[
+        "9:9: failover.paths.d: there is no node `d`; defined: a, b, c",
+        "9:33: failover.paths.a[0]: `10.0.0.2:7400` is the address of node `b` already",
+        "9:50: failover.paths.a[1]: other nodes cannot connect to a wildcard: write the node's own address",
+    ]),
+    ('F', "groups: {g: [10.0.0.100, 10.0.0.9], h: 10.0.0.100}", &[
+        "9:26: failover.groups.g[1]: `10.0.0.9` is not an address of `vips`",
+        "9:40: failover.groups.h: `10.0.0.100` is in group `g` already",
+    ]),
+    ('F', "vips: [{address: 10.0.0.8/24, interface: e}, {address: 10.0.0.9/24, interface: e, preempt: false}]
+groups: {g: [10.0.0.8, 10.0.0.9]}", &[
+        "10:24: failover.groups.g[1]: `10.0.0.8` and `10.0.0.9` cannot move together: give them the same prefer, preempt and preempt_delay",
+    ]),
+    ('F', r#"witnesses: ["10.0.0.1:22", "10.0.0.100:22"]"#, &[
+        "9:13: failover.witnesses[0]: is an address of node `a`, which votes already: name a third party",
+        "9:28: failover.witnesses[1]: `10.0.0.100` is a virtual address: whoever holds it would vote for itself; name a third party",
+    ]),
     ('F', "beat: 100ms", &[
         "9:1: failover.beat: dead_after is less than four beats, so one lost packet could move a VIP; raise dead_after or shorten beat",
     ]),

@@ -1,6 +1,8 @@
 //! The election thread's loop.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -13,11 +15,13 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use super::links::{Links, News};
 use super::notify::{Note, Notes};
 use super::record::Recorder;
-use super::witness::Witnesses;
-use super::{Detached, Event, NodeStatus, Order, Plan, Process, Remembered, Status, VipStatus};
+use super::witness::{Answer, Witnesses};
+use super::{
+    Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, VipStatus, WitnessStatus,
+};
 use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
-use crate::failover::words::{Action, Effect, Fit, Input, Local, Order as TableOrder, Phase};
+use crate::failover::words::{Action, Effect, Fit, Input, Lack, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
 use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::link::Finished;
@@ -29,6 +33,9 @@ const KEEPER: Token = Token(1);
 const LINKS: usize = 16;
 const WITNESSES: usize = usize::MAX / 2;
 
+/// How long a refused signature is shown.
+const SECRET_MEMORY: Duration = Duration::from_secs(5);
+
 /// How long an address waits for its connections to be ended before it is released.
 const LEAVING_MAX: Duration = Duration::from_millis(20);
 
@@ -38,7 +45,7 @@ const ROUND_MAX: usize = 256;
 /// What the handle asks for.
 pub enum Command {
     Order(Order, Sender<Result<String, String>>),
-    Reconfigure(Box<Plan>, Sender<io::Result<()>>),
+    Reconfigure(Box<Prepared>, Sender<io::Result<()>>),
     Stop,
     Abandon,
     Detach(Sender<Detached>),
@@ -64,6 +71,8 @@ pub struct Driver {
     poll: Poll,
     waker: Arc<Waker>,
     plan: Plan,
+    /// Places of the targets.
+    vips: HashMap<Target, VipIx>,
     table: Table,
     recorder: Recorder,
     links: Links,
@@ -88,7 +97,11 @@ pub struct Driver {
     boottime: Duration,
     stop_by: Option<Instant>,
     beat_due: bool,
-    alive: Vec<bool>,
+    publish_due: bool,
+    told_nodes: Vec<(bool, Option<String>)>,
+    told_witnesses: HashMap<SocketAddr, bool>,
+    /// When each node's signature was refused last.
+    bad_secret: Vec<Option<Instant>>,
     transitions: Vec<u64>,
     rejected: [u64; Rejected::ALL.len()],
     rejection_told: Option<Instant>,
@@ -142,7 +155,11 @@ impl Driver {
             boottime: sched::boottime(),
             stop_by: None,
             beat_due: false,
-            alive: vec![false; plan.identity.nodes.len()],
+            publish_due: true,
+            told_nodes: vec![(false, None); plan.identity.nodes.len()],
+            told_witnesses: HashMap::new(),
+            bad_secret: vec![None; plan.identity.nodes.len()],
+            vips: places(&plan),
             transitions: vec![0; plan.targets.len()],
             rejected: [0; Rejected::ALL.len()],
             rejection_told: None,
@@ -153,7 +170,7 @@ impl Driver {
             poll,
         };
         driver.instruct();
-        driver.publish();
+        driver.publish(now);
         Ok(driver)
     }
 
@@ -199,19 +216,20 @@ impl Driver {
             }
             let now = Instant::now();
             if now >= due {
-                self.tick(now, &mut news, &mut answers);
+                self.tick(now, &mut news);
             }
             self.hear_keeper(now);
             for event in &events {
                 match event.token() {
                     WAKER | KEEPER => {}
-                    token if token.0 >= WITNESSES => self.witnesses.event(token, &mut answers),
+                    token if token.0 >= WITNESSES => self.witnesses.event(token, now, &mut answers),
                     token => self.links.event(self.poll.registry(), now, token, &mut news),
                 }
             }
             self.links.proceed(self.poll.registry(), now, &mut news);
-            for (ix, up) in answers.drain(..) {
-                self.step(now, Input::Witness { ix, up });
+            for Answer { ix, asked } in answers.drain(..) {
+                let asked = now.saturating_duration_since(asked);
+                self.step(now, Input::Witness { ix, asked });
             }
             self.take_news(now, &mut news);
             while let Ok(command) = self.inbox.try_recv() {
@@ -226,6 +244,9 @@ impl Driver {
             self.release(now);
             // That it has ended is found by reading.
             let _ = self.keeper.flush();
+            if std::mem::take(&mut self.publish_due) {
+                self.publish(now);
+            }
             if let Some(by) = self.stop_by
                 && (self.table.idle() || now >= by)
             {
@@ -236,7 +257,7 @@ impl Driver {
 
     // ---- inputs ----
 
-    fn tick(&mut self, now: Instant, news: &mut Vec<News>, answers: &mut Vec<(usize, bool)>) {
+    fn tick(&mut self, now: Instant, news: &mut Vec<News>) {
         // The machine's clock stands still while the host is suspended; this one does not.
         let boottime = sched::boottime();
         let gap = boottime.saturating_sub(self.boottime);
@@ -256,22 +277,23 @@ impl Driver {
         self.check_keeper(now);
         self.clean_up();
         let registry = self.poll.registry();
-        self.links.tick(registry, now, news);
-        let calm = self.table.all_alive();
-        self.witnesses.tick(registry, now, calm, answers);
+        let table = &self.table;
+        self.links.tick(registry, now, |n| table.unheard_by(n), news);
+        let calm = self.table.calm();
+        self.witnesses.tick(registry, now, calm);
         if now >= self.next_tick {
             self.next_tick = now + timers.tick;
         }
-        self.publish();
+        self.publish_due = true;
     }
 
     fn take_news(&mut self, now: Instant, news: &mut Vec<News>) {
         for item in std::mem::take(news) {
             match item {
-                News::Beat(from, claims) => {
-                    let (vips, names) = (self.addresses(), self.plan.names());
-                    let claims = from_wire(&claims, &vips, &names);
-                    self.step(now, Input::Beat { from, claims });
+                News::Beat(from, beat, not_before) => {
+                    let beat = from_wire(beat, &self.plan.addresses, &self.plan.names);
+                    let age_max = now.saturating_duration_since(not_before);
+                    self.step(now, Input::Beat { from, beat, age_max });
                 }
                 News::Gone(node) => self.step(now, Input::Gone { node }),
                 News::Linked(node) => self.send_beat(now, Some(node), news),
@@ -283,6 +305,15 @@ impl Driver {
     fn count(&mut self, now: Instant, why: Rejected, from: Option<std::net::SocketAddr>) {
         let slot = Rejected::ALL.iter().position(|r| *r == why).unwrap_or(0);
         self.rejected[slot] += 1;
+        if why == Rejected::Signature
+            && let Some(from) = from
+        {
+            let nodes = &self.plan.identity.nodes;
+            let is_it = |p: &super::links::Peer| p.addresses.iter().any(|a| a.ip() == from.ip());
+            if let Some(n) = nodes.iter().position(is_it) {
+                self.bad_secret[n] = Some(now);
+            }
+        }
         let quiet = self
             .rejection_told
             .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1));
@@ -324,13 +355,19 @@ impl Driver {
             }
             Action::Release { vip } => {
                 let target = target(vip);
-                let finished = self.leave(vip);
-                self.leaving.push((target, finished, now + LEAVING_MAX));
+                if !self.leaving.iter().any(|(left, ..)| *left == target) {
+                    let finished = self.leave(vip);
+                    self.leaving.push((target, finished, now + LEAVING_MAX));
+                }
             }
             Action::Beat => self.beat_due = true,
+            Action::Distrust { vip } => {
+                let what = format!("has not removed {} although it was asked", self.plan.targets[vip].net);
+                self.keeper_stuck(now, &what);
+            }
             Action::Transition { vip, from, to, reason } => {
                 self.transitions[vip] += 1;
-                let name = |n: NodeIx| self.plan.identity.nodes[n].name.as_str();
+                let name = |n: NodeIx| self.plan.names[n].as_str();
                 let event = Event::Transition {
                     vip: self.plan.targets[vip].net.to_string(),
                     interface: self.plan.targets[vip].interface.clone(),
@@ -344,7 +381,7 @@ impl Driver {
                     let recording = Box::new(self.recorder.recording());
                     self.notes.send(Note::Recording(recording));
                 }
-                self.publish();
+                self.publish_due = true;
             }
         }
     }
@@ -373,9 +410,10 @@ impl Driver {
     fn clean_up(&mut self) {
         let me = self.plan.identity.me;
         for vip in 0..self.plan.targets.len() {
-            let elsewhere = self.table.vip(vip).holder.is_some_and(|node| node != me);
-            let free = self.table.claims()[vip].phase == Phase::Free;
-            if self.visited[vip] && elsewhere && free {
+            if !self.visited[vip] || self.table.may_hold(vip) {
+                continue;
+            }
+            if self.table.vip(vip).holder.is_some_and(|node| node != me) {
                 self.visited[vip] = false;
                 self.leave(vip);
             }
@@ -407,8 +445,7 @@ impl Driver {
             .unacked
             .is_some_and(|at| now.saturating_duration_since(at) > patience);
         if late && matches!(self.keeper_state, Keeper::Works) {
-            self.keeper_state = Keeper::Stuck;
-            self.keeper_fails(now, "does not answer");
+            self.keeper_stuck(now, "does not answer");
         }
         if matches!(self.keeper_state, Keeper::Stuck) {
             // What was asked before is void; sent once, when there is room, and answered once.
@@ -416,6 +453,13 @@ impl Driver {
             self.keeper.send(ToKeeper::Reset { number });
             self.resets = number;
             self.keeper_state = Keeper::Silent(number);
+        }
+    }
+
+    fn keeper_stuck(&mut self, now: Instant, why: &str) {
+        if matches!(self.keeper_state, Keeper::Works) {
+            self.keeper_state = Keeper::Stuck;
+            self.keeper_fails(now, why);
         }
     }
 
@@ -504,18 +548,15 @@ impl Driver {
     }
 
     fn vip(&self, target: &Target) -> Option<VipIx> {
-        self.plan.targets.iter().position(|t| t == target)
+        self.vips.get(target).copied()
     }
 
     // ---- beats ----
 
-    fn addresses(&self) -> Vec<std::net::IpAddr> {
-        self.plan.targets.iter().map(|t| t.net.addr()).collect()
-    }
-
     fn send_beat(&mut self, now: Instant, to: Option<NodeIx>, news: &mut Vec<News>) {
-        let claims = to_wire(&self.table.claims(), &self.addresses(), &self.plan.names());
-        self.links.beat(self.poll.registry(), now, to, &claims, news);
+        let (table, plan) = (&self.table, &self.plan);
+        let words = |n| to_wire(table.beat_to(n), &plan.addresses, &plan.names);
+        self.links.beat(self.poll.registry(), now, to, words, news);
     }
 
     // ---- commands ----
@@ -525,8 +566,8 @@ impl Driver {
             Command::Order(order, reply) => {
                 let _ = reply.try_send(self.order(now, order));
             }
-            Command::Reconfigure(plan, reply) => {
-                let _ = reply.try_send(self.reconfigure(now, *plan));
+            Command::Reconfigure(prepared, reply) => {
+                let _ = reply.try_send(self.reconfigure(now, *prepared));
             }
             Command::Stop => {
                 let timers = self.plan.setup.timers;
@@ -543,7 +584,8 @@ impl Driver {
     fn order(&mut self, now: Instant, order: Order) -> Result<String, String> {
         let (Order::Demote(ip) | Order::Allow(ip)) = order;
         let vip = self
-            .addresses()
+            .plan
+            .addresses
             .iter()
             .position(|a| *a == ip)
             .ok_or_else(|| format!("{ip} is not a virtual address of this configuration"))?;
@@ -568,24 +610,16 @@ impl Driver {
         })
     }
 
-    fn reconfigure(&mut self, now: Instant, plan: Plan) -> io::Result<()> {
+    fn reconfigure(&mut self, now: Instant, prepared: Prepared) -> io::Result<()> {
+        let Prepared { plan, listener, .. } = prepared;
         let (old, new) = (&self.plan.identity, &plan.identity);
-        let same_links = old.nodes == new.nodes
-            && old.me == new.me
-            && old.secret == new.secret
-            && (old.beat, old.dead_after) == (new.beat, new.dead_after);
-        let rebuilt = if same_links {
-            None
-        } else if old.nodes[old.me].address == new.nodes[new.me].address {
-            Some(None)
+        if old.nodes == new.nodes && old.me == new.me {
+            self.links.adjust(plan.identity.clone());
         } else {
-            Some(Some(super::links::listen(new.nodes[new.me].address)?))
-        };
-        if let Some(listener) = rebuilt {
             let identity = plan.identity.clone();
             self.links.rebuild(self.poll.registry(), listener, identity)?;
         }
-        let table = plan.carried(&self.table, &self.plan.targets, &self.plan.names());
+        let table = plan.carried(&self.table, &self.plan.known());
         // What is not watched any more is released by the keeper.
         let transitions = plan
             .targets
@@ -595,15 +629,18 @@ impl Driver {
         self.notes.reload(!plan.notify.is_empty());
         self.transitions = transitions;
         self.visited = vec![true; plan.targets.len()];
-        self.alive = vec![false; plan.identity.nodes.len()];
-        self.witnesses = witnesses(&plan, now);
+        self.told_nodes = vec![(false, None); plan.identity.nodes.len()];
+        self.bad_secret = vec![None; plan.identity.nodes.len()];
+        let asked = std::mem::replace(&mut self.witnesses, witnesses(&plan, now));
+        self.witnesses.carry(asked);
         self.table = table;
+        self.vips = places(&plan);
         self.plan = plan;
         self.recorder = Recorder::new(now, &self.table);
         self.instruct();
         self.step(now, Input::Tick);
         self.beat_due = true;
-        self.publish();
+        self.publish_due = true;
         Ok(())
     }
 
@@ -614,8 +651,7 @@ impl Driver {
             keeper_protocol: keeper::PROTOCOL,
             boot: self.plan.identity.boot,
             resets: self.resets,
-            nodes: self.plan.names(),
-            targets: self.plan.targets,
+            known: self.plan.known(),
             table: self.table,
         };
         let raw = self.keeper.as_fd().as_raw_fd();
@@ -637,40 +673,46 @@ impl Driver {
         self.notes.send(Note::Event(event));
     }
 
-    fn publish(&mut self) {
-        let name = |n: NodeIx| self.plan.identity.nodes[n].name.clone();
-        let vips = (0..self.plan.targets.len())
-            .map(|v| {
-                let view = self.table.vip(v);
-                VipStatus {
-                    address: self.plan.targets[v].net.to_string(),
-                    interface: self.plan.targets[v].interface.clone(),
-                    state: view.state,
-                    holder: view.holder.map(name),
-                    since_s: view.since.as_secs(),
-                    reason: view.reason.text(|n| self.plan.identity.nodes[n].name.as_str()),
-                    demoted: view.demoted,
-                    transitions: self.transitions[v],
-                }
-            })
-            .collect();
+    fn publish(&mut self, now: Instant) {
         let me = self.plan.identity.me;
-        let nodes: Vec<NodeStatus> = (0..self.plan.identity.nodes.len())
+        let nodes: Vec<NodeStatus> = (0..self.plan.names.len())
             .map(|n| {
                 let view = self.table.node(n);
+                let lately = |at: Instant| now.saturating_duration_since(at) < SECRET_MEMORY;
+                let other_secret = !view.alive && self.bad_secret[n].is_some_and(lately);
                 NodeStatus {
-                    name: name(n),
+                    name: self.plan.names[n].clone(),
                     alive: view.alive,
                     last_beat_ms: view.last_beat.filter(|_| n != me).map(|d| d.as_millis() as u64),
+                    mismatch: match other_secret {
+                        true => Some("signs with another secret; see `secret_files`".into()),
+                        false => view.mismatch,
+                    },
                 }
             })
             .collect();
-        for (n, node) in nodes.iter().enumerate() {
-            if n != me && std::mem::replace(&mut self.alive[n], node.alive) != node.alive {
-                self.notes.send(Note::Event(Event::Node {
-                    name: node.name.clone(),
-                    alive: node.alive,
-                }));
+        for (n, node) in nodes.iter().enumerate().filter(|(n, _)| *n != me) {
+            let (alive, mismatch) = (node.alive, node.mismatch.clone());
+            let before = std::mem::replace(&mut self.told_nodes[n], (alive, mismatch.clone()));
+            if before.0 != alive {
+                let name = node.name.clone();
+                self.tell(Event::Node { name, alive });
+            }
+            if let (true, Some(what)) = (before.1 != mismatch, mismatch) {
+                let name = node.name.clone();
+                self.tell(Event::Mismatch { name, what });
+            }
+        }
+        let witnesses: Vec<WitnessStatus> = self
+            .witnesses
+            .up(now)
+            .map(|(address, up)| WitnessStatus { address, up })
+            .collect();
+        for witness in &witnesses {
+            let Some(up) = witness.up else { continue };
+            if self.told_witnesses.insert(witness.address, up).unwrap_or(true) != up {
+                let address = witness.address;
+                self.tell(Event::Witness { address, up });
             }
         }
         let rejected = Rejected::ALL
@@ -679,8 +721,9 @@ impl Driver {
             .map(|(why, count)| (why.word(), count))
             .collect();
         self.status.store(Arc::new(Status {
-            vips,
+            vips: (0..self.plan.targets.len()).map(|v| self.vip_status(v)).collect(),
             nodes,
+            witnesses,
             rejected,
             keeper: self.table.keeper_problem().map(str::to_string),
             // Whatever it held has lapsed by then, and is elsewhere if there is anybody to take it.
@@ -689,9 +732,36 @@ impl Driver {
                 .is_some_and(|at| at.elapsed() >= self.plan.setup.timers.frozen_bound()),
         }));
     }
+
+    fn vip_status(&self, v: VipIx) -> VipStatus {
+        let names = &self.plan.names;
+        let view = self.table.vip(v);
+        let obstacles = view.nobody.map(|all| {
+            let one = |(n, lacks): (NodeIx, Option<Lack>)| {
+                let why = lacks.map_or("is not heard", Lack::text);
+                format!("{} {why}", names[n])
+            };
+            all.into_iter().map(one).collect()
+        });
+        VipStatus {
+            address: self.plan.targets[v].net.to_string(),
+            interface: self.plan.targets[v].interface.clone(),
+            state: view.state,
+            holder: view.holder.map(|n| names[n].clone()),
+            since_s: view.since.as_secs(),
+            reason: view.reason.text(|n| names[n].as_str()),
+            demoted: view.demoted,
+            obstacles,
+            transitions: self.transitions[v],
+        }
+    }
+}
+
+fn places(plan: &Plan) -> HashMap<Target, VipIx> {
+    plan.targets.iter().cloned().zip(0..).collect()
 }
 
 fn witnesses(plan: &Plan, now: Instant) -> Witnesses {
-    let from = plan.identity.nodes[plan.identity.me].address.ip();
+    let from = plan.identity.nodes[plan.identity.me].addresses[0].ip();
     Witnesses::new(now, WITNESSES, from, plan.witnesses.clone(), plan.identity.dead_after)
 }

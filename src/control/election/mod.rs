@@ -42,11 +42,11 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
-use crate::config::model::Failover;
+use crate::config::model::{Failover, Track};
 use crate::failover::beat::Rejected;
 use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
-use crate::failover::words::{Local, Rule, Setup, State};
+use crate::failover::words::{self, Local, Rule, Setup, State};
 use crate::keeper::{self, KeeperHandle, Kept, Target};
 use crate::link::Finished;
 use crate::runner::{self, Commands, RunnerHandle};
@@ -95,6 +95,20 @@ pub enum Event {
         /// It is heard.
         alive: bool,
     },
+    /// A node is configured otherwise than this one.
+    Mismatch {
+        /// Its name.
+        name: String,
+        /// In which way.
+        what: String,
+    },
+    /// A witness began or ceased to answer.
+    Witness {
+        /// Its address.
+        address: std::net::SocketAddr,
+        /// It answers.
+        up: bool,
+    },
     /// The keeper became of use, or of no use for this reason.
     Keeper(Option<String>),
     /// A beat was refused; at most one a second is told, all are counted.
@@ -113,6 +127,8 @@ impl Event {
         match self {
             Event::Transition { to: State::Fault, .. }
             | Event::Node { alive: false, .. }
+            | Event::Witness { up: false, .. }
+            | Event::Mismatch { .. }
             | Event::Rejected { .. }
             | Event::Note(_) => log::Level::Warn,
             Event::Keeper(Some(_)) => log::Level::Error,
@@ -139,6 +155,9 @@ impl std::fmt::Display for Event {
             ),
             Event::Node { name, alive: true } => write!(f, "node {name} is alive"),
             Event::Node { name, alive: false } => write!(f, "node {name} is not heard any more"),
+            Event::Mismatch { name, what } => write!(f, "node {name} is configured otherwise: {what}"),
+            Event::Witness { address, up: true } => write!(f, "witness {address} answers"),
+            Event::Witness { address, up: false } => write!(f, "witness {address} does not answer"),
             Event::Keeper(None) => f.write_str("keeper: works"),
             Event::Keeper(Some(why)) => write!(f, "keeper: {why}"),
             Event::Rejected { why, from } => write!(f, "beat from {from} refused: {}", why.word()),
@@ -164,6 +183,8 @@ pub struct VipStatus {
     pub reason: String,
     /// An operator demoted it here.
     pub demoted: bool,
+    /// When nobody holds it: for each node, what stands in the way.
+    pub obstacles: Option<Vec<String>>,
     /// Changes of state since the process started; `weir_vip_transitions_total`.
     #[serde(skip)]
     pub transitions: u64,
@@ -178,6 +199,17 @@ pub struct NodeStatus {
     pub alive: bool,
     /// Age of its last beat; none for this node.
     pub last_beat_ms: Option<u64>,
+    /// In which way it is configured otherwise than this one.
+    pub mismatch: Option<String>,
+}
+
+/// One witness, as in `/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WitnessStatus {
+    /// Its address.
+    pub address: std::net::SocketAddr,
+    /// It has answered lately; `None` = too early to tell.
+    pub up: Option<bool>,
 }
 
 /// Everything shown.
@@ -187,6 +219,8 @@ pub struct Status {
     pub vips: Vec<VipStatus>,
     /// In the order of the configuration.
     pub nodes: Vec<NodeStatus>,
+    /// In the order of the configuration.
+    pub witnesses: Vec<WitnessStatus>,
     /// Refused beats by reason; `weir_beats_rejected_total{reason}`.
     pub rejected: Vec<(&'static str, u64)>,
     /// Why the keeper is of no use, if so.
@@ -224,12 +258,20 @@ struct Remembered {
     keeper_protocol: u32,
     boot: u64,
     resets: u64,
-    nodes: Vec<String>,
-    targets: Vec<Target>,
+    known: Known,
     table: Table,
     /// What `notify` has yet to be told.
     #[serde(default)]
     untold: Vec<Change>,
+}
+
+/// What the indices of a machine stand for.
+#[derive(Clone, Serialize, Deserialize)]
+struct Known {
+    nodes: Vec<String>,
+    targets: Vec<Target>,
+    witnesses: Vec<std::net::SocketAddr>,
+    tracks: Vec<String>,
 }
 
 /// A configuration, ready to run.
@@ -238,15 +280,24 @@ struct Plan {
     targets: Vec<Target>,
     /// The same, with how each is kept.
     kept: Vec<Kept>,
+    /// Of the targets.
+    addresses: Vec<IpAddr>,
+    /// Of the nodes.
+    names: Vec<String>,
     setup: Setup,
     witnesses: Vec<std::net::SocketAddr>,
+    tracks: Vec<Track>,
     notify: Vec<String>,
 }
 
 impl Plan {
     fn new(config: &Failover, boot: u64) -> io::Result<Plan> {
         let other = |why: String| io::Error::other(why);
-        let secret = secret::read(&config.secret_file).map_err(other)?;
+        let secrets = config.secret_files.iter().map(|path| secret::read(path).map_err(other));
+        let secrets = secrets.collect::<io::Result<Vec<_>>>()?;
+        if secrets.is_empty() {
+            return Err(other("failover: there is no secret".into()));
+        }
         let me = config
             .nodes
             .get_index_of(&config.node)
@@ -255,83 +306,92 @@ impl Plan {
         if let Some(broken) = timers.broken().first() {
             return Err(other(format!("failover: {broken}")));
         }
-        let nodes = config
-            .nodes
-            .iter()
-            .map(|(name, address)| Peer {
+        let nodes = config.nodes.iter().enumerate().map(|(n, (name, address))| {
+            let further = config.paths.get(n).into_iter().flatten();
+            Peer {
                 name: name.clone(),
-                address: *address,
-            })
-            .collect();
+                addresses: std::iter::once(address).chain(further).copied().collect(),
+            }
+        });
+        let rules = config.vips.iter().map(|vip| Rule {
+            prefer: vip.prefer.clone(),
+            preempt: vip.preempt,
+            preempt_delay: vip.preempt_delay,
+            requires: vip.requires.clone(),
+            group: vip.group.clone(),
+        });
+        let targets = config.vips.iter().map(|vip| Target {
+            net: vip.address,
+            interface: vip.interface.clone(),
+        });
         Ok(Plan {
             identity: Identity {
-                nodes,
+                nodes: nodes.collect(),
                 me,
                 boot,
-                secret,
+                secrets,
                 beat: config.beat,
                 dead_after: config.dead_after,
+                startup_delay: config.startup_delay,
             },
-            targets: config
-                .vips
-                .iter()
-                .map(|vip| Target {
-                    net: vip.address,
-                    interface: vip.interface.clone(),
-                })
-                .collect(),
             kept: config
                 .vips
                 .iter()
-                .map(|vip| Kept {
-                    target: Target {
-                        net: vip.address,
-                        interface: vip.interface.clone(),
-                    },
+                .zip(targets.clone())
+                .map(|(vip, target)| Kept {
+                    target,
                     garp_refresh: vip.garp_refresh,
                 })
                 .collect(),
+            targets: targets.collect(),
+            addresses: config.vips.iter().map(|vip| vip.address.addr()).collect(),
+            names: config.nodes.keys().cloned().collect(),
             setup: Setup {
                 me,
-                nodes: config.nodes.len(),
+                names: config.nodes.keys().cloned().collect(),
                 witnesses: config.witnesses.len(),
                 quorum: quorum(config.quorum, config.nodes.len(), config.witnesses.len()),
                 timers,
-                vips: config
-                    .vips
+                startup_delay: config.startup_delay,
+                // Far from the end, so that numbers always rise, and far from those of the process before.
+                boot: (boot >> 1).max(1),
+                tracks: config
+                    .track
                     .iter()
-                    .map(|vip| Rule {
-                        prefer: vip.prefer.clone(),
-                        preempt: vip.preempt,
-                        preempt_delay: vip.preempt_delay,
-                        requires: vip.requires.clone(),
+                    .map(|track| words::Track {
+                        name: track.name.clone(),
+                        weight: track.weight,
                     })
                     .collect(),
+                vips: rules.collect(),
             },
             witnesses: config.witnesses.clone(),
+            tracks: config.track.clone(),
             notify: config.notify.clone(),
         })
     }
 
-    fn names(&self) -> Vec<String> {
-        self.identity.nodes.iter().map(|n| n.name.clone()).collect()
+    fn known(&self) -> Known {
+        Known {
+            nodes: self.names.clone(),
+            targets: self.targets.clone(),
+            witnesses: self.witnesses.clone(),
+            tracks: self.tracks.iter().map(|track| format!("{track:?}")).collect(),
+        }
     }
 
     /// A machine for this plan that knows what `old` knew.
-    fn carried(&self, old: &Table, targets: &[Target], nodes: &[String]) -> Table {
+    fn carried(&self, old: &Table, was: &Known) -> Table {
+        fn places<T: PartialEq>(new: &[T], old: &[T]) -> Vec<Option<usize>> {
+            new.iter().map(|t| old.iter().position(|o| o == t)).collect()
+        }
         let mut table = Table::new(Instant::now(), self.setup.clone());
-        let vips: Vec<_> = self
-            .targets
-            .iter()
-            .map(|t| targets.iter().position(|o| o == t))
-            .collect();
-        let nodes: Vec<_> = self
-            .identity
-            .nodes
-            .iter()
-            .map(|n| nodes.iter().position(|o| *o == n.name))
-            .collect();
-        table.carry(old, &vips, &nodes);
+        // Thousands of addresses, mostly in the same places.
+        let at: std::collections::HashMap<&Target, usize> = was.targets.iter().zip(0..).collect();
+        let vips: Vec<_> = self.targets.iter().map(|t| at.get(t).copied()).collect();
+        let witnesses = places(&self.witnesses, &was.witnesses);
+        let tracks = places(&self.known().tracks, &was.tracks);
+        table.carry(old, &vips, &places(&self.names, &was.nodes), &witnesses, &tracks);
         table
     }
 }
@@ -391,7 +451,7 @@ impl Election {
     ) -> io::Result<ElectionHandle> {
         let boot = getrandom::u64().map_err(io::Error::other)?;
         let plan = Plan::new(config, boot)?;
-        let address = plan.identity.nodes[plan.identity.me].address;
+        let address = plan.identity.nodes[plan.identity.me].addresses[0];
         let listener =
             links::listen(address).map_err(|e| io::Error::new(e.kind(), format!("beat address {address}: {e}")))?;
         let table = Table::new(Instant::now(), plan.setup.clone());
@@ -417,7 +477,7 @@ impl Election {
         }
         let plan = Plan::new(config, remembered.boot)?;
         let old = remembered.table.resume(Instant::now());
-        let table = plan.carried(&old, &remembered.targets, &remembered.nodes);
+        let table = plan.carried(&old, &remembered.known);
         launch(
             config,
             plan,
@@ -465,6 +525,8 @@ fn launch(
     )?;
     let waker = driver.waker();
     let boot = driver.boot();
+    let own = config.nodes.get(&config.node).copied();
+    let own = own.ok_or_else(|| io::Error::other("failover.node is not in nodes"))?;
     let thread = std::thread::Builder::new()
         .name("failover".into())
         .spawn(move || driver.run())?;
@@ -474,8 +536,17 @@ fn launch(
         status,
         boot,
         notes,
+        own: std::cell::Cell::new(own),
         thread: Some(thread),
     })
+}
+
+/// Another configuration, ready to be used.
+pub struct Prepared {
+    plan: Plan,
+    /// For the beat address, if that changes.
+    listener: Option<OwnedFd>,
+    own: std::net::SocketAddr,
 }
 
 /// The running election. Dropping it without [`ElectionHandle::stop`] lets the addresses go at once.
@@ -485,6 +556,8 @@ pub struct ElectionHandle {
     status: Arc<ArcSwap<Status>>,
     boot: u64,
     notes: Notes,
+    /// The first beat address.
+    own: std::cell::Cell<std::net::SocketAddr>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -506,14 +579,30 @@ impl ElectionHandle {
             .map_err(|_| "the election thread does not answer".to_string())?
     }
 
+    /// Everything of another configuration that can fail: to be done before anything is changed.
+    ///
+    /// # Errors
+    /// As [`Election::start`].
+    pub fn prepare(&self, config: &Failover) -> io::Result<Prepared> {
+        let plan = Plan::new(config, self.boot)?;
+        let own = plan.identity.nodes[plan.identity.me].addresses[0];
+        let listener = match own == self.own.get() {
+            true => None,
+            false => {
+                Some(links::listen(own).map_err(|e| io::Error::new(e.kind(), format!("beat address {own}: {e}")))?)
+            }
+        };
+        Ok(Prepared { plan, listener, own })
+    }
+
     /// Uses another configuration from now on. Addresses that are in both stay where they are.
     ///
     /// # Errors
-    /// As [`Election::start`]; the old configuration stays in force then.
-    pub fn reconfigure(&self, config: &Failover) -> io::Result<()> {
-        let plan = Plan::new(config, self.boot)?;
+    /// The election thread does not answer, or a further beat address cannot be bound.
+    pub fn reconfigure(&self, prepared: Prepared) -> io::Result<()> {
         let (reply, answer) = bounded(1);
-        self.send(Command::Reconfigure(Box::new(plan), reply))
+        self.own.set(prepared.own);
+        self.send(Command::Reconfigure(Box::new(prepared), reply))
             .map_err(io::Error::other)?;
         answer
             .recv_timeout(ANSWER)

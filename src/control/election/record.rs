@@ -101,15 +101,19 @@ mod tests {
         let ms = Duration::from_millis;
         let setup = Setup {
             me: 0,
-            nodes: 2,
+            names: vec!["a".into(), "b".into()],
             witnesses: 0,
             quorum: 1,
             timers: Timers::derive(ms(50), ms(250)),
+            startup_delay: ms(0),
+            boot: 1,
+            tracks: vec![],
             vips: vec![Rule {
                 prefer: vec![0, 1],
                 preempt: true,
                 preempt_delay: ms(0),
                 requires: vec![],
+                group: None,
             }],
         };
         let start = Instant::now();

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::{Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Process, VipStatus};
+use super::{
+    Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Prepared, Process, VipStatus, WitnessStatus,
+};
 use crate::api::question::VipOrder;
 use crate::api::status;
 use crate::config::model::Failover;
@@ -20,6 +22,18 @@ use crate::link::{Command, Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
 const CONTROL_MAX: Duration = Duration::from_secs(10);
+
+/// What a configuration does to the election.
+pub enum Change {
+    /// Nothing: there is none, before and after.
+    None,
+    /// It ends.
+    Stop,
+    /// It has begun, and listens.
+    Start(ElectionHandle, String),
+    /// It goes on otherwise.
+    Reconfigure(Prepared, String),
+}
 
 /// The running election, if there is one.
 pub struct Vips {
@@ -36,13 +50,17 @@ impl Vips {
     /// Brings the election in line with the configuration. `helpers` were started early, before privileges
     /// were given up; without them others are started now.
     pub fn follow(&mut self, config: Option<&Failover>, helpers: Option<Helpers>) -> io::Result<()> {
+        let change = self.prepare(config, helpers)?;
+        self.commit(change)
+    }
+
+    /// Everything of a change that can fail. It takes effect with [`commit`](Vips::commit), once the pools that it speaks of are
+    /// published.
+    pub fn prepare(&self, config: Option<&Failover>, helpers: Option<Helpers>) -> io::Result<Change> {
         match (config, &self.running) {
-            (None, None) => Ok(()),
-            (None, Some(_)) => {
-                self.stop();
-                Ok(())
-            }
-            (Some(config), Some((handle, _))) => handle.reconfigure(config),
+            (None, None) => Ok(Change::None),
+            (None, Some(_)) => Ok(Change::Stop),
+            (Some(config), Some((handle, _))) => Ok(Change::Reconfigure(handle.prepare(config)?, config.node.clone())),
             (Some(config), None) => {
                 let helpers = match helpers {
                     Some(helpers) => helpers,
@@ -52,10 +70,25 @@ impl Vips {
                 // Events are logged by the election itself; nobody else wants them.
                 let (events, _) = bounded(1);
                 let handle = Election::start(config, helpers, process, events)?;
-                self.running = Some((handle, config.node.clone()));
-                Ok(())
+                Ok(Change::Start(handle, config.node.clone()))
             }
         }
+    }
+
+    /// Carries a change out.
+    pub fn commit(&mut self, change: Change) -> io::Result<()> {
+        match change {
+            Change::None => {}
+            Change::Stop => self.stop(),
+            Change::Start(handle, node) => self.running = Some((handle, node)),
+            Change::Reconfigure(prepared, node) => {
+                if let Some((handle, me)) = &mut self.running {
+                    *me = node;
+                    handle.reconfigure(prepared)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Stops the election without letting go of anything, for a successor.
@@ -104,19 +137,37 @@ impl Vips {
         })
     }
 
-    /// VIPs and other nodes, for status and metrics.
-    pub fn view(&self) -> (Vec<status::Vip>, Vec<status::Node>, Vec<(&'static str, u64)>) {
+    /// VIPs, other nodes and witnesses, for status and metrics.
+    pub fn view(&self) -> ElectionView {
         let Some((handle, me)) = &self.running else {
-            return Default::default();
+            return ElectionView::default();
         };
         let status = handle.status();
         let others = status.nodes.iter().filter(|node| node.name != *me);
-        (
-            status.vips.iter().map(vip).collect(),
-            others.map(node).collect(),
-            status.rejected.clone(),
-        )
+        let witness = |witness: &WitnessStatus| status::Witness {
+            address: witness.address.to_string(),
+            up: witness.up,
+        };
+        ElectionView {
+            vips: status.vips.iter().map(vip).collect(),
+            nodes: others.map(node).collect(),
+            witnesses: status.witnesses.iter().map(witness).collect(),
+            beats_rejected: status.rejected.clone(),
+        }
     }
+}
+
+/// What an operator sees of the election.
+#[derive(Default)]
+pub struct ElectionView {
+    /// In the order of the configuration.
+    pub vips: Vec<status::Vip>,
+    /// The other ones.
+    pub nodes: Vec<status::Node>,
+    /// In the order of the configuration.
+    pub witnesses: Vec<status::Witness>,
+    /// By reason.
+    pub beats_rejected: Vec<(&'static str, u64)>,
 }
 
 fn vip(vip: &VipStatus) -> status::Vip {
@@ -128,6 +179,8 @@ fn vip(vip: &VipStatus) -> status::Vip {
         since_s: vip.since_s,
         reason: vip.reason.clone(),
         transitions: vip.transitions,
+        demoted: vip.demoted,
+        obstacles: vip.obstacles.clone(),
     }
 }
 
@@ -136,6 +189,7 @@ fn node(node: &NodeStatus) -> status::Node {
         name: node.name.clone(),
         alive: node.alive,
         last_beat_ms: node.last_beat_ms,
+        mismatch: node.mismatch.clone(),
     }
 }
 
@@ -160,11 +214,11 @@ fn local(shared: Arc<Shared>, patience: Duration) -> impl FnMut() -> Local + Sen
     move || {
         let detail = shared.stuck(patience, CONTROL_MAX);
         let snapshot = shared.snapshot();
-        let pools = snapshot.pools.iter().map(|pool| pool.eligibility.healthy > 0).collect();
+        let without_backend = snapshot.pools.iter().filter(|pool| pool.eligibility.healthy == 0);
         Local {
             serving: detail.is_none(),
             detail: detail.unwrap_or_default(),
-            pools,
+            without_backend: without_backend.map(|pool| pool.config.name.clone()).collect(),
         }
     }
 }

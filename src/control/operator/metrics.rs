@@ -242,6 +242,22 @@ impl Metrics<'_> {
                 .iter()
                 .map(|node| ([("node", &*node.name)], node.alive)),
         );
+        page.gauge(
+            "weir_node_config_mismatch",
+            "1 while the node is configured otherwise than this one where all should agree.",
+            self.facts
+                .nodes
+                .iter()
+                .map(|node| ([("node", &*node.name)], node.mismatch.is_some())),
+        );
+        page.gauge(
+            "weir_witness_up",
+            "1 while the witness answers.",
+            self.facts
+                .witnesses
+                .iter()
+                .filter_map(|witness| Some(([("witness", &*witness.address)], witness.up?))),
+        );
         page.counter(
             "weir_beats_rejected_total",
             "Beats that were refused: wrong signature, old number, garbage.",
@@ -498,7 +514,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::{Node, Vip};
+    use crate::api::status::{Node, Vip, Witness};
 
     fn render(facts: &Facts) -> String {
         let metrics = Metrics {
@@ -521,12 +537,19 @@ mod tests {
             name: name.into(),
             alive,
             last_beat_ms: None,
+            mismatch: (name == "b").then(|| "beat is 10 ms there, 50 ms here".into()),
+        };
+        let witness = |address: &str, up| Witness {
+            address: address.into(),
+            up,
         };
         let page = render(&Facts {
             vips: vec![vip("10.0.0.100/24", "active"), vip("2001:db8::1/64", "standby")],
             nodes: vec![node("b", true), node("c", false)],
+            witnesses: vec![witness("10.0.0.254:22", Some(false)), witness("10.0.0.253:22", None)],
             ..Facts::default()
         });
+        assert!(!page.contains("10.0.0.253"), "nothing is said of what is not known");
         for line in [
             "# TYPE weir_vip_held gauge",
             "weir_vip_held{vip=\"10.0.0.100/24\"} 1",
@@ -537,6 +560,9 @@ mod tests {
             "weir_vip_transitions_total{vip=\"10.0.0.100/24\"} 3",
             "weir_node_alive{node=\"b\"} 1",
             "weir_node_alive{node=\"c\"} 0",
+            "weir_node_config_mismatch{node=\"b\"} 1",
+            "weir_node_config_mismatch{node=\"c\"} 0",
+            "weir_witness_up{witness=\"10.0.0.254:22\"} 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::process::ProcessFacts;
-use crate::api::status::{Backend, Listener, Node, Pool, Process, Status, Vip, Worker};
+use crate::api::status::{Backend, Listener, Node, Pool, Process, Status, Vip, Witness, Worker};
 use crate::config::model;
 use crate::link;
 use crate::snapshot::{self, Snapshot};
@@ -34,6 +34,8 @@ pub struct Facts {
     pub vips: Vec<Vip>,
     /// Other nodes.
     pub nodes: Vec<Node>,
+    /// Witnesses.
+    pub witnesses: Vec<Witness>,
     /// Refused beats by reason.
     pub beats_rejected: Vec<(&'static str, u64)>,
     /// Longest turn of each worker (by id) lately, see [`super::metrics::Peak`].
@@ -135,6 +137,7 @@ pub fn status(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Work
         pools: snapshot.pools.iter().map(|p| pool(p, facts)).collect(),
         vips: facts.vips.clone(),
         nodes: facts.nodes.clone(),
+        witnesses: facts.witnesses.clone(),
     }
 }
 

@@ -1,59 +1,131 @@
-//! Who holds which address: the VIP machine of one node.
+//! Who holds which address: the machine of one node.
 //!
 //! # How it works
 //! Every node runs the same machine on its own view: the last beat of each peer, its own fitness, the witnesses' answers,
 //! the keeper's replies. Each beat carries one [`Claim`] a VIP: what the sender does with it, how fit it is, whom it backs.
-//! After every input each VIP is decided anew; nothing depends on the order in which beats arrive.
+//! Addresses of one group are one [`Unit`]: they are decided together. After every input the units concerned are decided anew;
+//! nothing depends on the order in which beats arrive.
 //!
 //! | state | legal here | leaves by |
 //! |---|---|---|
 //! | `Standby` | the kernel here does not have the address | fit, nobody holds it (or the holder yields to us), majority: `Hold`, to `Claiming` |
-//! | `Claiming` | the keeper was asked to install | `Done` to `Active`; conflict lost, majority lost, unfit: `Release`, to `Releasing` |
+//! | `Claiming` | the keeper was asked to install | all `Done`: `Active`; conflict lost, majority lost, unfit, no answer for [`decide::ASK_MAX`]: `Releasing` |
 //! | `Active` | installed and announced; possibly *yielding* to a successor | successor holds, conflict lost, majority lost, not serving, frozen: `Releasing` |
-//! | `Releasing` | the keeper was asked to remove | `Done` to `Standby` |
+//! | `Releasing` | the keeper was asked to remove | all `Done`: `Standby`; no answer for [`decide::ASK_MAX`]: the keeper is reset |
 //! | `Fault` | shown instead of `Standby` while the keeper, the link or somebody else stands in the way | time, repair, `allow` |
 //!
-//! * **Conflicts have one loser.** `prefer` is a total order; of two holders the later one in it releases first and asks later.
+//! What was asked of the keeper is asked again every [`decide::ASK_AGAIN`] until it is answered: both sides compare states, and no
+//! single message matters.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `votes` | whom this node backs, and whether enough back it: who may promise what, and until when |
+//! | `rank` | who comes first, and how fit this node is |
+//! | `decide` | what each unit does next |
+//! | `carry` | what survives a reload and an upgrade |
+//! | `show` | what people see |
+//!
+//! # Two ages of a beat
+//! TCP delivers late what it could not deliver in time, so a beat that arrives need not be news. Beats are numbered, and each
+//! echoes the newest number that its sender has heard of the receiver. That gives two bounds for the time at which it was sent:
+//!
+//! * not later than it arrived (`heard`): a node is *silent*, and may be replaced, `dead_after` after that;
+//! * not earlier than we sent what it echoes (`proved`): only until `dead_after` after that is a beat *fresh*. A rival, an offer to
+//!   hand over, a holder to vote for, a vote: all of them need a fresh beat.
+//!
+//! `dead_after` is the sender's: it comes with the beat, because that is what the sender's keeper and its votes go by.
+//!
+//! # Rules
+//! * **Conflicts have one loser.** Tracked weights, then `prefer`, give a total order; of two holders the later one releases first and
+//!   asks later. While nodes have different rules for an address their names decide instead, and nobody preempts.
 //!   The winner announces when it hears the rival and once more when the rival has gone, so the last word is its own.
 //! * **Planned moves make before they break.** The holder says `Yielding(successor)`; the successor installs and announces;
-//!   on hearing that it holds, the old holder removes. Both wait for `handover` at most.
-//! * **Majority, if a quorum is set.** A node backs the holder that it hears; only when it has been silent for `dead_after` +
-//!   `vote_hold` it backs somebody else. A holder counts the nodes that back it, and needs `quorum` of them all the time. Because a
-//!   node backs one at a time, two sides that share a node cannot both hold. (Witnesses only answer; they back whoever asks.)
+//!   on hearing that it holds, the old holder removes. Both wait for `handover`, and longer while the successor is at it.
+//! * **Majority, if a quorum is set**: see `votes`.
+//! * **Who begins, listens.** A node that has started, or whose link has come up, claims nothing for `listen`, and if it hears nobody,
+//!   not for `startup_delay`: its port may not forward yet. What it hears then is asked for as by any other node: with `preempt`.
 //! * **Self-doubt.** A gap between two steps of `doubt` or more means that *we* were frozen: release, listen for `listen`.
 //!
 //! # Invariants
-//! * `Hold` is only emitted when fit is [`Fit::Ready`] and the quorum backs us; `Release` is emitted on every way out of
-//!   `Claiming` and `Active` except those on which the keeper itself said that the address is gone.
+//! * `Hold` is only emitted when fit is [`Fit::Ready`] and the quorum backs us, or again for what was asked already; `Release` is
+//!   emitted on every way out of `Claiming` and `Active` except those on which the keeper itself said that the address is gone.
 //! * A node that does not hold never claims without a backend in the required pools; a holder without one keeps the address
 //!   while no fit node wants it.
+//! * No state without a time-out, apart from `Standby` and `Active`.
 //!
 //! # What it never does
 //! No I/O, no clock, no randomness: the same inputs give the same actions, which is what lets a recorded incident replay.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::words::{
-    Action, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State, VipView,
+    Action, Beat, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State, VipView,
 };
 use super::{NodeIx, VipIx};
+use votes::Vote;
+
+mod carry;
+mod decide;
+mod rank;
+mod show;
+mod votes;
 
 /// Microseconds since the machine was made; kept instead of `Instant` so that a machine can be written down.
 type At = u64;
+/// Index of a [`Unit`].
+type UnitIx = usize;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Peer {
+    /// When its newest beat arrived: it was not sent later.
     heard: Option<At>,
-    gone: bool,
+    /// When the newest beat of ours that it echoes was sent: its newest beat was not sent earlier.
+    proved: Option<At>,
+    /// Its process is known to have ended, since then.
+    gone: Option<At>,
+    number: Option<u64>,
+    echo: Option<u64>,
+    /// When we sent the beat of this number.
+    echoed: Option<At>,
+    beat: At,
+    dead_after: At,
+    patience: At,
+    settings: u64,
+    score: u32,
+    /// One a VIP.
     claims: Vec<Claim>,
+}
+
+impl Peer {
+    /// Not heard yet: it is judged by what is configured here.
+    fn unheard(setup: &Setup) -> Peer {
+        Peer {
+            heard: None,
+            proved: None,
+            gone: None,
+            number: None,
+            echo: None,
+            echoed: None,
+            beat: micros(setup.timers.beat),
+            dead_after: micros(setup.timers.dead_after),
+            patience: micros(setup.timers.dead_after),
+            settings: 0,
+            score: 0,
+            claims: vec![Claim::NONE; setup.vips.len()],
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Yield {
     to: NodeIx,
+    /// Until then it must have begun.
     until: At,
+    /// Until then it must hold.
+    finish: At,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,9 +134,26 @@ struct Trouble {
     until: At,
 }
 
+/// An address within its unit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Vip {
+struct Member {
+    vip: VipIx,
+    link_up: bool,
+    foreign: bool,
+    /// The keeper has it installed.
+    installed: bool,
+    /// The keeper was asked to remove it, and has not answered.
+    leaving: bool,
+}
+
+/// Addresses that are held together; most have one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Unit {
+    members: Vec<Member>,
+    /// Of the first member, requiring what any of them does.
     rule: Rule,
+    /// See [`Claim::rules`].
+    mark: u32,
     /// Never `Fault`: that is derived.
     state: State,
     /// Why we hold it, or why we let it go last.
@@ -72,8 +161,6 @@ struct Vip {
     since: At,
     shown: State,
     demoted: bool,
-    link_up: bool,
-    foreign: bool,
     trouble: Option<Trouble>,
     troubles: u32,
     yields: Option<Yield>,
@@ -84,8 +171,28 @@ struct Vip {
     last_holder: Option<NodeIx>,
     insist: bool,
     rivals: bool,
-    /// Not claimed before this time: the address is new in the configuration.
-    quiet_until: At,
+    /// Some live node has other rules for it.
+    disputed: bool,
+    /// When we began to listen on it: process started, link came up, address configured.
+    began: At,
+    /// When a peer was heard first after that.
+    heard: Option<At>,
+    vote: Option<Vote>,
+    /// What the vote of the last step said.
+    backs: Option<NodeIx>,
+    /// Number of the first beat that says that we back ourselves.
+    candidate_since: Option<u64>,
+    /// Votes may be lacking until then: a planned move to this node has failed, and they are on their way back.
+    excused: Option<(NodeIx, At)>,
+    /// When the keeper was asked first, and last.
+    asked: (At, At),
+}
+
+/// Which units an input concerns.
+#[derive(Clone, Copy)]
+enum Scope {
+    All,
+    One(UnitIx),
 }
 
 /// The machine.
@@ -94,111 +201,87 @@ pub struct Table {
     #[serde(skip, default = "Instant::now")]
     epoch: Instant,
     setup: Setup,
+    /// See [`Beat::settings`].
+    settings: u64,
     now: At,
+    /// Of the newest beat.
+    number: u64,
+    /// Number and time of the beats of late.
+    sent: VecDeque<(u64, At)>,
     next_beat: At,
+    beat_now: bool,
     said: Vec<Claim>,
-    listening_until: At,
-    listening_why: Reason,
+    /// When the process started: before that it may have promised what it does not remember.
+    born: At,
+    frozen_until: At,
+    frozen_ms: u64,
+    /// Too few voters were within reach.
+    apart: bool,
+    /// Some are again, but others that live may not have been heard yet.
+    rejoins_until: At,
+    /// Votes that were given for a shorter `dead_after`, and until when such are about.
+    short_votes: (At, At),
     local: Local,
     keeper: Result<(), String>,
     stopping: bool,
     peers: Vec<Peer>,
+    /// When each was asked what it answered last.
     witnesses: Vec<Option<At>>,
-    vips: Vec<Vip>,
+    tracks: Vec<bool>,
+    units: Vec<Unit>,
+    unit_of: Vec<UnitIx>,
 }
 
 impl Table {
     /// A machine that has just started: it listens first.
     pub fn new(now: Instant, setup: Setup) -> Table {
-        let peer = Peer {
-            heard: None,
-            gone: false,
-            claims: vec![Claim::NONE; setup.vips.len()],
-        };
-        let vips = setup
-            .vips
-            .iter()
-            .map(|rule| Vip {
-                rule: rule.clone(),
-                state: State::Standby,
-                reason: Reason::Starting,
-                since: 0,
-                shown: State::Standby,
-                demoted: false,
+        let mut units: Vec<Unit> = Vec::new();
+        let mut unit_of = Vec::new();
+        for (vip, rule) in setup.vips.iter().enumerate() {
+            let mates = |unit: &Unit| rule.group.is_some() && unit.rule.group == rule.group;
+            let u = units.iter().position(mates).unwrap_or_else(|| {
+                let mark = rank::mark(&setup, rule);
+                units.push(Unit::new(rule.clone(), mark));
+                units.len() - 1
+            });
+            units[u].members.push(Member {
+                vip,
                 link_up: true,
                 foreign: false,
-                trouble: None,
-                troubles: 0,
-                yields: None,
-                snubbed: Vec::new(),
-                ready_since: None,
-                last_holder: None,
-                insist: false,
-                rivals: false,
-                quiet_until: 0,
-            })
-            .collect();
+                installed: false,
+                leaving: false,
+            });
+            for pool in &rule.requires {
+                if !units[u].rule.requires.contains(pool) {
+                    units[u].rule.requires.push(pool.clone());
+                }
+            }
+            unit_of.push(u);
+        }
         Table {
             epoch: now,
             now: 0,
+            number: setup.boot,
+            sent: VecDeque::new(),
             next_beat: 0,
+            beat_now: false,
             said: Vec::new(),
-            listening_until: micros(setup.timers.listen),
-            listening_why: Reason::Starting,
+            born: 0,
+            frozen_until: 0,
+            frozen_ms: 0,
+            apart: false,
+            rejoins_until: 0,
+            short_votes: (0, 0),
             local: Local::default(),
             keeper: Ok(()),
             stopping: false,
-            peers: vec![peer; setup.nodes],
+            peers: vec![Peer::unheard(&setup); setup.names.len()],
             witnesses: vec![None; setup.witnesses],
-            vips,
+            tracks: vec![false; setup.tracks.len()],
+            units,
+            unit_of,
+            settings: rank::settings(&setup),
             setup,
-        }
-    }
-
-    /// Takes over what `old` knew, after the configuration changed.
-    ///
-    /// `vips` and `nodes` give, for each index here, the index there. Addresses that `old` held and that have no index
-    /// here are the caller's to release.
-    pub fn carry(&mut self, old: &Table, vips: &[Option<VipIx>], nodes: &[Option<NodeIx>]) {
-        let forward = |n: NodeIx| nodes.iter().position(|o| *o == Some(n));
-        (self.epoch, self.now, self.next_beat) = (old.epoch, old.now, old.now);
-        self.listening_until = old.listening_until;
-        self.listening_why = old.listening_why.clone();
-        self.local = old.local.clone();
-        self.keeper = old.keeper.clone();
-        self.stopping = old.stopping;
-        for (new, then) in nodes.iter().enumerate() {
-            let Some(then) = *then else { continue };
-            let was = &old.peers[then];
-            let peer = &mut self.peers[new];
-            peer.heard = was.heard;
-            peer.gone = was.gone;
-            for (v, from) in vips.iter().enumerate() {
-                let Some(mut claim) = from.and_then(|f| was.claims.get(f)).copied() else {
-                    continue;
-                };
-                claim.backs = claim.backs.and_then(forward);
-                if let Phase::Yielding(n) = claim.phase {
-                    claim.phase = forward(n).map_or(Phase::Held, Phase::Yielding);
-                }
-                peer.claims[v] = claim;
-            }
-        }
-        for (v, from) in vips.iter().enumerate() {
-            let Some(was) = from.and_then(|f| old.vips.get(f)) else {
-                // Peers may hold it already, and have not been heard on it.
-                self.vips[v].quiet_until = old.now + micros(self.setup.timers.listen);
-                continue;
-            };
-            let rule = self.vips[v].rule.clone();
-            self.vips[v] = Vip {
-                rule,
-                reason: was.reason.renamed(forward),
-                yields: None,
-                snubbed: Vec::new(),
-                last_holder: was.last_holder.and_then(forward),
-                ..was.clone()
-            };
         }
     }
 
@@ -223,116 +306,155 @@ impl Table {
         let t = micros(now.saturating_duration_since(self.epoch)).max(self.now);
         let gap = t - self.now;
         self.now = t;
+        let mut scope = self.scope(&input);
         if gap >= micros(self.setup.timers.doubt) && self.has_peers() {
             self.frozen(gap / 1_000, out);
+            scope = Scope::All;
         }
         let tick = matches!(input, Input::Tick);
         self.take(input, out);
         if tick {
             out.push(Action::Prove);
         }
-        self.observe();
-        for v in 0..self.vips.len() {
-            self.decide(v, out);
-        }
-        self.show(out);
-        let claims = self.claims();
-        if claims != self.said || t >= self.next_beat {
-            if t >= self.next_beat {
-                self.next_beat = t + micros(self.setup.timers.beat);
+        self.rejoin();
+        let units = match scope {
+            Scope::All => 0..self.units.len(),
+            Scope::One(u) => u..u + 1,
+        };
+        for u in units.clone() {
+            self.observe(u);
+            self.cast(u);
+            if self.decide(u, out) {
+                self.cast(u);
             }
-            self.said = claims;
+        }
+        for u in units.clone() {
+            self.show(u, out);
+        }
+        self.speak(units, out);
+    }
+
+    /// A beat if it is time to, if what it says has changed, or if somebody waits for it.
+    fn speak(&mut self, units: std::ops::Range<UnitIx>, out: &mut Vec<Action>) {
+        let mut changed = std::mem::take(&mut self.beat_now) || self.said.len() != self.units.len();
+        self.said.resize(self.units.len(), Claim::NONE);
+        for u in units {
+            let claim = self.own_claim(u);
+            changed |= std::mem::replace(&mut self.said[u], claim) != claim;
+        }
+        let due = self.now >= self.next_beat;
+        if due {
+            self.next_beat = self.now + self.pace();
+        }
+        if changed || due {
+            self.number += 1;
+            let old = self.now.saturating_sub(2 * micros(self.setup.timers.dead_after));
+            while self.sent.front().is_some_and(|(_, at)| *at < old) {
+                self.sent.pop_front();
+            }
+            self.sent.push_back((self.number, self.now));
             out.push(Action::Beat);
         }
     }
 
+    /// The period of the fastest node that is heard: what it counts on must come as often as it needs.
+    fn pace(&self) -> At {
+        let live = (0..self.peers.len()).filter(|n| self.alive(*n));
+        let fastest = live.map(|n| self.peers[n].beat).min();
+        micros(self.setup.timers.beat).min(fastest.unwrap_or(At::MAX))
+    }
+
     /// When the machine wants to be stepped at the latest, whatever else happens.
     pub fn deadline(&self) -> Instant {
-        let timers = &self.setup.timers;
         let mut next = self.next_beat;
         let mut consider = |t: At| {
             if t > self.now {
                 next = next.min(t);
             }
         };
-        consider(self.listening_until);
-        for peer in &self.peers {
+        consider(self.frozen_until);
+        consider(self.rejoins_until);
+        for (n, peer) in self.peers.iter().enumerate() {
             if let Some(heard) = peer.heard {
-                consider(heard + micros(timers.dead_after));
-                consider(heard + micros(timers.dead_after + timers.vote_hold));
+                consider(heard + peer.dead_after);
+                consider(heard + peer.dead_after + self.vote_hold(n));
+            }
+            if let Some(proved) = peer.proved {
+                consider(proved + peer.dead_after);
             }
         }
-        for ok in self.witnesses.iter().flatten() {
-            consider(ok + micros(timers.dead_after));
-        }
-        for vip in &self.vips {
-            if let Some(y) = &vip.yields {
+        for (u, unit) in self.units.iter().enumerate() {
+            if let Some(y) = &unit.yields {
                 consider(y.until);
+                consider(y.finish);
             }
-            if let Some(since) = vip.ready_since {
-                consider(since + micros(vip.rule.preempt_delay));
+            if let Some(since) = unit.ready_since {
+                consider(since + micros(unit.rule.preempt_delay));
             }
-            if let Some(trouble) = &vip.trouble {
+            if let Some(trouble) = &unit.trouble {
                 consider(trouble.until);
+            }
+            if let Some(vote) = &unit.vote {
+                consider(vote.until);
+            }
+            if matches!(unit.state, State::Claiming | State::Releasing) {
+                consider(unit.asked.1 + micros(decide::ASK_AGAIN));
+            }
+            consider(unit.excused.map_or(0, |(_, until)| until));
+            consider(self.listens_until(u));
+            if let Some(end) = self.backed_until(u) {
+                consider(end);
             }
         }
         self.epoch + Duration::from_micros(next)
     }
 
-    /// What the next beat says, one claim a VIP.
+    /// What we say of each VIP.
     pub fn claims(&self) -> Vec<Claim> {
-        (0..self.vips.len())
-            .map(|v| Claim {
-                phase: self.phase(v),
-                fit: self.fit(v).0,
-                wants: self.wants(v),
-                backs: self.backs(v),
-            })
-            .collect()
+        self.unit_of.iter().map(|u| self.own_claim(*u)).collect()
+    }
+
+    /// What the newest beat says to this node.
+    pub fn beat_to(&self, n: NodeIx) -> Beat {
+        let timers = &self.setup.timers;
+        let known = self.peers.iter().map(|p| p.patience).max().unwrap_or(0);
+        Beat {
+            number: self.number,
+            echo: self.peers[n].number,
+            beat: timers.beat,
+            dead_after: timers.dead_after,
+            patience: timers.dead_after.max(Duration::from_micros(known)),
+            settings: self.settings,
+            score: self.score(self.setup.me),
+            claims: self.claims(),
+        }
+    }
+
+    fn own_claim(&self, u: UnitIx) -> Claim {
+        let (fit, why) = self.fit(u);
+        Claim {
+            phase: self.phase(u),
+            fit,
+            lacks: why.lack(),
+            wants: self.wants(u),
+            backs: self.units[u].backs,
+            rules: self.units[u].mark,
+        }
     }
 
     /// Whether every address has been let go (after [`Order::Stop`]).
     pub fn idle(&self) -> bool {
-        self.vips.iter().all(|v| v.state == State::Standby)
+        self.units.iter().all(|u| u.state == State::Standby)
     }
 
     /// Whether this address is installed, or may be.
     pub fn may_hold(&self, vip: VipIx) -> bool {
-        self.vips[vip].state != State::Standby
-    }
-
-    /// One address as shown.
-    pub fn vip(&self, v: VipIx) -> VipView {
-        let vip = &self.vips[v];
-        let holder = match vip.state {
-            State::Active => Some(self.setup.me),
-            _ => self
-                .holders(v)
-                .filter(|(_, phase)| *phase != Phase::Claiming)
-                .map(|(n, _)| n)
-                .min_by_key(|n| self.rank(v, *n)),
-        };
-        VipView {
-            state: vip.shown,
-            holder,
-            since: Duration::from_micros(self.now - vip.since),
-            reason: self.reason(v),
-            demoted: vip.demoted,
-        }
-    }
-
-    /// One node as shown; this node is alive by definition.
-    pub fn node(&self, n: NodeIx) -> NodeView {
-        let last = self.peers[n].heard;
-        NodeView {
-            alive: n == self.setup.me || self.alive(n),
-            last_beat: last.map(|at| Duration::from_micros(self.now - at)),
-        }
+        self.unit(vip).state != State::Standby
     }
 
     /// The last claim of a live peer.
-    pub fn peer_claim(&self, n: NodeIx, v: VipIx) -> Option<Claim> {
-        self.claim(n, v)
+    pub fn peer_claim(&self, n: NodeIx, vip: VipIx) -> Option<Claim> {
+        self.claim(n, self.unit_of[vip])
     }
 
     /// Why the keeper is of no use, if so.
@@ -340,438 +462,277 @@ impl Table {
         self.keeper.as_ref().err().map(String::as_str)
     }
 
-    /// Whether every node is heard, so that nothing is in doubt.
-    pub fn all_alive(&self) -> bool {
-        (0..self.setup.nodes).all(|n| n == self.setup.me || self.alive(n))
+    /// Whether every node is heard, and heard lately, and votes are enough: no witness is needed.
+    pub fn calm(&self) -> bool {
+        let pace = micros(self.setup.timers.beat);
+        self.backed_by_nodes()
+            && (0..self.peers.len()).all(|n| {
+                // A slower node keeps the pace of the fastest.
+                let late = self.peers[n].beat.min(pace) * 17 / 10;
+                n == self.setup.me || self.alive(n) && self.peers[n].heard.is_some_and(|at| self.now - at < late)
+            })
+    }
+
+    /// Whether this node does not hear us, as far as its beats tell: the connection may be dead in one direction.
+    pub fn unheard_by(&self, n: NodeIx) -> bool {
+        let late = 3 * micros(self.setup.timers.beat).max(self.peers[n].beat);
+        self.peers[n].proved.is_none_or(|at| self.now - at > late)
     }
 
     // ---- inputs ----
 
+    fn scope(&self, input: &Input) -> Scope {
+        match input {
+            Input::Done { vip, .. }
+            | Input::Lost { vip, .. }
+            | Input::Link { vip, .. }
+            | Input::Foreign { vip, .. }
+            | Input::Admin(Order::Demote(vip) | Order::Allow(vip)) => Scope::One(self.unit_of[*vip]),
+            _ => Scope::All,
+        }
+    }
+
     fn take(&mut self, input: Input, out: &mut Vec<Action>) {
+        let now = self.now;
         match input {
             Input::Tick => {}
-            Input::Beat { from, claims } => {
-                let now = self.now;
-                if let Some(peer) = self.peers.get_mut(from)
-                    && claims.len() == self.setup.vips.len()
-                {
-                    peer.heard = Some(now);
-                    peer.gone = false;
-                    peer.claims = claims;
-                }
-            }
+            Input::Beat { from, beat, age_max } => self.heard(from, beat, micros(age_max)),
             Input::Gone { node } => {
                 if let Some(peer) = self.peers.get_mut(node) {
-                    peer.gone = true;
+                    peer.gone = Some(now);
+                    // Another process numbers its beats anew.
+                    peer.number = None;
                 }
             }
-            Input::Witness { ix, up } => {
+            Input::Witness { ix, asked } => {
+                let asked = now.saturating_sub(micros(asked));
                 if let Some(witness) = self.witnesses.get_mut(ix) {
-                    *witness = up.then_some(self.now);
+                    *witness = (*witness).max(Some(asked));
+                }
+            }
+            Input::Track { ix, holds } => {
+                if let Some(track) = self.tracks.get_mut(ix) {
+                    *track = holds;
                 }
             }
             Input::Local(local) => self.local = local,
             Input::Frozen { gap } => self.frozen(gap.as_millis() as u64, out),
             Input::Done { vip, effect, result } => self.done(vip, effect, result, out),
             Input::Lost { vip, why } => {
-                if self.vips[vip].state != State::Standby {
-                    self.trouble(vip, why);
+                if self.installed(vip) {
+                    self.trouble(vip, why, out);
                 }
             }
             Input::Expired { vip } => {
-                if self.vips[vip].state != State::Standby {
-                    self.vips[vip].state = State::Standby;
-                    let gap_ms = self.setup.timers.keeper_patience.as_millis() as u64;
-                    self.frozen(gap_ms, out);
+                if self.installed(vip) {
+                    let proofs_stopped = micros(self.setup.timers.keeper_patience) / 1_000;
+                    self.member(vip).forget();
+                    let unit = &mut self.units[self.unit_of[vip]];
+                    if !unit.members.iter().any(|m| m.installed || m.leaving) {
+                        unit.state = State::Standby;
+                        unit.yields = None;
+                    }
+                    self.frozen(proofs_stopped, out);
+                    self.settle(self.unit_of[vip]);
                 }
             }
-            Input::Link { vip, up } => self.vips[vip].link_up = up,
-            Input::Foreign { vip, present } => self.vips[vip].foreign = present,
+            Input::Link { vip, up } => {
+                let member = self.member(vip);
+                let came_up = up && !member.link_up;
+                member.link_up = up;
+                if came_up {
+                    self.units[self.unit_of[vip]].begin(now);
+                }
+            }
+            Input::Foreign { vip, present } => self.member(vip).foreign = present,
             Input::Keeper(state) => {
                 if state.is_err() && self.keeper.is_ok() {
                     // Nobody can remove them for us now; the leases will.
-                    for vip in &mut self.vips {
-                        vip.state = State::Standby;
-                        vip.yields = None;
+                    for unit in &mut self.units {
+                        unit.members.iter_mut().for_each(Member::forget);
+                        unit.state = State::Standby;
+                        unit.yields = None;
                     }
                 }
                 self.keeper = state;
             }
-            Input::Admin(Order::Demote(v)) => self.vips[v].demoted = true,
+            Input::Admin(Order::Demote(v)) => self.units[self.unit_of[v]].demoted = true,
             Input::Admin(Order::Allow(v)) => {
-                let vip = &mut self.vips[v];
-                vip.demoted = false;
-                vip.trouble = None;
-                vip.troubles = 0;
+                let unit = &mut self.units[self.unit_of[v]];
+                unit.demoted = false;
+                unit.trouble = None;
+                unit.troubles = 0;
             }
             Input::Admin(Order::Stop) => self.stopping = true,
         }
     }
 
-    fn done(&mut self, v: VipIx, effect: Effect, result: Result<(), String>, out: &mut Vec<Action>) {
-        let vip = &mut self.vips[v];
-        match (effect, vip.state, result) {
+    fn heard(&mut self, from: NodeIx, beat: Beat, age_max: At) {
+        let now = self.now;
+        let me = self.setup.me;
+        let echoed = beat
+            .echo
+            .and_then(|echo| self.sent.iter().rev().find(|(number, _)| *number == echo))
+            .map(|(_, at)| *at);
+        let Some(peer) = self.peers.get_mut(from) else {
+            return;
+        };
+        if from == me || beat.claims.len() != self.setup.vips.len() || peer.number.is_some_and(|n| beat.number < n) {
+            return;
+        }
+        let runs = |claims: &[Claim], v: VipIx| claims[v].backs == Some(from);
+        // Who has just begun to ask for votes waits for the answer.
+        self.beat_now |=
+            self.setup.quorum > 1 && (0..beat.claims.len()).any(|v| runs(&beat.claims, v) && !runs(&peer.claims, v));
+        peer.heard = Some(now);
+        peer.proved = peer.proved.max(echoed).max(now.checked_sub(age_max));
+        peer.gone = None;
+        peer.number = Some(beat.number);
+        (peer.echo, peer.echoed) = (beat.echo, echoed);
+        peer.beat = micros(beat.beat);
+        peer.dead_after = micros(beat.dead_after);
+        peer.patience = micros(beat.patience).max(peer.patience);
+        (peer.settings, peer.score) = (beat.settings, beat.score);
+        peer.claims = beat.claims;
+    }
+
+    fn done(&mut self, vip: VipIx, effect: Effect, result: Result<(), String>, out: &mut Vec<Action>) {
+        let u = self.unit_of[vip];
+        match (effect, self.units[u].state, result) {
             (Effect::Hold, State::Claiming, Ok(())) => {
-                vip.state = State::Active;
-                out.push(Action::Announce {
-                    vip: v,
-                    insist: vip.insist,
-                });
+                self.member(vip).installed = true;
+                let unit = &mut self.units[u];
+                if unit.members.iter().all(|m| m.installed) {
+                    unit.state = State::Active;
+                    let insist = unit.insist;
+                    out.extend(unit.members.iter().map(|m| Action::Announce { vip: m.vip, insist }));
+                }
             }
-            (Effect::Hold, State::Claiming, Err(why)) => self.trouble(v, why),
+            // One that has joined a group, or the keeper's news of a repaired address.
+            (Effect::Hold, State::Active, Ok(())) => {
+                if !std::mem::replace(&mut self.member(vip).installed, true) {
+                    out.push(Action::Announce { vip, insist: false });
+                }
+            }
+            (Effect::Hold, State::Claiming | State::Active, Err(why)) => self.trouble(vip, why, out),
             // Nobody wants it any more.
-            (Effect::Hold, State::Standby, Ok(())) => out.push(Action::Release { vip: v }),
-            // A request that was withdrawn since, or the keeper's news of a repaired address.
+            (Effect::Hold, State::Standby, Ok(())) => out.push(Action::Release { vip }),
+            // A request that was withdrawn since.
             (Effect::Hold, ..) => {}
-            (Effect::Release, State::Releasing, _) => vip.state = State::Standby,
+            (Effect::Release, State::Releasing, _) => {
+                self.member(vip).forget();
+                self.settle(u);
+            }
             (Effect::Release, ..) => {}
         }
     }
 
-    /// The address cannot be held here for a while: 1 s, 2 s, 4 s ... 60 s.
-    fn trouble(&mut self, v: VipIx, why: String) {
-        let vip = &mut self.vips[v];
-        let pause = Duration::from_secs((1u64 << vip.troubles.min(6)).min(60));
-        vip.troubles += 1;
-        vip.state = State::Standby;
-        vip.yields = None;
-        vip.trouble = Some(Trouble {
-            why,
-            until: self.now + micros(pause),
+    /// The address cannot be held here for a while: 1 s, 2 s, 4 s ... 60 s. Those of its group go with it.
+    fn trouble(&mut self, vip: VipIx, why: String, out: &mut Vec<Action>) {
+        let u = self.unit_of[vip];
+        let now = self.now;
+        let unit = &mut self.units[u];
+        let pause = Duration::from_secs((1u64 << unit.troubles.min(6)).min(60));
+        unit.troubles += 1;
+        unit.trouble = Some(Trouble {
+            why: why.clone(),
+            until: now + micros(pause),
         });
+        self.member(vip).forget();
+        self.release_but(u, Some(vip), Reason::Fault(why), out);
+        self.settle(u);
     }
 
     fn frozen(&mut self, gap_ms: u64, out: &mut Vec<Action>) {
-        self.listening_until = self.now + micros(self.setup.timers.listen);
-        self.listening_why = Reason::Frozen { gap_ms };
-        for v in 0..self.vips.len() {
-            if matches!(self.vips[v].state, State::Active | State::Claiming) {
-                self.release(v, Reason::Frozen { gap_ms }, out);
+        self.frozen_until = self.now + self.listen();
+        self.frozen_ms = gap_ms;
+        for u in 0..self.units.len() {
+            if matches!(self.units[u].state, State::Active | State::Claiming) {
+                self.release(u, Reason::Frozen { gap_ms }, out);
             }
         }
     }
 
-    /// Bookkeeping that follows from the view alone.
-    fn observe(&mut self) {
-        for v in 0..self.vips.len() {
-            let holder = self.holders(v).map(|(n, _)| n).min_by_key(|n| self.rank(v, *n));
-            let ready = self.fit(v).0 == Fit::Ready;
-            let now = self.now;
-            let vip = &mut self.vips[v];
-            if vip.state == State::Active {
-                vip.last_holder = None;
-                if now.saturating_sub(vip.since) > micros(Duration::from_secs(60)) {
-                    vip.troubles = 0;
-                }
-            } else if holder.is_some() {
-                vip.last_holder = holder;
-            }
-            vip.ready_since = ready.then(|| vip.ready_since.unwrap_or(now));
-            vip.snubbed.retain(|(_, until)| *until > now);
-            if vip.trouble.as_ref().is_some_and(|t| t.until <= now) {
-                vip.trouble = None;
+    /// A witness answers a node that comes out of isolation at once; the nodes that live have to find it first. Those whose
+    /// process has ended say so, and are not waited for.
+    fn rejoin(&mut self) {
+        let apart = self.reached() < self.setup.quorum;
+        if std::mem::replace(&mut self.apart, apart) && !apart {
+            let me = self.setup.me;
+            let missing = |n: usize| n != me && !self.alive(n) && self.peers[n].gone.is_none();
+            if (0..self.peers.len()).any(missing) {
+                self.rejoins_until = self.now + 3 * micros(self.setup.timers.beat);
             }
         }
-    }
-
-    // ---- decisions ----
-
-    fn decide(&mut self, v: VipIx, out: &mut Vec<Action>) {
-        match self.vips[v].state {
-            State::Standby => {
-                if let Some(reason) = self.may_claim(v) {
-                    let vip = &mut self.vips[v];
-                    vip.insist = matches!(reason, Reason::Silent(_) | Reason::Gone(_));
-                    vip.state = State::Claiming;
-                    vip.reason = reason;
-                    vip.yields = None;
-                    vip.rivals = false;
-                    out.push(Action::Prove);
-                    out.push(Action::Hold { vip: v });
-                }
-            }
-            State::Claiming => {
-                let (fit, why) = self.fit(v);
-                if fit < Fit::Ready {
-                    self.release(v, why, out);
-                } else if let Some(rival) = self.better_rival(v) {
-                    self.release(v, Reason::Rival(rival), out);
-                } else if let Err(why) = self.backed(v) {
-                    self.release(v, why, out);
-                }
-            }
-            State::Active => self.decide_active(v, out),
-            State::Releasing | State::Fault => {}
-        }
-    }
-
-    fn decide_active(&mut self, v: VipIx, out: &mut Vec<Action>) {
-        // A planned move that has succeeded, or a conflict that we lose.
-        if let Some(to) = self.vips[v].yields.as_ref().map(|y| y.to)
-            && self.holders(v).any(|(n, phase)| n == to && phase == Phase::Held)
-        {
-            return self.release(v, Reason::To(to), out);
-        }
-        if let Some(rival) = self.better_rival(v) {
-            return self.release(v, Reason::Rival(rival), out);
-        }
-        // A conflict that we win: the neighbours must hear us, now and when the rival has gone.
-        let successor = self.vips[v].yields.as_ref().map(|y| y.to);
-        let yielding_to_us = Phase::Yielding(self.setup.me);
-        let others: Vec<Phase> = self
-            .holders(v)
-            .filter(|(n, _)| Some(*n) != successor)
-            .map(|(_, phase)| phase)
-            .collect();
-        let contested = others.iter().any(|p| ![Phase::Leaving, yielding_to_us].contains(p));
-        let vip = &mut self.vips[v];
-        if (contested && !vip.rivals) || (vip.rivals && others.is_empty()) {
-            out.push(Action::Announce { vip: v, insist: false });
-        }
-        vip.rivals = !others.is_empty();
-
-        // Reasons to let go at once.
-        if !vip.link_up {
-            return self.release(v, Reason::LinkDown, out);
-        }
-        if successor.is_none()
-            && let Err(why) = self.backed(v)
-        {
-            return self.release(v, why, out);
-        }
-
-        // Reasons to hand over.
-        let (fit, why) = self.fit(v);
-        if let Some(y) = self.vips[v].yields.clone() {
-            let willing = self
-                .claim(y.to, v)
-                .is_some_and(|c| c.fit == Fit::Ready && (fit < Fit::Ready || self.outranks(v, y.to)));
-            if willing && self.now < y.until {
-                return;
-            }
-            let until = self.now + 4 * micros(self.setup.timers.handover);
-            let vip = &mut self.vips[v];
-            vip.yields = None;
-            vip.snubbed.push((y.to, until));
-            if let Err(why) = self.backed(v) {
-                return self.release(v, why, out);
-            }
-        }
-        if let Some(to) = self.successor(v, fit) {
-            self.vips[v].yields = Some(Yield {
-                to,
-                until: self.now + micros(self.setup.timers.handover),
-            });
-        } else if self.stopping || !self.local.serving {
-            // Nobody to hand it to, and nothing behind it: an address without a service is worse than none.
-            self.release(v, why, out);
-        }
-    }
-
-    /// The node to hand the address to, if it should leave.
-    fn successor(&self, v: VipIx, fit: Fit) -> Option<NodeIx> {
-        (0..self.setup.nodes)
-            .filter(|n| {
-                self.claim(*n, v).is_some_and(|c| {
-                    c.fit == Fit::Ready
-                        && c.phase == Phase::Free
-                        && (fit < Fit::Ready || (c.wants && self.outranks(v, *n)))
-                })
-            })
-            .filter(|n| !self.vips[v].snubbed.iter().any(|(s, _)| s == n))
-            .min_by_key(|n| self.rank(v, *n))
-    }
-
-    fn release(&mut self, v: VipIx, reason: Reason, out: &mut Vec<Action>) {
-        let vip = &mut self.vips[v];
-        vip.state = State::Releasing;
-        vip.reason = reason;
-        vip.yields = None;
-        vip.rivals = false;
-        out.push(Action::Release { vip: v });
-    }
-
-    /// Why we may claim now, if we may.
-    fn may_claim(&self, v: VipIx) -> Option<Reason> {
-        if self.fit(v).0 < Fit::Ready {
-            return None;
-        }
-        let me = self.setup.me;
-        let mut from = None;
-        for (n, phase) in self.holders(v) {
-            match phase {
-                Phase::Yielding(to) if to == me => from = Some(n),
-                _ => return None,
-            }
-        }
-        if from.is_none() && (self.fading(v).is_some() || self.best(v) != Some(me)) {
-            return None;
-        }
-        self.backed(v).ok()?;
-        Some(match (from, self.vips[v].last_holder) {
-            (Some(n), _) => Reason::From(n),
-            (None, Some(n)) if self.peers[n].gone => Reason::Gone(n),
-            (None, Some(n)) if !self.alive(n) => Reason::Silent(n),
-            _ => Reason::First,
-        })
-    }
-
-    /// A holder that comes before us in `prefer` and does not yield to us.
-    fn better_rival(&self, v: VipIx) -> Option<NodeIx> {
-        let successor = self.vips[v].yields.as_ref().map(|y| y.to);
-        self.holders(v)
-            .filter(|(n, phase)| {
-                self.outranks(v, *n)
-                    && Some(*n) != successor
-                    && ![Phase::Leaving, Phase::Yielding(self.setup.me)].contains(phase)
-            })
-            .map(|(n, _)| n)
-            .next()
     }
 
     // ---- the view ----
 
-    fn has_peers(&self) -> bool {
-        self.setup.nodes > 1
+    fn unit(&self, vip: VipIx) -> &Unit {
+        &self.units[self.unit_of[vip]]
     }
 
+    fn member(&mut self, vip: VipIx) -> &mut Member {
+        let unit = &mut self.units[self.unit_of[vip]];
+        let member = unit.members.iter_mut().find(|m| m.vip == vip);
+        member.expect("every address is a member of its unit")
+    }
+
+    fn installed(&self, vip: VipIx) -> bool {
+        self.unit(vip).members.iter().any(|m| m.vip == vip && m.installed)
+    }
+
+    fn has_peers(&self) -> bool {
+        self.peers.len() > 1
+    }
+
+    /// Whether it is to be reckoned with: it may have sent something within its `dead_after`.
     fn alive(&self, n: NodeIx) -> bool {
         let peer = &self.peers[n];
-        n != self.setup.me
-            && !peer.gone
-            && peer
-                .heard
-                .is_some_and(|at| self.now - at < micros(self.setup.timers.dead_after))
+        n != self.setup.me && peer.gone.is_none() && peer.heard.is_some_and(|at| self.now - at < peer.dead_after)
+    }
+
+    /// Whether it can be relied upon: it has surely sent something within its `dead_after`.
+    fn fresh(&self, n: NodeIx) -> bool {
+        let peer = &self.peers[n];
+        self.alive(n) && peer.proved.is_some_and(|at| self.now - at < peer.dead_after)
     }
 
     /// The claim of a live peer.
-    fn claim(&self, n: NodeIx, v: VipIx) -> Option<Claim> {
-        self.alive(n).then(|| self.peers[n].claims[v])
+    fn claim(&self, n: NodeIx, u: UnitIx) -> Option<Claim> {
+        self.alive(n).then(|| self.last_claim(n, u))
+    }
+
+    /// What a peer said last of a unit: for a group, the strongest hold, the weakest fitness, and what all agree on.
+    fn last_claim(&self, n: NodeIx, u: UnitIx) -> Claim {
+        let claims = &self.peers[n].claims;
+        let members = &self.units[u].members;
+        let mut all = claims[members[0].vip];
+        for other in members[1..].iter().map(|m| claims[m.vip]) {
+            if strength(other.phase) > strength(all.phase) {
+                all.phase = other.phase;
+            }
+            if other.fit < all.fit {
+                (all.fit, all.lacks) = (other.fit, other.lacks);
+            }
+            all.wants &= other.wants;
+            all.backs = all.backs.filter(|_| other.backs == all.backs);
+            if other.rules != self.units[u].mark {
+                all.rules = other.rules;
+            }
+        }
+        all
     }
 
     /// Live peers that hold the address or are about to.
-    fn holders(&self, v: VipIx) -> impl Iterator<Item = (NodeIx, Phase)> {
-        (0..self.setup.nodes)
-            .filter_map(move |n| self.claim(n, v).map(|c| (n, c.phase)))
+    fn holders(&self, u: UnitIx) -> impl Iterator<Item = (NodeIx, Phase)> {
+        (0..self.peers.len())
+            .filter_map(move |n| self.claim(n, u).map(|c| (n, c.phase)))
             .filter(|(_, phase)| *phase != Phase::Free)
     }
 
-    /// With a quorum: a holder that went silent so recently that votes have not left it.
-    fn fading(&self, v: VipIx) -> Option<NodeIx> {
-        if self.setup.quorum <= 1 {
-            return None;
-        }
-        let keep = micros(self.setup.timers.dead_after + self.setup.timers.vote_hold);
-        (0..self.setup.nodes).find(|n| {
-            let peer = &self.peers[*n];
-            *n != self.setup.me
-                && !peer.gone
-                && !self.alive(*n)
-                && peer.claims[v].phase != Phase::Free
-                && peer.heard.is_some_and(|at| self.now - at < keep)
-        })
-    }
-
-    /// Position in `prefer`; nodes that are not in it come last.
-    fn rank(&self, v: VipIx, n: NodeIx) -> (usize, NodeIx) {
-        let prefer = &self.vips[v].rule.prefer;
-        (prefer.iter().position(|p| *p == n).unwrap_or(usize::MAX), n)
-    }
-
-    fn outranks(&self, v: VipIx, n: NodeIx) -> bool {
-        self.rank(v, n) < self.rank(v, self.setup.me)
-    }
-
-    /// The first in order of those that could take a free address.
-    fn best(&self, v: VipIx) -> Option<NodeIx> {
-        (0..self.setup.nodes)
-            .filter(|n| {
-                if *n == self.setup.me {
-                    self.fit(v).0 == Fit::Ready
-                } else {
-                    self.claim(*n, v)
-                        .is_some_and(|c| matches!(c.fit, Fit::Ready | Fit::Soon))
-                }
-            })
-            .min_by_key(|n| self.rank(v, *n))
-    }
-
-    fn listening(&self) -> bool {
-        self.now < self.listening_until && self.has_peers()
-    }
-
-    fn answering_witnesses(&self) -> u32 {
-        let fresh = micros(self.setup.timers.dead_after);
-        self.witnesses
-            .iter()
-            .flatten()
-            .filter(|at| self.now - **at < fresh)
-            .count() as u32
-    }
-
-    /// How fit we are, and what is in the way.
-    fn fit(&self, v: VipIx) -> (Fit, Reason) {
-        let (fit, why) = self.fit_when_settled(v);
-        let fresh = self.now < self.vips[v].quiet_until && self.has_peers();
-        match (self.listening(), fresh) {
-            _ if fit == Fit::Unable => (fit, why),
-            (true, _) if fit == Fit::Ready && self.listening_why == Reason::Starting => (Fit::Soon, Reason::Starting),
-            (true, _) => (Fit::Unable, self.listening_why.clone()),
-            (false, true) => (Fit::Unable, Reason::Starting),
-            (false, false) => (fit, why),
-        }
-    }
-
-    /// The same, once we have listened.
-    fn fit_when_settled(&self, v: VipIx) -> (Fit, Reason) {
-        let vip = &self.vips[v];
-        let unable = |reason| (Fit::Unable, reason);
-        if !vip.rule.prefer.contains(&self.setup.me) {
-            return unable(Reason::NotListed);
-        }
-        if self.stopping {
-            return unable(Reason::Stopping);
-        }
-        if let Err(why) = &self.keeper {
-            return unable(Reason::Keeper(why.clone()));
-        }
-        if vip.foreign && vip.state == State::Standby {
-            return unable(Reason::Fault(
-                "somebody else has configured the address on this host".into(),
-            ));
-        }
-        if let Some(trouble) = &vip.trouble {
-            return unable(Reason::Fault(trouble.why.clone()));
-        }
-        if !vip.link_up {
-            return unable(Reason::LinkDown);
-        }
-        if vip.demoted {
-            return unable(Reason::Demoted);
-        }
-        if !self.local.serving {
-            return unable(Reason::NotServing(self.local.detail.clone()));
-        }
-        let alive = (0..self.setup.nodes).filter(|n| self.alive(*n)).count() as u32;
-        let have = 1 + alive + self.answering_witnesses();
-        let need = self.setup.quorum;
-        if have < need {
-            return unable(Reason::NoQuorum { have, need });
-        }
-        let pools = &self.local.pools;
-        if vip
-            .rule
-            .requires
-            .iter()
-            .any(|p| !pools.get(*p).copied().unwrap_or(false))
-        {
-            return (Fit::NoBackend, Reason::NoBackend);
-        }
-        (Fit::Ready, Reason::First)
-    }
-
-    fn phase(&self, v: VipIx) -> Phase {
-        match (self.vips[v].state, &self.vips[v].yields) {
+    fn phase(&self, u: UnitIx) -> Phase {
+        match (self.units[u].state, &self.units[u].yields) {
             (State::Active, Some(y)) => Phase::Yielding(y.to),
             (State::Active, None) => Phase::Held,
             (State::Releasing, _) => Phase::Leaving,
@@ -779,119 +740,60 @@ impl Table {
             (State::Standby | State::Fault, _) => Phase::Free,
         }
     }
+}
 
-    /// Whether we ask the present holder for the address.
-    fn wants(&self, v: VipIx) -> bool {
-        let vip = &self.vips[v];
-        vip.state == State::Standby
-            && vip.rule.preempt
-            && vip
-                .ready_since
-                .is_some_and(|at| self.now - at >= micros(vip.rule.preempt_delay))
-            && self.holders(v).any(|(n, _)| !self.outranks(v, n))
-    }
-
-    /// The node that gets our vote.
-    fn backs(&self, v: VipIx) -> Option<NodeIx> {
-        match self.phase(v) {
-            Phase::Yielding(to) => return Some(to),
-            Phase::Held | Phase::Claiming => return Some(self.setup.me),
-            Phase::Free | Phase::Leaving => {}
-        }
-        let held = self
-            .holders(v)
-            .filter(|(_, phase)| *phase != Phase::Leaving)
-            .min_by_key(|(n, _)| self.rank(v, *n))
-            .map(|(n, phase)| match phase {
-                Phase::Yielding(to) => to,
-                _ => n,
-            });
-        if let Some(n) = held.or_else(|| self.fading(v)) {
-            return Some(n);
-        }
-        // A node that has only just begun to listen does not know whom it backed.
-        if self.listening() {
-            return None;
-        }
-        self.best(v)
-    }
-
-    /// Whether the quorum backs us.
-    fn backed(&self, v: VipIx) -> Result<(), Reason> {
-        let need = self.setup.quorum;
-        if need <= 1 {
-            return Ok(());
-        }
-        let me = Some(self.setup.me);
-        let peers = (0..self.setup.nodes)
-            .filter(|n| self.claim(*n, v).is_some_and(|c| c.backs == me))
-            .count() as u32;
-        let have = u32::from(self.backs(v) == me) + peers + self.answering_witnesses();
-        if have >= need {
-            Ok(())
-        } else {
-            Err(Reason::NoQuorum { have, need })
+impl Unit {
+    fn new(rule: Rule, mark: u32) -> Unit {
+        Unit {
+            members: Vec::new(),
+            rule,
+            mark,
+            state: State::Standby,
+            reason: Reason::Starting,
+            since: 0,
+            shown: State::Standby,
+            demoted: false,
+            trouble: None,
+            troubles: 0,
+            yields: None,
+            snubbed: Vec::new(),
+            ready_since: None,
+            last_holder: None,
+            insist: false,
+            rivals: false,
+            disputed: false,
+            began: 0,
+            heard: None,
+            vote: None,
+            backs: None,
+            candidate_since: None,
+            excused: None,
+            asked: (0, 0),
         }
     }
 
-    // ---- what is shown ----
-
-    fn reason(&self, v: VipIx) -> Reason {
-        let vip = &self.vips[v];
-        let (fit, why) = self.fit(v);
-        match vip.state {
-            State::Active if fit < Fit::Ready => why,
-            State::Active | State::Claiming | State::Releasing => vip.reason.clone(),
-            State::Standby | State::Fault => {
-                if fit <= Fit::Soon {
-                    return why;
-                }
-                if let Some((n, _)) = self.holders(v).min_by_key(|(n, _)| self.rank(v, *n)) {
-                    return Reason::HeldBy(n);
-                }
-                match self.best(v) {
-                    _ if fit < Fit::Ready => why,
-                    Some(n) if n != self.setup.me => Reason::LeftTo(n),
-                    _ => match self.backed(v) {
-                        Err(why) => why,
-                        Ok(()) => Reason::Waiting,
-                    },
-                }
-            }
-        }
+    /// Listens from now on.
+    fn begin(&mut self, now: At) {
+        self.began = now;
+        self.heard = None;
+        self.ready_since = None;
     }
+}
 
-    fn shown(&self, v: VipIx) -> State {
-        let vip = &self.vips[v];
-        match vip.state {
-            State::Standby => match self.fit(v).1 {
-                Reason::Keeper(_) | Reason::Fault(_) | Reason::LinkDown => State::Fault,
-                _ => State::Standby,
-            },
-            other => other,
-        }
+impl Member {
+    fn forget(&mut self) {
+        self.installed = false;
+        self.leaving = false;
     }
+}
 
-    fn show(&mut self, out: &mut Vec<Action>) {
-        for v in 0..self.vips.len() {
-            let to = self.shown(v);
-            let from = self.vips[v].shown;
-            if to != from {
-                let reason = match (from, to) {
-                    // Why it went is more telling than who has it now.
-                    (State::Releasing, State::Standby) => self.vips[v].reason.clone(),
-                    _ => self.reason(v),
-                };
-                self.vips[v].shown = to;
-                self.vips[v].since = self.now;
-                out.push(Action::Transition {
-                    vip: v,
-                    from,
-                    to,
-                    reason,
-                });
-            }
-        }
+fn strength(phase: Phase) -> u8 {
+    match phase {
+        Phase::Free => 0,
+        Phase::Leaving => 1,
+        Phase::Claiming => 2,
+        Phase::Yielding(_) => 3,
+        Phase::Held => 4,
     }
 }
 

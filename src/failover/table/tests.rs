@@ -12,6 +12,34 @@ struct Desk {
     table: Table,
 }
 
+fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
+    Setup {
+        me,
+        names: (0..nodes).map(|n| format!("n{n}")).collect(),
+        witnesses: 0,
+        quorum,
+        timers: Timers::derive(ms(50), ms(250)),
+        startup_delay: Duration::ZERO,
+        boot: 1,
+        tracks: Vec::new(),
+        vips: vec![Rule {
+            prefer: (0..nodes).collect(),
+            preempt: true,
+            preempt_delay: ms(1_000),
+            requires: vec!["web".into()],
+            group: None,
+        }],
+    }
+}
+
+fn serving(backends: bool) -> Input {
+    Input::Local(Local {
+        serving: true,
+        detail: String::new(),
+        without_backend: if backends { vec![] } else { vec!["web".into()] },
+    })
+}
+
 const HOLD: &str = "hold";
 const RELEASE: &str = "release";
 const ANNOUNCE: &str = "announce";
@@ -21,29 +49,16 @@ impl Desk {
     /// Node `me` of `nodes`, serving, past listening; the order of preference is that of the indices.
     fn new(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
         let mut desk = Desk::fresh(me, nodes, quorum);
-        desk.tell(Input::Local(Local {
-            serving: true,
-            detail: String::new(),
-            pools: vec![true],
-        }));
+        desk.tell(serving(true));
         desk
     }
 
     fn fresh(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
+        Desk::with(setup(me, nodes, quorum))
+    }
+
+    fn with(setup: Setup) -> Desk {
         let zero = Instant::now();
-        let setup = Setup {
-            me,
-            nodes,
-            witnesses: 0,
-            quorum,
-            timers: Timers::derive(ms(50), ms(250)),
-            vips: vec![Rule {
-                prefer: (0..nodes).collect(),
-                preempt: true,
-                preempt_delay: ms(1_000),
-                requires: vec![0],
-            }],
-        };
         Desk {
             zero,
             now: 0,
@@ -79,11 +94,28 @@ impl Desk {
         all
     }
 
+    /// A beat of a node that has heard our newest one.
     fn beat(&mut self, from: NodeIx, claim: Claim) -> Vec<&'static str> {
-        self.tell(Input::Beat {
-            from,
-            claims: vec![claim],
-        })
+        let echo = Some(self.table.number);
+        self.beat_with(from, claim, |beat| beat.echo = echo)
+    }
+
+    fn beat_with(&mut self, from: NodeIx, claim: Claim, change: impl FnOnce(&mut Beat)) -> Vec<&'static str> {
+        let rules = self.table.units[0].mark;
+        let mut beat = Beat {
+            number: self.table.peers[from].number.map_or(1, |n| n + 1),
+            echo: None,
+            beat: ms(50),
+            dead_after: ms(250),
+            patience: ms(250),
+            settings: 0,
+            score: 0,
+            claims: vec![Claim { rules, ..claim }; self.table.setup.vips.len()],
+        };
+        change(&mut beat);
+        // The connection is older than anything here.
+        let age_max = ms(3_600_000);
+        self.tell(Input::Beat { from, beat, age_max })
     }
 
     fn done(&mut self, effect: Effect) -> Vec<&'static str> {
@@ -121,8 +153,7 @@ const IDLE: Claim = Claim {
 const HELD: Claim = Claim {
     phase: Phase::Held,
     fit: Fit::Ready,
-    wants: false,
-    backs: None,
+    ..Claim::NONE
 };
 
 #[test]
@@ -167,17 +198,10 @@ fn nobody_claims_without_what_it_takes() {
             Input::Local(Local {
                 serving: false,
                 detail: "worker 2 is stuck".into(),
-                pools: vec![true],
+                without_backend: vec![],
             }),
         ),
-        (
-            "no backend",
-            Input::Local(Local {
-                serving: true,
-                detail: String::new(),
-                pools: vec![false],
-            }),
-        ),
+        ("no backend", serving(false)),
         ("demoted", Input::Admin(Order::Demote(0))),
         ("carrier", Input::Link { vip: 0, up: false }),
         ("somebody else", Input::Foreign { vip: 0, present: true }),
@@ -269,15 +293,8 @@ fn preemption_waits_and_asks() {
 
 #[test]
 fn without_backends_it_moves_or_stays() {
-    let none = || {
-        Input::Local(Local {
-            serving: true,
-            detail: String::new(),
-            pools: vec![false],
-        })
-    };
     let mut desk = Desk::held(0, 2, &[(1, claim(Phase::Free, Fit::NoBackend))]);
-    assert!(desk.tell(none()).is_empty());
+    assert!(desk.tell(serving(false)).is_empty());
     assert_eq!(desk.table.claims()[0].phase, Phase::Held);
     desk.beat(1, IDLE);
     assert_eq!(desk.table.claims()[0].phase, Phase::Yielding(1));
@@ -305,16 +322,19 @@ fn a_majority_is_needed_all_the_time() {
     assert_eq!(desk.beat(2, backs(0)), [HOLD]);
     desk.done(Effect::Hold);
     assert!(desk.pass(300, &[(2, backs(0))]).is_empty());
-    assert!(desk.pass(225, &[]).is_empty());
-    assert_eq!(desk.pass(25, &[]), [RELEASE]);
+    // From when what the last vote echoed was sent, not from when the vote came.
+    assert!(desk.pass(175, &[]).is_empty());
+    assert_eq!(desk.pass(75, &[]), [RELEASE]);
 
     // A voter stays with a silent holder a beat longer than the holder stays without voters.
     let mut voter = Desk::new(2, 3, 2);
-    voter.pass(400, &[(0, HELD), (1, backs(0))]);
-    for (after, whom) in [(250, 0), (25, 0), (25, 1)] {
+    let holds = Claim { backs: Some(0), ..HELD };
+    voter.pass(400, &[(0, holds), (1, backs(0))]);
+    assert_eq!(voter.table.claims()[0].backs, Some(0));
+    for (after, whom) in [(225, Some(0)), (25, None), (25, None), (25, Some(1))] {
         voter.pass(after, &[(1, backs(1))]);
         let got = voter.table.claims()[0].backs;
-        assert_eq!(got, Some(whom), "after {after} ms more");
+        assert_eq!(got, whom, "after {after} ms more");
     }
 }
 
@@ -353,4 +373,310 @@ fn what_the_keeper_loses() {
     assert!(desk.pass(300, &[(1, IDLE)]).is_empty(), "it listens again");
     // What nobody asked for any more is let go.
     assert_eq!(desk.done(Effect::Hold), [RELEASE]);
+}
+
+/// A vote counts from when what it echoes was sent, and ends by age alone.
+#[test]
+fn a_vote_counts_from_when_it_was_asked_for() {
+    let backs = Claim { backs: Some(0), ..IDLE };
+    let held = || {
+        let mut desk = Desk::new(0, 3, 2);
+        desk.pass(400, &[(1, IDLE), (2, IDLE)]);
+        assert_eq!(desk.beat(1, backs), [HOLD]);
+        desk.done(Effect::Hold);
+        desk
+    };
+    // Whatever else it hears: the voter has not heard it lately.
+    let mut desk = held();
+    let old = desk.table.number;
+    let mut let_go = None;
+    for _ in 0..20 {
+        desk.now += 25;
+        let got = desk.beat_with(1, backs, |beat| beat.echo = Some(old));
+        if [got, desk.tell(Input::Tick)].concat().contains(&RELEASE) {
+            let_go.get_or_insert(desk.now);
+        }
+    }
+    assert_eq!(let_go, Some(400 + 250));
+    // A voter that has ended does not take back what it has promised.
+    let mut desk = held();
+    desk.pass(25, &[(1, backs)]);
+    assert!(desk.tell(Input::Gone { node: 1 }).is_empty());
+    assert!(desk.pass(200, &[]).is_empty());
+    assert_eq!(desk.pass(50, &[]), [RELEASE]);
+    // A vote for a candidacy of before says nothing of this one.
+    let mut desk = Desk::new(0, 3, 2);
+    desk.pass(400, &[(2, IDLE)]);
+    let before = desk.table.units[0].candidate_since.unwrap() - 1;
+    assert!(desk.beat_with(1, backs, |beat| beat.echo = Some(before)).is_empty());
+    assert_eq!(desk.beat(1, backs), [HOLD]);
+}
+
+/// Who may be backed next, by what was promised to whom.
+#[test]
+fn what_a_voter_may_do() {
+    let vote = |to, until| Some(votes::Vote { to, until });
+    // now 100; we are 0: vote, its owner gives it back, wish; whom we say that we back.
+    let rows = [
+        (None, false, Some(1), Some(1)),
+        (None, false, None, None),
+        (vote(1, 200), false, Some(1), Some(1)),
+        (vote(1, 200), false, Some(2), None),
+        (vote(1, 200), false, Some(0), None),
+        (vote(1, 200), false, None, None),
+        (vote(1, 200), true, Some(2), Some(2)),
+        (vote(1, 100), false, Some(2), Some(2)),
+        (vote(0, 200), false, Some(2), Some(2)),
+    ];
+    for (vote, free, wish, says) in rows {
+        let (kept, said) = votes::cast(100, 0, vote, free, wish);
+        assert_eq!(said, says, "{vote:?} {free} {wish:?}");
+        // A promise is never forgotten before its time.
+        let owed = vote.filter(|v| v.to != 0 && v.until > 100 && !free);
+        assert!(owed.is_none_or(|v| kept.map(|k| k.to) == Some(v.to)));
+    }
+}
+
+/// Beats that waited in a socket are history: they neither prove life nor move anything.
+#[test]
+fn an_old_beat_is_no_news() {
+    let mut desk = Desk::held(1, 2, &[(0, claim(Phase::Free, Fit::Unable))]);
+    let old = desk.table.number;
+    assert!(desk.pass(600, &[]).is_empty());
+    // The rival has held before the outage; whether it does now, its next beat will tell.
+    assert_eq!(desk.beat_with(0, HELD, |beat| beat.echo = Some(old)), [ANNOUNCE]);
+    assert_eq!(desk.beat(0, HELD), [RELEASE]);
+    // Nor is an offer of then an offer.
+    let mut desk = Desk::new(1, 2, 1);
+    desk.pass(400, &[(0, HELD)]);
+    let old = desk.table.number;
+    for _ in 0..14 {
+        desk.now += 25;
+        desk.beat_with(0, HELD, |beat| beat.echo = Some(old));
+    }
+    let offer = claim(Phase::Yielding(1), Fit::Unable);
+    assert!(desk.beat_with(0, offer, |beat| beat.echo = Some(old)).is_empty());
+    assert_eq!(desk.beat(0, offer), [HOLD]);
+}
+
+/// With ports that forward late, who hears nobody waits; who hears somebody does not.
+#[test]
+fn it_claims_nothing_before_startup_delay_unless_somebody_is_heard() {
+    let late = || {
+        let mut desk = Desk::with(Setup {
+            startup_delay: ms(3_000),
+            ..setup(0, 2, 1)
+        });
+        desk.tell(serving(true));
+        desk
+    };
+    let mut desk = late();
+    assert!(desk.pass(2_975, &[]).is_empty());
+    assert_eq!(desk.pass(25, &[]), [HOLD]);
+    let mut desk = late();
+    assert_eq!(desk.pass(375, &[(1, claim(Phase::Free, Fit::Unable))]), [HOLD]);
+    // A port that is closed answers, too.
+    let mut desk = late();
+    desk.tell(Input::Gone { node: 1 });
+    assert_eq!(desk.pass(375, &[]), [HOLD]);
+}
+
+/// A link that comes up is a start: listen, and ask for the address as any other node does.
+#[test]
+fn a_link_that_comes_up_is_a_start() {
+    let mut desk = Desk::with(Setup {
+        startup_delay: ms(3_000),
+        ..setup(0, 2, 1)
+    });
+    desk.tell(serving(true));
+    assert_eq!(desk.pass(375, &[(1, IDLE)]), [HOLD]);
+    desk.done(Effect::Hold);
+    assert_eq!(desk.tell(Input::Link { vip: 0, up: false }), [RELEASE]);
+    desk.done(Effect::Release);
+    desk.pass(1_000, &[]);
+    assert!(desk.tell(Input::Link { vip: 0, up: true }).is_empty());
+    assert!(desk.pass(2_000, &[]).is_empty(), "its port may not forward yet");
+    // The other one is heard, and holds: preempt_delay counts from the end of listening.
+    assert!(desk.pass(1_000, &[(1, HELD)]).is_empty());
+    assert!(!desk.table.claims()[0].wants);
+    desk.pass(200, &[(1, HELD)]);
+    assert!(desk.table.claims()[0].wants);
+}
+
+/// Nodes that disagree about the order go by the names, and nobody preempts.
+#[test]
+fn other_rules_are_settled_by_name() {
+    let drift = |me: NodeIx| {
+        let mut desk = Desk::with(Setup {
+            vips: vec![Rule {
+                prefer: vec![1, 0],
+                ..setup(me, 2, 1).vips[0].clone()
+            }],
+            ..setup(me, 2, 1)
+        });
+        desk.tell(serving(true));
+        desk
+    };
+    let other = |desk: &mut Desk, claim: Claim| {
+        let echo = Some(desk.table.number);
+        desk.beat_with(1 - desk.table.setup.me, claim, |beat| {
+            beat.echo = echo;
+            beat.claims[0].rules = 77;
+        })
+    };
+    // Node 0 prefers node 1, which prefers node 0: the lesser name takes it.
+    let mut zero = drift(0);
+    for _ in 0..16 {
+        zero.now += 25;
+        other(&mut zero, IDLE);
+    }
+    assert_eq!(zero.state(), State::Claiming);
+    zero.done(Effect::Hold);
+    // Both hold: the greater name lets go.
+    assert_eq!(other(&mut zero, HELD), [ANNOUNCE]);
+    assert!(zero.table.node(1).mismatch.unwrap().contains("prefer"));
+    let mut one = drift(1);
+    for _ in 0..16 {
+        one.now += 25;
+        other(&mut one, claim(Phase::Free, Fit::Unable));
+    }
+    one.done(Effect::Hold);
+    assert_eq!(other(&mut one, HELD), [RELEASE]);
+}
+
+/// Silence is judged by what the silent one said of itself.
+#[test]
+fn a_slower_node_is_given_its_time() {
+    let mut desk = Desk::new(1, 2, 1);
+    for _ in 0..16 {
+        desk.now += 25;
+        let echo = Some(desk.table.number);
+        desk.beat_with(0, HELD, |beat| {
+            beat.echo = echo;
+            (beat.beat, beat.dead_after) = (ms(200), ms(1_000));
+        });
+    }
+    assert!(desk.pass(975, &[]).is_empty());
+    assert_eq!(desk.pass(25, &[]), [HOLD]);
+}
+
+/// No single message to or from the keeper matters, and no state lasts for ever.
+#[test]
+fn the_keeper_is_asked_again_and_then_given_up() {
+    let mut desk = Desk::new(0, 1, 1);
+    assert_eq!(desk.state(), State::Claiming);
+    let asked = desk.pass(1_000, &[]).into_iter().filter(|a| *a == HOLD).count();
+    assert_eq!(asked, 5);
+    let after = desk.pass(4_000, &[]);
+    assert!(after.contains(&RELEASE));
+    assert_eq!(desk.state(), State::Fault);
+    // And the other way.
+    let mut desk = Desk::held(0, 2, &[(1, IDLE)]);
+    desk.tell(Input::Link { vip: 0, up: false });
+    let asked = desk.pass(1_000, &[]).into_iter().filter(|a| *a == RELEASE).count();
+    assert_eq!(asked, 5);
+    let mut out = Vec::new();
+    for _ in 0..160 {
+        desk.now += 25;
+        desk.table.step(desk.zero + ms(desk.now), Input::Tick, &mut out);
+    }
+    assert!(out.contains(&Action::Distrust { vip: 0 }));
+}
+
+/// The addresses of a group are one: claimed, shown, troubled and let go together.
+#[test]
+fn a_group_is_held_together() {
+    let mut rules = setup(0, 2, 1);
+    rules.vips = vec![
+        Rule {
+            group: Some("outside".into()),
+            ..rules.vips[0].clone()
+        };
+        2
+    ];
+    let mut desk = Desk::with(rules);
+    desk.tell(serving(true));
+    let none = claim(Phase::Free, Fit::Unable);
+    assert_eq!(desk.pass(375, &[(1, none)]), [HOLD, HOLD]);
+    let done = |vip, effect, result| Input::Done { vip, effect, result };
+    assert!(desk.tell(done(1, Effect::Hold, Ok(()))).is_empty());
+    assert_eq!(desk.state(), State::Claiming);
+    assert_eq!(desk.tell(done(0, Effect::Hold, Ok(()))), [ANNOUNCE, ANNOUNCE]);
+    let why = "somebody else removed the address, twice".to_string();
+    assert_eq!(desk.tell(Input::Lost { vip: 1, why }), [RELEASE]);
+    assert_eq!(desk.state(), State::Releasing);
+    desk.tell(done(0, Effect::Release, Ok(())));
+    assert_eq!(
+        (desk.table.vip(0).state, desk.table.vip(1).state),
+        (State::Fault, State::Fault)
+    );
+}
+
+/// More tracked weight comes first, and what must hold, must.
+#[test]
+fn what_is_tracked_counts() {
+    let track = |name: &str, weight| crate::failover::words::Track {
+        name: name.into(),
+        weight,
+    };
+    let tracked = || {
+        let mut desk = Desk::with(Setup {
+            tracks: vec![track("gw", Some(50)), track("uplink", None)],
+            ..setup(0, 2, 1)
+        });
+        desk.tell(serving(true));
+        desk
+    };
+    let mut desk = tracked();
+    assert!(desk.pass(500, &[]).is_empty());
+    assert!(desk.table.vip(0).reason.text(|_| "?").contains("uplink"));
+    assert_eq!(desk.tell(Input::Track { ix: 1, holds: true }), [HOLD]);
+    // The other one has more, although it comes later in `prefer`.
+    let mut desk = tracked();
+    desk.tell(Input::Track { ix: 1, holds: true });
+    for _ in 0..20 {
+        desk.now += 25;
+        let echo = Some(desk.table.number);
+        let got = desk.beat_with(1, IDLE, |beat| (beat.echo, beat.score) = (echo, 10));
+        assert!(got.is_empty());
+    }
+    assert_eq!(desk.tell(Input::Track { ix: 0, holds: true }), [HOLD]);
+}
+
+/// Nobody holds it: said with the reason of every node.
+#[test]
+fn why_nobody_holds_it() {
+    let mut desk = Desk::new(0, 3, 1);
+    desk.tell(Input::Admin(Order::Demote(0)));
+    let demoted = Claim {
+        lacks: crate::failover::words::Lack::Demoted,
+        ..Claim::NONE
+    };
+    desk.pass(400, &[(1, demoted)]);
+    let said: Vec<_> = desk.table.vip(0).nobody.unwrap();
+    use crate::failover::words::Lack;
+    assert_eq!(said, [(0, Some(Lack::Demoted)), (1, Some(Lack::Demoted)), (2, None)]);
+}
+
+/// A reload keeps votes, promises and witnesses; what is required goes by name.
+#[test]
+fn a_reload_carries_what_was_said() {
+    let backs = Claim { backs: Some(0), ..IDLE };
+    let mut desk = Desk::with(Setup {
+        witnesses: 1,
+        ..setup(0, 2, 2)
+    });
+    desk.tell(serving(true));
+    assert_eq!(desk.pass(400, &[(1, backs)]), [HOLD]);
+    desk.done(Effect::Hold);
+    let asked = Duration::ZERO;
+    desk.tell(Input::Witness { ix: 0, asked });
+    desk.tell(Input::Gone { node: 1 });
+    desk.pass(200, &[]);
+    desk.tell(Input::Witness { ix: 0, asked });
+    let mut table = Table::new(Instant::now(), desk.table.setup.clone());
+    table.carry(&desk.table, &[Some(0)], &[Some(0), Some(1)], &[Some(0)], &[]);
+    desk.table = table;
+    assert!(desk.pass(200, &[]).is_empty(), "the witness's answer counts on");
+    assert_eq!(desk.pass(75, &[]), [RELEASE], "and no longer than before");
 }
