@@ -158,9 +158,7 @@ impl World {
 
     fn observe_nobody(&mut self, vip: usize, who: &[usize]) {
         let now = self.now;
-        if !who.is_empty() || now < self.disturbed + NOBODY_MAX {
-            self.watches[vip].free_since = now;
-        } else if !self.majority_serves() {
+        if !who.is_empty() || now < self.disturbed + NOBODY_MAX || !self.majority_serves() {
             self.watches[vip].free_since = now;
         } else if now > self.watches[vip].free_since + S {
             let views: Vec<_> = self

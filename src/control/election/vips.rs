@@ -32,7 +32,7 @@ pub enum Change {
     /// It has begun, and listens.
     Start(ElectionHandle, String),
     /// It goes on otherwise.
-    Reconfigure(Prepared, String),
+    Reconfigure(Box<Prepared>, String),
 }
 
 /// The running election, if there is one.
@@ -60,7 +60,10 @@ impl Vips {
         match (config, &self.running) {
             (None, None) => Ok(Change::None),
             (None, Some(_)) => Ok(Change::Stop),
-            (Some(config), Some((handle, _))) => Ok(Change::Reconfigure(handle.prepare(config)?, config.node.clone())),
+            (Some(config), Some((handle, _))) => {
+                let prepared = Box::new(handle.prepare(config)?);
+                Ok(Change::Reconfigure(prepared, config.node.clone()))
+            }
             (Some(config), None) => {
                 let helpers = match helpers {
                     Some(helpers) => helpers,
@@ -84,7 +87,7 @@ impl Vips {
             Change::Reconfigure(prepared, node) => {
                 if let Some((handle, me)) = &mut self.running {
                     *me = node;
-                    handle.reconfigure(prepared)?;
+                    handle.reconfigure(*prepared)?;
                 }
             }
         }
