@@ -200,6 +200,11 @@ impl Io for Fake {
         socket.arrived - socket.read
     }
 
+    fn has_urgent(&mut self, lane: Side) -> bool {
+        self.meanwhile();
+        self.sockets[lane as usize].urgent_at.is_some()
+    }
+
     fn at_mark(&mut self, lane: Side) -> bool {
         self.meanwhile();
         self.sockets[lane as usize].at_mark()

@@ -48,6 +48,10 @@ impl Io for Script {
         0
     }
 
+    fn has_urgent(&mut self, _: Side) -> bool {
+        false
+    }
+
     fn at_mark(&mut self, _: Side) -> bool {
         false
     }

@@ -27,7 +27,7 @@
 //! good. A read of a pinned lane takes no more than the socket was seen to hold before it was asked for the mark; nothing
 //! that arrives in between can then be run over, because a new mark is always behind everything that has arrived. The
 //! same holds for a read that no event has announced ([`Lane::must_look`]): the event that tells of urgent data might
-//! still be on its way.
+//! still be on its way. One look clears everything that the socket holds.
 //!
 //! # Invariant (the no-stall lemma)
 //!
@@ -92,6 +92,8 @@ pub struct Lane {
     short_is_dry: bool,
     /// An event since the latest fill said that there is something to read.
     announced: bool,
+    /// So many bytes are known to lie before any mark that may come, and since then no event has told of more.
+    cleared: usize,
     /// Urgent data was met: no splice any more.
     pinned: bool,
     eof: bool,
@@ -112,6 +114,8 @@ impl Lane {
     pub fn mark_source(&mut self) {
         self.source_ready = true;
         self.announced = true;
+        // More has come than was there at the latest look.
+        self.cleared = 0;
     }
 
     /// The source's peer has sent FIN (EPOLLRDHUP).
@@ -131,6 +135,10 @@ impl Lane {
         self.short_is_dry = false;
     }
 
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
     pub(super) fn pin(&mut self) {
         self.pinned = true;
         self.short_is_dry = false;
@@ -145,6 +153,7 @@ impl Lane {
         self.source_ready = false;
         self.fin_announced = false;
         self.pinned = false;
+        self.cleared = 0;
     }
 
     pub(super) fn forget_sink(&mut self) {
@@ -173,6 +182,7 @@ impl Lane {
                 debug_assert_eq!(self.piped, 0);
                 self.gear.observe(bytes >= copy_buffer);
                 self.piped = bytes as u32;
+                self.cleared = self.cleared.saturating_sub(bytes);
                 if short && self.short_is_dry && self.conduit == Conduit::Buffer {
                     self.eof = self.fin_announced;
                     self.source_ready = false;
@@ -245,7 +255,20 @@ impl Lane {
     /// happens between TCP sockets only after a full read; others are asked again after every read, and for their sake
     /// it is not worth a call.
     pub(super) fn must_look(&self) -> bool {
-        self.pinned || (self.short_is_dry && !self.announced)
+        self.pinned || (self.short_is_dry && !self.announced && self.cleared == 0)
+    }
+
+    /// A look found so many bytes, and no urgent data among them.
+    pub(super) fn clear(&mut self, bytes: usize) {
+        self.cleared = bytes;
+    }
+
+    /// Bytes that a read may take which has not looked.
+    pub(super) fn may_take(&self) -> usize {
+        match self.announced || self.cleared == 0 {
+            true => usize::MAX,
+            false => self.cleared,
+        }
     }
 
     /// Settles what the next fill goes through; a pipe that is not to be had makes the lane small again.
@@ -449,7 +472,19 @@ mod tests {
         assert!(!lane.must_look());
         lane.done(Op::Fill, moved(100), 100);
         assert!(lane.must_look(), "a full read, then another");
+        lane.clear(150);
+        for (bytes, left) in [(100, 50), (50, 0)] {
+            assert_eq!((lane.must_look(), lane.may_take()), (false, left + bytes));
+            lane.done(drain(100), moved(lane.piped()), 100);
+            lane.done(Op::Fill, moved(bytes), 100);
+        }
+        assert!(lane.must_look(), "what was cleared is taken");
+        lane.clear(150);
         lane.mark_source();
-        assert!(!lane.must_look());
+        assert_eq!(
+            (lane.must_look(), lane.may_take()),
+            (false, usize::MAX),
+            "more has come"
+        );
     }
 }

@@ -37,6 +37,8 @@ pub trait Io {
     fn acquire_pipe(&mut self, lane: Side) -> bool;
     /// Bytes that the source of `lane` holds at least, up to its urgent mark.
     fn unread(&mut self, lane: Side) -> usize;
+    /// Urgent data has arrived at the source of `lane` and was not read.
+    fn has_urgent(&mut self, lane: Side) -> bool;
     /// The next byte of the source of `lane` is the urgent one, whether it has arrived yet or not.
     fn at_mark(&mut self, lane: Side) -> bool;
     /// Reads from the source of `lane` into the empty conduit: up to `most` bytes, and no more than a buffer holds; short is
@@ -260,12 +262,17 @@ fn fill(lane: &mut Lane, io: &mut impl Io, side: Side, most: usize) -> Done {
     }
     if !lane.must_look() {
         lane.settle(Conduit::Buffer);
-        return io.fill(side, Conduit::Buffer, most, usize::MAX);
+        return io.fill(side, Conduit::Buffer, most, lane.may_take());
     }
     // In this order: see "Urgent data" in the module of lanes.
     let unread = io.unread(side);
+    if !lane.is_pinned() && !io.has_urgent(side) {
+        lane.clear(unread);
+        lane.settle(Conduit::Buffer);
+        return io.fill(side, Conduit::Buffer, most, unread);
+    }
+    lane.pin();
     if io.at_mark(side) {
-        lane.pin();
         lane.settle(Conduit::Urgent);
         return io.fill(side, Conduit::Urgent, 1, 1);
     }

@@ -379,6 +379,18 @@ pub fn keep_urgent_inline(fd: RawFd) {
     let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
 }
 
+/// Whether urgent data has arrived and was not read (POLLPRI, poll(2)). If the kernel does not say, it counts as there.
+pub fn has_urgent(fd: RawFd) -> bool {
+    let mut ready = libc::pollfd {
+        fd,
+        events: libc::POLLPRI,
+        revents: 0,
+    };
+    // SAFETY: `ready` is one entry, as said, and outlives the call.
+    let done = unsafe { libc::poll(&raw mut ready, 1, 0) };
+    done < 0 || ready.revents & libc::POLLPRI != 0
+}
+
 /// Whether the next byte to be read is the urgent one (SIOCATMARK, tcp(7)).
 pub fn at_urgent_mark(fd: RawFd) -> bool {
     query(fd, SIOCATMARK).is_some_and(|at| at > 0)

@@ -143,6 +143,10 @@ impl Io for SocketIo<'_> {
         socket::unread(self.fds[lane as usize])
     }
 
+    fn has_urgent(&mut self, lane: Side) -> bool {
+        socket::has_urgent(self.fds[lane as usize])
+    }
+
     fn at_mark(&mut self, lane: Side) -> bool {
         socket::at_urgent_mark(self.fds[lane as usize])
     }

@@ -113,6 +113,7 @@ const ROWS: &[(&str, &str, bool)] = &[
     // A FIN that cannot be sent: half_close_timeout.
     ("shutdown", "ENOBUFS ENOTCONN", false),
     ("ioctl", "ENOMEM", false),
+    ("poll", "ENOMEM EINTR", false),
     ("close_range", "ENOSYS ENOMEM", false),
     ("write", "ENOSPC EAGAIN", false),
     ("bind", "EADDRNOTAVAIL ENOBUFS ENOMEM", true),
