@@ -223,7 +223,7 @@ pub struct Witness {
     pub up: Option<bool>,
 }
 
-/// A live connection or session as the commands read it; [`link::LiveConnection`] is what is sent.
+/// A live connection or session as the commands read it; [`LiveConnection`](crate::link::LiveConnection) is what is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]

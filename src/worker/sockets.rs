@@ -13,7 +13,7 @@
 //! | another worker gets it ([`Sockets::hand_over`], [`Sockets::spread`]) | queue and all | with the sessions of its clients |
 //! | another process has it too ([`Sockets::release`]) | closed as it is | the same; the sessions are given away |
 //!
-//! A socket that could not be registered is tried again every [`DEAF_MS`].
+//! A socket that could not be registered is tried again every 50 ms.
 //!
 //! # Invariants
 //!

@@ -12,8 +12,8 @@
 //!   scraper that asks at once is served between any number of clients that never finish a request;
 //! - requests are bounded in size and time, connections in life;
 //! - the thread gives way to workers and control when CPUs are short;
-//! - HTTP asks control each kind of question once at a time and not more often than every [`QUESTION_GAP`]; everybody who asked
-//!   before that question was sent shares its answer (`Coalesced`). Nobody gets an answer older than the question.
+//! - HTTP asks control each kind of question once at a time and not more often than every
+//!   [`QUESTION_GAP`](super::ask::QUESTION_GAP); everybody who asked before that question was sent shares its answer (`Coalesced`). Nobody gets an answer older than the question.
 //!
 //! The admin socket is only for the socket file's owner and group; it skips the sharing but not the bounds.
 

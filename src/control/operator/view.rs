@@ -53,7 +53,7 @@ pub struct Facts {
 /// What only control knows of a backend.
 #[derive(Debug, Clone, Default)]
 pub struct BackendFacts {
-    /// One of [`BACKEND_STATES`].
+    /// One of [`BACKEND_STATES`](crate::api::status::BACKEND_STATES).
     pub state: &'static str,
     /// Why, in a few words.
     pub reason: String,

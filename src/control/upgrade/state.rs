@@ -75,7 +75,7 @@ impl State {
         }
     }
 
-    /// Gives an upgrade under way up. It is over when its [`Event`] comes, with the sockets that nobody serves meanwhile.
+    /// Gives an upgrade under way up. It is over when its [`Event`](super::Event) comes, with the sockets that nobody serves meanwhile.
     pub fn abandon(&self) {
         if let Some(predecessor) = &self.predecessor {
             predecessor.abandon();
