@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socket2::{SockRef, Type};
 
-use crate::base::{Latest, LogLimit};
+use crate::base::{Latest, LogLimit, words};
 use crate::config::model::Protocol;
 use crate::gate::Pass;
 use crate::relay::{By, Cause};
@@ -340,25 +340,15 @@ pub struct Report {
     pub kind: ReportKind,
 }
 
-/// See [`Report`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReportKind {
-    /// Connection refused.
-    Refused,
-    /// No answer in time.
-    TimedOut,
-    /// Reset before the first byte.
-    ResetEarly,
-}
-
-impl ReportKind {
-    /// The word in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ReportKind::Refused => "refused",
-            ReportKind::TimedOut => "timed_out",
-            ReportKind::ResetEarly => "reset_early",
-        }
+words! {
+    /// See [`Report`].
+    pub enum ReportKind {
+        /// Connection refused.
+        Refused = "refused",
+        /// No answer in time.
+        TimedOut = "timed_out",
+        /// Reset before the first byte.
+        ResetEarly = "reset_early",
     }
 }
 

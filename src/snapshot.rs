@@ -86,7 +86,7 @@ pub struct Listener {
 #[derive(Debug, Clone)]
 pub struct Pool {
     /// What the file says.
-    pub config: Arc<model::Pool>,
+    pub config: Arc<model::PoolPolicy>,
     /// Backends in configuration order.
     pub backends: Vec<Arc<Backend>>,
     /// The algorithm with its tables.
@@ -267,9 +267,9 @@ mod tests {
             })
             .collect();
         Pool {
-            picker: Picker::new(config.balance, &config.source_hash, &members),
-            eligibility: Eligibility::new(&candidates, config.all_down),
-            config: Arc::new(config),
+            picker: Picker::new(config.policy.balance, &config.policy.source_hash, &members),
+            eligibility: Eligibility::new(&candidates, config.policy.all_down),
+            config: Arc::new(config.policy),
             backends,
         }
     }

@@ -5,15 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The states of a backend.
-pub const BACKEND_STATES: [&str; 6] = ["up", "down", "ejected", "starting", "drain", "disabled"];
 /// The states of a VIP.
 pub const VIP_STATES: [&str; 5] = ["standby", "claiming", "active", "releasing", "fault"];
-
-/// Whether a backend in this state is healthy as far as anybody knows.
-pub fn is_up(state: &str) -> bool {
-    matches!(state, "up" | "starting")
-}
 
 /// The whole document.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -151,7 +144,7 @@ pub struct Backend {
     pub weight: u32,
     /// Serves only while no primary is up.
     pub backup: bool,
-    /// One of [`BACKEND_STATES`].
+    /// The word of a [`State`](crate::health::State).
     pub state: String,
     /// Why.
     pub reason: String,

@@ -71,6 +71,11 @@ impl Maglev {
         }
     }
 
+    /// All slots; `None` if nobody has a weight.
+    pub(super) fn table(&self) -> Option<&[u16]> {
+        (!self.slots.is_empty()).then_some(&*self.slots)
+    }
+
     /// Slot of a key; `None` if nobody has a weight.
     #[inline]
     pub(super) fn slot(&self, key: u64) -> Option<usize> {

@@ -36,6 +36,12 @@ impl Mask {
         mask
     }
 
+    /// The set as it is kept: backend `ix` is bit `ix % 64` of word `ix / 64`. For an engine that has no use for iterators.
+    #[inline]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Number of backends it ranges over, in the set or not.
     #[inline]
     pub fn len(&self) -> usize {
@@ -165,6 +171,9 @@ mod tests {
                 if put { mask.set(ix); oracle.insert(ix); } else { mask.clear(ix); oracle.remove(&ix); }
             }
             prop_assert_eq!(mask.iter_ones().collect::<Vec<_>>(), oracle.iter().copied().collect::<Vec<_>>());
+            let bit = |ix: usize| mask.words()[ix / 64] >> (ix % 64) & 1 == 1;
+            prop_assert!((0..len).all(|ix| bit(ix) == oracle.contains(&ix)));
+            prop_assert_eq!(mask.words().len(), len.div_ceil(64));
             let zeros: Vec<_> = (0..len).filter(|ix| !oracle.contains(ix)).collect();
             prop_assert_eq!(mask.iter_zeros().collect::<Vec<_>>(), zeros);
             prop_assert_eq!((mask.count(), mask.is_empty()), (oracle.len(), oracle.is_empty()));

@@ -245,6 +245,15 @@ impl Picker {
         self.0.balance
     }
 
+    /// The table that a client's key looks into, slot to index of a backend, for an engine that looks for itself: slot
+    /// `key % len`, and past whoever is not eligible (see [`maglev`]). `None` where no table decides, or it has no slot.
+    pub fn table(&self) -> Option<&[u16]> {
+        match &self.0.policy {
+            Policy::SourceHash(maglev) => maglev.table(),
+            _ => None,
+        }
+    }
+
     /// Chooses a backend for a client; `None` when nobody in `eligible` has a weight above 0.
     ///
     /// `key` is the client's [`source_key`]; only `source_hash` looks at it.

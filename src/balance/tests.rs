@@ -215,3 +215,24 @@ fn new_weights_start_with_a_clean_slate() {
     picks(&[1000, 1], 400);
     assert_eq!(picks(&[1, 1], 4), [0, 1, 0, 1]);
 }
+
+/// An engine that looks into the table and the words of the mask by itself agrees wherever the first look decides.
+#[test]
+fn the_table_and_the_words_say_the_same_as_a_pick() {
+    let weights = [1, 2, 3, 0, 5];
+    let (hash, idle) = (picker(Balance::SourceHash, &weights), Fake::new(&[0; 5]));
+    let eligible = Mask::full(5).without(2);
+    let table = hash.table().unwrap();
+    let mut agreed = 0;
+    for key in (0..10_000u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+        let ix = usize::from(table[(key % table.len() as u64) as usize]);
+        if eligible.words()[ix / 64] >> (ix % 64) & 1 == 1 {
+            let picked = hash.pick(&mut Cursor::new(0), key, &idle, &Shares::full(), &eligible);
+            assert_eq!(picked, Some(ix));
+            agreed += 1;
+        }
+    }
+    assert!(agreed > 6_000, "{agreed}");
+    assert!(picker(Balance::RoundRobin, &weights).table().is_none());
+    assert!(picker(Balance::SourceHash, &[0, 0]).table().is_none());
+}

@@ -8,6 +8,7 @@ pub mod run_queue;
 pub mod slab;
 pub mod timers;
 pub mod token;
+pub mod words;
 
 pub use gauge::Gauge;
 pub use latest::Latest;
@@ -17,6 +18,7 @@ pub use run_queue::{RunQueue, Weight};
 pub use slab::{Key, Slab};
 pub use timers::Timers;
 pub use token::{Kind, Side, Token};
+pub(crate) use words::words;
 
 /// Where files that `models/` runs under loom take their atomics from.
 mod atomic {

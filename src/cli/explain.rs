@@ -120,7 +120,7 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
         .backends
         .iter()
         .map(|backend| Member {
-            identity: identity(&pool.name, &backend.address.to_string()),
+            identity: identity(&pool.policy.name, &backend.address.to_string()),
             weight: backend.weight,
         })
         .collect();
@@ -134,15 +134,15 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
             share: Shares::WHOLE,
         })
         .collect();
-    let eligibility = Eligibility::new(&candidates, pool.all_down);
-    let picker = Picker::new(pool.balance, &pool.source_hash, &members);
-    let key = source_key(&pool.source_hash, from);
+    let eligibility = Eligibility::new(&candidates, pool.policy.all_down);
+    let picker = Picker::new(pool.policy.balance, &pool.policy.source_hash, &members);
+    let key = source_key(&pool.policy.source_hash, from);
     let explanation = picker.explain(&mut Cursor::new(0), key, &Idle, &eligibility.shares, &eligibility.first);
     answer.backend = explanation.chosen;
     answer.reason = explanation
         .reason
         .map_or("no backend is eligible".into(), |reason| reason.to_string());
-    if pool.balance == Balance::SourceHash {
+    if pool.policy.balance == Balance::SourceHash {
         let slot = explanation.slot.map_or(String::new(), |slot| format!(", slot {slot}"));
         answer.notes.push(format!("hash key {key:#018x}{slot}"));
     } else {
@@ -150,7 +150,7 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
             .notes
             .push("this algorithm goes by the load of the moment: here every backend is idle".into());
     }
-    if from.port() == 0 && pool.source_hash.port && pool.balance == Balance::SourceHash {
+    if from.port() == 0 && pool.policy.source_hash.port && pool.policy.balance == Balance::SourceHash {
         answer
             .notes
             .push("the source port counts (source_hash.port): give one with --from ADDR:PORT".into());
@@ -174,7 +174,7 @@ impl Answer<'_> {
         match self.backend.map(|ix| &pool.backends[ix]) {
             Some(backend) => println!(
                 "{client} -> listener {} -> pool {} -> backend {} ({}): {}",
-                listener.name, pool.name, backend.name, backend.address, self.reason
+                listener.name, pool.policy.name, backend.name, backend.address, self.reason
             ),
             None => println!("{client} -> listener {} -> nobody: {}", listener.name, self.reason),
         }
@@ -187,7 +187,7 @@ impl Answer<'_> {
         let backend = self.backend.map(|ix| &self.pool.backends[ix]);
         serde_json::json!({
             "listener": self.listener.name,
-            "pool": self.pool.name,
+            "pool": self.pool.policy.name,
             "from": self.from.ip().to_string(),
             "backend": backend.map(|backend| &backend.name),
             "address": backend.map(|backend| backend.address.to_string()),

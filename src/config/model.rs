@@ -199,17 +199,24 @@ pub struct UdpPolicy {
     pub replies: Option<u32>,
 }
 
-/// `pools.NAME`.
+/// `pools.NAME`: who is in it, and by which rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool {
+    /// Everything but the backends.
+    pub policy: PoolPolicy,
+    /// Backends in file order, at least one, names and addresses unique.
+    pub backends: Vec<Backend>,
+}
+
+/// The rules of a pool, whoever is in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolPolicy {
     /// Name, unique.
     pub name: String,
     /// Algorithm.
     pub balance: Balance,
     /// Parameters of `source_hash`.
     pub source_hash: SourceHash,
-    /// Backends in file order, at least one, names and addresses unique.
-    pub backends: Vec<Backend>,
     /// Active health checks.
     pub health: Health,
     /// Ejection by failures of real traffic; `None` = off.
@@ -231,7 +238,7 @@ pub struct Pool {
     pub source_address: Option<IpAddr>,
 }
 
-impl Pool {
+impl PoolPolicy {
     /// What happens to what is live of a protocol at a backend that goes down. A connection cannot be moved, and a session
     /// cannot be closed in its client's eyes.
     pub fn on_down(&self, protocol: Protocol) -> OnDown {

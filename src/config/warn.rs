@@ -69,7 +69,7 @@ impl Budget {
             Bind::Unix(_) => 1,
         };
         let listening: u64 = config.listeners.iter().flat_map(|l| &l.bind).map(ports).sum();
-        let probed = config.pools.iter().filter(|p| p.health.kind != ProbeKind::None);
+        let probed = config.pools.iter().filter(|p| p.policy.health.kind != ProbeKind::None);
         let probes = probed.map(|p| p.backends.len() as u64).sum::<u64>();
         let affordable = (limit / PROBES_SHARE / FDS_PER_PROBE).clamp(1, PROBES_MAX);
         let probes = probes.min(affordable);

@@ -115,7 +115,7 @@ impl Control {
             .flat_map(|pool| &pool.entries)
             .map(|entry| {
                 let facts = BackendFacts {
-                    state: entry.state.state().word(),
+                    state: Some(entry.state.state()),
                     reason: entry.state.reason().to_string(),
                     weight: Some(entry.weight()),
                     since: now.saturating_duration_since(entry.state.since()),

@@ -38,7 +38,7 @@ mod handover;
 mod notifier;
 pub mod operator;
 mod phase;
-mod publication;
+pub mod publication;
 mod reload;
 pub mod request;
 mod source;

@@ -18,48 +18,36 @@
 //! What this file never does: decide for the pool. Whether an ejection would take the last one is the caller's knowledge
 //! and comes in as a parameter; who of a pool takes its work is [`super::eligibility`].
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::outlier::Outlier;
 use super::slow_start;
 use super::verdict::{Condition, Verdict};
-use crate::config::model::{Passive, Pool, ProbeKind};
+use crate::base::words;
+use crate::config::model::{Passive, PoolPolicy, ProbeKind};
 
-/// The contract's state words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Takes new work.
-    Up,
-    /// Probes fail.
-    Down,
-    /// Real traffic failed.
-    Ejected,
-    /// Not probed yet.
-    Starting,
-    /// Takes no new work by order; what it has goes on.
-    Drain,
-    /// Out of service by order.
-    Disabled,
-}
-
-impl State {
-    /// The word in status, logs and metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Up => "up",
-            State::Down => "down",
-            State::Ejected => "ejected",
-            State::Starting => "starting",
-            State::Drain => "drain",
-            State::Disabled => "disabled",
-        }
+words! {
+    /// The contract's state words.
+    pub enum State {
+        /// Takes new work.
+        Up = "up",
+        /// Probes fail.
+        Down = "down",
+        /// Real traffic failed.
+        Ejected = "ejected",
+        /// Not probed yet.
+        Starting = "starting",
+        /// Takes no new work by order; what it has goes on.
+        Drain = "drain",
+        /// Out of service by order.
+        Disabled = "disabled",
     }
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+impl State {
+    /// Whether nothing is known against it.
+    pub fn is_healthy(self) -> bool {
+        matches!(self, State::Up | State::Starting)
     }
 }
 
@@ -72,6 +60,15 @@ pub enum Order {
     Drain,
     /// Out of service.
     Down,
+}
+
+/// What becomes of the operator's orders when a pool changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orders {
+    /// They hold: only the members have changed.
+    Stand,
+    /// They end: a reload.
+    End,
 }
 
 /// Whether a backend may take new work.
@@ -104,8 +101,8 @@ pub struct Policy {
     pub slow_start: Option<Duration>,
 }
 
-impl From<&Pool> for Policy {
-    fn from(pool: &Pool) -> Policy {
+impl From<&PoolPolicy> for Policy {
+    fn from(pool: &PoolPolicy) -> Policy {
         Policy {
             probed: pool.health.kind != ProbeKind::None,
             interval: pool.health.interval,
@@ -284,13 +281,14 @@ impl BackendState {
         })
     }
 
-    /// A reload: a new policy, and no order any more. What is known of the backend stays, unless probes were switched on
-    /// or off.
-    pub fn adopt(&mut self, now: Instant, policy: Policy) -> Option<Change> {
+    /// A new policy. What is known of the backend stays, unless probes were switched on or off.
+    pub fn adopt(&mut self, now: Instant, policy: Policy, orders: Orders) -> Option<Change> {
         self.change(now, |state| {
             let switched = state.policy.probed != policy.probed;
             state.policy = policy;
-            state.order = Order::Ready;
+            if orders == Orders::End {
+                state.order = Order::Ready;
+            }
             if state.policy.passive.is_none() {
                 state.outlier.reset();
             }
@@ -387,7 +385,7 @@ mod tests {
             }
             Reload => {
                 let policy = backend.policy.clone();
-                backend.adopt(*now, policy)
+                backend.adopt(*now, policy, Orders::End)
             }
         }
     }
@@ -523,11 +521,11 @@ mod tests {
         let mut backend = BackendState::new(now, policy(true));
         backend.probed(now, false, "connection refused");
         assert_eq!(
-            backend.adopt(now, policy(false)).map(|change| change.to),
+            backend.adopt(now, policy(false), Orders::End).map(|change| change.to),
             Some(State::Up)
         );
         assert_eq!(
-            backend.adopt(now, policy(true)).map(|change| change.to),
+            backend.adopt(now, policy(true), Orders::End).map(|change| change.to),
             Some(State::Starting)
         );
     }

@@ -16,6 +16,7 @@
 //! does harm. So it is in HAProxy.
 
 use crate::balance::{Mask, Shares};
+use crate::base::words;
 use crate::config::model::AllDown;
 
 use super::Standing;
@@ -33,29 +34,17 @@ pub struct Candidate {
     pub share: u32,
 }
 
-/// Who serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Serving {
-    /// Nobody.
-    #[default]
-    Nobody,
-    /// Primaries.
-    Primaries,
-    /// Backups: no primary is left.
-    Backups,
-    /// Nothing is up, and all are tried.
-    All,
-}
-
-impl Serving {
-    /// The word in the status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Serving::Nobody => "none",
-            Serving::Primaries => "primary",
-            Serving::Backups => "backup",
-            Serving::All => "all",
-        }
+words! {
+    /// Who serves.
+    pub enum Serving {
+        /// Nobody.
+        Nobody = "none",
+        /// Primaries.
+        Primaries = "primary",
+        /// Backups: no primary is left.
+        Backups = "backup",
+        /// Nothing is up, and all are tried.
+        All = "all",
     }
 }
 

@@ -129,6 +129,7 @@ impl Schedule {
             let at = now + Duration::from_nanos(offset as u64);
             match self.entries.get_mut(&key) {
                 None => self.put(now, key, pace, at),
+                Some(entry) if entry.pace == pace => {}
                 Some(entry) if entry.run.is_none() => {
                     let due = if entry.due > now + pace.interval { at } else { entry.due };
                     self.put(now, key, pace, due);

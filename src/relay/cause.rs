@@ -1,90 +1,64 @@
 //! Why a connection or session ended: one vocabulary for the access log, the metrics and the tests.
 
-use crate::base::Side;
+use crate::base::{Side, words};
 
-macro_rules! causes {
-    ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
-        /// Why a connection or session ended.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum Cause { $($(#[$doc])* $variant,)* }
-
-        impl Cause {
-            /// All causes, in declaration order (`ALL[cause as usize] == cause`).
-            pub const ALL: &[Cause] = &[$(Cause::$variant,)*];
-
-            /// The word in logs and metrics.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Cause::$variant => $word,)* }
-            }
-        }
-    };
+words! {
+    /// Why a connection or session ended.
+    pub enum Cause {
+        /// Both sides ended their streams.
+        Finished = "finished",
+        /// The client reset the connection.
+        ClientReset = "client_reset",
+        /// The backend reset the connection.
+        BackendReset = "backend_reset",
+        /// No byte for `timeouts.idle`.
+        IdleTimeout = "idle_timeout",
+        /// One direction had ended and the other was silent for `timeouts.half_close`.
+        HalfCloseTimeout = "half_close_timeout",
+        /// Every attempt to connect failed.
+        ConnectFailed = "connect_failed",
+        /// `connect.timeout` passed.
+        ConnectTimeout = "connect_timeout",
+        /// No backend was eligible.
+        NoBackend = "no_backend",
+        /// The source is not allowed.
+        Denied = "denied",
+        /// `listeners.NAME.limits.connections` was reached.
+        LimitListener = "limit_listener",
+        /// `listeners.NAME.limits.per_source` was reached.
+        LimitSource = "limit_source",
+        /// `listeners.NAME.limits.new_per_source` was exceeded.
+        LimitRate = "limit_rate",
+        /// `limits` of the process, or the descriptors, were exhausted.
+        LimitProcess = "limit_process",
+        /// A source that must send a PROXY header did not.
+        BadProxyHeader = "bad_proxy_header",
+        /// `timeouts.max_age` passed.
+        MaxAge = "max_age",
+        /// The backend went down and its pool says `on_down: close`.
+        BackendDown = "backend_down",
+        /// The backend is draining and `on_drain.finish` passed.
+        Drained = "drained",
+        /// A UDP session made room at a cap: it had been silent for longer than half of its idle time.
+        Evicted = "evicted",
+        /// Ended by the operator.
+        Killed = "killed",
+        /// The virtual address that it came to went to another node.
+        VipMoved = "vip_moved",
+        /// weir stopped and `shutdown_grace` passed.
+        Shutdown = "shutdown",
+    }
 }
 
-causes! {
-    /// Both sides ended their streams.
-    Finished = "finished",
-    /// The client reset the connection.
-    ClientReset = "client_reset",
-    /// The backend reset the connection.
-    BackendReset = "backend_reset",
-    /// No byte for `timeouts.idle`.
-    IdleTimeout = "idle_timeout",
-    /// One direction had ended and the other was silent for `timeouts.half_close`.
-    HalfCloseTimeout = "half_close_timeout",
-    /// Every attempt to connect failed.
-    ConnectFailed = "connect_failed",
-    /// `connect.timeout` passed.
-    ConnectTimeout = "connect_timeout",
-    /// No backend was eligible.
-    NoBackend = "no_backend",
-    /// The source is not allowed.
-    Denied = "denied",
-    /// `listeners.NAME.limits.connections` was reached.
-    LimitListener = "limit_listener",
-    /// `listeners.NAME.limits.per_source` was reached.
-    LimitSource = "limit_source",
-    /// `listeners.NAME.limits.new_per_source` was exceeded.
-    LimitRate = "limit_rate",
-    /// `limits` of the process, or the descriptors, were exhausted.
-    LimitProcess = "limit_process",
-    /// A source that must send a PROXY header did not.
-    BadProxyHeader = "bad_proxy_header",
-    /// `timeouts.max_age` passed.
-    MaxAge = "max_age",
-    /// The backend went down and its pool says `on_down: close`.
-    BackendDown = "backend_down",
-    /// The backend is draining and `on_drain.finish` passed.
-    Drained = "drained",
-    /// A UDP session made room at a cap: it had been silent for longer than half of its idle time.
-    Evicted = "evicted",
-    /// Ended by the operator.
-    Killed = "killed",
-    /// The virtual address that it came to went to another node.
-    VipMoved = "vip_moved",
-    /// weir stopped and `shutdown_grace` passed.
-    Shutdown = "shutdown",
-}
-
-/// Who ended it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum By {
-    /// The client.
-    Client,
-    /// The backend.
-    Backend,
-    /// weir itself.
-    Weir,
-}
-
-impl By {
-    /// The word in logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            By::Client => "client",
-            By::Backend => "backend",
-            By::Weir => "weir",
-        }
+words! {
+    /// Who ended it.
+    pub enum By {
+        /// The client.
+        Client = "client",
+        /// The backend.
+        Backend = "backend",
+        /// weir itself.
+        Weir = "weir",
     }
 }
 
@@ -105,21 +79,5 @@ impl Cause {
             self,
             NoBackend | Denied | LimitListener | LimitSource | LimitRate | LimitProcess | BadProxyHeader
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_is_indexed_by_the_discriminant_and_words_are_unique() {
-        let mut words: Vec<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
-        for (ix, &cause) in Cause::ALL.iter().enumerate() {
-            assert_eq!(cause as usize, ix);
-        }
-        words.sort_unstable();
-        words.dedup();
-        assert_eq!(words.len(), Cause::ALL.len());
     }
 }

@@ -36,7 +36,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
     let connect = section.section("connect");
     let passive = section.switchable("passive");
     let balance = section.value("balance");
-    let pool = Pool {
+    let policy = PoolPolicy {
         name: section.name().to_string(),
         balance,
         source_hash: source_hash(section, balance),
@@ -57,31 +57,34 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         all_down: section.value("all_down"),
         send_proxy: section.value("send_proxy"),
         source_address: source_address(notes, section, &backends),
-        backends: backends.into_iter().map(|b| b.value).collect(),
     };
-    let backups = pool.backends.iter().filter(|backend| backend.backup).count();
-    let unwatched = pool.health.kind == ProbeKind::None && pool.passive.is_none();
-    if unwatched && backups > 0 && backups < pool.backends.len() {
+    let backups = backends.iter().filter(|backend| backend.value.backup).count();
+    let unwatched = policy.health.kind == ProbeKind::None && policy.passive.is_none();
+    if unwatched && backups > 0 && backups < backends.len() {
         section.warn(
             "backends",
             "nothing watches the primaries (health.type: none, passive: off), so a backup serves only while `weir backend` has them out",
         );
     }
-    if let (Some(OnDown::Repick), None, Some(tcp)) = (pool.on_down, users.of(Protocol::Udp), users.of(Protocol::Tcp)) {
+    if let (Some(OnDown::Repick), None, Some(tcp)) = (policy.on_down, users.of(Protocol::Udp), users.of(Protocol::Tcp))
+    {
         let message = format!(
             "moves UDP sessions, and listener `{}` is tcp, whose connections cannot be moved: write `keep` or `close`",
             tcp.name
         );
         section.error("on_down", message);
     }
-    if let (SendProxy::V1, Some(udp)) = (pool.send_proxy, users.of(Protocol::Udp)) {
+    if let (SendProxy::V1, Some(udp)) = (policy.send_proxy, users.of(Protocol::Udp)) {
         let message = format!(
             "version 1 is for streams, and listener `{}` is udp: write `v2`",
             udp.name
         );
         section.error("send_proxy", message);
     }
-    pool
+    Pool {
+        policy,
+        backends: backends.into_iter().map(|b| b.value).collect(),
+    }
 }
 
 fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend>> {

@@ -192,11 +192,11 @@ fn defaults_are_those_of_the_contract() {
         }
     );
     assert_eq!(
-        (pool.balance, pool.all_down, pool.on_down),
+        (pool.policy.balance, pool.policy.all_down, pool.policy.on_down),
         (Balance::LeastConn, AllDown::Refuse, None)
     );
     assert_eq!(
-        pool.health,
+        pool.policy.health,
         Health {
             kind: ProbeKind::Tcp,
             interval: seconds(2),
@@ -209,7 +209,7 @@ fn defaults_are_those_of_the_contract() {
         }
     );
     assert_eq!(
-        pool.passive,
+        pool.policy.passive,
         Some(Passive {
             failures: 3,
             window: seconds(10),
@@ -217,7 +217,7 @@ fn defaults_are_those_of_the_contract() {
         })
     );
     assert_eq!(
-        pool.connect,
+        pool.policy.connect,
         Connect {
             timeout: seconds(2),
             attempts: 3,
@@ -233,8 +233,14 @@ fn defaults_are_those_of_the_contract() {
             user_timeout: Some(seconds(120))
         })
     );
-    assert_eq!((pool.slow_start, pool.on_drain_finish), (None, Some(seconds(60))));
-    assert_eq!((pool.send_proxy, pool.source_address), (SendProxy::Off, None));
+    assert_eq!(
+        (pool.policy.slow_start, pool.policy.on_drain_finish),
+        (None, Some(seconds(60)))
+    );
+    assert_eq!(
+        (pool.policy.send_proxy, pool.policy.source_address),
+        (SendProxy::Off, None)
+    );
     assert_eq!(pool.backends[0].weight, 1);
 }
 
@@ -331,7 +337,10 @@ fn udp_pools_are_probed_only_as_they_are_told() {
         );
         let notes = notes::Notes::default();
         assert_eq!(
-            parse_with(notes, "f", &text).unwrap().config.pools[0].health.kind,
+            parse_with(notes, "f", &text).unwrap().config.pools[0]
+                .policy
+                .health
+                .kind,
             kind,
             "{health}"
         );
@@ -427,7 +436,7 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     for (limit, wanted) in [(8, 1), (256, 4), (1024, 16), (20_000, 256), (1 << 20, 256)] {
         assert_eq!(Budget::new(&many, limit, 2).probes, wanted, "{limit}");
     }
-    many.pools[0].health.kind = ProbeKind::None;
+    many.pools[0].policy.health.kind = ProbeKind::None;
     assert_eq!(Budget::new(&many, 20_000, 2).probes, 0);
     let says = |limits: &str, limit| -> Vec<String> {
         facts_warnings("f", &config(limits), &facts(limit))

@@ -10,7 +10,8 @@ use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::view::{self, BackendFacts, Facts, Times};
-use crate::api::status::{BACKEND_STATES, VIP_STATES, is_up};
+use crate::api::status::VIP_STATES;
+use crate::health::State;
 use crate::link;
 use crate::relay::Cause;
 use crate::snapshot::Snapshot;
@@ -185,9 +186,9 @@ impl Metrics<'_> {
                 let sum = |field: fn(&BackendShard) -> &_| stats.shards.sum(field);
                 let name = ("backend", backend.config.name.as_str());
                 let labels = [pool_label, name];
-                up.gauge(&labels, is_up(known.state));
-                for word in BACKEND_STATES {
-                    state.gauge(&[pool_label, name, ("state", word)], word == known.state);
+                up.gauge(&labels, known.state.is_some_and(State::is_healthy));
+                for &of in State::ALL {
+                    state.gauge(&[pool_label, name, ("state", of.as_str())], known.state == Some(of));
                 }
                 active.gauge(&labels, stats.active.get());
                 weight.gauge(&labels, known.weight.unwrap_or(backend.config.weight));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::process::ProcessFacts;
 use crate::api::status::{Backend, Listener, Node, Pool, Process, Status, Vip, Witness, Worker};
 use crate::config::model;
+use crate::health::State;
 use crate::link;
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{BUCKETS_US, Histogram, ProcessStats};
@@ -53,8 +54,8 @@ pub struct Facts {
 /// What only control knows of a backend.
 #[derive(Debug, Clone, Default)]
 pub struct BackendFacts {
-    /// One of [`BACKEND_STATES`](crate::api::status::BACKEND_STATES).
-    pub state: &'static str,
+    /// `None`: nobody knows it any more.
+    pub state: Option<State>,
     /// Why, in a few words.
     pub reason: String,
     /// In this state.
@@ -188,7 +189,7 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
         address: backend.config.address.to_string(),
         weight: known.weight.unwrap_or(backend.config.weight),
         backup: backend.config.backup,
-        state: known.state.into(),
+        state: known.state.map_or("", State::as_str).into(),
         reason: known.reason,
         since_s: known.since.as_secs(),
         active: stats.active.get(),

@@ -217,7 +217,7 @@ impl Endpoints {
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
-                pool: config.pools[listener.pool].name.as_str().into(),
+                pool: config.pools[listener.pool].policy.name.as_str().into(),
                 stats,
                 gate,
             });

@@ -5,26 +5,31 @@
 //! identity (pool and address) and survives reloads.
 
 mod knowledge;
+mod members;
+mod news;
+#[cfg(test)]
+mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use knowledge::Knowledge;
+pub use members::Changes;
+use news::{News, Supply};
 
 use super::probe::{Probe, Verdict};
 use crate::api::question::BackendOrder;
-use crate::balance::{Member, Picker, identity};
+use crate::balance::Picker;
 use crate::base::Rng;
-use crate::config::model::{self, BackendAddress, OnDown, ProbeKind, Protocol};
+use crate::config::model::{OnDown, PoolPolicy, Protocol};
 use crate::health::drain::Drain;
-use crate::health::schedule::{Overdue, Pace, Run, Schedule};
-use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Policy, Serving, Standing, State};
+use crate::health::schedule::{Overdue, Schedule};
+use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
 use crate::link::Report;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
-use crate::stats::{BackendStats, Count, Histogram};
-use crate::sys::socket::Target;
+use crate::stats::{Count, Histogram};
 
 /// Longest time without a look at states and drains: a worker that had not heard of a drain may have added a connection.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -83,21 +88,12 @@ impl Entry {
 
 /// A pool and everything that is known of it.
 pub struct PoolEntry {
-    /// What the file says.
-    pub config: Arc<model::Pool>,
-    /// In configuration order.
+    /// Its policy.
+    pub config: Arc<PoolPolicy>,
+    /// Its members in configuration order.
     pub entries: Vec<Entry>,
     picker: Picker,
-    /// Nothing is up and all are tried.
-    pub desperate: bool,
-    /// Backends that take new work.
-    pub eligible: usize,
-}
-
-/// A backend that the configuration no longer knows and that still has connections.
-struct Leaving {
-    backend: Arc<Backend>,
-    drain: Option<Drain>,
+    supply: Supply,
 }
 
 /// See the module.
@@ -106,7 +102,8 @@ pub struct Pools {
     /// To be started now.
     probes: Vec<Probe>,
     pools: Vec<PoolEntry>,
-    leaving: Vec<Leaving>,
+    /// Backends that are in no pool any more and still have connections, by identity.
+    leaving: BTreeMap<u64, Entry>,
     sheds: Vec<Shed>,
     rng: Rng,
     /// Where each backend is, pool and place in it, by identity.
@@ -119,8 +116,10 @@ pub struct Pools {
     /// thousands of backends it matters not to look at all of them each time.
     quiet_until: Option<Instant>,
     changed: bool,
-    /// Changes to be logged once workers have been told.
-    news: Vec<(log::Level, String)>,
+    /// What is to be logged once workers have been told.
+    news: Vec<News>,
+    /// Of the counters of a new backend.
+    shards: usize,
 }
 
 impl Pools {
@@ -130,7 +129,7 @@ impl Pools {
             schedule: Schedule::new(1),
             probes: Vec::new(),
             pools: Vec::new(),
-            leaving: Vec::new(),
+            leaving: BTreeMap::new(),
             sheds: Vec::new(),
             rng: Rng::new(seed),
             places: HashMap::new(),
@@ -139,122 +138,13 @@ impl Pools {
             quiet_until: None,
             changed: false,
             news: Vec::new(),
+            shards: 1,
         }
     }
 
     /// All pools in configuration order.
     pub fn iter(&self) -> impl Iterator<Item = &PoolEntry> {
         self.pools.iter()
-    }
-
-    /// Takes over a configuration: backends that stay keep their state and their counts, the others leave and drain. Up to
-    /// `probes_max` probes may run at a time.
-    pub fn configure(&mut self, pools: &[model::Pool], shards: usize, probes_max: usize, now: Instant) {
-        self.schedule.set_running_max(probes_max);
-        let probed_before: HashMap<String, Arc<model::Pool>> = self
-            .pools
-            .iter()
-            .map(|pool| (pool.config.name.clone(), pool.config.clone()))
-            .collect();
-        let mut known: HashMap<u64, Entry> = HashMap::new();
-        let mut rules: HashMap<Arc<str>, Option<Duration>> = HashMap::new();
-        let mut supply: HashMap<String, (usize, bool)> = HashMap::new();
-        for pool in self.pools.drain(..) {
-            supply.insert(pool.config.name.clone(), (pool.eligible, pool.desperate));
-            rules.insert(pool.config.name.as_str().into(), pool.config.on_drain_finish);
-            known.extend(pool.entries.into_iter().map(|entry| (entry.backend.identity, entry)));
-        }
-        let leaving = std::mem::take(&mut self.leaving);
-        let mut returning: HashMap<u64, Arc<BackendStats>> = leaving
-            .iter()
-            .map(|left| (left.backend.identity, left.backend.stats.clone()))
-            .collect();
-        for pool in pools {
-            rules.insert(pool.name.as_str().into(), pool.on_drain_finish);
-            let entries: Vec<Entry> = pool
-                .backends
-                .iter()
-                .map(|config| {
-                    let identity = identity(&pool.name, &config.address.to_string());
-                    let old = known.remove(&identity);
-                    let stats = match &old {
-                        Some(entry) => entry.backend.stats.clone(),
-                        None => returning.remove(&identity).unwrap_or_else(|| BackendStats::new(shards)),
-                    };
-                    let backend = Arc::new(Backend {
-                        identity,
-                        pool: pool.name.as_str().into(),
-                        config: config.clone(),
-                        send_proxy: pool.send_proxy,
-                        stats,
-                    });
-                    match old {
-                        None => Entry {
-                            backend,
-                            state: BackendState::new(now, Policy::from(pool)),
-                            probes: ProbeStats::default(),
-                            weight: None,
-                            drain: None,
-                            seen: 0,
-                        },
-                        Some(mut entry) => {
-                            let change = entry.state.adopt(now, Policy::from(pool));
-                            self.news.extend(news(&backend, change.as_ref()));
-                            Entry {
-                                backend,
-                                weight: None,
-                                drain: None,
-                                ..entry
-                            }
-                        }
-                    }
-                })
-                .collect();
-            let probed: Vec<u64> = match pool.health.kind {
-                ProbeKind::None => Vec::new(),
-                _ => entries.iter().map(|entry| entry.backend.identity).collect(),
-            };
-            if probed.is_empty() {
-                entries
-                    .iter()
-                    .for_each(|entry| self.schedule.remove(entry.backend.identity));
-            }
-            self.schedule.add(now, pace(pool), &probed);
-            // What is on its way was sent by other rules.
-            let same = |old: &Arc<model::Pool>| old.health == pool.health && old.source_address == pool.source_address;
-            if !probed_before.get(&pool.name).is_some_and(same) {
-                probed.iter().for_each(|&key| self.schedule.renew(now, key));
-            }
-            let picker = picker(pool, &entries);
-            let config = Arc::new(pool.clone());
-            let (eligible, desperate) = supply.get(&pool.name).copied().unwrap_or_default();
-            self.pools.push(PoolEntry {
-                config,
-                entries,
-                picker,
-                desperate,
-                eligible,
-            });
-        }
-        for entry in known.into_values() {
-            self.schedule.remove(entry.backend.identity);
-            let finish = rules.get(&entry.backend.pool).copied().flatten();
-            let drain = finish.map(|finish| Drain::new(now, finish));
-            self.leaving.push(Leaving {
-                backend: entry.backend,
-                drain,
-            });
-        }
-        let still = |left: &Leaving| returning.contains_key(&left.backend.identity);
-        self.leaving.extend(leaving.into_iter().filter(still));
-        self.places.clear();
-        for (pool, entry) in self.pools.iter().enumerate() {
-            let identities = entry.entries.iter().map(|entry| entry.backend.identity);
-            self.places
-                .extend(identities.enumerate().map(|(ix, id)| (id, (pool, ix))));
-        }
-        self.quiet_until = None;
-        self.changed = true;
     }
 
     /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should
@@ -266,7 +156,7 @@ impl Pools {
         if self.quiet_until.is_none_or(|until| until <= now) {
             self.look(now);
         }
-        self.leaving.retain(|left| left.backend.stats.active.get() > 0);
+        self.leaving.retain(|_, left| left.backend.stats.active.get() > 0);
         std::mem::take(&mut self.changed)
     }
 
@@ -277,7 +167,9 @@ impl Pools {
             match self.find(run.key) {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
-                    self.probes.push(probe(run, &pool.config, &pool.entries[ix]));
+                    let Entry { backend, state, .. } = &pool.entries[ix];
+                    self.probes
+                        .push(Probe::new(run, &pool.config, backend, state.probe_insists()));
                 }
                 None => {
                     self.schedule.remove(run.key);
@@ -299,32 +191,16 @@ impl Pools {
         self.probes_from = Some(now + LOOK_MAX);
     }
 
-    /// Tells of backends whose probe is overdue.
+    /// Counts and tells of backends whose probe is overdue.
     fn note_overdue(&mut self, overdue: &[Overdue]) {
-        /// Names in one line.
-        const NAMES_MAX: usize = 5;
         for lost in [true, false] {
             let here = overdue.iter().filter(|overdue| overdue.lost == lost);
             let found: Vec<(usize, usize)> = here.filter_map(|overdue| self.find(overdue.key)).collect();
             let entries = || found.iter().map(|&(pool, ix)| &self.pools[pool].entries[ix]);
             entries().for_each(|entry| entry.probes.overdue.add(1));
-            let names: Vec<String> = entries().take(NAMES_MAX).map(|entry| name(&entry.backend)).collect();
-            let more = match found.len().saturating_sub(names.len()) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let names = names.join(", ");
             let (running, running_max) = (self.schedule.running(), self.schedule.running_max());
-            let text = match (lost, found.len()) {
-                (_, 0) => continue,
-                (true, _) => format!("probes have not ended in time and start anew: {names}{more}"),
-                (false, _) => {
-                    format!(
-                        "probes are late by three intervals, {running} of {running_max} at a time run: {names}{more}"
-                    )
-                }
-            };
-            self.news.push((log::Level::Warn, text));
+            let backends = entries().map(|entry| &*entry.backend);
+            self.news.extend(news::overdue(lost, backends, running, running_max));
         }
     }
 
@@ -339,14 +215,17 @@ impl Pools {
             for entry in &mut pool.entries {
                 if entry.state.deadline(last).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
-                    self.news.extend(news(&entry.backend, change.as_ref()));
+                    self.news
+                        .extend(change.map(|change| news::changed(&entry.backend, &change)));
                     self.changed = true;
                 }
             }
         }
         let (sheds, rng) = (&mut self.sheds, &mut self.rng);
-        let mut pace = |backend: &Backend, drain: &mut Option<Drain>| {
-            let Some(drain) = drain else { return };
+        let mut pace = |entry: &mut Entry| {
+            let (backend, Some(drain)) = (&entry.backend, &mut entry.drain) else {
+                return;
+            };
             let live = backend.stats.active.get() as usize;
             let count = drain.due(now, live);
             if count > 0 {
@@ -361,12 +240,8 @@ impl Pools {
                 });
             }
         };
-        for entry in self.pools.iter_mut().flat_map(|pool| &mut pool.entries) {
-            pace(&entry.backend, &mut entry.drain);
-        }
-        for left in &mut self.leaving {
-            pace(&left.backend, &mut left.drain);
-        }
+        let members = self.pools.iter_mut().flat_map(|pool| &mut pool.entries);
+        members.chain(self.leaving.values_mut()).for_each(&mut pace);
     }
 
     /// When [`tick`](Self::tick) has something to do.
@@ -385,15 +260,14 @@ impl Pools {
 
     /// When a state or a drain has something to do.
     fn next_look(&self, now: Instant) -> Option<Instant> {
-        let drain = |backend: &Backend, drain: &Option<Drain>| {
-            let live = backend.stats.active.get() as usize;
-            drain.as_ref().filter(|_| live > 0).map(|drain| drain.deadline(live))
+        let drain = |entry: &Entry| {
+            let live = entry.backend.stats.active.get() as usize;
+            entry.drain.filter(|_| live > 0).map(|drain| drain.deadline(live))
         };
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
         let states = entries.clone().filter_map(|entry| entry.state.deadline(now));
-        let drains = entries.filter_map(|entry| drain(&entry.backend, &entry.drain));
-        let leaving = self.leaving.iter().filter_map(|left| drain(&left.backend, &left.drain));
-        states.chain(drains).chain(leaving).min()
+        let drains = entries.chain(self.leaving.values()).filter_map(drain);
+        states.chain(drains).min()
     }
 
     /// Logs what has changed: after publication, so that whoever reads it can rely on it.
@@ -427,13 +301,13 @@ impl Pools {
         };
         let entry = &mut self.pools[pool].entries[ix];
         let change = if verdict.untried {
-            log::debug!("probe of {} could not be made: {reason}", name(&entry.backend));
+            log::debug!("probe of {} could not be made: {reason}", news::name(&entry.backend));
             None
         } else {
             entry.probes.seconds.observe_us(verdict.took.as_micros() as u64);
             if !passed {
                 entry.probes.failures.add(1);
-                log::debug!("probe of {} failed: {reason}", name(&entry.backend));
+                log::debug!("probe of {} failed: {reason}", news::name(&entry.backend));
             }
             entry.state.probed(now, passed, reason)
         };
@@ -487,8 +361,7 @@ impl Pools {
         let change = match order {
             BackendOrder::Weight(weight) => {
                 entry.weight = Some(weight);
-                let entries = &self.pools[p].entries;
-                self.pools[p].picker = picker(&self.pools[p].config, entries);
+                self.pools[p].refresh_picker();
                 self.changed = true;
                 log::info!("backend {pool}/{name}: weight {weight} by order");
                 return Ok(format!("{pool}/{name}: weight {weight} until the next reload"));
@@ -498,8 +371,7 @@ impl Pools {
                 let change = entry.state.order(now, Order::Ready);
                 // The configured weight holds again.
                 if entry.weight.take().is_some() {
-                    let pool = &mut self.pools[p];
-                    pool.picker = picker(&pool.config, &pool.entries);
+                    self.pools[p].refresh_picker();
                     self.changed = true;
                 }
                 change
@@ -524,7 +396,7 @@ impl Pools {
         self.quiet_until = None;
         let PoolEntry { config, entries, .. } = &self.pools[pool];
         let backend = &entries[ix].backend;
-        self.news.extend(news(backend, Some(&change)));
+        self.news.push(news::changed(backend, &change));
         let lost = matches!(change.to, State::Down | State::Disabled);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             if lost && config.on_down(protocol) != OnDown::Keep {
@@ -542,12 +414,13 @@ impl Pools {
 
     /// The pools of the next snapshot.
     pub fn publish(&mut self, now: Instant) -> Vec<Arc<Pool>> {
-        self.pools.iter_mut().map(|pool| pool.publish(now)).collect()
+        let news = &mut self.news;
+        self.pools.iter_mut().map(|pool| pool.publish(now, news)).collect()
     }
 }
 
 impl PoolEntry {
-    fn publish(&mut self, now: Instant) -> Arc<Pool> {
+    fn publish(&mut self, now: Instant, news: &mut Vec<News>) -> Arc<Pool> {
         let PoolEntry { config, entries, .. } = &*self;
         let candidates: Vec<Candidate> = entries
             .iter()
@@ -564,98 +437,7 @@ impl PoolEntry {
             picker: self.picker.clone(),
             eligibility: Eligibility::new(&candidates, config.all_down),
         };
-        self.note_supply(pool.eligibility.count(), pool.eligibility.serving == Serving::All);
+        news.extend(self.supply.note(&self.config.name, &pool.eligibility));
         Arc::new(pool)
-    }
-
-    /// Says loudly when a pool loses its last backend, and when it has one again.
-    fn note_supply(&mut self, eligible: usize, desperate: bool) {
-        let name = &self.config.name;
-        match (self.eligible, eligible) {
-            _ if desperate && !self.desperate => {
-                log::error!("pool {name}: every backend is down; trying all of them (all_down: try_all)");
-            }
-            (1.., 0) => {
-                log::error!("pool {name}: no backend is left; new connections are refused");
-            }
-            (0, 1..) if !desperate => {
-                let backends = if eligible == 1 {
-                    "1 backend takes"
-                } else {
-                    &format!("{eligible} backends take")
-                };
-                log::info!("pool {name}: {backends} new work");
-            }
-            _ if self.desperate && !desperate => {
-                log::info!("pool {name}: serving from healthy backends again")
-            }
-            _ => {}
-        }
-        self.eligible = eligible;
-        self.desperate = desperate;
-    }
-}
-
-fn name(backend: &Backend) -> String {
-    let Backend { pool, config, .. } = backend;
-    let address = config.address.to_string();
-    if config.name == address {
-        format!("{pool}/{address}")
-    } else {
-        format!("{pool}/{} ({address})", config.name)
-    }
-}
-
-fn news(backend: &Backend, change: Option<&Change>) -> Option<(log::Level, String)> {
-    let Change { from, to, reason } = change?;
-    let level = match to {
-        State::Down | State::Ejected => log::Level::Warn,
-        _ => log::Level::Info,
-    };
-    Some((
-        level,
-        format!("backend {} is {to} (was {from}): {reason}", name(backend)),
-    ))
-}
-
-fn picker(pool: &model::Pool, entries: &[Entry]) -> Picker {
-    let members: Vec<Member> = entries
-        .iter()
-        .map(|entry| Member {
-            identity: entry.backend.identity,
-            weight: entry.weight(),
-        })
-        .collect();
-    Picker::new(pool.balance, &pool.source_hash, &members)
-}
-
-fn pace(pool: &model::Pool) -> Pace {
-    Pace {
-        interval: pool.health.interval,
-        timeout: pool.health.timeout,
-    }
-}
-
-fn probe(run: Run, pool: &model::Pool, entry: &Entry) -> Probe {
-    let (health, backend) = (&pool.health, &entry.backend);
-    let target = match (&backend.config.address, health.port) {
-        (BackendAddress::Ip(address), port) => {
-            let mut address = *address;
-            address.set_port(port.unwrap_or(address.port()));
-            Target::Ip(address)
-        }
-        // The check demands `health.port` where the backend has none.
-        (BackendAddress::SamePort(ip), port) => Target::Ip((*ip, port.unwrap_or(0)).into()),
-        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-    };
-    Probe {
-        run,
-        target,
-        kind: health.kind,
-        source: pool.source_address,
-        timeout: health.timeout,
-        insists: entry.state.probe_insists(),
-        send: health.send.as_slice().into(),
-        expect: health.expect.as_slice().into(),
     }
 }

@@ -23,8 +23,9 @@ use mio::{Events, Interest, Poll, Waker};
 
 use crate::base::{Key, Slab, Timers};
 use crate::config::PROBES_MAX;
-use crate::config::model::ProbeKind;
+use crate::config::model::{BackendAddress, PoolPolicy, ProbeKind};
 use crate::health::schedule::{Run, tries};
+use crate::snapshot::Backend;
 use crate::sys::socket::{self, ConnectError, Target, Transfer};
 
 /// Bytes of an answer that are looked at.
@@ -54,6 +55,33 @@ pub struct Probe {
     pub send: Arc<[u8]>,
     /// What the answer must contain; empty = anything (for UDP: any answer).
     pub expect: Arc<[u8]>,
+}
+
+impl Probe {
+    /// A probe of this backend by the rules of its pool.
+    pub fn new(run: Run, pool: &PoolPolicy, backend: &Backend, insists: bool) -> Probe {
+        let health = &pool.health;
+        let target = match (&backend.config.address, health.port) {
+            (BackendAddress::Ip(address), port) => {
+                let mut address = *address;
+                address.set_port(port.unwrap_or(address.port()));
+                Target::Ip(address)
+            }
+            // The check demands `health.port` where the backend has none.
+            (BackendAddress::SamePort(ip), port) => Target::Ip((*ip, port.unwrap_or(0)).into()),
+            (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
+        };
+        Probe {
+            run,
+            target,
+            kind: health.kind,
+            source: pool.source_address,
+            timeout: health.timeout,
+            insists,
+            send: health.send.as_slice().into(),
+            expect: health.expect.as_slice().into(),
+        }
+    }
 }
 
 /// What came of a probe.
