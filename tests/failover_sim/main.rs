@@ -181,6 +181,52 @@ fn the_end_of_the_standby_costs_the_holder_nothing() {
     }
 }
 
+/// Three nodes of which the first holds, and does not take the address back.
+fn three(seed: u64) -> World {
+    let case = Case {
+        nodes: 3,
+        witnesses: 0,
+        preempt: false,
+        quorum: 2,
+        vips: 1,
+        grouped: false,
+        cold: false,
+        drift: false,
+    };
+    let mut world = World::new(seed, &case, safe(), true);
+    world.network.loss = 0;
+    for n in 0..3 {
+        world.at(0, Event::Fault(Fault::Start(n)));
+    }
+    let at = 2 * S + world.rng.between(0, S);
+    world.run_until(at);
+    world
+}
+
+/// What the holder sends is lost, or what it should receive, or both, for longer and shorter than TCP gives a connection; what
+/// waited comes in a burst. The address moves at most once, and never is there more than a moment with two holders.
+#[test]
+fn old_words_move_nothing() {
+    let faults = [Fault::Mute(0), Fault::Deafen(0), Fault::Partition(1)];
+    for seed in 0..90 {
+        let mut world = three(seed);
+        let before = (world.moved, world.gaps);
+        world.fault(faults[seed as usize % faults.len()]);
+        let length = world.rng.between(500 * MS, 1_100 * MS);
+        world.run_until(world.now + length);
+        world.fault(Fault::Hear(0));
+        world.fault(Fault::Heal);
+        world.run_until(world.now + 3 * S);
+        let (moved, gaps) = (world.moved - before.0, world.gaps - before.1);
+        let story = std::mem::take(&mut world.story).join("\n");
+        assert_eq!(world.failure, None, "seed {seed}\n{story}");
+        assert!(
+            moved <= 1 && gaps <= 1,
+            "seed {seed}: {moved} moves, {gaps} gaps\n{story}"
+        );
+    }
+}
+
 /// With the link as bad as the timers are made for, and nothing else wrong, the address stays.
 #[test]
 fn a_lossy_network_alone_moves_nothing() {
