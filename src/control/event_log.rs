@@ -14,7 +14,7 @@
 //! [`finish`] waits until all lines are out, for [`FINISH_MAX`] at most, so an end or a panic is told in full to whoever
 //! reads and delays nobody who does not.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
@@ -139,21 +139,17 @@ impl EventLog {
     }
 }
 
-impl log::Log for EventLog {
-    /// Our own lines only: libraries have nothing to say to an operator.
-    fn enabled(&self, metadata: &log::Metadata) -> bool {
-        let target = metadata.target();
-        target == "weir" || target.starts_with("weir::")
+/// Where env_logger writes: each record is one write.
+struct Queue(&'static EventLog);
+
+impl io::Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.put(String::from_utf8_lossy(line).into_owned());
+        Ok(line.len())
     }
 
-    fn log(&self, record: &log::Record) {
-        if self.enabled(record.metadata()) {
-            self.put(self.line(record.level(), &record.args().to_string()));
-        }
-    }
-
-    fn flush(&self) {
-        EventLog::flush(self, io::stderr(), FINISH_MAX);
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -161,7 +157,13 @@ impl log::Log for EventLog {
 /// words here, so that a VIP moves and systemd restarts; never is a core left dead.
 pub fn start() {
     let log = LOG.get_or_init(|| EventLog::new(QUEUE_MAX));
-    if log::set_logger(log).is_ok() {
+    // Our own lines only: libraries have nothing to say to an operator.
+    let installed = env_logger::Builder::new()
+        .filter_module("weir", log::LevelFilter::Trace)
+        .format(|out, record| out.write_all(log.line(record.level(), &record.args().to_string()).as_bytes()))
+        .target(env_logger::Target::Pipe(Box::new(Queue(log))))
+        .try_init();
+    if installed.is_ok() {
         log::set_max_level(log::LevelFilter::Info);
         std::panic::set_hook(Box::new(abort));
     }
