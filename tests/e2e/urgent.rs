@@ -93,6 +93,8 @@ fn receive_parts(mut stream: &TcpStream, inline: bool, seen: &mpsc::Sender<()>) 
         if !inline && priority && recv(fd, &mut block[..1], MsgFlags::MSG_OOB) == Ok(1) {
             got.urgent.push(block[0]);
             let _ = seen.send(());
+            // What poll said is old now: the sender may have sent another urgent byte, which a read would pass over.
+            continue;
         }
         let (there, mark) = (unread(fd), at_urgent_mark(fd));
         if inline && mark {
@@ -100,18 +102,6 @@ fn receive_parts(mut stream: &TcpStream, inline: bool, seen: &mpsc::Sender<()>) 
             got.bytes.push(block[0]);
             got.urgent.push(block[0]);
             let _ = seen.send(());
-            continue;
-        }
-        if there == 0 && ready[0].revents() == Some(PollFlags::POLLPRI) {
-            // Nothing but the place of an urgent byte that was read: the next read passes it.
-            stream.set_nonblocking(true).unwrap();
-            let passed = stream.read(&mut block);
-            stream.set_nonblocking(false).unwrap();
-            match passed {
-                Ok(0) => return got,
-                Ok(n) => got.bytes.extend(&block[..n]),
-                Err(_) => {}
-            }
             continue;
         }
         let most = if there == 0 {
