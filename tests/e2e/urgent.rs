@@ -73,14 +73,19 @@ fn send_parts(mut stream: &TcpStream, parts: &[Part], inline: bool, seen: &mpsc:
     stream.shutdown(Shutdown::Write).unwrap();
 }
 
-/// Reads to a clean end, and never over a mark.
+/// Reads to a clean end, and never over a mark. An urgent byte that was taken apart counts as seen once all before it is read:
+/// until then the next urgent byte would turn it into a plain one (`tcp_check_urg` of Linux).
 fn receive_parts(mut stream: &TcpStream, inline: bool, seen: &mpsc::Sender<()>) -> Got {
-    let (mut got, mut block) = (Got::default(), vec![0; 64 << 10]);
+    let (mut got, mut block, mut taken) = (Got::default(), vec![0; 64 << 10], false);
     if inline {
         keep_urgent_inline(stream.as_raw_fd());
     }
     let fd = stream.as_raw_fd();
     loop {
+        if taken && at_urgent_mark(fd) {
+            taken = false;
+            let _ = seen.send(());
+        }
         let mut ready = [PollFd::new(stream.as_fd(), PollFlags::POLLIN | PollFlags::POLLPRI)];
         let timeout = PollTimeout::try_from(PATIENCE.as_millis() as i32).unwrap();
         assert_eq!(
@@ -92,8 +97,8 @@ fn receive_parts(mut stream: &TcpStream, inline: bool, seen: &mpsc::Sender<()>) 
         let priority = ready[0].revents().unwrap().contains(PollFlags::POLLPRI);
         if !inline && priority && recv(fd, &mut block[..1], MsgFlags::MSG_OOB) == Ok(1) {
             got.urgent.push(block[0]);
-            let _ = seen.send(());
-            // What poll said is old now: the sender may have sent another urgent byte, which a read would pass over.
+            taken = true;
+            // What poll said is old now.
             continue;
         }
         let (there, mark) = (unread(fd), at_urgent_mark(fd));
