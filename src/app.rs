@@ -18,7 +18,7 @@ use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Capacity, Control, Input, Source};
-use crate::link::{self, Local, Shared};
+use crate::link::{self, Local, Shared, StartEngine};
 use crate::sys::sandbox::{self, Needs, Unlisted};
 use crate::sys::ways;
 use crate::worker::{Settings, Worker};
@@ -114,7 +114,8 @@ pub fn launch(
     event_log::spawn().context("cannot start the event log")?;
     let pipes = capacity.budget.pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
-    let (control, inputs) = Control::start(source, config, capacity, inheritance, Box::new(spawn), helpers)?;
+    let spawn = Box::new(spawn);
+    let (control, inputs) = Control::start(source, config, capacity, inheritance, spawn, engines(), helpers)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if needs.is_some()
@@ -127,6 +128,11 @@ pub fn launch(
         inputs,
         shared,
     })
+}
+
+/// What carries connections beside the workers: a row each.
+fn engines() -> Vec<StartEngine> {
+    Vec::new()
 }
 
 impl Running {

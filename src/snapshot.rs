@@ -67,6 +67,15 @@ impl std::ops::Deref for Listeners {
     }
 }
 
+/// The engine that carries a listener, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner(pub &'static str);
+
+impl Owner {
+    /// The worker threads.
+    pub const WORKERS: Owner = Owner("proxy");
+}
+
 /// A listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -76,6 +85,8 @@ pub struct Listener {
     pub config: model::Listener,
     /// Name of the pool it sends to.
     pub pool: Arc<str>,
+    /// Who carries what comes to it.
+    pub owner: Owner,
     /// Its statistics.
     pub stats: Arc<ListenerStats>,
     /// Who may come in.

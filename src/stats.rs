@@ -6,8 +6,8 @@
 //!
 //! Statistics belong to an identity (listener name; pool and address), not to a configuration, so they survive reloads.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -89,22 +89,34 @@ impl Histogram {
     }
 }
 
-/// One `T` for each worker, each on cache lines of its own. More workers than shards share some.
+/// One `T` for each worker, each on cache lines of its own; more workers than shards share some. And one that is set, not
+/// counted, for what is counted elsewhere.
 #[derive(Debug)]
-pub struct Sharded<T>(Box<[CachePadded<T>]>);
+pub struct Sharded<T> {
+    counted: Box<[CachePadded<T>]>,
+    elsewhere: OnceLock<Box<T>>,
+}
 
 impl<T: Default> Sharded<T> {
     /// `shards` copies, at least one.
     pub fn new(shards: usize) -> Self {
-        Self((0..shards.max(1)).map(|_| CachePadded::default()).collect())
+        Self {
+            counted: (0..shards.max(1)).map(|_| CachePadded::default()).collect(),
+            elsewhere: OnceLock::new(),
+        }
     }
     /// The shard of worker `worker`.
     pub fn of(&self, worker: usize) -> &T {
-        &self.0[worker % self.0.len()]
+        &self.counted[worker % self.counted.len()]
+    }
+    /// The shard for totals that are kept elsewhere (a kernel map): its counters are set, by one writer, and never added to.
+    pub fn kept_elsewhere(&self) -> &T {
+        self.elsewhere.get_or_init(Box::default)
     }
     /// All shards.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|shard| &**shard)
+        let counted = self.counted.iter().map(|shard| &**shard);
+        counted.chain(self.elsewhere.get().map(|shard| &**shard))
     }
     /// Adds up one counter over all shards.
     pub fn sum(&self, field: impl Fn(&T) -> &Count) -> u64 {

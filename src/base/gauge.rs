@@ -31,6 +31,10 @@ impl Gauge {
         let before = self.0.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a gauge fell below zero");
     }
+    /// Has a part that is counted elsewhere, `was` when it was last looked at, follow what it `is` now.
+    pub fn follow(&self, was: u32, is: u32) {
+        self.0.fetch_add(is.wrapping_sub(was), Relaxed);
+    }
     /// Current value.
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
@@ -40,6 +44,18 @@ impl Gauge {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    /// Beside a part that is counted here. Seen to fail with the two arguments the wrong way round.
+    #[test]
+    fn a_part_that_is_counted_elsewhere_rises_and_falls() {
+        let gauge = Gauge::default();
+        gauge.raise();
+        let seen = [0, 7, 7, 2, u32::MAX - 1, 0].windows(2).map(|pair| {
+            gauge.follow(pair[0], pair[1]);
+            gauge.get() - 1
+        });
+        assert_eq!(seen.collect::<Vec<_>>(), [7, 7, 2, u32::MAX - 1, 0]);
+    }
 
     #[test]
     fn a_capped_gauge_is_exact_over_threads() {

@@ -13,7 +13,7 @@ use super::phase::Order;
 use super::request::Request;
 use super::thread::Control;
 use crate::flow::Dropped;
-use crate::link::{Command, LiveConnection};
+use crate::link::{EngineOrder, LiveConnection};
 
 /// A worker whose turn lasts longer than this is stuck.
 pub const STUCK_AFTER: Duration = Duration::from_secs(2);
@@ -81,11 +81,7 @@ impl Control {
 
     fn connections(&self, limit: usize) -> Vec<LiveConnection> {
         let (sender, receiver) = bounded(64);
-        self.crew.all(|| Command::List {
-            limit,
-            reply: sender.clone(),
-        });
-        drop(sender);
+        self.engines.obey(&EngineOrder::List { limit, reply: sender });
         let deadline = Instant::now() + WORKERS_MAX;
         let mut found = Vec::new();
         while let Ok(part) = receiver.recv_deadline(deadline) {
@@ -98,17 +94,14 @@ impl Control {
 
     fn kill(&self, id: u64) -> bool {
         let (sender, receiver) = bounded(64);
-        self.crew.all(|| Command::Kill {
-            id,
-            reply: sender.clone(),
-        });
-        drop(sender);
+        self.engines.obey(&EngineOrder::Kill { id, reply: sender });
         let deadline = Instant::now() + WORKERS_MAX;
         std::iter::from_fn(|| receiver.recv_deadline(deadline).ok()).any(|killed| killed)
     }
 
     fn facts(&mut self) -> Facts {
         let now = Instant::now();
+        self.engines.collect(now);
         let backends = self
             .pools
             .iter()

@@ -39,7 +39,7 @@ impl Control {
             Err(error) => return self.upgrade_failed(error.to_string()),
         };
         let handover = Handover {
-            workers: self.crew.handles().cloned().collect(),
+            workers: self.engines.workers.handles().cloned().collect(),
             listeners: self.endpoints.labels(),
             knowledge: self.pools.knowledge(),
             own,
@@ -64,6 +64,7 @@ impl Control {
         if let Some(http) = &self.http {
             own.push((http::inherited_name(self.config.metrics), http.try_clone()?.into()));
         }
+        own.extend(self.engines.hand_over()?);
         Ok(own)
     }
 
@@ -84,11 +85,14 @@ impl Control {
                 self.upgrade.predecessor = None;
                 let places = sockets.iter().map(|socket| (socket.listener, socket.local.clone()));
                 let places: Vec<_> = places.collect();
-                self.crew.settle(deal_again(sockets, self.crew.size()), migrants);
+                let workers = &self.engines.workers;
+                workers.settle(deal_again(sockets, workers.size()), migrants);
+                // The engines of the other process may have begun.
+                self.publish();
                 if phase == Phase::Stopping {
                     // Who is queued there is served; nobody else is.
-                    self.crew.unlisten(&places);
-                    self.unlistened = Some(self.crew.barrier());
+                    self.engines.workers.unlisten(&places);
+                    self.unlistened = Some(self.engines.workers.barrier());
                     log::info!("upgrade given up: {reason}");
                     return true;
                 }
@@ -112,7 +116,7 @@ impl Control {
                 for (_, local) in &done.unused {
                     endpoints::remove_file(local);
                 }
-                self.crew.unlisten(&done.unused);
+                self.engines.workers.unlisten(&done.unused);
                 if done.unused_own.contains(&admin::inherited_name(&self.config.admin)) {
                     admin::remove(&self.admin);
                 }
@@ -121,13 +125,15 @@ impl Control {
                 }
                 done.tell();
                 self.endpoints.forget();
-                self.unlistened = Some(self.crew.barrier());
+                self.engines.let_go();
+                self.unlistened = Some(self.engines.workers.barrier());
                 self.stopping = Some(Instant::now() + grace);
             }
             Event::Go(migrants) => {
                 if let Some((successor, held)) = self.upgrade.waiting.take() {
                     self.upgrade.arriving = true;
-                    self.crew.settle(held, migrants);
+                    self.engines.take_over(&self.shared.snapshot());
+                    self.engines.workers.settle(held, migrants);
                     if let Err(error) = self.observe() {
                         log::error!("admin socket and metrics: {error}");
                     }

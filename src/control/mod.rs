@@ -7,8 +7,7 @@
 //! it and waits with a limit. A round of the thread is: note that it lives (the election looks), let time do its work on pools,
 //! publish what changed, show life to the service manager, take one input.
 //!
-//! A change of anything that workers act on ends in one [`Shared::publish`](crate::link::Shared::publish) at the end of the round
-//! that made it.
+//! A change of anything that engines act on ends in one publication (`Control::publish`) at the end of the round that made it.
 //!
 //! | file or folder | is about |
 //! |---|---|
@@ -16,6 +15,7 @@
 //! | `reload` | one configuration replaced by another, whole or not at all |
 //! | `handover` | its part in an upgrade, as the old process and as the new one |
 //! | `answers` | what operators ask and order |
+//! | `engines` | the table of what carries connections: when each of them hears of what |
 //! | [`phase`] | which orders a process takes at which point of its life |
 //! | [`publication`] | what workers act on: pools and health, listeners and sockets, the workers themselves |
 //! | [`operator`] | the admin socket, HTTP, status, metrics, history, the page |
@@ -32,6 +32,7 @@ pub mod access_log;
 mod answers;
 mod capacity;
 pub mod election;
+mod engines;
 pub mod etcd;
 pub mod event_log;
 mod handover;

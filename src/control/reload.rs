@@ -31,12 +31,14 @@ impl Control {
             election::check(failover).map_err(|error| format!("failover: {error}"))?;
         }
         let workers = capacity.workers;
-        let hired = self.crew.hire(workers);
+        let hired = self.engines.workers.hire(workers);
         let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
         let inherited = &mut self.upgrade.inherited;
-        let share = |places| self.crew.share(places);
-        let plan = self.endpoints.plan(&config.listeners, workers, inherited, share);
+        let share = |places| self.engines.workers.share(places);
+        let owner = |listener: &model::Listener| self.engines.owner(listener);
+        let plan = self.endpoints.plan(&config.listeners, workers, inherited, owner, share);
         let plan = plan.map_err(|error| error.to_string())?;
+        self.engines.prepare(config)?;
         Ok(Prepared { capacity, plan, hired })
     }
 
@@ -44,8 +46,8 @@ impl Control {
     pub(super) fn put_in_force(&mut self, config: Config, prepared: Prepared) {
         let Prepared { capacity, plan, hired } = prepared;
         let workers = capacity.workers;
-        let lacking = self.endpoints.lacking(self.crew.size(), workers);
-        self.crew.admit(hired);
+        let lacking = self.endpoints.lacking(self.engines.workers.size(), workers);
+        self.engines.workers.admit(hired);
         let probes = capacity.budget.probes;
         self.prober.set_sockets_max((probes * FDS_PER_PROBE) as usize);
         self.pools
@@ -55,26 +57,34 @@ impl Control {
             closed_streams,
             closed_datagrams,
         } = self.endpoints.commit(plan, &config, workers);
-        // Whoever waits in a queue is served by the listener that he came to: before workers learn that it is gone.
-        self.crew.unlisten_and_wait(&closed_streams);
         self.generation += 1;
         self.config = config;
         self.budget = capacity.budget;
-        self.publish();
-        self.crew.settle(self.upgrade.hold(dealt), Vec::new());
+        let snapshot = self.next_snapshot();
+        self.engines.adopt_beside_workers(&snapshot);
+        // A client who waits in a queue is served by the listener that he came to: before workers learn that it is gone.
+        self.engines.workers.unlisten_and_wait(&closed_streams);
+        self.engines.workers.adopt(&snapshot);
+        self.engines.workers.settle(self.upgrade.hold(dealt), Vec::new());
         // A socket that takes the place of another one at the same address must be there before that one goes.
-        self.crew.unlisten_and_wait(&closed_datagrams);
+        self.engines.workers.unlisten_and_wait(&closed_datagrams);
         // After that: what is closed moves no more.
         for (listener, local, positions) in lacking {
-            self.crew.spread(listener, &local, positions);
+            self.engines.workers.spread(listener, &local, positions);
         }
-        self.crew.retire(workers);
+        self.engines.workers.retire(workers);
     }
 
-    /// Has workers act on what is in force now.
+    /// Has engines act on what is in force now.
     pub(super) fn publish(&mut self) {
+        let snapshot = self.next_snapshot();
+        self.engines.adopt(&snapshot);
+    }
+
+    /// What is in force now, under the next version.
+    fn next_snapshot(&mut self) -> Arc<Snapshot> {
         self.version += 1;
-        self.shared.publish(Arc::new(Snapshot {
+        Arc::new(Snapshot {
             version: self.version,
             generation: self.generation,
             listeners: self.endpoints.listeners(),
@@ -83,7 +93,7 @@ impl Control {
             connections_stated: self.config.limits.connections.is_some(),
             sessions_max: self.budget.sessions as u32,
             interim: self.config.log.interim,
-        }));
+        })
     }
 
     /// Reads the configuration again and puts it in force.

@@ -12,6 +12,7 @@ use super::access_log;
 use super::capacity::Capacity;
 use super::election::Helpers;
 use super::election::vips::Vips;
+use super::engines::Engines;
 use super::event_log;
 use super::notifier::Notifier;
 use super::operator::metrics::Peak;
@@ -19,14 +20,13 @@ use super::operator::{admin, http, observer};
 use super::phase::{self, Answer, Order, Phase, Why};
 use super::publication::crew::Crew;
 use super::publication::endpoints::Endpoints;
-use super::publication::pools::{self, Pools};
+use super::publication::pools::Pools;
 use super::publication::probe::{NotStarted, Prober, Verdict};
 use super::request::Input;
 use super::source::Source;
 use super::upgrade::{Inheritance, State as Upgrade};
 use crate::config::{Budget, Config};
-use crate::link::{Command, Record, Report, Shared, SpawnWorker};
-use crate::relay::Cause;
+use crate::link::{Record, Report, Shared, SpawnWorker, StartEngine};
 
 /// Inputs that may wait: more than probes that run, clients that may ask and steps of an upgrade come to. Signals beyond wait in
 /// the kernel.
@@ -47,7 +47,7 @@ pub struct Control {
     pub(super) shared: Arc<Shared>,
     pub(super) inputs: Receiver<Input>,
     pub(super) reports: Receiver<Report>,
-    pub(super) crew: Crew,
+    pub(super) engines: Engines,
     pub(super) endpoints: Endpoints,
     pub(super) pools: Pools,
     pub(super) prober: Prober<Input>,
@@ -79,6 +79,7 @@ impl Control {
         capacity: Capacity,
         inheritance: Inheritance,
         spawn: SpawnWorker,
+        engines: Vec<StartEngine>,
         helpers: Option<Helpers>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (mut upgrade, knowledge) = Upgrade::new(inheritance);
@@ -97,13 +98,17 @@ impl Control {
         let access_log = access_log::start(&config.log)?;
         let records = access_log.as_ref().map(|(records, _)| records.clone());
         let shared = Shared::new(records, report_sender, Instant::now());
+        let workers = Crew::new(shared.clone(), spawn);
+        let waiting = upgrade.is_waiting();
+        let mut inherit = |name: &str| upgrade.inherited.claim_own(name);
+        let engines = Engines::start(workers, engines, &shared, &mut inherit, waiting)?;
         let vips = Vips::new(shared.clone());
         let mut control = Control {
             vips,
             source,
             inputs,
             reports,
-            crew: Crew::new(shared.clone(), spawn),
+            engines,
             endpoints: Endpoints::default(),
             pools: Pools::new(u64::from(std::process::id())),
             // Bounded by the budget, when there is one.
@@ -178,8 +183,9 @@ impl Control {
         loop {
             let now = Instant::now();
             self.shared.note_control();
+            self.engines.refresh(now);
             self.follow_pools(now);
-            self.crew.reap();
+            self.engines.workers.reap();
             self.show_life(now);
             if self.stopping.is_none() && self.vips.is_useless() {
                 log::error!(
@@ -213,8 +219,7 @@ impl Control {
                 default(wait.min(IDLE_MAX)) => {}
             }
         }
-        self.crew.all(|| Command::ShedAll(Cause::Shutdown));
-        self.crew.stop();
+        self.engines.stop();
         self.vips.stop();
         self.observer = None;
         self.remove_admin();
@@ -236,7 +241,7 @@ impl Control {
         }
         // After that: a worker that sheds does not choose that backend again.
         for shed in self.pools.take_shed() {
-            self.shed(shed);
+            self.engines.shed(shed);
         }
         self.pools.tell();
     }
@@ -277,6 +282,7 @@ impl Control {
             return false;
         }
         self.unlistened = None;
+        self.engines.collect(Instant::now());
         self.shared.process.connections.get() == 0 && self.shared.process.udp_sessions.get() == 0
     }
 
@@ -335,8 +341,8 @@ impl Control {
         self.upgrade.abandon();
         self.notifier
             .stopping(format!("stopping: {open} connections may finish"));
-        self.crew.unlisten(&self.endpoints.close_all());
-        self.unlistened = Some(self.crew.barrier());
+        self.engines.close(&self.endpoints.close_all());
+        self.unlistened = Some(self.engines.workers.barrier());
     }
 
     /// One line for the service manager.
@@ -363,7 +369,7 @@ impl Control {
     /// Signs of life for the service manager, as long as every worker turns.
     fn show_life(&mut self, now: Instant) {
         let epoch = self.shared.epoch;
-        let busy = self.crew.handles().filter_map(|worker| {
+        let busy = self.engines.workers.handles().filter_map(|worker| {
             let since_ms = worker.stats.busy_since_ms.get();
             let since = epoch.checked_add(Duration::from_millis(since_ms))?;
             Some((worker.id, now.saturating_duration_since(since)))
@@ -372,23 +378,6 @@ impl Control {
         if self.notifier.wants_status(now) {
             let status = self.status_line();
             self.notifier.status(status);
-        }
-    }
-
-    fn shed(&mut self, shed: pools::Shed) {
-        // Divided evenly: the workers hold about equal numbers of a backend's connections.
-        let workers = self.crew.handles().count();
-        for (ix, handle) in self.crew.handles().enumerate() {
-            let turn = (ix + shed.first % workers) % workers;
-            let count = shed.count / workers + usize::from(turn < shed.count % workers);
-            if count > 0 {
-                handle.send(Command::Shed {
-                    backend: shed.backend,
-                    protocol: shed.protocol,
-                    count,
-                    cause: shed.cause,
-                });
-            }
         }
     }
 }

@@ -33,7 +33,7 @@ use mio::{Events, Poll, Registry, Waker};
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
-use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, Seat, Shared};
+use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, Seat, Shared, SocketMove};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
@@ -293,74 +293,78 @@ impl Worker {
 
     /// Does what is asked; false ends the thread.
     fn obey(&mut self, command: Command) -> bool {
-        let Self {
-            poll,
-            sockets,
-            accepting,
-            tcp,
-            udp,
-            context,
-            retiring,
-            ..
-        } = self;
         match command {
-            Command::Listen { socket, migrants } => sockets.serve(poll, context, udp, socket, migrants),
-            Command::Unlisten(listener, local) => {
-                let streams = sockets.remove(poll, context, udp, listener, &local);
-                accepting.close(context, &mut sockets.streams, streams);
-                self.accept();
-            }
-            Command::Share { of, reply } => {
-                let _ = reply.send(sockets.share(of.as_deref().map(Vec::as_slice)));
-            }
-            Command::Release { places, reply } => {
-                let _ = reply.send(sockets.release(poll, context, udp, &places));
-            }
+            Command::Order(EngineOrder::Stop) => return false,
+            Command::Order(order) => self.carry_out(order),
+            Command::Sockets(order) => self.move_sockets(order),
             Command::Adopt(accepted, seat) => {
                 seat.keep();
-                tcp.open(context, *accepted);
+                self.tcp.open(&mut self.context, *accepted);
             }
-            Command::List { limit, reply } => {
+            Command::Retire => self.retiring = true,
+        }
+        true
+    }
+
+    fn carry_out(&mut self, order: EngineOrder) {
+        let Self { tcp, udp, context, .. } = self;
+        match order {
+            EngineOrder::List { limit, reply } => {
                 let mut live = tcp.list(context, limit);
                 live.extend(udp.list(context, limit - live.len()));
                 drop(reply.send(live));
             }
-            Command::Kill { id, reply } => {
+            EngineOrder::Kill { id, reply } => {
                 let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
             }
-            Command::Shed {
-                backend,
-                protocol,
-                count,
-                cause,
-            } => {
-                if protocol != Some(Protocol::Udp) {
-                    tcp.shed(context, backend, count, cause);
+            EngineOrder::Shed(shed) => {
+                if shed.protocol != Some(Protocol::Udp) {
+                    tcp.shed(context, shed.backend, shed.count, shed.cause);
                 }
-                if protocol != Some(Protocol::Tcp) {
-                    udp.shed(backend, count, cause);
+                if shed.protocol != Some(Protocol::Tcp) {
+                    udp.shed(shed.backend, shed.count, shed.cause);
                 }
             }
-            Command::ShedAll(cause) => {
-                tcp.end_all(context, cause);
-                udp.end_all(context, cause);
-            }
-            Command::Leave { address, finished } => {
+            EngineOrder::Leave { address, finished } => {
                 tcp.end_at(context, address);
                 udp.end_at(context, address);
                 drop(finished);
             }
-            Command::Retire { to } => {
-                sockets.hand_over(poll, context, udp, &to);
-                *retiring = true;
+            EngineOrder::Sync(done) => drop(done),
+            // See `obey`.
+            EngineOrder::Stop => {}
+        }
+    }
+
+    fn move_sockets(&mut self, order: SocketMove) {
+        let Self {
+            poll,
+            sockets,
+            accepting,
+            udp,
+            context,
+            ..
+        } = self;
+        match order {
+            SocketMove::Serve { socket, migrants } => sockets.serve(poll, context, udp, socket, migrants),
+            SocketMove::Close(places) => {
+                for (listener, local) in &*places {
+                    let streams = sockets.remove(poll, context, udp, *listener, local);
+                    accepting.close(context, &mut sockets.streams, streams);
+                }
+                self.accept();
             }
-            Command::Spread { listener, local, to } => {
+            SocketMove::Share { of, reply } => {
+                let _ = reply.send(sockets.share(of.as_deref().map(Vec::as_slice)));
+            }
+            SocketMove::Release { places, reply } => {
+                let _ = reply.send(sockets.release(poll, context, udp, &places));
+            }
+            SocketMove::Spread { listener, local, to } => {
                 sockets.spread(poll, context, udp, (listener, &local), &to);
             }
-            Command::Sync(done) => drop(done),
-            Command::Stop => return false,
+            SocketMove::HandOver { to } => sockets.hand_over(poll, context, udp, &to),
         }
-        true
     }
 
     fn timeout(&self) -> Duration {
@@ -386,6 +390,7 @@ mod tests {
     use crate::config;
     use crate::gate::Gate;
     use crate::link::Local;
+    use crate::snapshot::Owner;
     use crate::stats::ListenerStats;
 
     fn shared() -> Arc<Shared> {
@@ -408,6 +413,7 @@ mod tests {
                 id: 0,
                 config,
                 pool: "main".into(),
+                owner: Owner::WORKERS,
                 stats,
                 gate,
             }),

@@ -36,7 +36,7 @@ use set::{LINGER_MS, Listening, Set};
 
 use crate::base::{Key, Kind};
 use crate::flow::Tally;
-use crate::link::{self, Command, ListenSocket, Local, Migrant};
+use crate::link::{self, Command, ListenSocket, Local, Migrant, SocketMove};
 use crate::snapshot::Listeners;
 use crate::sys::{epoll, udp};
 
@@ -190,20 +190,20 @@ impl Sockets {
 
     fn give_stream(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
         if let Some(listening) = self.streams.take(poll, key) {
-            to.send(Command::Listen {
+            to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
                 migrants: Vec::new(),
-            });
+            }));
         }
     }
 
     fn give_datagram(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, key: Key, to: &link::Worker) {
         let migrants = udp.leave(poll, context, &mut self.datagrams, key);
         if let Some(listening) = self.datagrams.take(poll, key) {
-            to.send(Command::Listen {
+            to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
                 migrants,
-            });
+            }));
         }
     }
 

@@ -375,6 +375,7 @@ mod tests {
             listener: Arc::new(Listener {
                 id: 1,
                 pool: "web".into(),
+                owner: crate::snapshot::Owner::WORKERS,
                 gate: Gate::new(&config, stats.clone(), None),
                 config,
                 stats,

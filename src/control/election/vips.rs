@@ -18,7 +18,7 @@ use crate::api::question::VipOrder;
 use crate::api::status;
 use crate::config::model::Failover;
 use crate::failover::words::Local;
-use crate::link::{Command, Finished, Shared};
+use crate::link::{Command, EngineOrder, Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
 const CONTROL_MAX: Duration = Duration::from_secs(10);
@@ -198,12 +198,15 @@ fn node(node: &NodeStatus) -> status::Node {
 
 /// This process as the election sees it.
 fn process(shared: &Arc<Shared>, patience: Duration) -> Process {
-    let workers = shared.clone();
+    let told = shared.clone();
     let leave = move |address: IpAddr, finished: Arc<Finished>| {
-        for worker in workers.workers().iter() {
-            let finished = finished.clone();
+        let leave = EngineOrder::Leave { address, finished };
+        for worker in told.workers().iter() {
             // A queue that is full belongs to a worker that does not turn.
-            let _ = worker.try_send(Command::Leave { address, finished });
+            let _ = worker.try_send(Command::Order(leave.clone()));
+        }
+        for engine in told.engines().iter() {
+            engine.obey(leave.clone());
         }
     };
     Process {

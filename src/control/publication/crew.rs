@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-use crate::link::{self, Command, ListenSocket, Local, Migrant, Recipients, Shared, SpawnWorker};
+use crate::link::{
+    self, Command, EngineOrder, ListenSocket, Local, Migrant, Recipients, Shared, SocketMove, SpawnWorker,
+};
+use crate::snapshot::Snapshot;
 use crate::sys::socket::identity;
 
 /// How long workers may take to hand over or close sockets.
@@ -27,7 +30,7 @@ pub struct Hired(Vec<Member>);
 impl Drop for Hired {
     fn drop(&mut self) {
         for member in self.0.drain(..) {
-            member.handle.send(Command::Stop);
+            member.handle.send(Command::Order(EngineOrder::Stop));
             let _ = member.thread.join();
         }
     }
@@ -37,7 +40,7 @@ impl Drop for Hired {
 fn barrier<'a>(members: impl IntoIterator<Item = &'a Member>) -> Receiver<()> {
     let (done, all_done) = bounded(1);
     for member in members {
-        member.handle.send(Command::Sync(done.clone()));
+        member.handle.send(Command::Order(EngineOrder::Sync(done.clone())));
     }
     all_done
 }
@@ -111,7 +114,8 @@ impl Crew {
         self.announce();
         for (ix, member) in leaving.iter().enumerate() {
             let to = self.active[ix % self.active.len()].handle.clone();
-            member.handle.send(Command::Retire { to });
+            member.handle.send(Command::Sockets(SocketMove::HandOver { to }));
+            member.handle.send(Command::Retire);
         }
         settled(&leaving);
         self.retired.extend(leaving);
@@ -124,11 +128,11 @@ impl Crew {
         let poor = poor.iter().map(|member| member.handle.clone());
         let to = Arc::new(Recipients::new(poor.collect()));
         for member in rich {
-            member.handle.send(Command::Spread {
+            member.handle.send(Command::Sockets(SocketMove::Spread {
                 listener,
                 local: local.clone(),
                 to: to.clone(),
-            });
+            }));
         }
         settled(rich);
     }
@@ -150,7 +154,8 @@ impl Crew {
             for socket in sockets {
                 let identity = identity(socket.fd.as_raw_fd());
                 let migrants = by_socket.remove(&identity).unwrap_or_default();
-                self.active[ix].handle.send(Command::Listen { socket, migrants });
+                let serve = SocketMove::Serve { socket, migrants };
+                self.active[ix].handle.send(Command::Sockets(serve));
             }
         }
     }
@@ -162,7 +167,7 @@ impl Crew {
         for (ix, member) in self.active.iter().enumerate() {
             let (reply, answer) = bounded(1);
             let of = Some(places.clone());
-            member.handle.send(Command::Share { of, reply });
+            member.handle.send(Command::Sockets(SocketMove::Share { of, reply }));
             let silent = |_| io::Error::other(format!("worker {} does not answer", member.handle.id));
             let sockets = answer.recv_timeout(SETTLE_MAX).map_err(silent)??;
             shared.extend(sockets.into_iter().map(|socket| (ix, socket)));
@@ -172,8 +177,11 @@ impl Crew {
 
     /// Has every worker serve what is queued at these addresses (listener, address), and close them.
     pub fn unlisten(&self, closed: &[(u32, Local)]) {
-        for (listener, local) in closed {
-            self.all(|| Command::Unlisten(*listener, local.clone()));
+        if !closed.is_empty() {
+            let closed = Arc::new(closed.to_vec());
+            for handle in self.handles() {
+                handle.send(Command::Sockets(SocketMove::Close(closed.clone())));
+            }
         }
     }
 
@@ -190,10 +198,23 @@ impl Crew {
         barrier(self.members())
     }
 
-    /// Sends a command to every worker.
-    pub fn all(&self, command: impl Fn() -> Command) {
-        for handle in self.handles() {
-            handle.send(command());
+    /// Has every worker act on a snapshot.
+    pub fn adopt(&self, snapshot: &Arc<Snapshot>) {
+        self.shared.publish(snapshot.clone());
+    }
+
+    /// Tells every worker, retired ones included.
+    pub fn obey(&self, order: &EngineOrder) {
+        let workers = self.handles().count();
+        for (ix, handle) in self.handles().enumerate() {
+            let order = match order {
+                EngineOrder::Shed(shed) => match shed.part(ix, workers) {
+                    Some(part) => EngineOrder::Shed(part),
+                    None => continue,
+                },
+                order => order.clone(),
+            };
+            handle.send(Command::Order(order));
         }
     }
 
@@ -204,7 +225,7 @@ impl Crew {
 
     /// Ends every thread; what is still open is closed.
     pub fn stop(&mut self) {
-        self.all(|| Command::Stop);
+        self.obey(&EngineOrder::Stop);
         for member in self.active.drain(..).chain(self.retired.drain(..)) {
             let _ = member.thread.join();
         }

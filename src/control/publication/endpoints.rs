@@ -17,7 +17,7 @@ use super::sockets::{self, BindError, Bound, Dealt};
 use crate::config::model::{self, Config, Protocol};
 use crate::gate::Gate;
 use crate::link::{ListenSocket, Local};
-use crate::snapshot::{Listener, Listeners};
+use crate::snapshot::{Listener, Listeners, Owner};
 use crate::stats::ListenerStats;
 
 /// See the module.
@@ -56,6 +56,7 @@ pub struct Plan {
     /// The entry that each listener continues, if any.
     origins: Vec<Option<usize>>,
     ids: Vec<u32>,
+    owners: Vec<Owner>,
     next_id: u32,
 }
 
@@ -94,6 +95,14 @@ pub fn remove_file(local: &Local) {
     }
 }
 
+/// The addresses that have to be bound for a listener.
+fn to_bind(listener: &model::Listener, owner: Owner) -> Vec<Local> {
+    match owner {
+        Owner::WORKERS => sockets::wanted(listener),
+        _ => Vec::new(),
+    }
+}
+
 impl Endpoints {
     /// The entry that each of `listeners` continues: the one of its name, else one whose name goes and whose address it has.
     fn origins(&self, listeners: &[model::Listener]) -> Vec<Option<usize>> {
@@ -122,13 +131,14 @@ impl Endpoints {
         origins
     }
 
-    /// Binds what `listeners` ask for and is neither bound yet nor inherited. `share` makes duplicates of the sockets at
-    /// some places, which move from one listener to another.
+    /// Binds what `listeners` ask for and is neither bound yet nor inherited, as far as the workers carry it: `owner` says who
+    /// does. `share` makes duplicates of the sockets at some places, which move from one listener to another.
     pub fn plan(
         &self,
         listeners: &[model::Listener],
         workers: usize,
         inherited: &mut InheritedSockets,
+        owner: impl Fn(&model::Listener) -> Owner,
         share: impl FnOnce(Vec<(u32, Local)>) -> io::Result<Vec<(usize, ListenSocket)>>,
     ) -> Result<Plan, BindError> {
         let mut plan = Plan {
@@ -136,6 +146,7 @@ impl Endpoints {
             moved: Vec::new(),
             origins: self.origins(listeners),
             ids: Vec::new(),
+            owners: listeners.iter().map(owner).collect(),
             next_id: self.next_id,
         };
         // Addresses that can move: which, and from whom.
@@ -154,7 +165,7 @@ impl Endpoints {
             let id = entry.map_or(plan.next_id, |entry| entry.listener.id);
             plan.next_id += u32::from(entry.is_none());
             plan.ids.push(id);
-            for wanted in sockets::wanted(listener) {
+            for wanted in to_bind(listener, plan.owners[ix]) {
                 match entry.and_then(|entry| entry.bound.get(&wanted)) {
                     None => match elsewhere.get(&(listener.protocol, &wanted)) {
                         Some(&(from, place)) => {
@@ -207,17 +218,19 @@ impl Endpoints {
     /// Puts a plan into force.
     pub fn commit(&mut self, mut plan: Plan, config: &Config, workers: usize) -> Changes {
         let mut entries: Vec<Entry> = Vec::new();
-        for ((listener, &id), origin) in config.listeners.iter().zip(&plan.ids).zip(&plan.origins) {
+        for (ix, (listener, &id)) in config.listeners.iter().zip(&plan.ids).enumerate() {
+            let (origin, owner) = (plan.origins[ix], plan.owners[ix]);
             let old = origin.map(|origin| &self.entries[origin]);
             let stats = old.map_or_else(|| ListenerStats::new(workers), |e| e.listener.stats.clone());
             let kept = |wanted: Local| Some((wanted.clone(), old?.bound.get(&wanted)?.clone()));
-            let bound = sockets::wanted(listener).into_iter().filter_map(kept).collect();
+            let bound = to_bind(listener, owner).into_iter().filter_map(kept).collect();
             let predecessor = old.map(|e| &*e.listener.gate);
             let gate = Gate::new(listener, stats.clone(), predecessor);
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
                 pool: config.pools[listener.pool].policy.name.as_str().into(),
+                owner,
                 stats,
                 gate,
             });
@@ -327,5 +340,49 @@ impl Endpoints {
             .collect();
         closed.iter().for_each(|(_, local)| remove_file(local));
         closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    /// A listener moves from the workers to another engine and back.
+    ///
+    /// Seen to fail with `to_bind` that does not look at the owner.
+    #[test]
+    fn what_another_engine_carries_is_not_bound() {
+        let yaml = "listeners: {a: {bind: '127.0.0.1:0', pool: p}, b: {bind: '127.0.0.1:0', pool: p}}\n\
+                    pools: {p: {backends: ['127.0.0.1:3']}}";
+        let config = config::parse("weir.yaml", yaml).unwrap().config;
+        let mut endpoints = Endpoints::default();
+        // Columns: who is carried elsewhere; who is bound then; sockets that close, and those that are dealt to two workers.
+        let rows: [(&str, &[&str], usize, usize); 3] = [
+            ("nobody", &["a", "b"], 0, 4),
+            ("b", &["a"], 1, 0),
+            ("nobody", &["a", "b"], 0, 2),
+        ];
+        for (elsewhere, expected, closed, dealt) in rows {
+            let owner = |listener: &model::Listener| match listener.name == elsewhere {
+                true => Owner("other"),
+                false => Owner::WORKERS,
+            };
+            let share = |_| Ok(Vec::new());
+            let plan = endpoints.plan(&config.listeners, 2, &mut InheritedSockets::default(), owner, share);
+            let changes = endpoints.commit(plan.unwrap(), &config, 2);
+            let bound: Vec<&str> = endpoints.bound().map(|(name, _)| name).collect();
+            assert_eq!(bound, expected);
+            assert_eq!(changes.closed_streams.len(), closed);
+            assert_eq!(changes.dealt.values().map(Vec::len).sum::<usize>(), dealt);
+            let listeners = endpoints.listeners();
+            let owners: Vec<Owner> = listeners.iter().map(|listener| listener.owner).collect();
+            let b = if elsewhere == "b" {
+                Owner("other")
+            } else {
+                Owner::WORKERS
+            };
+            assert_eq!(owners, [Owner::WORKERS, b]);
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::config::model::{OnDown, PoolPolicy, Protocol};
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
-use crate::link::Report;
+use crate::link::{Report, Shed};
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
 use crate::stats::{Count, Histogram};
@@ -37,21 +37,6 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Shortest time between two starts of probes: those that fall due in between start together. With hundreds of backends, waking
 /// two threads for each probe costs more than the probes.
 const PROBES_PAUSE: Duration = Duration::from_millis(20);
-
-/// Connections of a backend that are to be closed now.
-#[derive(Debug, Clone, Copy)]
-pub struct Shed {
-    /// [`Backend::identity`].
-    pub backend: u64,
-    /// Of this protocol; `None` = of both.
-    pub protocol: Option<Protocol>,
-    /// So many at most.
-    pub count: usize,
-    /// The worker that begins, modulo their number: what cannot be divided evenly is dealt from there.
-    pub first: usize,
-    /// As what they end.
-    pub cause: Cause,
-}
 
 /// What is known of probing one backend.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use crossbeam_channel::bounded;
 use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
-use crate::link::{self, Command, ListenSocket, Local};
+use crate::link::{self, Command, ListenSocket, Local, SocketMove};
 use crate::sys::handover::{self as process, Channel, DESCRIPTORS_MAX};
 use crate::sys::systemd;
 
@@ -202,7 +202,7 @@ fn introduce(
     for worker in &handover.workers {
         let (reply, released) = bounded(1);
         let places = used.clone();
-        if worker.send(Command::Release { places, reply }) {
+        if worker.send(Command::Sockets(SocketMove::Release { places, reply })) {
             let migrants = released
                 .recv_timeout(STEP_MAX)
                 .with_context(|| format!("worker {} does not answer", worker.id))?;
@@ -255,7 +255,7 @@ fn gather(handover: &Handover) -> anyhow::Result<Vec<ListenSocket>> {
         let mut sockets = Vec::new();
         for worker in &handover.workers {
             let (reply, shared) = bounded(1);
-            if worker.send(Command::Share { of: None, reply }) {
+            if worker.send(Command::Sockets(SocketMove::Share { of: None, reply })) {
                 let answer = shared
                     .recv_timeout(STEP_MAX)
                     .with_context(|| format!("worker {} does not answer", worker.id))?;

@@ -1,267 +1,36 @@
 //! What passes between control and the workers, and between workers.
 //!
-//! Downwards: the newest [`Snapshot`] (latest wins) and [`Command`]s (bounded queue, never lost: the sender waits).
+//! Downwards: the newest [`Snapshot`] (latest wins) and [`Command`]s (bounded queue, never lost: the sender waits). What any
+//! [`Engine`] can be told is an [`EngineOrder`]; what concerns listening sockets, which only workers have, is a [`SocketMove`].
 //! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
 //! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
+mod command;
+mod engine;
+mod listening;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use socket2::{SockRef, Type};
 
 use crate::base::{Latest, LogLimit, words};
-use crate::config::model::Protocol;
-use crate::gate::Pass;
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, Listener, Place, Snapshot};
+use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
 use crate::sys::socket::ConnectError;
 
+pub use command::{Accepted, Command, EngineOrder, Finished, Recipients, Seat, Shed, SocketMove};
+pub use engine::{Engine, Inherit, StartEngine};
+pub use listening::{ListenSocket, Local, Migrant, Passport};
+
 /// Commands that may wait for one worker.
 pub const COMMANDS_MAX: usize = 4096;
-
-/// A bound, listening socket and where it belongs.
-#[derive(Debug)]
-pub struct ListenSocket {
-    /// [`Listener::id`].
-    pub listener: u32,
-    /// The address it is bound to (the port that the kernel chose, if the file says 0).
-    pub local: Local,
-    /// The socket.
-    pub fd: OwnedFd,
-}
-
-impl ListenSocket {
-    /// The same socket behind another descriptor.
-    pub fn duplicate(&self) -> std::io::Result<ListenSocket> {
-        Ok(ListenSocket {
-            listener: self.listener,
-            local: self.local.clone(),
-            fd: self.fd.try_clone()?,
-        })
-    }
-
-    /// Whether it is a UDP socket.
-    pub fn is_datagram(&self) -> bool {
-        SockRef::from(&self.fd).r#type().is_ok_and(|kind| kind == Type::DGRAM)
-    }
-}
-
-/// A UDP session that goes to another process or worker, together with the listening socket that its client sends to.
-#[derive(Debug)]
-pub struct Migrant {
-    /// What is known of it.
-    pub passport: Passport,
-    /// Connected to its backend.
-    pub fd: OwnedFd,
-    /// Its places under the limits of listener and backend, if it was opened in this process: it keeps them, and has been
-    /// counted already.
-    pub held: Option<(Pass, Place)>,
-}
-
-/// See [`Migrant`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Passport {
-    /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
-    pub socket: u64,
-    /// Client address.
-    pub client: SocketAddr,
-    /// The address that the client sends to.
-    pub local: SocketAddr,
-    /// [`Backend::identity`].
-    pub backend: u64,
-    /// Since its first datagram.
-    pub age: Duration,
-    /// Datagrams from the client.
-    pub requests: u32,
-    /// Datagrams from the backend.
-    pub replies: u32,
-    /// Bytes from the client.
-    pub bytes_up: u64,
-    /// Bytes to the client.
-    pub bytes_down: u64,
-    /// Backends tried.
-    pub attempts: u16,
-    /// The backend still has to be told who the client is.
-    pub introduce: bool,
-    /// The kernel merges datagrams on its socket.
-    pub merges: bool,
-    /// The buffers of its socket are large.
-    pub grown: bool,
-    /// Its backend is down: it goes to another one with its next datagram.
-    #[serde(default)]
-    pub astray: bool,
-}
-
-/// A local address of a listener.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Local {
-    /// Address and port.
-    Ip(SocketAddr),
-    /// Path.
-    Unix(std::path::PathBuf),
-}
-
-impl std::fmt::Display for Local {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Local::Ip(address) => address.fmt(f),
-            Local::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// A connection accepted by one worker and served by another.
-#[derive(Debug)]
-pub struct Accepted {
-    /// Its listener.
-    pub listener: Arc<Listener>,
-    /// The client's address, unless it came over a unix socket.
-    pub client: Option<SocketAddr>,
-    /// The listening socket's address.
-    pub local: Arc<Local>,
-    /// The socket.
-    pub fd: OwnedFd,
-}
-
-/// The place of a connection that is on its way to a worker, in the gauges of that worker and of the process. It is given
-/// back if the connection never arrives, because that worker has ended: see [`Seat::keep`].
-#[derive(Debug)]
-pub struct Seat(Option<(Arc<Shared>, Arc<WorkerStats>)>);
-
-impl Seat {
-    /// Takes a place at `worker`; the one in the process has been taken already.
-    pub fn at(worker: &Worker, shared: &Arc<Shared>) -> Seat {
-        worker.stats.connections.raise();
-        Seat(Some((shared.clone(), worker.stats.clone())))
-    }
-
-    /// The connection goes to another worker instead.
-    pub fn move_to(self, worker: &Worker) -> Seat {
-        if let Some((shared, stats)) = &self.0 {
-            let moved = Seat::at(worker, shared);
-            stats.connections.lower();
-            self.keep();
-            return moved;
-        }
-        self
-    }
-
-    /// The connection is served: the place is given back by whoever ends it.
-    pub fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some((shared, stats)) = self.0.take() {
-            stats.connections.lower();
-            shared.process.connections.lower();
-        }
-    }
-}
-
-/// What a worker is told to do.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve this listening socket, with the UDP sessions that belong to it. The sessions come first: a client that has one
-    /// must not get another.
-    Listen {
-        /// The socket.
-        socket: ListenSocket,
-        /// Its sessions.
-        migrants: Vec<Migrant>,
-    },
-    /// Accept what is queued on the sockets of this listener and address, then close them.
-    Unlisten(u32, Local),
-    /// Hand out duplicates of listening sockets and go on serving them.
-    Share {
-        /// Which (listener, address); `None` = all.
-        of: Option<Arc<Vec<(u32, Local)>>>,
-        /// Where they go.
-        reply: Sender<std::io::Result<Vec<ListenSocket>>>,
-    },
-    /// Close these listening sockets (listener, address) as they are, without serving what is queued: another process
-    /// has them too and will.
-    Release {
-        /// Which.
-        places: Arc<Vec<(u32, Local)>>,
-        /// Their UDP sessions, when it is done: they go with their socket.
-        reply: Sender<Vec<Migrant>>,
-    },
-    /// Serve this connection.
-    Adopt(Box<Accepted>, Seat),
-    /// Describe live connections, at most so many.
-    List {
-        /// At most.
-        limit: usize,
-        /// Where the answer goes.
-        reply: Sender<Vec<LiveConnection>>,
-    },
-    /// End one connection or session.
-    Kill {
-        /// Its id.
-        id: u64,
-        /// Whether it was there.
-        reply: Sender<bool>,
-    },
-    /// End up to `count` connections of a backend, and have as many sessions go to another one.
-    Shed {
-        /// [`Backend::identity`].
-        backend: u64,
-        /// Of this protocol; `None` = of both.
-        protocol: Option<Protocol>,
-        /// At most, of each.
-        count: usize,
-        /// As what they end. Sessions of a backend that is down (`BackendDown`) stay with it while there is no other.
-        cause: Cause,
-    },
-    /// End every connection and session.
-    ShedAll(Cause),
-    /// End every connection and session whose client uses this address: it is about to go to another node.
-    Leave {
-        /// The address.
-        address: IpAddr,
-        /// Dropped when it is done.
-        finished: Arc<Finished>,
-    },
-    /// Give the listening sockets to `to`, finish what is open, then end the thread.
-    Retire {
-        /// Another worker.
-        to: Worker,
-    },
-    /// Keep one listening socket of this listener and address, and give the others to `to`, queue, sessions and all.
-    Spread {
-        /// Listener.
-        listener: u32,
-        /// Address.
-        local: Local,
-        /// One socket each.
-        to: Arc<Recipients>,
-    },
-    /// Drop this when everything that was said before has been done.
-    Sync(Sender<()>),
-    /// End the thread now.
-    Stop,
-}
-
-/// Shared by those who were told to do something: when the last of them drops it, whoever asked is woken.
-#[derive(Debug)]
-pub struct Finished(pub Arc<mio::Waker>);
-
-impl Drop for Finished {
-    fn drop(&mut self) {
-        let _ = self.0.wake();
-    }
-}
 
 /// A live connection as an operator sees it.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -352,26 +121,6 @@ words! {
     }
 }
 
-/// Workers without a socket of an address, to whom those with more than one turn.
-#[derive(Debug)]
-pub struct Recipients {
-    workers: Vec<Worker>,
-    next: AtomicUsize,
-}
-
-impl Recipients {
-    /// Each of them once.
-    pub fn new(workers: Vec<Worker>) -> Recipients {
-        let next = AtomicUsize::new(0);
-        Recipients { workers, next }
-    }
-
-    /// The next who has not had its turn.
-    pub fn next(&self) -> Option<&Worker> {
-        self.workers.get(self.next.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 /// A handle on one worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
@@ -414,6 +163,7 @@ pub struct Shared {
     snapshot: ArcSwap<Snapshot>,
     latest: Latest,
     workers: ArcSwap<Vec<Worker>>,
+    engines: ArcSwap<Vec<Arc<dyn Engine>>>,
     /// Process-wide gauges.
     pub process: ProcessStats,
     /// Where access records go; `None` = nowhere.
@@ -435,6 +185,7 @@ impl Shared {
             snapshot: ArcSwap::default(),
             latest: Latest::default(),
             workers: ArcSwap::default(),
+            engines: ArcSwap::default(),
             process: ProcessStats::default(),
             records: ArcSwapOption::from_pointee(records),
             reports,
@@ -496,6 +247,16 @@ impl Shared {
         self.workers.store(Arc::new(workers));
     }
 
+    /// The engines beside the workers.
+    pub fn engines(&self) -> arc_swap::Guard<Arc<Vec<Arc<dyn Engine>>>> {
+        self.engines.load()
+    }
+
+    /// Replaces the list of engines beside the workers.
+    pub fn set_engines(&self, engines: Vec<Arc<dyn Engine>>) {
+        self.engines.store(Arc::new(engines));
+    }
+
     /// Says that new connections wait or are refused for want of descriptors or memory: one line a second at most.
     pub fn exhausted(&self, why: &dyn std::fmt::Display) {
         if let Some(left_out) = self.exhausted.admit(self.epoch.elapsed()) {
@@ -544,7 +305,7 @@ impl Shared {
 }
 
 /// Starts the worker with this number on a thread of its own.
-pub type SpawnWorker = Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send>;
+pub type SpawnWorker = Box<dyn Fn(usize, Arc<Shared>) -> io::Result<(Worker, JoinHandle<()>)> + Send + Sync>;
 
 /// The receiving end of a worker's queue.
 pub type Commands = Receiver<Command>;

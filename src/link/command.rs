@@ -1,0 +1,246 @@
+//! What control tells an engine, and what it tells the workers besides.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::Sender;
+
+use super::{ListenSocket, LiveConnection, Local, Migrant, Shared, Worker};
+use crate::config::model::Protocol;
+use crate::relay::Cause;
+use crate::snapshot::Listener;
+use crate::stats::WorkerStats;
+
+/// What any engine can be told about the connections and sessions that it carries.
+#[derive(Debug, Clone)]
+pub enum EngineOrder {
+    /// Describe live connections, at most so many.
+    List {
+        /// At most.
+        limit: usize,
+        /// Where the answers go; each part of the engine gives one.
+        reply: Sender<Vec<LiveConnection>>,
+    },
+    /// End one connection or session.
+    Kill {
+        /// Its id.
+        id: u64,
+        /// Whether it was there; each part of the engine answers.
+        reply: Sender<bool>,
+    },
+    /// End up to `count` connections of a backend, and have as many sessions go to another one.
+    Shed(Shed),
+    /// End every connection and session whose client uses this address: it is about to go to another node.
+    Leave {
+        /// The address.
+        address: IpAddr,
+        /// Dropped when it is done.
+        finished: Arc<Finished>,
+    },
+    /// Drop this when everything that was said before has been done.
+    Sync(Sender<()>),
+    /// End now. What is still open is closed, unless the engine promises to keep it for the process that comes after.
+    Stop,
+}
+
+/// See [`EngineOrder::Shed`].
+#[derive(Debug, Clone, Copy)]
+pub struct Shed {
+    /// [`Backend::identity`](crate::snapshot::Backend::identity).
+    pub backend: u64,
+    /// Of this protocol; `None` = of both.
+    pub protocol: Option<Protocol>,
+    /// So many at most.
+    pub count: usize,
+    /// Which of several equal parties takes what cannot be divided evenly, modulo their number.
+    pub first: usize,
+    /// As what they end. Sessions of a backend that is down (`BackendDown`) stay with it while there is no other.
+    pub cause: Cause,
+}
+
+impl Shed {
+    /// What falls to party number `ix` of `parties`: they hold about equal numbers of a backend's connections. `None` =
+    /// nothing. All of them (`usize::MAX`) are everybody's.
+    pub fn part(self, ix: usize, parties: usize) -> Option<Shed> {
+        let turn = (ix + self.first % parties) % parties;
+        let count = match self.count {
+            usize::MAX => usize::MAX,
+            count => count / parties + usize::from(turn < count % parties),
+        };
+        (count > 0).then_some(Shed { count, ..self })
+    }
+}
+
+/// What workers are told about listening sockets. Other engines have none.
+#[derive(Debug)]
+pub enum SocketMove {
+    /// Serve this one, with the UDP sessions that belong to it. The sessions come first: a client that has one must not get
+    /// another.
+    Serve {
+        /// The socket.
+        socket: ListenSocket,
+        /// Its sessions.
+        migrants: Vec<Migrant>,
+    },
+    /// Serve what is queued at these places (listener, address), then close the sockets.
+    Close(Arc<Vec<(u32, Local)>>),
+    /// Hand out duplicates and go on serving them.
+    Share {
+        /// Which (listener, address); `None` = all.
+        of: Option<Arc<Vec<(u32, Local)>>>,
+        /// Where they go.
+        reply: Sender<io::Result<Vec<ListenSocket>>>,
+    },
+    /// Close those at these places (listener, address) as they are, without serving what is queued: another process has them
+    /// too and will.
+    Release {
+        /// Which.
+        places: Arc<Vec<(u32, Local)>>,
+        /// Their UDP sessions, when it is done: they go with their socket.
+        reply: Sender<Vec<Migrant>>,
+    },
+    /// Keep one at this place, and give the others to `to`, queue, sessions and all.
+    Spread {
+        /// Listener.
+        listener: u32,
+        /// Address.
+        local: Local,
+        /// One socket each.
+        to: Arc<Recipients>,
+    },
+    /// Give all of them to another worker.
+    HandOver {
+        /// That one.
+        to: Worker,
+    },
+}
+
+/// What a worker is told to do.
+#[derive(Debug)]
+pub enum Command {
+    /// As any engine.
+    Order(EngineOrder),
+    /// About listening sockets.
+    Sockets(SocketMove),
+    /// Serve this connection.
+    Adopt(Box<Accepted>, Seat),
+    /// End the thread when nothing is open any more.
+    Retire,
+}
+
+/// A connection accepted by one worker and served by another.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its listener.
+    pub listener: Arc<Listener>,
+    /// The client's address, unless it came over a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The listening socket's address.
+    pub local: Arc<Local>,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+/// The place of a connection that is on its way to a worker, in the gauges of that worker and of the process. It is given
+/// back if the connection never arrives, because that worker has ended: see [`Seat::keep`].
+#[derive(Debug)]
+pub struct Seat(Option<(Arc<Shared>, Arc<WorkerStats>)>);
+
+impl Seat {
+    /// Takes a place at `worker`; the one in the process has been taken already.
+    pub fn at(worker: &Worker, shared: &Arc<Shared>) -> Seat {
+        worker.stats.connections.raise();
+        Seat(Some((shared.clone(), worker.stats.clone())))
+    }
+
+    /// The connection goes to another worker instead.
+    pub fn move_to(self, worker: &Worker) -> Seat {
+        if let Some((shared, stats)) = &self.0 {
+            let moved = Seat::at(worker, shared);
+            stats.connections.lower();
+            self.keep();
+            return moved;
+        }
+        self
+    }
+
+    /// The connection is served: the place is given back by whoever ends it.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some((shared, stats)) = self.0.take() {
+            stats.connections.lower();
+            shared.process.connections.lower();
+        }
+    }
+}
+
+/// Shared by those who were told to do something: when the last of them drops it, whoever asked is woken.
+#[derive(Debug)]
+pub struct Finished(pub Arc<mio::Waker>);
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let _ = self.0.wake();
+    }
+}
+
+/// Workers without a socket of an address, to whom those with more than one turn.
+#[derive(Debug)]
+pub struct Recipients {
+    workers: Vec<Worker>,
+    next: AtomicUsize,
+}
+
+impl Recipients {
+    /// Each of them once.
+    pub fn new(workers: Vec<Worker>) -> Recipients {
+        let next = AtomicUsize::new(0);
+        Recipients { workers, next }
+    }
+
+    /// The next who has not had its turn.
+    pub fn next(&self) -> Option<&Worker> {
+        self.workers.get(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Columns: how many are to go, how many parties, which begins; what each of them is told.
+    #[test]
+    fn what_is_shed_is_divided_evenly_and_nothing_is_left_out() {
+        let rows: [(usize, usize, usize, &[usize]); 6] = [
+            (7, 1, 5, &[7]),
+            (7, 3, 0, &[3, 2, 2]),
+            (7, 3, 1, &[2, 2, 3]),
+            (1, 3, usize::MAX, &[1, 0, 0]),
+            (0, 2, 0, &[0, 0]),
+            (usize::MAX, 2, 1, &[usize::MAX, usize::MAX]),
+        ];
+        for (count, parties, first, expected) in rows {
+            let shed = Shed {
+                backend: 1,
+                protocol: None,
+                count,
+                first,
+                cause: Cause::Drained,
+            };
+            let parts = (0..parties).map(|ix| shed.part(ix, parties).map_or(0, |part| part.count));
+            assert_eq!(
+                parts.collect::<Vec<_>>(),
+                expected,
+                "{count} over {parties} from {first}"
+            );
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Listening sockets and the sessions that go with them.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use socket2::{SockRef, Type};
+
+use crate::gate::Pass;
+use crate::snapshot::Place;
+
+/// A bound, listening socket and where it belongs.
+#[derive(Debug)]
+pub struct ListenSocket {
+    /// [`Listener::id`].
+    pub listener: u32,
+    /// The address it is bound to (the port that the kernel chose, if the file says 0).
+    pub local: Local,
+    /// The socket.
+    pub fd: OwnedFd,
+}
+
+impl ListenSocket {
+    /// The same socket behind another descriptor.
+    pub fn duplicate(&self) -> std::io::Result<ListenSocket> {
+        Ok(ListenSocket {
+            listener: self.listener,
+            local: self.local.clone(),
+            fd: self.fd.try_clone()?,
+        })
+    }
+
+    /// Whether it is a UDP socket.
+    pub fn is_datagram(&self) -> bool {
+        SockRef::from(&self.fd).r#type().is_ok_and(|kind| kind == Type::DGRAM)
+    }
+}
+
+/// A UDP session that goes to another process or worker, together with the listening socket that its client sends to.
+#[derive(Debug)]
+pub struct Migrant {
+    /// What is known of it.
+    pub passport: Passport,
+    /// Connected to its backend.
+    pub fd: OwnedFd,
+    /// Its places under the limits of listener and backend, if it was opened in this process: it keeps them, and has been
+    /// counted already.
+    pub held: Option<(Pass, Place)>,
+}
+
+/// See [`Migrant`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Passport {
+    /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
+    pub socket: u64,
+    /// Client address.
+    pub client: SocketAddr,
+    /// The address that the client sends to.
+    pub local: SocketAddr,
+    /// [`Backend::identity`].
+    pub backend: u64,
+    /// Since its first datagram.
+    pub age: Duration,
+    /// Datagrams from the client.
+    pub requests: u32,
+    /// Datagrams from the backend.
+    pub replies: u32,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// Backends tried.
+    pub attempts: u16,
+    /// The backend still has to be told who the client is.
+    pub introduce: bool,
+    /// The kernel merges datagrams on its socket.
+    pub merges: bool,
+    /// The buffers of its socket are large.
+    pub grown: bool,
+    /// Its backend is down: it goes to another one with its next datagram.
+    #[serde(default)]
+    pub astray: bool,
+}
+
+/// A local address of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Local {
+    /// Address and port.
+    Ip(SocketAddr),
+    /// Path.
+    Unix(std::path::PathBuf),
+}
+
+impl std::fmt::Display for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Local::Ip(address) => address.fmt(f),
+            Local::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
