@@ -77,9 +77,6 @@ fn send_parts(mut stream: &TcpStream, parts: &[Part], inline: bool, seen: &mpsc:
 /// until then the next urgent byte would turn it into a plain one (`tcp_check_urg` of Linux).
 fn receive_parts(mut stream: &TcpStream, inline: bool, seen: &mpsc::Sender<()>) -> Got {
     let (mut got, mut block, mut taken) = (Got::default(), vec![0; 64 << 10], false);
-    if inline {
-        keep_urgent_inline(stream.as_raw_fd());
-    }
     let fd = stream.as_raw_fd();
     loop {
         if taken && at_urgent_mark(fd) {
@@ -133,6 +130,10 @@ fn exchange(ends: &(TcpStream, TcpStream), upwards: bool, parts: &[Part], inline
     } else {
         (&ends.1, &ends.0)
     };
+    if inline {
+        // Before the first byte comes: until then, of urgent bytes in a row all but the last are lost, also without weir.
+        keep_urgent_inline(to.as_raw_fd());
+    }
     let (sender, seen) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || send_parts(from, parts, inline, &seen));
