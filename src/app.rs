@@ -18,7 +18,7 @@ use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Capacity, Control, Input, Source};
-use crate::link::{self, Local, Shared, StartEngine};
+use crate::link::{self, Address, Shared, StartEngine};
 use crate::sys::sandbox::{self, Needs, Unlisted};
 use crate::sys::ways;
 use crate::worker::{Settings, Worker};
@@ -144,7 +144,7 @@ impl Running {
     }
 
     /// Names and addresses of all bound sockets.
-    pub fn bound(&self) -> Vec<(String, Local)> {
+    pub fn bound(&self) -> Vec<(String, Address)> {
         self.control
             .bound()
             .map(|(name, local)| (name.to_string(), local.clone()))

@@ -72,14 +72,14 @@ impl Gate {
         !self.proxies.is_empty() && peer.is_some_and(|ip| self.proxies.contains(ip))
     }
 
-    /// Lets a client in and counts it for as long as the pass lives, or says what is against it. Clients of unix sockets
+    /// Lets a client in and counts it for as long as the permit lives, or says what is against it. Clients of unix sockets
     /// (`None`) have no address to judge.
-    pub fn admit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<Pass, Cause> {
+    pub fn admit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<ListenerPermit, Cause> {
         self.enter(client, |sources, ip| sources.admit(now, ip))
     }
 
     /// As [`admit`](Self::admit) for a client that was let in by another process: it counts, but it is not new.
-    pub fn readmit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<Pass, Cause> {
+    pub fn readmit(self: &Arc<Self>, client: Option<IpAddr>, now: Instant) -> Result<ListenerPermit, Cause> {
         self.enter(client, |sources, ip| sources.readmit(now, ip))
     }
 
@@ -87,14 +87,14 @@ impl Gate {
         self: &Arc<Self>,
         client: Option<IpAddr>,
         count: impl FnOnce(&mut SourceTable, IpAddr) -> Result<Admission, Limit>,
-    ) -> Result<Pass, Cause> {
+    ) -> Result<ListenerPermit, Cause> {
         if client.is_some_and(|ip| !self.acl.permits(ip)) {
             return Err(Cause::Denied);
         }
         if !self.stats.active.try_raise(self.connections_max) {
             return Err(Cause::LimitListener);
         }
-        let mut pass = Pass {
+        let mut pass = ListenerPermit {
             gate: self.clone(),
             source: None,
         };
@@ -113,12 +113,12 @@ impl Gate {
 
 /// A client that was let in; leaving is dropping it.
 #[derive(Debug)]
-pub struct Pass {
+pub struct ListenerPermit {
     gate: Arc<Gate>,
     source: Option<(u8, Admission)>,
 }
 
-impl Drop for Pass {
+impl Drop for ListenerPermit {
     fn drop(&mut self) {
         self.gate.stats.active.lower();
         if let Some((lock, admission)) = self.source {

@@ -146,18 +146,18 @@ impl Loads for LoadsAt<'_> {
     }
 }
 
-/// A place taken at a backend: its gauge is up for as long as this lives.
+/// The right to use a backend: it is counted as active there for as long as this lives.
 #[derive(Debug)]
-pub struct Place(Arc<Backend>);
+pub struct BackendPermit(Arc<Backend>);
 
-impl Place {
-    /// Takes a place, unless `max_connections` are taken.
-    pub fn take(backend: &Arc<Backend>) -> Option<Place> {
+impl BackendPermit {
+    /// One more, unless `max_connections` are out.
+    pub fn take(backend: &Arc<Backend>) -> Option<BackendPermit> {
         backend
             .stats
             .active
             .try_raise(backend.config.max_connections)
-            .then(|| Place(backend.clone()))
+            .then(|| BackendPermit(backend.clone()))
     }
 
     /// The backend.
@@ -169,22 +169,22 @@ impl Place {
 /// What came of looking for a backend.
 #[derive(Debug)]
 pub enum Choice {
-    /// This one, and a place there.
-    Backend(Place),
+    /// This one.
+    Backend(BackendPermit),
     /// Those that could take the work have `max_connections`.
     Full,
     /// There is none that was not tried already.
     Nobody,
 }
 
-impl Drop for Place {
+impl Drop for BackendPermit {
     fn drop(&mut self) {
         self.0.stats.active.lower();
     }
 }
 
 impl Pool {
-    /// Chooses a backend that is not in `tried` (identities) and has room, and takes a place there.
+    /// Chooses a backend that is not in `tried` (identities) and has room.
     pub fn choose(&self, cursor: &mut Cursor, key: u64, tried: &[u64], now: Duration) -> Choice {
         let Eligibility {
             first, then, shares, ..
@@ -198,7 +198,7 @@ impl Pool {
             }
             let mut full = false;
             while let Some(ix) = self.picker.pick(cursor, key, &LoadsAt(self, now), shares, &mask) {
-                if let Some(place) = Place::take(&self.backends[ix]) {
+                if let Some(place) = BackendPermit::take(&self.backends[ix]) {
                     return Choice::Backend(place);
                 }
                 full = true;

@@ -17,7 +17,7 @@ use crate::app;
 use crate::config;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Capacity, Input, Source};
-use crate::link::{Local, Shared};
+use crate::link::{Address, Shared};
 
 /// Where the demo listens if the port is free.
 const FAVOURITE: &str = "127.0.0.1:8080";
@@ -84,7 +84,7 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let bound = running.bound();
     let address = |wanted: &str| {
         bound.iter().find_map(|(name, local)| match local {
-            Local::Ip(address) if name == wanted => Some(*address),
+            Address::Ip(address) if name == wanted => Some(*address),
             _ => None,
         })
     };

@@ -8,8 +8,8 @@ use crossbeam_channel::bounded;
 use super::event_log;
 use super::operator::metrics::{Metrics, Peak};
 use super::operator::process::ProcessFacts;
-use super::operator::view::{self, BackendFacts, Facts, Times};
-use super::phase::Order;
+use super::operator::status::{self, BackendFacts, Facts, Times};
+use super::phase::Operation;
 use super::request::Request;
 use super::thread::Control;
 use crate::flow::Dropped;
@@ -24,16 +24,16 @@ impl Control {
     /// Answers a question or carries out an order.
     pub(super) fn answer(&mut self, request: Request) {
         // A reload is admitted where signals come to as well.
-        let admitted = match request.order() {
-            Order::Reload => Ok(()),
-            order => self.admit(order).map_err(|why| why.to_string()),
+        let admitted = match request.operation() {
+            Operation::Reload => Ok(()),
+            operation => self.admit(operation).map_err(|why| why.to_string()),
         };
         // Whoever asked may have gone; then nobody is there to be told.
         match request {
             Request::Status { reply } => {
                 let facts = self.facts();
                 let workers = self.shared.workers();
-                let status = view::status(&self.shared.snapshot(), &self.shared.process, &workers, &facts);
+                let status = status::document(&self.shared.snapshot(), &self.shared.process, &workers, &facts);
                 let _ = reply.send(serde_json::to_value(status).unwrap_or_default());
             }
             Request::Metrics { reply } => {
@@ -119,7 +119,7 @@ impl Control {
                 (entry.backend.identity, facts)
             })
             .collect();
-        let election = self.vips.view();
+        let election = self.vips.status();
         Facts {
             config_file: self.source.file(),
             reload_error: self.reload_error.clone(),

@@ -13,9 +13,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::publication::crew::Crew;
+use super::publication::workers::Workers;
 use crate::config::{Config, model};
-use crate::link::{Engine, EngineOrder, Inherit, Local, Shared, Shed, StartEngine};
+use crate::link::{Endpoint, Engine, EngineOrder, Inherit, Shared, Shed, StartEngine};
 use crate::snapshot::{Owner, Snapshot};
 
 /// How old counters that are kept elsewhere may be.
@@ -24,7 +24,7 @@ const COLLECT_EVERY: Duration = Duration::from_secs(1);
 /// See the module.
 pub struct Engines {
     /// The first one, and the one that has listening sockets.
-    pub workers: Crew,
+    pub workers: Workers,
     others: Vec<Arc<dyn Engine>>,
     shared: Arc<Shared>,
     /// Another process serves, and its engines do.
@@ -35,7 +35,7 @@ pub struct Engines {
 impl Engines {
     /// Starts them. `waiting`: until [`take_over`](Engines::take_over) another process carries what they will.
     pub fn start(
-        workers: Crew,
+        workers: Workers,
         others: Vec<StartEngine>,
         shared: &Arc<Shared>,
         inherit: Inherit,
@@ -115,8 +115,8 @@ impl Engines {
     }
 
     /// Takes nothing new. The workers serve what is queued at these addresses first.
-    pub fn close(&self, places: &[(u32, Local)]) {
-        self.workers.unlisten(places);
+    pub fn close(&self, endpoints: &[Endpoint]) {
+        self.workers.close(endpoints);
         self.others.iter().for_each(|engine| engine.close());
     }
 
@@ -204,7 +204,7 @@ mod tests {
     fn engines(waiting: bool) -> (Engines, Receiver<String>, Arc<ListenerStats>) {
         let shared = Shared::new(None, bounded(1).0, Instant::now());
         let no_worker = |_, _| Err(io::Error::other("no worker is needed"));
-        let workers = Crew::new(shared.clone(), Box::new(no_worker));
+        let workers = Workers::new(shared.clone(), Box::new(no_worker));
         let ((told, heard), stats) = (unbounded(), ListenerStats::new(2));
         let counted = stats.clone();
         let start: StartEngine = Box::new(move |_, inherit| {

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::operator::{admin, http};
-use super::phase::{Order, Phase};
+use super::phase::{Operation, Phase};
 use super::publication::endpoints;
-use super::publication::sockets::deal_again;
+use super::publication::sockets::reassign;
 use super::request::Input;
 use super::thread::Control;
 use super::upgrade::{Back, Event, Handover, Predecessor};
@@ -31,7 +31,7 @@ impl Control {
 
     /// Starts the binary on disk.
     pub(super) fn begin_upgrade(&mut self) {
-        if self.admit(Order::Upgrade).is_err() {
+        if self.admit(Operation::Upgrade).is_err() {
             return;
         }
         let own = match self.own_sockets() {
@@ -81,18 +81,18 @@ impl Control {
         let phase = self.phase();
         match event {
             Event::Failed { reason, back } => {
-                let Back { sockets, migrants } = back;
+                let Back { sockets, sessions } = back;
                 self.upgrade.predecessor = None;
-                let places = sockets.iter().map(|socket| (socket.listener, socket.local.clone()));
-                let places: Vec<_> = places.collect();
+                let endpoints = sockets.iter().map(|socket| (socket.listener, socket.local.clone()));
+                let endpoints: Vec<_> = endpoints.collect();
                 let workers = &self.engines.workers;
-                workers.settle(deal_again(sockets, workers.size()), migrants);
+                workers.serve(reassign(sockets, workers.size()), sessions);
                 // The engines of the other process may have begun.
                 self.publish();
                 if phase == Phase::Stopping {
                     // Who is queued there is served; nobody else is.
-                    self.engines.workers.unlisten(&places);
-                    self.unlistened = Some(self.engines.workers.barrier());
+                    self.engines.workers.close(&endpoints);
+                    self.closing = Some(self.engines.workers.barrier());
                     log::info!("upgrade given up: {reason}");
                     return true;
                 }
@@ -116,7 +116,7 @@ impl Control {
                 for (_, local) in &done.unused {
                     endpoints::remove_file(local);
                 }
-                self.engines.workers.unlisten(&done.unused);
+                self.engines.workers.close(&done.unused);
                 if done.unused_own.contains(&admin::inherited_name(&self.config.admin)) {
                     admin::remove(&self.admin);
                 }
@@ -126,14 +126,14 @@ impl Control {
                 done.tell();
                 self.endpoints.forget();
                 self.engines.let_go();
-                self.unlistened = Some(self.engines.workers.barrier());
+                self.closing = Some(self.engines.workers.barrier());
                 self.stopping = Some(Instant::now() + grace);
             }
-            Event::Go(migrants) => {
+            Event::Go(sessions) => {
                 if let Some((successor, held)) = self.upgrade.waiting.take() {
                     self.upgrade.arriving = true;
                     self.engines.take_over(&self.shared.snapshot());
-                    self.engines.workers.settle(held, migrants);
+                    self.engines.workers.serve(held, sessions);
                     if let Err(error) = self.observe() {
                         log::error!("admin socket and metrics: {error}");
                     }

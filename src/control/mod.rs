@@ -26,7 +26,7 @@
 //! # What it never does
 //!
 //! It never touches a connection, and never waits for a descriptor that somebody else has to read or write. It waits for
-//! workers, for [`SETTLE_MAX`](publication::crew::SETTLE_MAX) at most each time.
+//! workers, for [`SETTLE_MAX`](publication::workers::SETTLE_MAX) at most each time.
 
 pub mod access_log;
 mod answers;

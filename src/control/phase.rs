@@ -36,7 +36,7 @@ pub enum Phase {
 
 /// What a process can be told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum Operation {
     /// HUP, `weir reload`.
     Reload,
     /// USR2.
@@ -88,23 +88,23 @@ impl fmt::Display for Why {
 }
 
 /// Whether `order` is taken in `phase`.
-pub fn answer(order: Order, phase: Phase) -> Answer {
+pub fn answer(operation: Operation, phase: Phase) -> Answer {
     use Phase::{Arriving, HandedOver, Serving, Stopping, Upgrading, Waiting};
     let refuse = Answer::Refuse;
-    match (order, phase) {
-        (Order::Look | Order::Kill, _) => Answer::Take,
+    match (operation, phase) {
+        (Operation::Look | Operation::Kill, _) => Answer::Take,
 
-        (Order::Stop, Waiting | Stopping | HandedOver { told: true, .. }) => Answer::End,
-        (Order::Stop, HandedOver { told: false, .. }) => Answer::Already,
-        (Order::Stop, Arriving | Serving | Upgrading) => Answer::Take,
+        (Operation::Stop, Waiting | Stopping | HandedOver { told: true, .. }) => Answer::End,
+        (Operation::Stop, HandedOver { told: false, .. }) => Answer::Already,
+        (Operation::Stop, Arriving | Serving | Upgrading) => Answer::Take,
 
         (_, Serving) => Answer::Take,
         // It closes connections that are left.
-        (Order::Backend, Stopping) => Answer::Take,
+        (Operation::Backend, Stopping) => Answer::Take,
         // The process before has told what it knew, and the pools are served here.
-        (Order::Backend, Arriving) => Answer::Take,
+        (Operation::Backend, Arriving) => Answer::Take,
         // The election goes over with everything that it knows.
-        (Order::Vip, Upgrading) => Answer::Take,
+        (Operation::Vip, Upgrading) => Answer::Take,
 
         // What is changed now, the next process would not know.
         (_, Waiting | Arriving | Upgrading) => refuse(Why::Upgrading),
@@ -138,17 +138,17 @@ mod tests {
         #[rustfmt::skip]
         let rows = [
             //               waiting arriving serving upgrading stopping handed over      and told to stop
-            (Order::Reload,  [BUSY,  BUSY,    YES,    BUSY,     STOPS,   GONE,            GONE]),
-            (Order::Upgrade, [BUSY,  BUSY,    YES,    BUSY,     STOPS,   GONE,            GONE]),
-            (Order::Stop,    [ENDS,  YES,     YES,    YES,      ENDS,    Answer::Already, ENDS]),
-            (Order::Backend, [BUSY,  YES,     YES,    BUSY,     YES,     GONE,            GONE]),
-            (Order::Vip,     [BUSY,  BUSY,    YES,    YES,      STOPS,   GONE,            GONE]),
-            (Order::Kill,    [YES,   YES,     YES,    YES,      YES,     YES,             YES]),
-            (Order::Look,    [YES,   YES,     YES,    YES,      YES,     YES,             YES]),
+            (Operation::Reload,  [BUSY,  BUSY,    YES,    BUSY,     STOPS,   GONE,            GONE]),
+            (Operation::Upgrade, [BUSY,  BUSY,    YES,    BUSY,     STOPS,   GONE,            GONE]),
+            (Operation::Stop,    [ENDS,  YES,     YES,    YES,      ENDS,    Answer::Already, ENDS]),
+            (Operation::Backend, [BUSY,  YES,     YES,    BUSY,     YES,     GONE,            GONE]),
+            (Operation::Vip,     [BUSY,  BUSY,    YES,    YES,      STOPS,   GONE,            GONE]),
+            (Operation::Kill,    [YES,   YES,     YES,    YES,      YES,     YES,             YES]),
+            (Operation::Look,    [YES,   YES,     YES,    YES,      YES,     YES,             YES]),
         ];
-        for (order, answers) in rows {
+        for (operation, answers) in rows {
             for (phase, expected) in phases.into_iter().zip(answers) {
-                assert_eq!(answer(order, phase), expected, "{order:?} in {phase:?}");
+                assert_eq!(answer(operation, phase), expected, "{operation:?} in {phase:?}");
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Everything that can fail comes first and changes nothing: reading, checking, binding, starting workers, opening the log
 //! ([`Control::prepare`], whose outcome gives everything back when it is dropped). Then the election, which is asked and follows in
-//! one step. What is left cannot fail ([`Control::put_in_force`]).
+//! one step. What is left cannot fail ([`Control::commit`]).
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use super::capacity::Capacity;
 use super::election;
 use super::event_log;
 use super::operator::http;
-use super::phase::{Order, Phase};
-use super::publication::crew::Hired;
-use super::publication::endpoints::{Changes, Plan};
+use super::phase::{Operation, Phase};
+use super::publication::endpoints::{Changes, PreparedEndpoints};
+use super::publication::workers::NewWorkers;
 use super::thread::Control;
 use crate::api::question::Refusal;
 use crate::config::model::{self, AccessTarget};
@@ -31,46 +31,56 @@ impl Control {
             election::check(failover).map_err(|error| format!("failover: {error}"))?;
         }
         let workers = capacity.workers;
-        let hired = self.engines.workers.hire(workers);
-        let hired = hired.map_err(|error| format!("workers: cannot start: {error}"))?;
+        let new = self.engines.workers.start(workers);
+        let new = new.map_err(|error| format!("workers: cannot start: {error}"))?;
         let inherited = &mut self.upgrade.inherited;
-        let share = |places| self.engines.workers.share(places);
+        let duplicate = |endpoints| self.engines.workers.duplicate(endpoints);
         let owner = |listener: &model::Listener| self.engines.owner(listener);
-        let plan = self.endpoints.plan(&config.listeners, workers, inherited, owner, share);
-        let plan = plan.map_err(|error| error.to_string())?;
+        let endpoints = self
+            .endpoints
+            .prepare(&config.listeners, workers, inherited, owner, duplicate);
+        let endpoints = endpoints.map_err(|error| error.to_string())?;
         self.engines.prepare(config)?;
-        Ok(Prepared { capacity, plan, hired })
+        Ok(Prepared {
+            capacity,
+            endpoints,
+            new,
+        })
     }
 
     /// Makes `config` the one in force. Cannot fail.
-    pub(super) fn put_in_force(&mut self, config: Config, prepared: Prepared) {
-        let Prepared { capacity, plan, hired } = prepared;
+    pub(super) fn commit(&mut self, config: Config, prepared: Prepared) {
+        let Prepared {
+            capacity,
+            endpoints,
+            new,
+        } = prepared;
         let workers = capacity.workers;
         let lacking = self.endpoints.lacking(self.engines.workers.size(), workers);
-        self.engines.workers.admit(hired);
+        self.engines.workers.activate(new);
         let probes = capacity.budget.probes;
         self.prober.set_sockets_max((probes * FDS_PER_PROBE) as usize);
         self.pools
             .configure(&config.pools, workers, probes as usize, Instant::now());
         let Changes {
-            dealt,
+            assigned,
             closed_streams,
             closed_datagrams,
-        } = self.endpoints.commit(plan, &config, workers);
+        } = self.endpoints.commit(endpoints, &config, workers);
         self.generation += 1;
         self.config = config;
         self.budget = capacity.budget;
         let snapshot = self.next_snapshot();
         self.engines.adopt_beside_workers(&snapshot);
         // A client who waits in a queue is served by the listener that he came to: before workers learn that it is gone.
-        self.engines.workers.unlisten_and_wait(&closed_streams);
+        self.engines.workers.close_and_wait(&closed_streams);
         self.engines.workers.adopt(&snapshot);
-        self.engines.workers.settle(self.upgrade.hold(dealt), Vec::new());
+        self.engines.workers.serve(self.upgrade.hold(assigned), Vec::new());
         // A socket that takes the place of another one at the same address must be there before that one goes.
-        self.engines.workers.unlisten_and_wait(&closed_datagrams);
+        self.engines.workers.close_and_wait(&closed_datagrams);
         // After that: what is closed moves no more.
-        for (listener, local, positions) in lacking {
-            self.engines.workers.spread(listener, &local, positions);
+        for (endpoint, positions) in lacking {
+            self.engines.workers.spread(&endpoint, positions);
         }
         self.engines.workers.retire(workers);
     }
@@ -98,7 +108,7 @@ impl Control {
 
     /// Reads the configuration again and puts it in force.
     pub(super) fn reload(&mut self) -> Result<String, Refusal> {
-        if let Err(why) = self.admit(Order::Reload) {
+        if let Err(why) = self.admit(Operation::Reload) {
             // A service manager that has sent HUP waits until it hears of the reload.
             if self.phase() == Phase::Upgrading {
                 self.notifier.reloading();
@@ -153,7 +163,7 @@ impl Control {
             .vips
             .prepare(config.failover.as_ref(), None)
             .map_err(|error| format!("failover: {error}"))?;
-        self.put_in_force(config, prepared);
+        self.commit(config, prepared);
         // Only now are the pools there that the addresses require.
         if let Err(error) = self.vips.commit(change) {
             log::error!("failover: {error}; it goes on as before");
@@ -201,6 +211,6 @@ impl Control {
 /// What a configuration asks for, at hand and not in use yet.
 pub(super) struct Prepared {
     capacity: Capacity,
-    plan: Plan,
-    hired: Hired,
+    endpoints: PreparedEndpoints,
+    new: NewWorkers,
 }

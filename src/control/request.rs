@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crossbeam_channel::Sender;
 
-use super::phase::Order;
+use super::phase::Operation;
 use super::publication::probe::Verdict;
 use super::upgrade;
 use crate::api::question::{BackendOrder, Refusal, VipOrder};
@@ -90,15 +90,15 @@ pub enum Request {
 
 impl Request {
     /// What it amounts to.
-    pub(super) fn order(&self) -> Order {
+    pub(super) fn operation(&self) -> Operation {
         match self {
             Request::Status { .. } | Request::Connections { .. } | Request::Metrics { .. } | Request::Health { .. } => {
-                Order::Look
+                Operation::Look
             }
-            Request::Kill { .. } => Order::Kill,
-            Request::Backend { .. } => Order::Backend,
-            Request::Vip { .. } => Order::Vip,
-            Request::Reload { .. } => Order::Reload,
+            Request::Kill { .. } => Operation::Kill,
+            Request::Backend { .. } => Operation::Backend,
+            Request::Vip { .. } => Operation::Vip,
+            Request::Reload { .. } => Operation::Reload,
         }
     }
 }

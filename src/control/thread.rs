@@ -17,22 +17,22 @@ use super::event_log;
 use super::notifier::Notifier;
 use super::operator::metrics::Peak;
 use super::operator::{admin, http, observer};
-use super::phase::{self, Answer, Order, Phase, Why};
-use super::publication::crew::Crew;
+use super::phase::{self, Answer, Operation, Phase, Why};
 use super::publication::endpoints::Endpoints;
 use super::publication::pools::Pools;
 use super::publication::probe::{NotStarted, Prober, Verdict};
+use super::publication::workers::Workers;
 use super::request::Input;
 use super::source::Source;
 use super::upgrade::{Inheritance, State as Upgrade};
 use crate::config::{Budget, Config};
-use crate::link::{Record, Report, Shared, SpawnWorker, StartEngine};
+use crate::link::{Failure, Record, Shared, SpawnWorker, StartEngine};
 
 /// Inputs that may wait: more than probes that run, clients that may ask and steps of an upgrade come to. Signals beyond wait in
 /// the kernel.
 const INPUTS_MAX: usize = 4096;
 /// Failures seen by real traffic that may wait.
-const REPORTS_MAX: usize = 4096;
+const FAILURES_MAX: usize = 4096;
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
 /// Longest sleep.
@@ -46,7 +46,7 @@ pub struct Control {
     pub(super) budget: Budget,
     pub(super) shared: Arc<Shared>,
     pub(super) inputs: Receiver<Input>,
-    pub(super) reports: Receiver<Report>,
+    pub(super) failures: Receiver<Failure>,
     pub(super) engines: Engines,
     pub(super) endpoints: Endpoints,
     pub(super) pools: Pools,
@@ -55,7 +55,7 @@ pub struct Control {
     pub(super) generation: u64,
     pub(super) stopping: Option<Instant>,
     /// Closes when workers have closed their listening sockets.
-    pub(super) unlistened: Option<Receiver<()>>,
+    pub(super) closing: Option<Receiver<()>>,
     pub(super) access_log: Option<(Sender<Record>, access_log::Handle)>,
     pub(super) admin: UnixListener,
     /// Kept for a successor.
@@ -84,7 +84,7 @@ impl Control {
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let (mut upgrade, knowledge) = Upgrade::new(inheritance);
         let (sender, inputs) = bounded(INPUTS_MAX);
-        let (report_sender, reports) = bounded(REPORTS_MAX);
+        let (failure_sender, failures) = bounded(FAILURES_MAX);
         // First of all: it finds out whether another weir is running here.
         let inherited = &mut upgrade.inherited;
         let admin = match inherited.claim_own(&admin::inherited_name(&config.admin)) {
@@ -97,8 +97,8 @@ impl Control {
         };
         let access_log = access_log::start(&config.log)?;
         let records = access_log.as_ref().map(|(records, _)| records.clone());
-        let shared = Shared::new(records, report_sender, Instant::now());
-        let workers = Crew::new(shared.clone(), spawn);
+        let shared = Shared::new(records, failure_sender, Instant::now());
+        let workers = Workers::new(shared.clone(), spawn);
         let waiting = upgrade.is_waiting();
         let mut inherit = |name: &str| upgrade.inherited.claim_own(name);
         let engines = Engines::start(workers, engines, &shared, &mut inherit, waiting)?;
@@ -107,7 +107,7 @@ impl Control {
             vips,
             source,
             inputs,
-            reports,
+            failures,
             engines,
             endpoints: Endpoints::default(),
             pools: Pools::new(u64::from(std::process::id())),
@@ -119,7 +119,7 @@ impl Control {
             version: 0,
             generation: 0,
             stopping: None,
-            unlistened: None,
+            closing: None,
             access_log,
             observer: None,
             http: None,
@@ -132,7 +132,7 @@ impl Control {
             upgrade,
         };
         match control.prepare(&config, capacity) {
-            Ok(prepared) => control.put_in_force(config, prepared),
+            Ok(prepared) => control.commit(config, prepared),
             Err(refusal) => {
                 control.remove_admin();
                 return Err(refusal.into());
@@ -162,7 +162,7 @@ impl Control {
     }
 
     /// Names and addresses of all bound sockets.
-    pub fn bound(&self) -> impl Iterator<Item = (&str, &crate::link::Local)> {
+    pub fn bound(&self) -> impl Iterator<Item = (&str, &crate::link::Address)> {
         self.endpoints.bound()
     }
 
@@ -213,8 +213,8 @@ impl Control {
                     Ok(input) => if !self.handle(input) { break },
                     Err(_) => break,
                 },
-                recv(self.reports) -> report => if let Ok(report) = report {
-                    self.pools.on_report(&report);
+                recv(self.failures) -> failure => if let Ok(failure) = failure {
+                    self.pools.on_failure(&failure);
                 },
                 default(wait.min(IDLE_MAX)) => {}
             }
@@ -276,12 +276,12 @@ impl Control {
         if self.upgrade.is_upgrading() {
             return false;
         }
-        if let Some(unlistened) = &self.unlistened
-            && unlistened.try_recv() != Err(TryRecvError::Disconnected)
+        if let Some(closing) = &self.closing
+            && closing.try_recv() != Err(TryRecvError::Disconnected)
         {
             return false;
         }
-        self.unlistened = None;
+        self.closing = None;
         self.engines.collect(Instant::now());
         self.shared.process.connections.get() == 0 && self.shared.process.udp_sessions.get() == 0
     }
@@ -295,7 +295,7 @@ impl Control {
             }
             Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
             Input::Upgrade(event) => return self.on_upgrade(event),
-            Input::Signal(_) => match phase::answer(Order::Stop, self.phase()) {
+            Input::Signal(_) => match phase::answer(Operation::Stop, self.phase()) {
                 Answer::End => return false,
                 Answer::Already => {
                     self.upgrade.note_stop();
@@ -317,10 +317,10 @@ impl Control {
     }
 
     /// Whether an order is taken at this time. Whoever gave it by signal finds the reason in the log.
-    pub(super) fn admit(&self, order: Order) -> Result<(), Why> {
-        match phase::answer(order, self.phase()) {
+    pub(super) fn admit(&self, operation: Operation) -> Result<(), Why> {
+        match phase::answer(operation, self.phase()) {
             Answer::Refuse(why) => {
-                let word = format!("{order:?}").to_lowercase();
+                let word = format!("{operation:?}").to_lowercase();
                 log::warn!("{word} refused: {why}");
                 Err(why)
             }
@@ -342,7 +342,7 @@ impl Control {
         self.notifier
             .stopping(format!("stopping: {open} connections may finish"));
         self.engines.close(&self.endpoints.close_all());
-        self.unlistened = Some(self.engines.workers.barrier());
+        self.closing = Some(self.engines.workers.barrier());
     }
 
     /// One line for the service manager.

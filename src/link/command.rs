@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::Sender;
 
-use super::{ListenSocket, LiveConnection, Local, Migrant, Shared, Worker};
+use super::{Address, Endpoint, HandedSession, ListenSocket, LiveConnection, Shared, Worker};
 use crate::config::model::Protocol;
 use crate::relay::Cause;
 use crate::snapshot::Listener;
@@ -83,31 +83,31 @@ pub enum SocketMove {
         /// The socket.
         socket: ListenSocket,
         /// Its sessions.
-        migrants: Vec<Migrant>,
+        sessions: Vec<HandedSession>,
     },
-    /// Serve what is queued at these places (listener, address), then close the sockets.
-    Close(Arc<Vec<(u32, Local)>>),
+    /// Serve what is queued at these endpoints, then close the sockets.
+    Close(Arc<Vec<Endpoint>>),
     /// Hand out duplicates and go on serving them.
     Share {
-        /// Which (listener, address); `None` = all.
-        of: Option<Arc<Vec<(u32, Local)>>>,
+        /// Which; `None` = all.
+        of: Option<Arc<Vec<Endpoint>>>,
         /// Where they go.
         reply: Sender<io::Result<Vec<ListenSocket>>>,
     },
-    /// Close those at these places (listener, address) as they are, without serving what is queued: another process has them
+    /// Close those at these endpoints as they are, without serving what is queued: another process has them
     /// too and will.
     Release {
         /// Which.
-        places: Arc<Vec<(u32, Local)>>,
+        endpoints: Arc<Vec<Endpoint>>,
         /// Their UDP sessions, when it is done: they go with their socket.
-        reply: Sender<Vec<Migrant>>,
+        reply: Sender<Vec<HandedSession>>,
     },
-    /// Keep one at this place, and give the others to `to`, queue, sessions and all.
+    /// Keep one at this endpoint, and give the others to `to`, queue, sessions and all.
     Spread {
         /// Listener.
         listener: u32,
         /// Address.
-        local: Local,
+        local: Address,
         /// One socket each.
         to: Arc<Recipients>,
     },
@@ -126,7 +126,7 @@ pub enum Command {
     /// About listening sockets.
     Sockets(SocketMove),
     /// Serve this connection.
-    Adopt(Box<Accepted>, Seat),
+    Adopt(Box<Accepted>, InTransit),
     /// End the thread when nothing is open any more.
     Retire,
 }
@@ -139,41 +139,41 @@ pub struct Accepted {
     /// The client's address, unless it came over a unix socket.
     pub client: Option<SocketAddr>,
     /// The listening socket's address.
-    pub local: Arc<Local>,
+    pub local: Arc<Address>,
     /// The socket.
     pub fd: OwnedFd,
 }
 
-/// The place of a connection that is on its way to a worker, in the gauges of that worker and of the process. It is given
-/// back if the connection never arrives, because that worker has ended: see [`Seat::keep`].
+/// A connection on its way to a worker, counted in the gauges of that worker and of the process. Should it never arrive,
+/// because that worker has ended, it is counted off again: see [`InTransit::arrived`].
 #[derive(Debug)]
-pub struct Seat(Option<(Arc<Shared>, Arc<WorkerStats>)>);
+pub struct InTransit(Option<(Arc<Shared>, Arc<WorkerStats>)>);
 
-impl Seat {
-    /// Takes a place at `worker`; the one in the process has been taken already.
-    pub fn at(worker: &Worker, shared: &Arc<Shared>) -> Seat {
+impl InTransit {
+    /// Counts it at `worker`; in the process it is counted already.
+    pub fn to(worker: &Worker, shared: &Arc<Shared>) -> InTransit {
         worker.stats.connections.raise();
-        Seat(Some((shared.clone(), worker.stats.clone())))
+        InTransit(Some((shared.clone(), worker.stats.clone())))
     }
 
     /// The connection goes to another worker instead.
-    pub fn move_to(self, worker: &Worker) -> Seat {
+    pub fn redirect(self, worker: &Worker) -> InTransit {
         if let Some((shared, stats)) = &self.0 {
-            let moved = Seat::at(worker, shared);
+            let redirected = InTransit::to(worker, shared);
             stats.connections.lower();
-            self.keep();
-            return moved;
+            self.arrived();
+            return redirected;
         }
         self
     }
 
-    /// The connection is served: the place is given back by whoever ends it.
-    pub fn keep(mut self) {
+    /// It is served: whoever ends it counts it off.
+    pub fn arrived(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Seat {
+impl Drop for InTransit {
     fn drop(&mut self) {
         if let Some((shared, stats)) = self.0.take() {
             stats.connections.lower();

@@ -9,7 +9,7 @@
 //! - what is open: into the gauges of listeners, backends and process, by [`Gauge::follow`](crate::base::Gauge::follow), so
 //!   that caps, least_conn, drains and the end of the process see the sum over all engines;
 //! - endings: a [`Record`](super::Record) each, to [`Shared::record`];
-//! - failures of backends: to [`Shared::report`].
+//! - failures of backends: to [`Shared::failed`].
 //!
 //! Each listener has one owner ([`Owner`](crate::snapshot::Owner)): the first engine that [`carries`](Engine::carries) it, else the
 //! workers. Its addresses are bound as sockets only if those are the workers.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use socket2::{SockRef, Type};
 
-use crate::gate::Pass;
-use crate::snapshot::Place;
+use crate::gate::ListenerPermit;
+use crate::snapshot::BackendPermit;
 
 /// A bound, listening socket and where it belongs.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct ListenSocket {
     /// [`Listener::id`].
     pub listener: u32,
     /// The address it is bound to (the port that the kernel chose, if the file says 0).
-    pub local: Local,
+    pub local: Address,
     /// The socket.
     pub fd: OwnedFd,
 }
@@ -38,19 +38,19 @@ impl ListenSocket {
 
 /// A UDP session that goes to another process or worker, together with the listening socket that its client sends to.
 #[derive(Debug)]
-pub struct Migrant {
+pub struct HandedSession {
     /// What is known of it.
-    pub passport: Passport,
+    pub state: SessionState,
     /// Connected to its backend.
     pub fd: OwnedFd,
-    /// Its places under the limits of listener and backend, if it was opened in this process: it keeps them, and has been
+    /// What it holds under the limits of listener and backend, if it was opened in this process: it keeps that, and has been
     /// counted already.
-    pub held: Option<(Pass, Place)>,
+    pub held: Option<(ListenerPermit, BackendPermit)>,
 }
 
-/// See [`Migrant`].
+/// See [`HandedSession`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Passport {
+pub struct SessionState {
     /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
     pub socket: u64,
     /// Client address.
@@ -82,20 +82,23 @@ pub struct Passport {
     pub astray: bool,
 }
 
-/// A local address of a listener.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Local {
+/// A listener ([`Listener::id`](crate::snapshot::Listener::id)) and one of its addresses.
+pub type Endpoint = (u32, Address);
+
+/// An address that a listener is bound to, or that a client has used.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Address {
     /// Address and port.
     Ip(SocketAddr),
     /// Path.
     Unix(std::path::PathBuf),
 }
 
-impl std::fmt::Display for Local {
+impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Local::Ip(address) => address.fmt(f),
-            Local::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Ip(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

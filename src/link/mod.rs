@@ -2,8 +2,8 @@
 //!
 //! Downwards: the newest [`Snapshot`] (latest wins) and [`Command`]s (bounded queue, never lost: the sender waits). What any
 //! [`Engine`] can be told is an [`EngineOrder`]; what concerns listening sockets, which only workers have, is a [`SocketMove`].
-//! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Report`]s of
-//! failures seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
+//! Upwards: [`Record`]s of ended connections (bounded, dropped and counted when the log cannot keep up) and [`Failure`]s of
+//! backends seen by real traffic (bounded, dropped: they are samples). A waker follows every downward message.
 
 mod command;
 mod engine;
@@ -25,9 +25,9 @@ use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
 use crate::sys::socket::ConnectError;
 
-pub use command::{Accepted, Command, EngineOrder, Finished, Recipients, Seat, Shed, SocketMove};
+pub use command::{Accepted, Command, EngineOrder, Finished, InTransit, Recipients, Shed, SocketMove};
 pub use engine::{Engine, Inherit, StartEngine};
-pub use listening::{ListenSocket, Local, Migrant, Passport};
+pub use listening::{Address, Endpoint, HandedSession, ListenSocket, SessionState};
 
 /// Commands that may wait for one worker.
 pub const COMMANDS_MAX: usize = 4096;
@@ -73,7 +73,7 @@ pub struct Record {
     /// Client address, unless it came over a unix socket.
     pub client: Option<SocketAddr>,
     /// The address that the client used.
-    pub local: Arc<Local>,
+    pub local: Arc<Address>,
     /// The backend that served it, if any.
     pub backend: Option<Arc<Backend>>,
     /// Attempts to connect.
@@ -98,20 +98,20 @@ pub struct Record {
     pub interim: bool,
 }
 
-/// A failure or recovery of a backend, seen by real traffic.
+/// A failure of a backend, seen by real traffic.
 #[derive(Debug, Clone, Copy)]
-pub struct Report {
+pub struct Failure {
     /// [`Backend::identity`].
     pub backend: u64,
     /// When.
     pub at: Instant,
     /// What.
-    pub kind: ReportKind,
+    pub kind: FailureKind,
 }
 
 words! {
-    /// See [`Report`].
-    pub enum ReportKind {
+    /// See [`Failure`].
+    pub enum FailureKind {
         /// Connection refused.
         Refused = "refused",
         /// No answer in time.
@@ -169,7 +169,7 @@ pub struct Shared {
     /// Where access records go; `None` = nowhere.
     records: ArcSwapOption<Sender<Record>>,
     /// Where failures seen by real traffic go.
-    pub reports: Sender<Report>,
+    pub failures: Sender<Failure>,
     /// Start of the workers' common clock.
     pub epoch: Instant,
     exhausted: LogLimit,
@@ -180,7 +180,7 @@ pub struct Shared {
 
 impl Shared {
     /// With an empty snapshot and no workers.
-    pub fn new(records: Option<Sender<Record>>, reports: Sender<Report>, epoch: Instant) -> Arc<Shared> {
+    pub fn new(records: Option<Sender<Record>>, failures: Sender<Failure>, epoch: Instant) -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: ArcSwap::default(),
             latest: Latest::default(),
@@ -188,7 +188,7 @@ impl Shared {
             engines: ArcSwap::default(),
             process: ProcessStats::default(),
             records: ArcSwapOption::from_pointee(records),
-            reports,
+            failures,
             epoch,
             exhausted: LogLimit::default(),
             trouble: LogLimit::default(),
@@ -299,8 +299,8 @@ impl Shared {
     }
 
     /// Hands a failure to control, if it has room for it.
-    pub fn report(&self, backend: u64, kind: ReportKind, at: Instant) {
-        let _ = self.reports.try_send(Report { backend, at, kind });
+    pub fn failed(&self, backend: u64, kind: FailureKind, at: Instant) {
+        let _ = self.failures.try_send(Failure { backend, at, kind });
     }
 }
 

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 
 use super::Context;
 use crate::config::model::{BackendAddress, SendProxy};
-use crate::link::{Local, ReportKind};
+use crate::link::{Address, FailureKind};
 use crate::relay::Cause;
-use crate::snapshot::{Backend, Choice, Listener, Place};
+use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
 use crate::sys::socket::{self, ConnectError, Target};
 
 /// Where the current attempt to reach a backend stands.
@@ -29,7 +29,7 @@ pub(super) struct Attempt {
 /// What came of starting an attempt.
 pub(super) enum Started {
     /// On its way: a writable event completes it.
-    Connecting(Place, OwnedFd),
+    Connecting(BackendPermit, OwnedFd),
     /// Failed at once; the next may do better.
     Failed,
     /// Nobody was tried, because there is nobody or because those that could serve are `full`.
@@ -59,7 +59,7 @@ impl Attempt {
         context: &mut Context,
         listener: &Listener,
         client: Option<SocketAddr>,
-        local: &Local,
+        local: &Address,
     ) -> Started {
         let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
         let clock = now - context.shared.epoch;
@@ -116,26 +116,26 @@ impl Attempt {
         self.last_error = Some(error);
         let shard = backend.stats.shards.of(context.id);
         let (counter, report) = match error {
-            ConnectError::Refused => (&shard.refused, Some(ReportKind::Refused)),
-            ConnectError::Reset => (&shard.reset_early, Some(ReportKind::ResetEarly)),
-            ConnectError::TimedOut => (&shard.timed_out, Some(ReportKind::TimedOut)),
+            ConnectError::Refused => (&shard.refused, Some(FailureKind::Refused)),
+            ConnectError::Reset => (&shard.reset_early, Some(FailureKind::ResetEarly)),
+            ConnectError::TimedOut => (&shard.timed_out, Some(FailureKind::TimedOut)),
             _ => (&shard.local_errors, None),
         };
         counter.add(1);
         match report {
-            Some(kind) => context.shared.report(backend.identity, kind, context.now),
+            Some(kind) => context.shared.failed(backend.identity, kind, context.now),
             None => context.shared.trouble(backend, error),
         }
     }
 }
 
 /// Where a backend is for a client that used `local`.
-fn target(backend: &Backend, local: &Local) -> Target {
+fn target(backend: &Backend, local: &Address) -> Target {
     match (&backend.config.address, local) {
         (BackendAddress::Ip(address), _) => Target::Ip(*address),
         (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-        (BackendAddress::SamePort(ip), Local::Ip(used)) => Target::Ip(SocketAddr::new(*ip, used.port())),
+        (BackendAddress::SamePort(ip), Address::Ip(used)) => Target::Ip(SocketAddr::new(*ip, used.port())),
         // Refused by the configuration check.
-        (BackendAddress::SamePort(ip), Local::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
+        (BackendAddress::SamePort(ip), Address::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
     }
 }

@@ -13,25 +13,25 @@ use super::io::{Held, Nagle};
 use crate::balance::limits::{Refill, Throttle};
 use crate::base::{Side, Weight};
 use crate::config::model::{Keepalive, Protocol, SendProxy};
-use crate::gate::Pass;
-use crate::link::{LiveConnection, Local, Record};
+use crate::gate::ListenerPermit;
+use crate::link::{Address, LiveConnection, Record};
 use crate::relay::{self, By, Cause, Ending, Pair, Peer, Source, proxy_header};
-use crate::snapshot::{Backend, Listener, Place};
+use crate::snapshot::{Backend, BackendPermit, Listener};
 use crate::sys::socket;
 
 pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) listener: Arc<Listener>,
-    pub(super) local: Arc<Local>,
+    pub(super) local: Arc<Address>,
     pub(super) client_address: Option<SocketAddr>,
     pub(super) client: OwnedFd,
     pub(super) backend: Option<OwnedFd>,
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<BackendPermit>,
     pub(super) pair: Pair,
     pub(super) held: [Held; 2],
     pub(super) phase: Phase,
     /// Its place among the listener's connections, once it was let in.
-    pub(super) pass: Option<Pass>,
+    pub(super) pass: Option<ListenerPermit>,
     /// What a PROXY header said that the client connected to.
     pub(super) destination: Option<SocketAddr>,
     /// Bandwidth limits of the lanes, if any.
@@ -226,8 +226,8 @@ impl Connection {
             return Vec::new();
         }
         let used = self.destination.or(match &*self.local {
-            Local::Ip(address) => Some(*address),
-            Local::Unix(_) => None,
+            Address::Ip(address) => Some(*address),
+            Address::Unix(_) => None,
         });
         proxy_header::build(backend.send_proxy, Protocol::Tcp, self.client_address.zip(used))
     }
@@ -261,7 +261,7 @@ impl Connection {
     }
 
     pub(super) fn describe(&self, context: &Context, now_ms: u64) -> LiveConnection {
-        let backend = self.place.as_ref().map(Place::backend);
+        let backend = self.place.as_ref().map(BackendPermit::backend);
         LiveConnection {
             id: self.id,
             protocol: "tcp",

@@ -34,7 +34,7 @@ use super::Context;
 use super::sockets::set::{Listening, Set};
 use crate::base::Key;
 use crate::config::model::Keepalive;
-use crate::link::{Accepted, Command, Local, Seat};
+use crate::link::{Accepted, Address, Command, InTransit};
 use crate::relay::Cause;
 use crate::sys::limits::Reserve;
 use crate::sys::socket::{self, AcceptError};
@@ -74,7 +74,7 @@ impl Default for Stream {
 impl Stream {
     /// Makes accepted sockets inherit what the configuration says of keep-alive, and that urgent data stays in its place.
     pub(super) fn bequeath(listening: &mut Listening<Stream>) {
-        let (Some(listener), Local::Ip(_)) = (&listening.listener, &*listening.local) else {
+        let (Some(listener), Address::Ip(_)) = (&listening.listener, &*listening.local) else {
             return;
         };
         let wanted = listener.config.keepalive;
@@ -458,12 +458,12 @@ fn place(context: &Context, accepted: Accepted, recent: u64, share: Share) -> Pl
     if let (Some(other), Share::Yes) = (idlest, share)
         && mine > u64::from(other.stats.connections.get()) + recent / 8
     {
-        let seat = Seat::at(other, &context.shared);
-        let Err(Command::Adopt(back, seat)) = other.try_send(Command::Adopt(Box::new(accepted), seat)) else {
+        let transit = InTransit::to(other, &context.shared);
+        let Err(Command::Adopt(back, transit)) = other.try_send(Command::Adopt(Box::new(accepted), transit)) else {
             return Placed::Elsewhere;
         };
         other.stats.connections.lower();
-        seat.keep();
+        transit.arrived();
         accepted = *back;
     }
     context.stats.connections.raise();

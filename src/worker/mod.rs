@@ -33,7 +33,7 @@ use mio::{Events, Poll, Registry, Waker};
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
-use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, Seat, Shared, SocketMove};
+use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, InTransit, Shared, SocketMove};
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
@@ -177,8 +177,8 @@ impl Worker {
     /// turn; it goes to one that still serves.
     fn finish(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Adopt(accepted, seat) = command {
-                self.pass_on(accepted, seat);
+            if let Command::Adopt(accepted, transit) = command {
+                self.pass_on(accepted, transit);
             }
         }
         if let Some(arrival) = self.accepting.end() {
@@ -188,13 +188,13 @@ impl Worker {
         self.udp.end_all(&mut self.context, Cause::Shutdown);
     }
 
-    fn pass_on(&mut self, accepted: Box<Accepted>, seat: Seat) {
+    fn pass_on(&mut self, accepted: Box<Accepted>, transit: InTransit) {
         let Self { context, tcp, .. } = self;
         let workers = context.shared.workers();
         let other = workers.iter().find(|worker| worker.id != context.id && self.retiring);
         let refused = match other {
-            Some(other) => other.try_send(Command::Adopt(accepted, seat.move_to(other))).err(),
-            None => Some(Command::Adopt(accepted, seat)),
+            Some(other) => other.try_send(Command::Adopt(accepted, transit.redirect(other))).err(),
+            None => Some(Command::Adopt(accepted, transit)),
         };
         drop(workers);
         if let Some(Command::Adopt(accepted, _)) = refused {
@@ -297,8 +297,8 @@ impl Worker {
             Command::Order(EngineOrder::Stop) => return false,
             Command::Order(order) => self.carry_out(order),
             Command::Sockets(order) => self.move_sockets(order),
-            Command::Adopt(accepted, seat) => {
-                seat.keep();
+            Command::Adopt(accepted, transit) => {
+                transit.arrived();
                 self.tcp.open(&mut self.context, *accepted);
             }
             Command::Retire => self.retiring = true,
@@ -346,9 +346,9 @@ impl Worker {
             ..
         } = self;
         match order {
-            SocketMove::Serve { socket, migrants } => sockets.serve(poll, context, udp, socket, migrants),
-            SocketMove::Close(places) => {
-                for (listener, local) in &*places {
+            SocketMove::Serve { socket, sessions } => sockets.serve(poll, context, udp, socket, sessions),
+            SocketMove::Close(endpoints) => {
+                for (listener, local) in &*endpoints {
                     let streams = sockets.remove(poll, context, udp, *listener, local);
                     accepting.close(context, &mut sockets.streams, streams);
                 }
@@ -357,8 +357,8 @@ impl Worker {
             SocketMove::Share { of, reply } => {
                 let _ = reply.send(sockets.share(of.as_deref().map(Vec::as_slice)));
             }
-            SocketMove::Release { places, reply } => {
-                let _ = reply.send(sockets.release(poll, context, udp, &places));
+            SocketMove::Release { endpoints, reply } => {
+                let _ = reply.send(sockets.release(poll, context, udp, &endpoints));
             }
             SocketMove::Spread { listener, local, to } => {
                 sockets.spread(poll, context, udp, (listener, &local), &to);
@@ -389,7 +389,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::gate::Gate;
-    use crate::link::Local;
+    use crate::link::Address;
     use crate::snapshot::Owner;
     use crate::stats::ListenerStats;
 
@@ -418,7 +418,7 @@ mod tests {
                 gate,
             }),
             client: None,
-            local: Arc::new(Local::Unix("/run/main".into())),
+            local: Arc::new(Address::Unix("/run/main".into())),
             fd: fd.into(),
         })
     }
@@ -448,8 +448,8 @@ mod tests {
             let ((ending, handle), (_other, other)) = (worker(0, &shared), worker(1, &shared));
             shared.set_workers(vec![other.clone()]);
             assert!(shared.process.connections.try_raise(None));
-            let seat = Seat::at(&handle, &shared);
-            assert!(handle.try_send(Command::Adopt(accepted(), seat)).is_ok());
+            let transit = InTransit::to(&handle, &shared);
+            assert!(handle.try_send(Command::Adopt(accepted(), transit)).is_ok());
             let stats = handle.stats.clone();
             end(ending);
             // Control forgets a worker that has ended; its queue goes with the last handle.

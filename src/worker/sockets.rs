@@ -36,7 +36,7 @@ use set::{LINGER_MS, Listening, Set};
 
 use crate::base::{Key, Kind};
 use crate::flow::Tally;
-use crate::link::{self, Command, ListenSocket, Local, Migrant, SocketMove};
+use crate::link::{self, Address, Command, HandedSession, ListenSocket, SocketMove};
 use crate::snapshot::Listeners;
 use crate::sys::{epoll, udp};
 
@@ -80,7 +80,7 @@ impl Sockets {
         context: &mut Context,
         udp: &mut Udp,
         socket: ListenSocket,
-        migrants: Vec<Migrant>,
+        sessions: Vec<HandedSession>,
     ) {
         let listener = context.snapshot.listener(socket.listener).cloned();
         if !socket.is_datagram() {
@@ -96,7 +96,7 @@ impl Sockets {
             self.streams.add(poll, context, listening);
             return;
         }
-        let Local::Ip(address) = socket.local else { return };
+        let Address::Ip(address) = socket.local else { return };
         let prepared = match udp::prepare(socket.fd, address, udp::LISTEN_BUFFER) {
             Ok(prepared) => prepared,
             Err(error) => return log::error!("worker {}: cannot set up {address}/udp: {error}", context.id),
@@ -116,20 +116,20 @@ impl Sockets {
         let drops = Tally::starting_at(udp::dropped(prepared.fd.as_raw_fd()));
         let listening = Listening {
             id: socket.listener,
-            local: Arc::new(Local::Ip(address)),
+            local: Arc::new(Address::Ip(address)),
             fd: prepared.fd,
             listener,
             closes_ms: None,
             own: Datagram::new(address, prepared.wildcard, drops),
         };
         let key = self.datagrams.add(poll, context, listening);
-        udp.arrive(poll, context, &self.datagrams, key, migrants);
+        udp.arrive(poll, context, &self.datagrams, key, sessions);
     }
 
     /// Duplicates of the sockets at these places, or of all, as far as their listeners are there.
-    pub(super) fn share(&self, of: Option<&[(u32, Local)]>) -> io::Result<Vec<ListenSocket>> {
-        let of: Option<HashSet<(u32, &Local)>> = of.map(|of| of.iter().map(|(id, local)| (*id, local)).collect());
-        let is_meant = |id: u32, local: &Local| of.as_ref().is_none_or(|of| of.contains(&(id, local)));
+    pub(super) fn share(&self, of: Option<&[(u32, Address)]>) -> io::Result<Vec<ListenSocket>> {
+        let of: Option<HashSet<(u32, &Address)>> = of.map(|of| of.iter().map(|(id, local)| (*id, local)).collect());
+        let is_meant = |id: u32, local: &Address| of.as_ref().is_none_or(|of| of.contains(&(id, local)));
         let streams = self.streams.sockets.iter().map(|(_, l)| l);
         let streams = streams.filter(|l| l.closes_ms.is_none() && is_meant(l.id, &l.local));
         let datagrams = self.datagrams.sockets.iter().map(|(_, l)| l);
@@ -144,19 +144,19 @@ impl Sockets {
         poll: &Poll,
         context: &Context,
         udp: &mut Udp,
-        places: &[(u32, Local)],
-    ) -> Vec<Migrant> {
-        let mut migrants = Vec::new();
-        for (listener, local) in places {
+        endpoints: &[(u32, Address)],
+    ) -> Vec<HandedSession> {
+        let mut sessions = Vec::new();
+        for (listener, local) in endpoints {
             for key in self.streams.at(*listener, local) {
                 self.streams.take(poll, key);
             }
             for key in self.datagrams.at(*listener, local) {
-                migrants.extend(udp.leave(poll, context, &mut self.datagrams, key));
+                sessions.extend(udp.leave(poll, context, &mut self.datagrams, key));
                 self.datagrams.take(poll, key);
             }
         }
-        migrants
+        sessions
     }
 
     /// Gives every socket to another worker, with queue and sessions. What is about to be closed is closed here.
@@ -175,7 +175,7 @@ impl Sockets {
         poll: &Poll,
         context: &Context,
         udp: &mut Udp,
-        (listener, local): (u32, &Local),
+        (listener, local): (u32, &Address),
         to: &link::Recipients,
     ) {
         for key in self.streams.at(listener, local).into_iter().skip(1) {
@@ -192,17 +192,17 @@ impl Sockets {
         if let Some(listening) = self.streams.take(poll, key) {
             to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
-                migrants: Vec::new(),
+                sessions: Vec::new(),
             }));
         }
     }
 
     fn give_datagram(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, key: Key, to: &link::Worker) {
-        let migrants = udp.leave(poll, context, &mut self.datagrams, key);
+        let sessions = udp.leave(poll, context, &mut self.datagrams, key);
         if let Some(listening) = self.datagrams.take(poll, key) {
             to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
-                migrants,
+                sessions,
             }));
         }
     }
@@ -215,7 +215,7 @@ impl Sockets {
         context: &mut Context,
         udp: &mut Udp,
         listener: u32,
-        local: &Local,
+        local: &Address,
     ) -> Vec<Key> {
         for key in self.datagrams.at(listener, local) {
             self.mute(poll, context, udp, key);

@@ -34,7 +34,7 @@ use super::io::{Nagle, Pipes, SCRATCH_BYTES, SocketIo};
 use super::listen::seconds_and_probes;
 use crate::base::{Key, Kind, RunQueue, Side, Slab, Timers, Token, Weight};
 use crate::config::model::BackendAddress;
-use crate::link::{Accepted, LiveConnection, Local, Record, ReportKind};
+use crate::link::{Accepted, Address, FailureKind, LiveConnection, Record};
 use crate::relay::proxy_header::{self, Parsed};
 use crate::relay::{self, Budget, By, Cause, Ending, Outcome, Pair, Pumped};
 use crate::sys::socket::{self, ConnectError, Transfer};
@@ -297,7 +297,7 @@ impl Tcp {
             backend.stats.shards.of(context.id).reset_early.add(1);
             context
                 .shared
-                .report(backend.identity, ReportKind::ResetEarly, context.now);
+                .failed(backend.identity, FailureKind::ResetEarly, context.now);
         }
         let until_ms = context.now_ms() + RESET_WAIT_MS;
         connection.phase = Phase::Resetting {
@@ -345,8 +345,8 @@ impl Tcp {
             now_ms + age - context.rng.below(age / 10 + 1)
         });
         let local = match &*local {
-            Local::Ip(address) if address.ip().is_unspecified() => {
-                socket::local_address(&fd).map_or(local, |used| Arc::new(Local::Ip(used)))
+            Address::Ip(address) if address.ip().is_unspecified() => {
+                socket::local_address(&fd).map_or(local, |used| Arc::new(Address::Ip(used)))
             }
             _ => local,
         };
@@ -752,9 +752,9 @@ impl Tcp {
     /// Ends every connection whose client uses this address, while the host still has it: a reset must come from there.
     pub(super) fn end_at(&mut self, context: &mut Context, address: IpAddr) {
         let is_meant = |connection: &Connection| match &*connection.local {
-            Local::Unix(_) => false,
-            Local::Ip(bound) if !bound.ip().is_unspecified() => bound.ip() == address,
-            Local::Ip(_) => {
+            Address::Unix(_) => false,
+            Address::Ip(bound) if !bound.ip().is_unspecified() => bound.ip() == address,
+            Address::Ip(_) => {
                 socket::local_address(&connection.client).is_ok_and(|used| used.ip().to_canonical() == address)
             }
         };

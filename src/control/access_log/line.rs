@@ -8,7 +8,7 @@ use std::fmt::{Display, Write};
 use std::time::SystemTime;
 
 use crate::config::model::{BackendAddress, LogFormat, Protocol};
-use crate::link::{Local, Record};
+use crate::link::{Address, Record};
 
 /// A field's value.
 enum Value<'a> {
@@ -92,7 +92,7 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
         None => put("client", Value::Absent),
     }
     match &*record.local {
-        Local::Ip(address) => put("local", Value::Plain(address)),
+        Address::Ip(address) => put("local", Value::Plain(address)),
         path => put("local", Value::Shown(path)),
     }
     put("pool", Value::Text(&record.listener.pool));
@@ -102,7 +102,7 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
             put("backend", Value::Text(&backend.config.name));
             match (&backend.config.address, &*record.local) {
                 (BackendAddress::Ip(address), _) => put("address", Value::Plain(address)),
-                (BackendAddress::SamePort(ip), Local::Ip(local)) => {
+                (BackendAddress::SamePort(ip), Address::Ip(local)) => {
                     let address = std::net::SocketAddr::new(*ip, local.port());
                     put("address", Value::Plain(&address));
                 }

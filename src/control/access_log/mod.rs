@@ -65,13 +65,13 @@ impl AccessLogStats {
 /// A handle on the thread.
 #[derive(Debug)]
 pub struct Handle {
-    orders: Sender<Order>,
+    messages: Sender<Message>,
     thread: JoinHandle<()>,
     /// Counters of the thread.
     pub stats: Arc<AccessLogStats>,
 }
 
-enum Order {
+enum Message {
     Reopen(Sender<()>),
     Retarget(Target, LogFormat),
     Finish,
@@ -108,7 +108,7 @@ impl Opened {
 
 fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Handle)> {
     let (records, queue) = bounded(QUEUE_MAX);
-    let (orders, ordered) = bounded(4);
+    let (messages, ordered) = bounded(4);
     let stats = Arc::new(AccessLogStats::default());
     let writer = Writer {
         target,
@@ -122,7 +122,14 @@ fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Ha
     let thread = std::thread::Builder::new()
         .name("access-log".into())
         .spawn(move || writer.run(&queue, &ordered))?;
-    Ok((records, Handle { orders, thread, stats }))
+    Ok((
+        records,
+        Handle {
+            messages,
+            thread,
+            stats,
+        },
+    ))
 }
 
 impl Handle {
@@ -130,20 +137,20 @@ impl Handle {
     /// it cannot be opened the old one stays in use and a warning says so.
     pub fn reopen(&self) -> Receiver<()> {
         let (done, wait) = bounded(1);
-        let _ = self.orders.try_send(Order::Reopen(done));
+        let _ = self.messages.try_send(Message::Reopen(done));
         wait
     }
 
     /// Writes to another place or in another form from now on. On error nothing changes. Returns at once.
     pub fn retarget(&self, opened: Opened) -> io::Result<()> {
-        self.orders
-            .try_send(Order::Retarget(opened.target, opened.format))
+        self.messages
+            .try_send(Message::Retarget(opened.target, opened.format))
             .map_err(|_| io::Error::new(ErrorKind::TimedOut, "the access log is stuck"))
     }
 
     /// Writes what is queued, then ends the thread. A reader that does not read is given up on after two seconds.
     pub fn finish(self) {
-        let _ = self.orders.send_timeout(Order::Finish, FINISH_MAX);
+        let _ = self.messages.send_timeout(Message::Finish, FINISH_MAX);
         let deadline = Instant::now() + FINISH_MAX;
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -222,32 +229,32 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, records: &Receiver<Record>, orders: &Receiver<Order>) {
+    fn run(mut self, records: &Receiver<Record>, messages: &Receiver<Message>) {
         loop {
             let order = select! {
                 recv(records) -> record => match record {
                     Ok(record) => {
                         self.add(&record);
-                        // Only orders are listened to: a sender of records wakes nobody who does not sleep there.
-                        orders.recv_timeout(GATHER)
+                        // Only messages are listened to: a sender of records wakes nobody who does not sleep there.
+                        messages.recv_timeout(GATHER)
                     }
                     Err(_) => return,
                 },
-                recv(orders) -> order => order.map_err(RecvTimeoutError::from),
+                recv(messages) -> order => order.map_err(RecvTimeoutError::from),
             };
             self.drain(records);
             match order {
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(Order::Reopen(done)) => {
+                Ok(Message::Reopen(done)) => {
                     if let Err(error) = self.target.reopen() {
                         log::warn!("{error}: writing to the old file");
                     }
                     let _ = done.send(());
                 }
-                Ok(Order::Retarget(target, format)) => {
+                Ok(Message::Retarget(target, format)) => {
                     (self.target, self.format, self.torn) = (target, format, false);
                 }
-                Ok(Order::Finish) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Message::Finish) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
@@ -321,7 +328,7 @@ mod tests {
 
     use crate::config::model::{self, BackendAddress, Protocol};
     use crate::gate::Gate;
-    use crate::link::Local;
+    use crate::link::Address;
     use crate::relay::{By, Cause};
     use crate::snapshot::{Backend, Listener};
     use crate::stats::{BackendStats, ListenerStats};
@@ -381,7 +388,7 @@ mod tests {
                 stats,
             }),
             client: Some(address("192.0.2.1:40000")),
-            local: Arc::new(Local::Ip(address("192.0.2.9:80"))),
+            local: Arc::new(Address::Ip(address("192.0.2.9:80"))),
             backend,
             attempts: 1,
             bytes_up: 10,

@@ -141,9 +141,9 @@ impl Vips {
     }
 
     /// VIPs, other nodes and witnesses, for status and metrics.
-    pub fn view(&self) -> ElectionView {
+    pub fn status(&self) -> ElectionStatus {
         let Some((handle, me)) = &self.running else {
-            return ElectionView::default();
+            return ElectionStatus::default();
         };
         let status = handle.status();
         let others = status.nodes.iter().filter(|node| node.name != *me);
@@ -151,7 +151,7 @@ impl Vips {
             address: witness.address.to_string(),
             up: witness.up,
         };
-        ElectionView {
+        ElectionStatus {
             vips: status.vips.iter().map(vip).collect(),
             nodes: others.map(node).collect(),
             witnesses: status.witnesses.iter().map(witness).collect(),
@@ -162,7 +162,7 @@ impl Vips {
 
 /// What an operator sees of the election.
 #[derive(Default)]
-pub struct ElectionView {
+pub struct ElectionStatus {
     /// In the order of the configuration.
     pub vips: Vec<status::Vip>,
     /// The other ones.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::view::{self, BackendFacts, Facts, Times};
+use super::status::{self, BackendFacts, Facts, Times};
 use crate::api::status::VIP_STATES;
 use crate::health::State;
 use crate::link;
@@ -79,7 +79,7 @@ impl Metrics<'_> {
             let stats = &listener.stats;
             let sum = |field: fn(&ListenerShard) -> &_| stats.shards.sum(field);
             let name = ("listener", listener.config.name.as_str());
-            let protocol = view::protocol(listener.config.protocol);
+            let protocol = status::protocol(listener.config.protocol);
             let udp = protocol == "udp";
             let pool = ("pool", &*listener.pool);
             let labels = [name, ("protocol", protocol), pool];

@@ -8,4 +8,4 @@ pub mod http;
 pub mod metrics;
 pub mod observer;
 pub mod process;
-pub mod view;
+pub mod status;

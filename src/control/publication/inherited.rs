@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use crate::config::model::{Listener, Protocol};
-use crate::link::Local;
+use crate::link::Address;
 
 /// A listening socket as both processes name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,37 +25,10 @@ pub enum Label {
     Own(String),
 }
 
-/// [`Local`] in words.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Address {
-    /// Address and port.
-    Ip(std::net::SocketAddr),
-    /// Path.
-    Unix(std::path::PathBuf),
-}
-
-impl From<&Local> for Address {
-    fn from(local: &Local) -> Address {
-        match local {
-            Local::Ip(address) => Address::Ip(*address),
-            Local::Unix(path) => Address::Unix(path.clone()),
-        }
-    }
-}
-
-impl From<&Address> for Local {
-    fn from(address: &Address) -> Local {
-        match address {
-            Address::Ip(address) => Local::Ip(*address),
-            Address::Unix(path) => Local::Unix(path.clone()),
-        }
-    }
-}
-
 impl std::fmt::Display for Label {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
-            Label::Listener { name, local, .. } => write!(f, "{name} {}", Local::from(local)),
+            Label::Listener { name, local, .. } => write!(f, "{name} {}", local),
             Label::Own(name) => f.write_str(name),
         }
     }
@@ -63,12 +36,12 @@ impl std::fmt::Display for Label {
 
 impl Label {
     /// Of a listener's socket.
-    pub fn listener(name: &str, protocol: Protocol, wanted: &Local, local: &Local) -> Label {
+    pub fn listener(name: &str, protocol: Protocol, wanted: &Address, local: &Address) -> Label {
         Label::Listener {
             name: name.to_string(),
             udp: protocol == Protocol::Udp,
-            wanted: wanted.into(),
-            local: local.into(),
+            wanted: wanted.clone(),
+            local: local.clone(),
         }
     }
 }
@@ -81,7 +54,7 @@ pub struct InheritedSockets(Vec<(Label, OwnedFd)>);
 #[derive(Debug)]
 pub struct InheritedSocket {
     /// What it is bound to.
-    pub local: Local,
+    pub local: Address,
     /// The socket.
     pub fd: OwnedFd,
 }
@@ -94,8 +67,8 @@ impl InheritedSockets {
 
     /// Claims the sockets of one address of a listener. An address that has moved to another listener is found too,
     /// unless the kernel chose its port.
-    pub fn claim(&mut self, listener: &Listener, wanted: &Local) -> Vec<InheritedSocket> {
-        let is_fixed = !matches!(wanted, Local::Ip(address) if address.port() == 0);
+    pub fn claim(&mut self, listener: &Listener, wanted: &Address) -> Vec<InheritedSocket> {
+        let is_fixed = !matches!(wanted, Address::Ip(address) if address.port() == 0);
         let fits = |label: &Label| match label {
             Label::Listener {
                 name,
@@ -104,8 +77,7 @@ impl InheritedSockets {
                 local,
             } => {
                 *udp == (listener.protocol == Protocol::Udp)
-                    && (*name == listener.name && Local::from(its) == *wanted
-                        || is_fixed && Local::from(local) == *wanted)
+                    && (*name == listener.name && *its == *wanted || is_fixed && *local == *wanted)
             }
             Label::Own(_) => false,
         };
@@ -117,10 +89,7 @@ impl InheritedSockets {
         claimed
             .into_iter()
             .filter_map(|(label, fd)| match label {
-                Label::Listener { local, .. } => Some(InheritedSocket {
-                    local: Local::from(&local),
-                    fd,
-                }),
+                Label::Listener { local, .. } => Some(InheritedSocket { local, fd }),
                 Label::Own(_) => None,
             })
             .collect()

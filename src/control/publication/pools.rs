@@ -26,7 +26,7 @@ use crate::config::model::{OnDown, PoolPolicy, Protocol};
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
-use crate::link::{Report, Shed};
+use crate::link::{Failure, Shed};
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
 use crate::stats::{Count, Histogram};
@@ -91,8 +91,8 @@ pub struct Pools {
     leaving: BTreeMap<u64, Entry>,
     sheds: Vec<Shed>,
     rng: Rng,
-    /// Where each backend is, pool and place in it, by identity.
-    places: HashMap<u64, (usize, usize)>,
+    /// Where each backend is, pool and position in it, by identity.
+    positions: HashMap<u64, (usize, usize)>,
     /// No probe starts before.
     probes_from: Option<Instant>,
     /// When states and drains were last looked at.
@@ -117,7 +117,7 @@ impl Pools {
             leaving: BTreeMap::new(),
             sheds: Vec::new(),
             rng: Rng::new(seed),
-            places: HashMap::new(),
+            positions: HashMap::new(),
             probes_from: None,
             looked: None,
             quiet_until: None,
@@ -268,14 +268,14 @@ impl Pools {
     }
 
     fn find(&self, identity: u64) -> Option<(usize, usize)> {
-        self.places.get(&identity).copied()
+        self.positions.get(&identity).copied()
     }
 
     /// A probe has ended.
     pub fn on_verdict(&mut self, verdict: &Verdict, now: Instant) {
         let current = self.schedule.is_current(verdict.run);
-        let place = self.find(verdict.run.key).filter(|_| current);
-        let Some((pool, ix)) = place else {
+        let position = self.find(verdict.run.key).filter(|_| current);
+        let Some((pool, ix)) = position else {
             // Of a backend that has gone, by other rules, or given up as lost: another probe tells.
             self.schedule.finish(now, verdict.run, Duration::ZERO, 0);
             return;
@@ -303,8 +303,8 @@ impl Pools {
     }
 
     /// Real traffic has failed.
-    pub fn on_report(&mut self, report: &Report) {
-        let Some((pool, ix)) = self.find(report.backend) else {
+    pub fn on_failure(&mut self, failure: &Failure) {
+        let Some((pool, ix)) = self.find(failure.backend) else {
             return;
         };
         let ready = |entry: &Entry| entry.state.standing() == Standing::Ready && entry.weight() > 0;
@@ -318,9 +318,9 @@ impl Pools {
         entry
             .state
             .succeeded(total.saturating_sub(std::mem::replace(&mut entry.seen, total)));
-        let change = entry.state.failed(report.at, report.kind.as_str(), others);
+        let change = entry.state.failed(failure.at, failure.kind.as_str(), others);
         if let Some(until) = entry.state.ejected_until() {
-            self.schedule.hurry(report.at, report.backend, until);
+            self.schedule.hurry(failure.at, failure.backend, until);
         }
         self.after(pool, ix, change);
     }

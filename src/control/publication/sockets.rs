@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use super::inherited::{InheritedSocket, InheritedSockets};
 use crate::config::model::{Bind, Listener, Protocol};
-use crate::link::{ListenSocket, Local};
+use crate::link::{Address, Endpoint, ListenSocket};
 use crate::sys::{socket, udp};
 
 /// A listening socket that could not be had.
@@ -25,7 +25,7 @@ pub struct BindError {
 #[derive(Debug)]
 pub struct Bound {
     /// Where, with the port that the kernel chose.
-    pub local: Local,
+    pub local: Address,
     /// One for each worker, or one.
     pub sockets: Vec<ListenSocket>,
     /// No other socket can be bound to the same address: a unix socket, or one that somebody else has bound, without
@@ -36,26 +36,26 @@ pub struct Bound {
 }
 
 /// Listening sockets by position among the workers.
-pub type Dealt = BTreeMap<usize, Vec<ListenSocket>>;
+pub type Assigned = BTreeMap<usize, Vec<ListenSocket>>;
 
 /// The addresses that a listener asks for, ranges written out.
-pub fn wanted(listener: &Listener) -> Vec<Local> {
+pub fn wanted(listener: &Listener) -> Vec<Address> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
         Bind::Ip { ip, scope, ports } => ports
             .clone()
             .map(|port| match ip {
-                IpAddr::V6(ip) => Local::Ip(SocketAddrV6::new(*ip, port, 0, *scope).into()),
-                IpAddr::V4(ip) => Local::Ip((*ip, port).into()),
+                IpAddr::V6(ip) => Address::Ip(SocketAddrV6::new(*ip, port, 0, *scope).into()),
+                IpAddr::V4(ip) => Address::Ip((*ip, port).into()),
             })
             .collect::<Vec<_>>(),
-        Bind::Unix(path) => vec![Local::Unix(path.clone())],
+        Bind::Unix(path) => vec![Address::Unix(path.clone())],
     });
     addresses.collect()
 }
 
 impl BindError {
     /// For another reason than bind(2).
-    pub fn new(listener: &Listener, address: &Local, error: std::io::Error) -> BindError {
+    pub fn new(listener: &Listener, address: &Address, error: std::io::Error) -> BindError {
         BindError {
             listener: listener.name.clone(),
             address: address.to_string(),
@@ -69,7 +69,7 @@ impl BindError {
 pub fn bind(
     listener: &Listener,
     id: u32,
-    wanted: &Local,
+    wanted: &Address,
     workers: usize,
     from_elsewhere: &mut InheritedSockets,
 ) -> Result<Bound, BindError> {
@@ -79,25 +79,27 @@ pub fn bind(
         hint: hint(&error),
         error,
     };
-    let open = |local: &Local| match (local, listener.protocol) {
-        (Local::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
-        (Local::Ip(address), Protocol::Udp) => udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd),
-        (Local::Unix(path), _) => socket::listen_unix(path),
+    let open = |local: &Address| match (local, listener.protocol) {
+        (Address::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
+        (Address::Ip(address), Protocol::Udp) => {
+            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
+        }
+        (Address::Unix(path), _) => socket::listen_unix(path),
     };
     let mut inherited = from_elsewhere.claim(listener, wanted);
     let is_inherited = !inherited.is_empty();
     if !is_inherited {
         let fd = open(wanted).map_err(refused)?;
         let local = match wanted {
-            Local::Ip(_) => Local::Ip(socket::local_address(&fd).map_err(refused)?),
-            unix @ Local::Unix(_) => unix.clone(),
+            Address::Ip(_) => Address::Ip(socket::local_address(&fd).map_err(refused)?),
+            unix @ Address::Unix(_) => unix.clone(),
         };
         inherited.push(InheritedSocket { local, fd });
     }
     let local = inherited[0].local.clone();
     let mut is_alone = match local {
-        Local::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
-        Local::Unix(_) => true,
+        Address::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
+        Address::Unix(_) => true,
     };
     let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|socket| socket.fd).collect();
     while sockets.len() < workers && !is_alone {
@@ -123,8 +125,8 @@ pub fn bind(
 
 /// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
 /// first served (the others have theirs already); those that stand alone go round.
-pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
-    let mut dealt = Dealt::new();
+pub fn assign(bound: Vec<Bound>, workers: usize) -> Assigned {
+    let mut assigned = Assigned::new();
     for (rotation, bound) in bound.into_iter().enumerate() {
         let sockets = bound.sockets;
         let first = match bound.is_alone {
@@ -132,27 +134,27 @@ pub fn deal(bound: Vec<Bound>, workers: usize) -> Dealt {
             true => rotation,
         };
         for (ix, socket) in sockets.into_iter().enumerate() {
-            dealt.entry((first + ix) % workers).or_default().push(socket);
+            assigned.entry((first + ix) % workers).or_default().push(socket);
         }
     }
-    dealt
+    assigned
 }
 
 /// Deals sockets out again that all workers have let go: those of one address to as many workers as there are, whatever the
 /// order in which they come.
-pub fn deal_again(sockets: Vec<ListenSocket>, workers: usize) -> Dealt {
-    let mut by_place: HashMap<(u32, Local), usize> = HashMap::new();
-    let mut dealt = Dealt::new();
+pub fn reassign(sockets: Vec<ListenSocket>, workers: usize) -> Assigned {
+    let mut by_endpoint: HashMap<Endpoint, usize> = HashMap::new();
+    let mut assigned = Assigned::new();
     for socket in sockets {
-        let places = by_place.len();
+        let places = by_endpoint.len();
         // Addresses with fewer sockets than there are workers (a unix socket has one) do not all begin with the same worker.
-        let next = by_place
+        let next = by_endpoint
             .entry((socket.listener, socket.local.clone()))
             .or_insert(places);
-        dealt.entry(*next % workers.max(1)).or_default().push(socket);
+        assigned.entry(*next % workers.max(1)).or_default().push(socket);
         *next += 1;
     }
-    dealt
+    assigned
 }
 
 fn hint(error: &std::io::Error) -> &'static str {
@@ -175,28 +177,28 @@ mod tests {
     ///
     /// Break tried: dealing by position in the list, which is how it was: each worker had both sockets of one address.
     #[test]
-    fn sockets_that_come_back_are_dealt_so_that_each_worker_has_one_of_each_address() {
+    fn sockets_that_come_back_are_assigned_so_that_each_worker_has_one_of_each_address() {
         let socket = |port: u16| ListenSocket {
             listener: 1,
-            local: Local::Ip(([127, 0, 0, 1], port).into()),
+            local: Address::Ip(([127, 0, 0, 1], port).into()),
             fd: std::fs::File::open("/dev/null").unwrap().into(),
         };
         let unix = ListenSocket {
-            local: Local::Unix("/run/a".into()),
+            local: Address::Unix("/run/a".into()),
             ..socket(0)
         };
         let back = vec![socket(1), socket(2), socket(1), socket(2), unix];
-        let dealt = deal_again(back, 2);
+        let assigned = reassign(back, 2);
         for port in [1, 2] {
             let local = socket(port).local;
-            let having: Vec<usize> = dealt
+            let having: Vec<usize> = assigned
                 .iter()
                 .filter(|(_, sockets)| sockets.iter().any(|socket| socket.local == local))
                 .map(|(worker, _)| *worker)
                 .collect();
             assert_eq!(having, [0, 1], "port {port}");
         }
-        assert_eq!(dealt.values().map(Vec::len).sum::<usize>(), 5);
-        assert_eq!(deal_again(vec![socket(1)], 0).len(), 1, "nothing is lost");
+        assert_eq!(assigned.values().map(Vec::len).sum::<usize>(), 5);
+        assert_eq!(reassign(vec![socket(1)], 0).len(), 1, "nothing is lost");
     }
 }

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 
 use super::{Event, Line, Note, START_MAX, VARIABLE};
 use crate::control::election::Detached;
-use crate::control::publication::inherited::{Address, InheritedSockets, Label};
+use crate::control::publication::inherited::{InheritedSockets, Label};
 use crate::control::publication::pools::Knowledge;
-use crate::link::Migrant;
+use crate::link::{Address, HandedSession};
 use crate::sys::handover::Channel;
 use crate::sys::{socket, systemd};
 
@@ -130,19 +130,15 @@ impl Successor {
 
 /// Ends when this process has become the service, or is told to give up.
 fn listen(line: &Line, tell: impl Fn(Event) -> bool) {
-    let mut migrants = Vec::new();
+    let mut handed = Vec::new();
     loop {
         let heard = line.hear();
         match heard {
-            Ok(Some((Note::Sessions(passports), fds))) => {
-                let sessions = passports.into_iter().zip(fds);
-                migrants.extend(sessions.map(|(passport, fd)| Migrant {
-                    passport,
-                    fd,
-                    held: None,
-                }));
+            Ok(Some((Note::Sessions(states), fds))) => {
+                let sessions = states.into_iter().zip(fds);
+                handed.extend(sessions.map(|(state, fd)| HandedSession { state, fd, held: None }));
             }
-            Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut migrants)))),
+            Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut handed)))),
             Ok(Some((Note::Vips(state), fds))) => {
                 let mut fds = fds.into_iter();
                 if let (Some(keeper), Some(listener), runner) = (fds.next(), fds.next(), fds.next()) {
@@ -164,7 +160,7 @@ fn listen(line: &Line, tell: impl Fn(Event) -> bool) {
             }
             // The old process has died: the service is ours.
             Ok(None) | Err(_) => {
-                let _ = tell(Event::Go(migrants)) && tell(Event::Main);
+                let _ = tell(Event::Go(handed)) && tell(Event::Main);
                 return;
             }
             Ok(Some(_)) => {}

@@ -49,7 +49,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::election::Detached;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
-use crate::link::{ListenSocket, Local, Migrant, Passport};
+use crate::link::{Address, HandedSession, ListenSocket, SessionState};
 
 pub use inheritance::{Inheritance, Successor};
 pub use predecessor::{Handover, Predecessor, Program};
@@ -73,7 +73,7 @@ enum Note {
     /// That was all.
     Everything,
     /// UDP sessions; the descriptors are in the message, in this order.
-    Sessions(Vec<Passport>),
+    Sessions(Vec<SessionState>),
     /// Serve.
     Go,
     /// The election's state; the descriptors are the keeper's channel and the socket for beats.
@@ -106,7 +106,7 @@ pub enum Event {
         back: Back,
     },
     /// Successor: serve, and go on with these sessions.
-    Go(Vec<Migrant>),
+    Go(Vec<HandedSession>),
     /// Successor: go on with the election.
     Vips(Detached),
     /// Successor: speak for the service.
@@ -121,7 +121,7 @@ pub struct Back {
     /// Listening sockets.
     pub sockets: Vec<ListenSocket>,
     /// UDP sessions.
-    pub migrants: Vec<Migrant>,
+    pub sessions: Vec<HandedSession>,
 }
 
 /// See [`Event::Done`].
@@ -130,7 +130,7 @@ pub struct Done {
     /// The successor's process id.
     pub pid: u32,
     /// Addresses that it has no use for.
-    pub unused: Vec<(u32, Local)>,
+    pub unused: Vec<(u32, Address)>,
     /// The same of our own sockets.
     pub unused_own: Vec<String>,
     line: Line,

@@ -15,7 +15,7 @@ use crossbeam_channel::bounded;
 use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
-use crate::link::{self, Command, ListenSocket, Local, SocketMove};
+use crate::link::{self, Address, Command, ListenSocket, SocketMove};
 use crate::sys::handover::{self as process, Channel, DESCRIPTORS_MAX};
 use crate::sys::systemd;
 
@@ -53,7 +53,7 @@ pub struct Handover {
     /// All workers.
     pub workers: Vec<link::Worker>,
     /// Every listening socket: [`ListenSocket::listener`] and address, its name, and how many of them there are.
-    pub listeners: HashMap<(u32, Local), (Label, usize)>,
+    pub listeners: HashMap<(u32, Address), (Label, usize)>,
     /// What is known of backends.
     pub knowledge: Vec<Knowledge>,
     /// Sockets of our own.
@@ -193,7 +193,7 @@ fn introduce(
     *ready = true;
     let listeners = handover.listeners.iter();
     let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
-    let used: Vec<(u32, Local)> = used.map(|(place, _)| place.clone()).collect();
+    let used: Vec<(u32, Address)> = used.map(|(place, _)| place.clone()).collect();
     line.0.set_timeout(STEP_MAX)?;
     back.sockets = sockets;
     back.sockets
@@ -201,18 +201,18 @@ fn introduce(
     let used = Arc::new(used);
     for worker in &handover.workers {
         let (reply, released) = bounded(1);
-        let places = used.clone();
-        if worker.send(Command::Sockets(SocketMove::Release { places, reply })) {
-            let migrants = released
+        let endpoints = used.clone();
+        if worker.send(Command::Sockets(SocketMove::Release { endpoints, reply })) {
+            let sessions = released
                 .recv_timeout(STEP_MAX)
                 .with_context(|| format!("worker {} does not answer", worker.id))?;
-            back.migrants.extend(migrants);
+            back.sessions.extend(sessions);
         }
     }
-    for part in back.migrants.chunks(DESCRIPTORS_MAX) {
-        let passports = part.iter().map(|m| m.passport.clone()).collect();
+    for part in back.sessions.chunks(DESCRIPTORS_MAX) {
+        let states = part.iter().map(|session| session.state.clone()).collect();
         let fds: Vec<BorrowedFd> = part.iter().map(|m| m.fd.as_fd()).collect();
-        tell(line, &Note::Sessions(passports), &fds, "serve")?;
+        tell(line, &Note::Sessions(states), &fds, "serve")?;
     }
     tell(line, &Note::Go, &[], "serve")?;
     match hear(line, "serve")? {

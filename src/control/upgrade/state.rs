@@ -4,7 +4,7 @@ use super::{Inheritance, Predecessor, Program, Successor};
 use crate::control::phase::Phase;
 use crate::control::publication::inherited::InheritedSockets;
 use crate::control::publication::pools::Knowledge;
-use crate::control::publication::sockets::Dealt;
+use crate::control::publication::sockets::Assigned;
 
 /// Where this process stands between one that came before it and one that comes after it.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct State {
     /// Not claimed yet.
     pub inherited: InheritedSockets,
     /// Since this process was started by another one, until it serves; with what it will serve then.
-    pub(in crate::control) waiting: Option<(Successor, Dealt)>,
+    pub(in crate::control) waiting: Option<(Successor, Assigned)>,
     /// It serves; the process before it has not let go of everything yet.
     pub(in crate::control) arriving: bool,
     /// An upgrade is under way.
@@ -30,7 +30,7 @@ impl State {
         let state = State {
             program: Program::own(),
             inherited: inheritance.sockets,
-            waiting: inheritance.successor.map(|s| (s, Dealt::new())),
+            waiting: inheritance.successor.map(|s| (s, Assigned::new())),
             arriving: false,
             predecessor: None,
             handed_over: None,
@@ -50,10 +50,10 @@ impl State {
     }
 
     /// Keeps sockets back until this process is to serve.
-    pub fn hold(&mut self, dealt: Dealt) -> Dealt {
+    pub fn hold(&mut self, assigned: Assigned) -> Assigned {
         match &mut self.waiting {
-            Some((_, held)) => std::mem::replace(held, dealt),
-            None => dealt,
+            Some((_, held)) => std::mem::replace(held, assigned),
+            None => assigned,
         }
     }
 

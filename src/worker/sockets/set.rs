@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mio::Poll;
 
 use crate::base::{Key, Kind, Side, Slab, Token};
-use crate::link::{ListenSocket, Local};
+use crate::link::{Address, ListenSocket};
 use crate::snapshot::{Listener, Listeners};
 use crate::sys::epoll;
 use crate::worker::Context;
@@ -22,7 +22,7 @@ const DEAF_MS: u64 = 50;
 pub(in crate::worker) struct Listening<T> {
     /// [`Listener::id`].
     pub id: u32,
-    pub local: Arc<Local>,
+    pub local: Arc<Address>,
     pub fd: OwnedFd,
     /// `None` while the snapshot that knows the listener has not arrived.
     pub listener: Option<Arc<Listener>>,
@@ -53,7 +53,7 @@ impl<T> Listening<T> {
 pub(in crate::worker) struct Set<T> {
     kind: Kind,
     pub(in crate::worker) sockets: Slab<Listening<T>>,
-    by_place: HashMap<(u32, Local), Vec<Key>>,
+    by_place: HashMap<(u32, Address), Vec<Key>>,
     /// Registered, but nothing is told of them.
     paused: bool,
     /// Some could not be registered; tried again then.
@@ -93,7 +93,7 @@ impl<T> Set<T> {
     }
 
     /// Those of a place, as long as the listener is there.
-    pub(in crate::worker) fn at(&self, listener: u32, local: &Local) -> Vec<Key> {
+    pub(in crate::worker) fn at(&self, listener: u32, local: &Address) -> Vec<Key> {
         let place = (listener, local.clone());
         let mut keys = self.by_place.get(&place).cloned().unwrap_or_default();
         keys.retain(|key| self.get(*key).is_some_and(|listening| listening.closes_ms.is_none()));

@@ -13,10 +13,10 @@ use super::{Context, GROUP_MAX, REPORTS_MAX, Udp, reason, token};
 use crate::base::{Key, Kind};
 use crate::config::model::{BackendAddress, SendProxy};
 use crate::flow::{Dropped, Endpoints, Full, OnError, Tally};
-use crate::gate::Pass;
-use crate::link::{Local, ReportKind};
+use crate::gate::ListenerPermit;
+use crate::link::{Address, FailureKind};
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, Choice, Listener, Place};
+use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
 use crate::sys::epoll;
 use crate::sys::socket::ConnectError;
 use crate::sys::udp::{self, Trouble};
@@ -34,14 +34,14 @@ pub(super) enum Rebind {
 
 /// A backend and a socket connected to it; `None`: the session has it already.
 struct Found {
-    place: Place,
+    place: BackendPermit,
     fd: Option<OwnedFd>,
     attempts: u16,
     introduce: bool,
 }
 
 impl Udp {
-    /// Lets a new session in: a seat in the process, unless it has one already, and a pass of its listener. Where a cap is
+    /// Lets a new session in: a transit in the process, unless it has one already, and a pass of its listener. Where a cap is
     /// reached, the session that has been idle for too long makes room.
     fn admit(
         &mut self,
@@ -49,7 +49,7 @@ impl Udp {
         listener: &Listener,
         ends: &Endpoints,
         seated: bool,
-    ) -> Result<Pass, Dropped> {
+    ) -> Result<ListenerPermit, Dropped> {
         if !seated && !take_seat(context) {
             self.evict(context, Full::Process, ends);
             if !take_seat(context) {
@@ -93,7 +93,7 @@ impl Udp {
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         ends: &Endpoints,
     ) -> Result<(), Dropped> {
         let pass = self.admit(context, listener, ends, false)?;
@@ -316,8 +316,8 @@ impl Udp {
             let quoted = &quote[..report.quoted];
             let proof = session.proof(report.trouble, quoted);
             let kind = match report.trouble {
-                Trouble::Closed => ReportKind::Refused,
-                _ => ReportKind::TimedOut,
+                Trouble::Closed => FailureKind::Refused,
+                _ => FailureKind::TimedOut,
             };
             let Some(OnError::Failed { blame, resend }) = self.table.on_error(context.now, key, proof) else {
                 continue;
@@ -329,10 +329,10 @@ impl Udp {
             if blame {
                 let shard = session.backend.stats.shards.of(context.id);
                 match kind {
-                    ReportKind::Refused => shard.refused.add(1),
+                    FailureKind::Refused => shard.refused.add(1),
                     _ => shard.timed_out.add(1),
                 }
-                context.shared.report(session.backend.identity, kind, context.now);
+                context.shared.failed(session.backend.identity, kind, context.now);
             }
             if let Some((again, introduces)) = session.refused(quoted, &self.stash).filter(|_| resend) {
                 self.send_again(poll, context, key, &again, introduces);

@@ -15,9 +15,9 @@ use super::session::{Mark, Session};
 use super::{Context, Datagram, GROUP_MAX, Udp, token};
 use crate::base::{Key, Kind};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Tally};
-use crate::link::{Local, Migrant, Passport};
+use crate::link::{Address, HandedSession, SessionState};
 use crate::relay::{By, Cause};
-use crate::snapshot::{Listener, Place};
+use crate::snapshot::{BackendPermit, Listener};
 use crate::sys::{epoll, socket, udp};
 use crate::worker::sockets::set::Set;
 
@@ -31,15 +31,15 @@ impl Udp {
         context: &Context,
         sockets: &mut Set<Datagram>,
         socket: Key,
-    ) -> Vec<Migrant> {
+    ) -> Vec<HandedSession> {
         let lost = |listener: &Listener, drops: &mut Tally, fd| {
             let lost = drops.rise(udp::dropped(fd));
             let shard = listener.stats.shards.of(context.id);
             shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
         };
-        let mut migrants = Vec::new();
+        let mut sessions = Vec::new();
         let Some(listening) = sockets.get_mut(socket) else {
-            return migrants;
+            return sessions;
         };
         let fd = listening.fd.as_raw_fd();
         let identity = socket::identity(fd);
@@ -47,10 +47,10 @@ impl Udp {
             lost(listener, &mut listening.own.drops, fd);
         }
         let here = self.table.iter().filter(|(_, view)| view.data.socket == socket);
-        let sessions: Vec<(Key, Passport)> = here
+        let here: Vec<(Key, SessionState)> = here
             .map(|(key, view)| {
                 let session = view.data;
-                let passport = Passport {
+                let state = SessionState {
                     socket: identity,
                     client: view.ends.client(),
                     local: view.ends.local(),
@@ -66,10 +66,10 @@ impl Udp {
                     grown: session.grown,
                     astray: view.state == State::Astray,
                 };
-                (key, passport)
+                (key, state)
             })
             .collect();
-        for (key, passport) in sessions {
+        for (key, state) in here {
             if self.table.view(key).is_some_and(|view| view.data.place.is_none()) {
                 self.account_end(context, key, Cause::Shutdown, By::Weir);
             }
@@ -84,14 +84,14 @@ impl Udp {
                 && let (Some(pass), Some(place)) = (session.pass, session.place)
             {
                 let _ = epoll::remove(poll, session.fd.as_raw_fd());
-                migrants.push(Migrant {
-                    passport,
+                sessions.push(HandedSession {
+                    state,
                     fd: session.fd,
                     held: Some((pass, place)),
                 });
             }
         }
-        migrants
+        sessions
     }
 
     /// Goes on with the sessions of a listening socket that has come here.
@@ -101,7 +101,7 @@ impl Udp {
         context: &mut Context,
         sockets: &Set<Datagram>,
         socket: Key,
-        migrants: Vec<Migrant>,
+        sessions: Vec<HandedSession>,
     ) {
         let Some(listening) = sockets.get(socket) else {
             return;
@@ -109,8 +109,8 @@ impl Udp {
         let Some(listener) = &listening.listener else {
             return;
         };
-        for migrant in migrants {
-            self.go_on(poll, context, (listener, socket, &listening.local), migrant);
+        for handed in sessions {
+            self.go_on(poll, context, (listener, socket, &listening.local), handed);
         }
     }
 
@@ -120,10 +120,10 @@ impl Udp {
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
-        migrant: Migrant,
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
+        handed: HandedSession,
     ) {
-        let Migrant { passport, fd, held } = migrant;
+        let HandedSession { state, fd, held } = handed;
         if !take_seat(context) {
             return;
         }
@@ -131,8 +131,8 @@ impl Udp {
         let admitted = held.or_else(|| {
             let (pool, _) = context.pool_of(listener)?;
             let mut known = pool.backends.iter();
-            let place = Place::take(known.find(|b| b.identity == passport.backend)?)?;
-            let gate = listener.gate.readmit(Some(passport.client.ip()), context.now);
+            let place = BackendPermit::take(known.find(|b| b.identity == state.backend)?)?;
+            let gate = listener.gate.readmit(Some(state.client.ip()), context.now);
             Some((gate.ok()?, place))
         });
         let Some((pass, place)) = admitted else {
@@ -149,36 +149,36 @@ impl Udp {
             backend: place.backend().clone(),
             pass: Some(pass),
             place: Some(place),
-            opened: context.now.checked_sub(passport.age).unwrap_or(context.now),
+            opened: context.now.checked_sub(state.age).unwrap_or(context.now),
             bound: context.now,
             recorded: context.now,
-            bytes_up: passport.bytes_up,
-            bytes_down: passport.bytes_down,
+            bytes_up: state.bytes_up,
+            bytes_down: state.bytes_down,
             first_byte_us: None,
-            attempts: passport.attempts,
+            attempts: state.attempts,
             burst: 1,
             // Of others nothing has been counted yet.
-            drops: if passport.merges {
+            drops: if state.merges {
                 Tally::starting_at(udp::dropped(raw))
             } else {
                 Tally::default()
             },
-            heard: passport.replies > 0,
-            gro: passport.merges,
-            grown: passport.grown,
+            heard: state.replies > 0,
+            gro: state.merges,
+            grown: state.grown,
             ended: false,
-            introduce: passport.introduce,
+            introduce: state.introduce,
             group_up: GROUP_MAX,
             group_down: GROUP_MAX,
             sent: [Mark::default(); 2],
             stashed: None,
         };
-        let ends = Endpoints::new(ListenerIx(listener.id), passport.client, passport.local);
+        let ends = Endpoints::new(ListenerIx(listener.id), state.client, state.local);
         let counted = listener.config.limits.per_source.is_some();
         // What was counted before counts: a session of one request must not get a second one.
-        let had = [passport.requests, passport.replies];
+        let had = [state.requests, state.replies];
         let key = self.table.resume(context.now, ends, counted, had, session);
-        if passport.astray {
+        if state.astray {
             self.table.astray(key);
         }
         if is_new_here {

@@ -14,7 +14,7 @@ use super::{Context, Datagram, Udp, lower, reason};
 use crate::base::Key;
 use crate::config::model::{Protocol, SendProxy};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Step};
-use crate::link::Local;
+use crate::link::Address;
 use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
 use crate::sys::mmsg::{Ask, Part};
@@ -125,7 +125,7 @@ impl Udp {
         &mut self,
         poll: &Poll,
         context: &mut Context,
-        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Local>),
+        (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         ends: &Endpoints,
         slot: usize,
     ) {

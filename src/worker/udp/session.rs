@@ -6,10 +6,10 @@ use std::time::{Instant, SystemTime};
 
 use crate::base::Key;
 use crate::flow::{Endpoints, Proof, Tally};
-use crate::gate::Pass;
-use crate::link::{Local, Record};
+use crate::gate::ListenerPermit;
+use crate::link::{Address, Record};
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, Listener, Place};
+use crate::snapshot::{Backend, BackendPermit, Listener};
 use crate::sys::udp::{self, Trouble};
 
 use super::stash::Stash;
@@ -79,12 +79,12 @@ pub(super) struct Session {
     /// The listening socket it came in on and is answered through.
     pub socket: Key,
     pub listener: Arc<Listener>,
-    pub local: Arc<Local>,
+    pub local: Arc<Address>,
     pub backend: Arc<Backend>,
     /// Held while the session counts at its listener and its source.
-    pub pass: Option<Pass>,
+    pub pass: Option<ListenerPermit>,
     /// Held while the session counts at its backend.
-    pub place: Option<Place>,
+    pub place: Option<BackendPermit>,
     pub opened: Instant,
     /// When this backend got its first datagram: its answer time counts from there.
     pub bound: Instant,
@@ -145,7 +145,7 @@ impl Session {
     }
 
     /// The same client again, after the session had ended: for everybody else a new one.
-    pub(super) fn reopen(&mut self, id: u64, listener: Arc<Listener>, pass: Pass, now: Instant) {
+    pub(super) fn reopen(&mut self, id: u64, listener: Arc<Listener>, pass: ListenerPermit, now: Instant) {
         self.id = id;
         self.pass = Some(pass);
         self.listener = listener;
@@ -204,7 +204,7 @@ impl Session {
     pub(super) fn record(&self, ends: &Endpoints, now: Instant, cause: Cause, closed_by: By) -> Record {
         // On a wildcard socket the address that the client used is not the one that the socket is bound to.
         let local = match &*self.local {
-            Local::Ip(bound) if bound.ip().is_unspecified() => Arc::new(Local::Ip(ends.local())),
+            Address::Ip(bound) if bound.ip().is_unspecified() => Arc::new(Address::Ip(ends.local())),
             _ => self.local.clone(),
         };
         Record {

@@ -55,7 +55,7 @@ impl Pools {
                 self.leave(entry, pool.config.on_drain_finish, now);
             }
         }
-        self.places.clear();
+        self.positions.clear();
         for (ix, pool) in pools.iter().enumerate() {
             self.replace(ix, &pool.backends, Orders::End, now);
         }
@@ -168,12 +168,13 @@ impl Pools {
         }
         changes.went = before.len();
         for entry in before.into_values() {
-            self.places.remove(&entry.backend.identity);
+            self.positions.remove(&entry.backend.identity);
             self.leave(entry, config.on_drain_finish, now);
         }
         let identities: Vec<u64> = entries.iter().map(|entry| entry.backend.identity).collect();
         let places = identities.iter().enumerate();
-        self.places.extend(places.map(|(ix, &identity)| (identity, (pool, ix))));
+        self.positions
+            .extend(places.map(|(ix, &identity)| (identity, (pool, ix))));
         match config.health.kind {
             ProbeKind::None => identities.iter().for_each(|&identity| self.schedule.remove(identity)),
             _ => self.schedule.add(now, pace(&config), &identities),

@@ -6,7 +6,7 @@ use super::*;
 use crate::base::Rng;
 use crate::config;
 use crate::config::model;
-use crate::snapshot::Place;
+use crate::snapshot::BackendPermit;
 
 fn member(n: usize) -> model::Backend {
     model::Backend {
@@ -115,7 +115,7 @@ fn what_is_known_stays_with_the_address() {
     pools.on_verdict(&verdict, now);
     pools.order("web", "m1", BackendOrder::Weight(7), now).unwrap();
     pools.order("web", "m2", BackendOrder::Drain, now).unwrap();
-    let places = ["m1", "m2"].map(|name| Place::take(&entry(&pools, name).backend).unwrap());
+    let places = ["m1", "m2"].map(|name| BackendPermit::take(&entry(&pools, name).backend).unwrap());
     let known = |pools: &Pools, name: &str| {
         let Entry { state, backend, .. } = entry(pools, name);
         (state.state(), entry(pools, name).weight(), backend.stats.active.get())
@@ -182,7 +182,7 @@ proptest! {
         let now = Instant::now();
         let mut rng = Rng::new(seed);
         let mut pools = configured("balance: least_conn", members(&[0, 1, 2]), now);
-        let mut held: Vec<(u64, Place)> = Vec::new();
+        let mut held: Vec<(u64, BackendPermit)> = Vec::new();
         for _ in 0..60 {
             let mut present: Vec<usize> = (0..6).filter(|_| rng.below(2) == 0).collect();
             match rng.below(6) {
@@ -202,13 +202,13 @@ proptest! {
                     held.swap_remove(ix);
                 },
                 _ => if let Some(entry) = pools.pools[0].entries.first() {
-                    held.push((entry.backend.identity, Place::take(&entry.backend).unwrap()));
+                    held.push((entry.backend.identity, BackendPermit::take(&entry.backend).unwrap()));
                 },
             }
             pools.tick(now);
             let entries = &pools.pools[0].entries;
             prop_assert_eq!(pools.schedule.len(), entries.len());
-            prop_assert_eq!(pools.places.len(), entries.len());
+            prop_assert_eq!(pools.positions.len(), entries.len());
             for (ix, entry) in entries.iter().enumerate() {
                 let identity = entry.backend.identity;
                 prop_assert_eq!(pools.find(identity), Some((0, ix)));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 
 use crate::link::{
-    self, Command, EngineOrder, ListenSocket, Local, Migrant, Recipients, Shared, SocketMove, SpawnWorker,
+    self, Command, Endpoint, EngineOrder, HandedSession, ListenSocket, Recipients, Shared, SocketMove, SpawnWorker,
 };
 use crate::snapshot::Snapshot;
 use crate::sys::socket::identity;
@@ -25,9 +25,9 @@ struct Member {
 }
 
 /// Workers that have been started and are not active yet. Dropping this ends them.
-pub struct Hired(Vec<Member>);
+pub struct NewWorkers(Vec<Member>);
 
-impl Drop for Hired {
+impl Drop for NewWorkers {
     fn drop(&mut self) {
         for member in self.0.drain(..) {
             member.handle.send(Command::Order(EngineOrder::Stop));
@@ -46,12 +46,12 @@ fn barrier<'a>(members: impl IntoIterator<Item = &'a Member>) -> Receiver<()> {
 }
 
 /// Waits for that. A socket that is still on its way between two workers would miss an order to close it.
-fn settled<'a>(members: impl IntoIterator<Item = &'a Member>) {
+fn wait_for<'a>(members: impl IntoIterator<Item = &'a Member>) {
     let _: Result<(), _> = barrier(members).recv_timeout(SETTLE_MAX);
 }
 
 /// All running workers. Numbers are never reused.
-pub struct Crew {
+pub struct Workers {
     shared: Arc<Shared>,
     spawn: SpawnWorker,
     active: Vec<Member>,
@@ -60,10 +60,10 @@ pub struct Crew {
     next_id: usize,
 }
 
-impl Crew {
-    /// Nobody yet.
-    pub fn new(shared: Arc<Shared>, spawn: SpawnWorker) -> Crew {
-        Crew {
+impl Workers {
+    /// None yet.
+    pub fn new(shared: Arc<Shared>, spawn: SpawnWorker) -> Workers {
+        Workers {
             shared,
             spawn,
             active: Vec::new(),
@@ -86,21 +86,21 @@ impl Crew {
         self.active.iter().chain(&self.retired)
     }
 
-    /// Starts the workers that are missing for `count`. Nobody knows of them yet.
-    pub fn hire(&mut self, count: usize) -> io::Result<Hired> {
-        let mut hired = Hired(Vec::new());
-        while self.active.len() + hired.0.len() < count {
+    /// Starts the workers that are missing for `count`. None of the others knows of them yet.
+    pub fn start(&mut self, count: usize) -> io::Result<NewWorkers> {
+        let mut new = NewWorkers(Vec::new());
+        while self.active.len() + new.0.len() < count {
             let id = self.next_id;
             let (handle, thread) = (self.spawn)(id, self.shared.clone())?;
             self.next_id += 1;
-            hired.0.push(Member { handle, thread });
+            new.0.push(Member { handle, thread });
         }
-        Ok(hired)
+        Ok(new)
     }
 
     /// Makes workers active.
-    pub fn admit(&mut self, mut hired: Hired) {
-        self.active.append(&mut hired.0);
+    pub fn activate(&mut self, mut new: NewWorkers) {
+        self.active.append(&mut new.0);
         self.announce();
     }
 
@@ -117,24 +117,24 @@ impl Crew {
             member.handle.send(Command::Sockets(SocketMove::HandOver { to }));
             member.handle.send(Command::Retire);
         }
-        settled(&leaving);
+        wait_for(&leaving);
         self.retired.extend(leaving);
     }
 
     /// Gives sockets of an address to the active workers at these positions, from those before them who have more than
     /// one; they are there when this returns.
-    pub fn spread(&self, listener: u32, local: &Local, lacking: Range<usize>) {
-        let (rich, poor) = (&self.active[..lacking.start], &self.active[lacking]);
-        let poor = poor.iter().map(|member| member.handle.clone());
-        let to = Arc::new(Recipients::new(poor.collect()));
-        for member in rich {
+    pub fn spread(&self, (listener, local): &Endpoint, lacking: Range<usize>) {
+        let (givers, receivers) = (&self.active[..lacking.start], &self.active[lacking]);
+        let receivers = receivers.iter().map(|member| member.handle.clone());
+        let to = Arc::new(Recipients::new(receivers.collect()));
+        for member in givers {
             member.handle.send(Command::Sockets(SocketMove::Spread {
-                listener,
+                listener: *listener,
                 local: local.clone(),
                 to: to.clone(),
             }));
         }
-        settled(rich);
+        wait_for(givers);
     }
 
     fn announce(&self) {
@@ -144,29 +144,29 @@ impl Crew {
 
     /// Gives listening sockets to the active workers; keys are positions among them. UDP sessions go with their sockets; one
     /// whose socket is not among them ends.
-    pub fn settle(&self, dealt: BTreeMap<usize, Vec<ListenSocket>>, migrants: Vec<Migrant>) {
-        let mut by_socket: HashMap<u64, Vec<Migrant>> = HashMap::new();
-        for migrant in migrants {
-            let of_socket = by_socket.entry(migrant.passport.socket).or_default();
-            of_socket.push(migrant);
+    pub fn serve(&self, assigned: BTreeMap<usize, Vec<ListenSocket>>, sessions: Vec<HandedSession>) {
+        let mut by_socket: HashMap<u64, Vec<HandedSession>> = HashMap::new();
+        for session in sessions {
+            let of_socket = by_socket.entry(session.state.socket).or_default();
+            of_socket.push(session);
         }
-        for (ix, sockets) in dealt {
+        for (ix, sockets) in assigned {
             for socket in sockets {
                 let identity = identity(socket.fd.as_raw_fd());
-                let migrants = by_socket.remove(&identity).unwrap_or_default();
-                let serve = SocketMove::Serve { socket, migrants };
-                self.active[ix].handle.send(Command::Sockets(serve));
+                let sessions = by_socket.remove(&identity).unwrap_or_default();
+                let order = SocketMove::Serve { socket, sessions };
+                self.active[ix].handle.send(Command::Sockets(order));
             }
         }
     }
 
-    /// Duplicates of the listening sockets at these places (listener, address), with the position of the worker that serves each.
-    pub fn share(&self, places: Vec<(u32, Local)>) -> io::Result<Vec<(usize, ListenSocket)>> {
-        let places = Arc::new(places);
+    /// Duplicates of the listening sockets at these endpoints, with the position of the worker that serves each.
+    pub fn duplicate(&self, endpoints: Vec<Endpoint>) -> io::Result<Vec<(usize, ListenSocket)>> {
+        let endpoints = Arc::new(endpoints);
         let mut shared = Vec::new();
         for (ix, member) in self.active.iter().enumerate() {
             let (reply, answer) = bounded(1);
-            let of = Some(places.clone());
+            let of = Some(endpoints.clone());
             member.handle.send(Command::Sockets(SocketMove::Share { of, reply }));
             let silent = |_| io::Error::other(format!("worker {} does not answer", member.handle.id));
             let sockets = answer.recv_timeout(SETTLE_MAX).map_err(silent)??;
@@ -175,8 +175,8 @@ impl Crew {
         Ok(shared)
     }
 
-    /// Has every worker serve what is queued at these addresses (listener, address), and close them.
-    pub fn unlisten(&self, closed: &[(u32, Local)]) {
+    /// Has every worker serve what is queued at these endpoints, and close them.
+    pub fn close(&self, closed: &[Endpoint]) {
         if !closed.is_empty() {
             let closed = Arc::new(closed.to_vec());
             for handle in self.handles() {
@@ -186,10 +186,10 @@ impl Crew {
     }
 
     /// The same; it is done when this returns.
-    pub fn unlisten_and_wait(&self, closed: &[(u32, Local)]) {
-        self.unlisten(closed);
+    pub fn close_and_wait(&self, closed: &[Endpoint]) {
+        self.close(closed);
         if !closed.is_empty() {
-            settled(self.members());
+            wait_for(self.members());
         }
     }
 

@@ -1,6 +1,6 @@
 //! The status document at one moment: a pure function from what is known.
 //!
-//! The rows that follow from the snapshot and the counters are made here ([`status`]); what only control knows comes in as
+//! The rows that follow from the snapshot and the counters are made here ([`document`]); what only control knows comes in as
 //! [`Facts`], which [`super::metrics`] reads as well, so that the two never disagree.
 
 use std::collections::HashMap;
@@ -109,7 +109,7 @@ impl Times {
 }
 
 /// The document at this moment.
-pub fn status(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Worker], facts: &Facts) -> Status {
+pub fn document(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Worker], facts: &Facts) -> Status {
     let spliced = workers.iter().map(|worker| worker.stats.spliced.get()).sum();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
