@@ -92,6 +92,7 @@ fn read(path: &str) -> Failover {
         dead_after: Duration::from_millis(config.dead_after_ms),
         nodes: config.nodes.into_iter().collect(),
         witnesses: config.witnesses,
+        arbiter: None,
         quorum: config.quorum,
         vips: config
             .vips

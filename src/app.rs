@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
-use crate::config::model::{AccessTarget, BackendAddress, Bind, Protocol};
+use crate::config::model::{AccessTarget, BackendAddress, Bind, EtcdEndpoint, EtcdServers, Protocol};
 use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
@@ -169,10 +169,23 @@ fn needs(source: &Source, config: &Config) -> Needs {
         Source::File(path) => Some(path),
         Source::Flags(_) => None,
     };
+    let servers = config
+        .failover
+        .iter()
+        .filter_map(|f| f.arbiter.as_ref())
+        .map(|arbiter| &arbiter.servers);
     let files = file
         .into_iter()
         .chain(config.failover.iter().flat_map(|f| &f.secret_files));
+    let files = files.chain(servers.clone().flat_map(EtcdServers::files));
     needs.read = files.flat_map(|path| ways::directories(path)).collect();
+    // Names are looked up while it runs.
+    if servers
+        .flat_map(|servers| &servers.endpoints)
+        .any(EtcdEndpoint::is_name)
+    {
+        needs.read.extend(sandbox::NAMES.map(PathBuf::from));
+    }
     let program = std::env::args_os()
         .next()
         .and_then(|name| ways::program(Path::new(&name)));

@@ -42,6 +42,8 @@ pub struct Status {
     pub nodes: Vec<Node>,
     /// In configuration order.
     pub witnesses: Vec<Witness>,
+    /// The voter with a memory of its own; null if there is none.
+    pub arbiter: Option<Arbiter>,
 }
 
 /// Usage and limits of the process.
@@ -214,6 +216,18 @@ pub struct Witness {
     pub address: String,
     /// It has answered lately; `null` while it is too early to tell.
     pub up: Option<bool>,
+}
+
+/// `failover.arbiter`, as this node sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Arbiter {
+    /// It answers; null before it was asked first.
+    pub up: Option<bool>,
+    /// Why it does not.
+    pub problem: Option<String>,
+    /// Addresses and groups on which its vote is this node's now.
+    pub votes: Vec<String>,
 }
 
 /// A live connection or session as the commands read it; [`LiveConnection`](crate::link::LiveConnection) is what is sent.

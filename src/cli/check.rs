@@ -7,7 +7,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config::model::Failover;
 use crate::config::{self, Facts, Loaded};
-use crate::failover::bounds::{Bound, bounds};
+use crate::control::etcd::Settings;
+use crate::failover::bounds::{Bound, bounds, strictly};
 use crate::failover::timers::{Timers, quorum};
 use crate::sys::{neigh, secret};
 
@@ -45,6 +46,10 @@ pub fn run(path: &Path) -> ExitCode {
 fn host_advice(failover: &Failover) -> Vec<String> {
     let unusable = |path: &std::path::PathBuf| secret::read(path).err();
     let mut advice: Vec<String> = failover.secret_files.iter().filter_map(unusable).collect();
+    if let Some(arbiter) = &failover.arbiter {
+        let unusable = Settings::load(&arbiter.servers).err();
+        advice.extend(unusable.map(|why| format!("arbiter: {why}")));
+    }
     for vip in &failover.vips {
         let address = vip.address.addr();
         advice.extend(neigh::advice(Path::new("/proc/sys/net"), &vip.interface, address));
@@ -55,10 +60,18 @@ fn host_advice(failover: &Failover) -> Vec<String> {
 
 /// How long two nodes may hold an address, and nobody.
 fn failover_bounds(failover: &Failover) -> Vec<Bound> {
-    let needed = quorum(failover.quorum, failover.nodes.len(), failover.witnesses.len());
+    let needed = quorum(
+        failover.quorum,
+        failover.nodes.len(),
+        failover.witnesses.len() + usize::from(failover.arbiter.is_some()),
+    );
     let timers = Timers::derive(failover.beat, failover.dead_after);
     match failover.nodes.len() {
         1 => Vec::new(),
+        _ if failover.arbiter.as_ref().is_some_and(|arbiter| arbiter.strict) => {
+            let witnesses = failover.witnesses.len();
+            strictly(bounds(&timers, failover.startup_delay, needed, witnesses), &timers)
+        }
         _ => bounds(&timers, failover.startup_delay, needed, failover.witnesses.len()),
     }
 }

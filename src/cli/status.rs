@@ -215,6 +215,24 @@ fn failover(status: &Status) -> String {
         }
         let _ = write!(out, "\n{}", rows.finish(""));
     }
+    if let Some(arbiter) = &status.arbiter {
+        let mut rows = Rows::new(&["ARBITER", "VOTES HERE", "REASON"]);
+        let (word, tone) = match arbiter.up {
+            Some(true) => ("up", Tone::Good),
+            Some(false) => ("down", Tone::Bad),
+            None => ("asked", Tone::Dim),
+        };
+        let votes = match arbiter.votes.is_empty() {
+            true => "-".to_string(),
+            false => arbiter.votes.join(" "),
+        };
+        rows.row([
+            Value(word.into(), tone),
+            votes.into(),
+            Value(arbiter.problem.clone().unwrap_or_default(), Tone::Dim),
+        ]);
+        let _ = write!(out, "\n{}", rows.finish(""));
+    }
     out
 }
 

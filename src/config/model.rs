@@ -401,12 +401,25 @@ pub struct Failover {
     pub track: Vec<Track>,
     /// TCP endpoints that vote by answering.
     pub witnesses: Vec<SocketAddr>,
+    /// One more voter, with a memory of its own.
+    pub arbiter: Option<Arbiter>,
     /// Voters needed; `None` = a majority when there are three or more voters, else 1.
     pub quorum: Option<u32>,
     /// Virtual addresses.
     pub vips: Vec<Vip>,
     /// Command run on each transition; empty = none.
     pub notify: Vec<String>,
+}
+
+/// `failover.arbiter:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arbiter {
+    /// Where it is.
+    pub servers: EtcdServers,
+    /// Before all of its keys.
+    pub prefix: String,
+    /// Nothing is claimed that another kernel may still have.
+    pub strict: bool,
 }
 
 /// An etcd cluster and how to log in to it.

@@ -132,6 +132,27 @@ impl FromText for EtcdEndpoint {
     }
 }
 
+/// What keys in a key-value store begin with; without a slash at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPrefix(pub String);
+
+impl FromText for KeyPrefix {
+    const KIND: &'static str = "prefix";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let good = |c: char| c.is_ascii_graphic();
+        match text.starts_with('/') && text.len() <= 200 && text.chars().all(good) && !text.contains("//") {
+            true if text.trim_end_matches('/').is_empty() => {
+                Err("`/` alone is no prefix: write one such as `/weir`".into())
+            }
+            true => Ok(KeyPrefix(text.trim_end_matches('/').to_owned())),
+            false => Err(format!(
+                "`{}` is no prefix of keys: begin with `/`, without spaces, at most 200 characters",
+                shorten(text)
+            )),
+        }
+    }
+}
+
 /// A name of letters, digits, hyphens and dots, or an IPv4 address, which is made of the same.
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {

@@ -131,6 +131,7 @@ impl Control {
             vips: election.vips,
             nodes: election.nodes,
             witnesses: election.witnesses,
+            arbiter: election.arbiter,
             beats_rejected: election.beats_rejected,
             turn_max: self.turn_max(now),
             udp_dropped: self.udp_dropped(),

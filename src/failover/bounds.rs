@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::timers::Timers;
+use super::timers::{STRICT_LATENESS, Timers};
 
 /// What two nodes that hear each other need to act upon what the other does.
 pub const HEARING: Duration = Duration::from_millis(40);
@@ -71,6 +71,20 @@ pub fn bounds(timers: &Timers, startup_delay: Duration, quorum: u32, witnesses: 
         ));
     }
     rows
+}
+
+/// The same with a strict arbiter: never both, and every claim that is not told of the release waits for the kernels.
+pub fn strictly(rows: Vec<Bound>, timers: &Timers) -> Vec<Bound> {
+    let wait = timers.lease + STRICT_LATENESS;
+    let row = |row: Bound| Bound {
+        both: Some(Duration::ZERO),
+        until_held: match row.until_held {
+            Duration::ZERO => HEARING,
+            length => length + wait,
+        },
+        ..row
+    };
+    rows.into_iter().map(row).collect()
 }
 
 /// A planned move that is broken off: the old holder waits for the new one, and then for its votes.

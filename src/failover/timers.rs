@@ -17,6 +17,10 @@ use std::time::Duration;
 /// The kernel removes an address at most this long after its valid lifetime has passed (measured: 0.0 to 0.6 s late).
 pub const KERNEL_LATENESS: Duration = Duration::from_millis(700);
 
+/// With a strict arbiter: the kernel removes an address at most this long after its lifetime has passed. More than has been
+/// measured ([`KERNEL_LATENESS`]), for a kernel that is busy.
+pub const STRICT_LATENESS: Duration = Duration::from_secs(1);
+
 /// Shortest `beat` that an ordinary scheduler keeps.
 pub const BEAT_MIN: Duration = Duration::from_millis(10);
 
@@ -180,9 +184,15 @@ pub fn quorum(configured: Option<u32>, nodes: usize, witnesses: usize) -> u32 {
 }
 
 /// What `weir check` says about the number of voters: errors first (the configuration is refused), then advice.
-pub fn quorum_findings(configured: Option<u32>, nodes: usize, witnesses: usize) -> (Vec<String>, Vec<String>) {
-    let voters = (nodes + witnesses) as u32;
-    let needed = quorum(configured, nodes, witnesses);
+pub fn quorum_findings(
+    configured: Option<u32>,
+    nodes: usize,
+    witnesses: usize,
+    arbiter: bool,
+) -> (Vec<String>, Vec<String>) {
+    let others = witnesses + usize::from(arbiter);
+    let voters = (nodes + others) as u32;
+    let needed = quorum(configured, nodes, others);
     let (mut errors, mut advice) = (Vec::new(), Vec::new());
     if needed == 0 {
         errors.push("quorum 0 is no quorum; use auto, or 1 to hold without a majority".into());
@@ -191,6 +201,18 @@ pub fn quorum_findings(configured: Option<u32>, nodes: usize, witnesses: usize) 
         errors.push(format!(
             "quorum {needed} can never be reached: there are only {voters} voters (nodes + witnesses); use auto"
         ));
+    }
+    if arbiter && needed <= voters / 2 && needed > 0 {
+        errors.push(format!(
+            "quorum {needed} is not a majority of {voters} voters: an arbiter rules out two holders only with one; use auto"
+        ));
+    } else if arbiter && voters.is_multiple_of(2) {
+        advice.push(format!(
+            "{voters} voters, the arbiter among them: an even number stands no more losses than one less; leave out a witness or the arbiter"
+        ));
+    }
+    if arbiter {
+        return (errors, advice);
     }
     if nodes == 2 && witnesses == 0 {
         if needed <= 1 {
@@ -268,10 +290,13 @@ mod tests {
         for (configured, nodes, witnesses, want) in rows {
             assert_eq!(quorum(configured, nodes, witnesses), want);
         }
-        assert!(quorum_findings(None, 2, 0).1[0].contains("BOTH"));
-        assert_eq!(quorum_findings(Some(4), 2, 1).0.len(), 1);
-        assert_eq!(quorum_findings(Some(2), 4, 1).1.len(), 1);
-        assert_eq!(quorum_findings(None, 3, 0), (vec![], vec![]));
+        assert!(quorum_findings(None, 2, 0, false).1[0].contains("BOTH"));
+        assert_eq!(quorum_findings(Some(4), 2, 1, false).0.len(), 1);
+        assert_eq!(quorum_findings(Some(2), 4, 1, false).1.len(), 1);
+        assert_eq!(quorum_findings(None, 3, 0, false), (vec![], vec![]));
+        assert_eq!(quorum_findings(None, 2, 0, true), (vec![], vec![]));
+        assert!(quorum_findings(Some(1), 2, 0, true).0[0].contains("not a majority of 3"));
+        assert_eq!(quorum_findings(None, 3, 0, true).1.len(), 1);
     }
 
     proptest! {

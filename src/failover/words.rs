@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::arbiter::{Answer, Question, Terms};
 use super::timers::Timers;
 use super::{NodeIx, VipIx};
 
@@ -28,8 +29,23 @@ pub struct Setup {
     pub boot: u64,
     /// What this node watches beside its own service.
     pub tracks: Vec<Track>,
+    /// One more voter, with a memory of its own.
+    pub arbiter: Option<Arbiter>,
     /// The addresses.
     pub vips: Vec<Rule>,
+}
+
+/// A voter with a memory of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arbiter {
+    /// What all nodes should agree on: where the votes are kept.
+    pub prefix: String,
+    /// Where it is. Votes of one that is elsewhere count for nothing.
+    pub place: String,
+    /// Periods and patiences.
+    pub terms: Terms,
+    /// Nothing is claimed that another kernel may still have.
+    pub strict: bool,
 }
 
 /// Something that this node watches.
@@ -296,6 +312,8 @@ pub enum Input {
     },
     /// Whether the keeper works; its words if not.
     Keeper(Result<(), String>),
+    /// What the arbiter said.
+    Arbiter(Answer),
     /// An operator's wish.
     Admin(Order),
 }
@@ -349,6 +367,8 @@ pub enum Action {
         /// Which.
         vip: VipIx,
     },
+    /// Ask the arbiter.
+    Ask(Question),
     /// Tell people.
     Transition {
         /// Which.
@@ -432,6 +452,10 @@ pub enum Reason {
     LeftTo(NodeIx),
     /// Nobody holds it, and we wait for votes or for the last holder's time to run out.
     Waiting,
+    /// Nobody holds it, and the arbiter's vote decides, which we do not have.
+    Arbiter(String),
+    /// We could hold it, but wait until no other kernel can have it any more.
+    Quiet,
     /// Nobody held it and we are the first in order.
     First,
     /// The last holder went silent.
@@ -459,7 +483,7 @@ impl Reason {
             Reason::Stopping => Lack::Stopping,
             Reason::Track(_) => Lack::Track,
             Reason::NotServing(_) => Lack::NotServing,
-            Reason::NoQuorum { .. } => Lack::NoQuorum,
+            Reason::NoQuorum { .. } | Reason::Arbiter(_) => Lack::NoQuorum,
             Reason::NoBackend => Lack::NoBackend,
             Reason::Keeper(_) => Lack::Keeper,
             Reason::Fault(_) => Lack::Fault,
@@ -487,6 +511,8 @@ impl Reason {
             Reason::HeldBy(n) => format!("held by {}", name(*n)),
             Reason::LeftTo(n) => format!("{} comes first", name(*n)),
             Reason::Waiting => "waiting for votes".into(),
+            Reason::Arbiter(why) => format!("waiting for the arbiter: {why}"),
+            Reason::Quiet => "strict: waiting until no other kernel can have it".into(),
             Reason::First => "first in order".into(),
             Reason::Silent(n) => format!("{} is silent", name(*n)),
             Reason::Gone(n) => format!("{} is gone", name(*n)),

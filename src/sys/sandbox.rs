@@ -78,6 +78,17 @@ const PROGRAMS: [&str; 7] = [
     "/usr/lib64",
     "/nix/store",
 ];
+/// What looking up a name reads; the directories that links among them lead to as well.
+pub const NAMES: [&str; 8] = [
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/NetworkManager",
+];
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
 /// Landlock is in force.

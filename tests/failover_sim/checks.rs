@@ -32,6 +32,9 @@ impl World {
 
     /// The bound for an overlap, given what has happened to its members.
     fn bound_of(&self, since: u64, who: &[usize]) -> u64 {
+        if self.strict {
+            return 0;
+        }
         // One segment lost more than `bounds` reckons with.
         let mut hearing = us(bounds::HEARING);
         let stated = |d: Duration| us(d - bounds::HEARING);
@@ -152,13 +155,20 @@ impl World {
                 .filter(|w| !self.refusing[*w] && self.network.both_ways(self.now, a, count + *w))
                 .count();
             let quorum = self.setups[self.nodes[a].setup][a].quorum as usize;
-            clique && self.network.down.is_empty() && 1 + reached.len() + witnesses >= quorum
+            let arbiter = usize::from(self.arbiter && self.reaches_store(a));
+            clique && self.network.down.is_empty() && 1 + reached.len() + witnesses + arbiter >= quorum
         })
+    }
+
+    fn nobody_max(&self) -> u64 {
+        // The vote of a node that is gone comes back with its lease: 5 s, and what a new leader and lateness add to that.
+        // Strict waits for kernels besides.
+        NOBODY_MAX + if self.arbiter { 9 * S } else { 0 } + if self.strict { 3 * S } else { 0 }
     }
 
     fn observe_nobody(&mut self, vip: usize, who: &[usize]) {
         let now = self.now;
-        if !who.is_empty() || now < self.disturbed + NOBODY_MAX || !self.majority_serves() {
+        if !who.is_empty() || now < self.disturbed + self.nobody_max() || !self.majority_serves() {
             self.watches[vip].free_since = now;
         } else if now > self.watches[vip].free_since + S {
             let views: Vec<_> = self
@@ -174,7 +184,7 @@ impl World {
 
     /// After everything is well: one holder, the right one, and no more moves.
     pub fn settle(&mut self) {
-        self.run_until(self.now + 7 * S);
+        self.run_until(self.now + self.nobody_max() + S);
         let before = self.moved;
         for _ in 0..20 {
             self.run_until(self.now + 100 * MS);

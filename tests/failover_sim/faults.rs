@@ -39,6 +39,12 @@ pub enum Fault {
     Refuse(usize, bool),
     /// Another configuration on this node, by its place in the world's list.
     Reload(usize, usize),
+    /// The arbiter decides nothing for so long.
+    Stall(u64),
+    /// Another member of it leads, after so long in which none does.
+    Leader(u64),
+    /// It is gone, or back.
+    Outage(bool),
     /// A new binary: the same state in another process.
     Upgrade(usize),
 }
@@ -47,8 +53,22 @@ impl World {
     /// Faults at random times, most of them undone after a while; returns when the last one ends.
     pub fn plan(&mut self, from: u64, to: u64) -> u64 {
         let n = self.nodes.len() as u64;
-        let everybody = n + self.witnesses as u64;
+        let everybody = n + self.witnesses as u64 + u64::from(self.arbiter);
         let mut last = from;
+        for _ in 0..if self.arbiter { self.rng.between(0, 4) } else { 0 } {
+            let at = self.rng.between(from, to);
+            let (fault, end) = match self.rng.below(4) {
+                0 => (Fault::Stall(self.rng.between(50 * MS, 2 * S)), None),
+                1 => (Fault::Leader(self.rng.between(0, 2 * S)), None),
+                2 => (Fault::Leader(0), None),
+                _ => (Fault::Outage(true), Some(at + self.rng.between(50 * MS, 4 * S))),
+            };
+            self.at(at, Event::Fault(fault));
+            if let Some(end) = end {
+                self.at(end, Event::Fault(Fault::Outage(false)));
+                last = last.max(end);
+            }
+        }
         for _ in 0..self.rng.between(1, 5) {
             let at = self.rng.between(from, to);
             let length = if self.rng.chance(60) {
@@ -84,7 +104,8 @@ impl World {
                     (Fault::FreezeMain(a), Some(Fault::Thaw(a)))
                 }
                 14 => {
-                    let moved = self.rng.chance(50);
+                    // A machine whose clock stands still with it is beyond what `strict` can promise.
+                    let moved = self.rng.chance(50) || self.strict;
                     (Fault::Pause(a), Some(Fault::Unpause(a, moved)))
                 }
                 15 | 16 => (Fault::Kill(a), Some(Fault::Start(a))),
@@ -138,5 +159,6 @@ impl World {
         for w in 0..self.witnesses {
             self.fault(Fault::Refuse(w, false));
         }
+        self.fault(Fault::Outage(false));
     }
 }

@@ -48,7 +48,7 @@ pub struct Network {
 impl Network {
     pub fn new(case: &Case, rng: &mut Rng) -> Network {
         Network {
-            forwards_at: vec![0; case.nodes + case.witnesses],
+            forwards_at: vec![0; case.nodes + case.witnesses + 1],
             loss: if rng.chance(50) { 0 } else { rng.between(1, 3) },
             ..Network::default()
         }

@@ -8,6 +8,10 @@ use weir::failover::table::Table;
 use weir::failover::timers::{Timers, quorum};
 use weir::failover::words::{Action, Beat, Effect, Input, Local, Order, Phase, Rule, Setup, State};
 
+use weir::failover::arbiter::{Answer, Terms};
+use weir::failover::words::Arbiter;
+
+use crate::arbiter::{Mail, Store};
 use crate::faults::Fault;
 use crate::network::{DELAY_MAX, Fate, Network, Pair};
 
@@ -77,6 +81,7 @@ pub enum ToMain {
         asked: Instant,
     },
     Link(bool),
+    Arbiter(Answer),
 }
 
 #[derive(Debug, Clone)]
@@ -121,6 +126,7 @@ pub enum Event {
         lease: u64,
     },
     Fault(Fault),
+    Store(Mail),
 }
 
 pub struct Node {
@@ -187,6 +193,10 @@ pub struct World {
     pub witnesses: usize,
     pub refusing: Vec<bool>,
     pub network: Network,
+    /// There is an arbiter, and it is strict.
+    pub arbiter: bool,
+    pub strict: bool,
+    pub store: Store,
     pub pairs: Vec<Vec<Pair>>,
     /// What waits in sockets: connection, direction, message.
     pub waiting: Vec<(u64, usize, usize, ToMain)>,
@@ -219,6 +229,8 @@ pub struct Case {
     pub cold: bool,
     /// Some nodes begin with another configuration.
     pub drift: bool,
+    pub arbiter: bool,
+    pub strict: bool,
 }
 
 impl Case {
@@ -233,6 +245,21 @@ impl Case {
             grouped: (seed / 6) % 10 == 4,
             cold: (seed / 6) % 4 == 1,
             drift: (seed / 6) % 4 == 2,
+            arbiter: false,
+            strict: false,
+        }
+    }
+
+    /// Two nodes and an arbiter, now and then more voters; every other one strict.
+    pub fn arbitrated(seed: u64) -> Case {
+        let (nodes, witnesses) = [(2, 0), (2, 0), (2, 0), (2, 0), (3, 0), (2, 1)][(seed / 2 % 6) as usize];
+        Case {
+            nodes,
+            witnesses,
+            quorum: quorum(None, nodes, witnesses + 1),
+            arbiter: true,
+            strict: seed.is_multiple_of(2),
+            ..Case::of(seed / 2)
         }
     }
 }
@@ -257,6 +284,12 @@ fn setups(case: &Case, timers: Timers, rng: &mut Rng) -> Vec<Vec<Setup>> {
         startup_delay: Duration::from_secs(3),
         boot: 1_000_000 * (me as u64 + 1),
         tracks: Vec::new(),
+        arbiter: case.arbiter.then(|| Arbiter {
+            prefix: "/weir".into(),
+            place: "/weir".into(),
+            terms: Terms::derive(&timers),
+            strict: case.strict,
+        }),
         vips: vec![Rule { prefer, ..rule.clone() }; case.vips],
     };
     let in_order: Vec<usize> = (0..n).collect();
@@ -322,6 +355,9 @@ impl World {
             witnesses: case.witnesses,
             refusing: vec![false; case.witnesses],
             network: Network::new(case, &mut rng),
+            arbiter: case.arbiter,
+            strict: case.strict,
+            store: Store::default(),
             pairs: vec![vec![Pair::default(); n]; n],
             waiting: Vec::new(),
             leases: 0,
@@ -376,7 +412,7 @@ impl World {
 
     // ---- the main process ----
 
-    fn step(&mut self, n: usize, input: Input) {
+    pub fn step(&mut self, n: usize, input: Input) {
         let now = self.local_now(n);
         let mut out = Vec::new();
         let node = &mut self.nodes[n];
@@ -391,6 +427,7 @@ impl World {
         for action in out {
             self.act(n, action);
         }
+        self.check_votes(n);
         self.arm(n);
     }
 
@@ -434,6 +471,7 @@ impl World {
                     }
                 }
             }
+            Action::Ask(question) => self.ask_store(n, question),
             Action::Transition { vip, from, to, reason } => {
                 self.note(|| format!("node {n}, vip {vip}: {} -> {}: {reason:?}", from.word(), to.word()))
             }
@@ -643,6 +681,7 @@ impl World {
                 let asked = self.local_now(n).saturating_duration_since(asked);
                 self.step(n, Input::Witness { ix, asked });
             }
+            ToMain::Arbiter(answer) => self.arbiter_says(n, answer),
             ToMain::Link(up) => {
                 for vip in 0..self.watches.len() {
                     self.step(n, Input::Link { vip, up });
@@ -939,6 +978,9 @@ impl World {
                 }
             }
             Fault::Refuse(w, yes) => self.refusing[w] = yes,
+            Fault::Stall(length) => self.store.stalled_until = self.store.stalled_until.max(self.now + length),
+            Fault::Leader(pause) => self.new_leader(pause),
+            Fault::Outage(down) => self.store.down = down,
             Fault::Reload(n, which) => self.reload(n, which),
             Fault::Upgrade(n) => self.reload(n, self.nodes[n].setup),
         }
@@ -1082,6 +1124,7 @@ impl World {
                 }
             }
             Event::Fault(fault) => self.fault(fault),
+            Event::Store(mail) => self.store(mail),
         }
     }
 

@@ -89,6 +89,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
             .filter_map(|(name, address)| Some((name, address?.value)))
             .collect::<IndexMap<_, _>>(),
         witnesses: witnesses.into_iter().map(|w| w.value).collect(),
+        arbiter: arbiter(notes, section),
         quorum: section.optional("quorum"),
         notify: notify(notes, section),
     };
@@ -187,6 +188,76 @@ fn secrets(notes: &Notes, section: &Section) -> Vec<PathBuf> {
     }
 }
 
+fn arbiter(notes: &Notes, section: &Section) -> Option<Arbiter> {
+    if !section.has("arbiter") {
+        return None;
+    }
+    let section = section.section("arbiter");
+    let strict = section.value("strict");
+    if !section.has("etcd") {
+        section.error(
+            "etcd",
+            "missing: say where it is, `etcd: {endpoints: [\"http://10.0.0.5:2379\"]}`",
+        );
+        return None;
+    }
+    let etcd = section.section("etcd");
+    let endpoints = etcd.list::<EtcdEndpoint>("endpoints");
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        if endpoints[..i].iter().any(|other| other.value == endpoint.value) {
+            notes.error(endpoint, format!("`{}` is here twice", endpoint.value));
+        }
+    }
+    let path = |key: &str| etcd.optional::<AbsolutePath>(key).map(|path| path.0);
+    let servers = EtcdServers {
+        ca: path("ca"),
+        cert: path("cert"),
+        key: path("key"),
+        user: etcd.optional::<Name>("user").map(|name| name.0),
+        password_file: path("password_file"),
+        endpoints: endpoints.iter().map(|endpoint| endpoint.value.clone()).collect(),
+    };
+    let tls = servers.endpoints.iter().filter(|endpoint| endpoint.tls).count();
+    if tls > 0 && servers.ca.is_none() {
+        etcd.error("ca", "missing: `https` endpoints are checked against it");
+    }
+    if tls == 0 && !servers.endpoints.is_empty() {
+        for key in ["ca", "cert", "key"].into_iter().filter(|key| etcd.has(key)) {
+            etcd.error(
+                key,
+                "has a meaning for `https` endpoints only: change them, or leave it out",
+            );
+        }
+    }
+    for (one, other) in [
+        ("cert", "key"),
+        ("key", "cert"),
+        ("user", "password_file"),
+        ("password_file", "user"),
+    ] {
+        if etcd.has(one) && !etcd.has(other) {
+            etcd.error(one, format!("is of no use without `{other}`"));
+        }
+    }
+    if servers.password_file.is_some() && tls < servers.endpoints.len() {
+        etcd.warn(
+            "password_file",
+            "the password crosses the network as it is, unless endpoints are `https`",
+        );
+    }
+    if servers.endpoints.len() == 1 {
+        etcd.warn(
+            "endpoints",
+            "one endpoint: while it is down and a node is missing, nobody can hold; name all members",
+        );
+    }
+    Some(Arbiter {
+        prefix: etcd.value::<KeyPrefix>("prefix").0,
+        servers,
+        strict,
+    })
+}
+
 /// What must hold between the values: timers and voters.
 pub fn check_failover(section: &Section, failover: &Failover) {
     let timers = Timers::derive(failover.beat, failover.dead_after);
@@ -197,7 +268,12 @@ pub fn check_failover(section: &Section, failover: &Failover) {
         return; // what is wrong with them is said already
     }
     let key = if failover.quorum.is_some() { "quorum" } else { "nodes" };
-    let (errors, advice) = quorum_findings(failover.quorum, failover.nodes.len(), failover.witnesses.len());
+    let (errors, advice) = quorum_findings(
+        failover.quorum,
+        failover.nodes.len(),
+        failover.witnesses.len(),
+        failover.arbiter.is_some(),
+    );
     errors.into_iter().for_each(|error| section.error(key, error));
     advice.into_iter().for_each(|advice| section.warn(key, advice));
     if failover.nodes.len() == 1 {

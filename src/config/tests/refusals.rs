@@ -485,6 +485,29 @@ beat: 1ms", &[
     ('F', "vips: 10.0.0.100/24", &[
         "9:7: failover.vips[0].interface: missing; for example `interface: eth0`",
     ]),
+    ('F', r#"arbiter: {strict: true}"#, &[
+        "9:1: failover.arbiter.etcd: missing: say where it is, `etcd: {endpoints: [\"http://10.0.0.5:2379\"]}`",
+    ]),
+    ('F', r#"arbiter: {etcd: {endpoints: []}}"#, &[
+        "9:18: failover.arbiter.etcd.endpoints: is empty: at least 1 must be given",
+    ]),
+    ('F', r#"arbiter: {etcd: {endpoints: ["10.0.0.5:2379", "http://10.0.0.6:2379", "http://10.0.0.6:2379"]}}"#, &[
+        "9:30: failover.arbiter.etcd.endpoints[0]: `10.0.0.5:2379` begins with neither `https://` nor `http://`: write one such as `https://10.0.0.5:2379` or `http://etcd.internal:2379`",
+        "9:71: failover.arbiter.etcd.endpoints[2]: `http://10.0.0.6:2379` is here twice",
+    ]),
+    ('F', r#"arbiter: {etcd: {endpoints: ["https://10.0.0.5:2379", "http://10.0.0.6:2379"], cert: /etc/c.pem, user: weir}}"#, &[
+        "9:11: failover.arbiter.etcd.ca: missing: `https` endpoints are checked against it",
+        "9:80: failover.arbiter.etcd.cert: is of no use without `key`",
+        "9:98: failover.arbiter.etcd.user: is of no use without `password_file`",
+    ]),
+    ('F', r#"arbiter: {etcd: {endpoints: ["http://10.0.0.5:2379", "http://10.0.0.6:2379"], ca: /etc/ca.pem, prefix: weir}}"#, &[
+        "9:79: failover.arbiter.etcd.ca: has a meaning for `https` endpoints only: change them, or leave it out",
+        "9:104: failover.arbiter.etcd.prefix: `weir` is no prefix of keys: begin with `/`, without spaces, at most 200 characters",
+    ]),
+    ('F', "arbiter: {etcd: {endpoints: [\"http://10.0.0.5:2379\", \"http://10.0.0.6:2379\"], prefix: /}}\nquorum: 1", &[
+        "9:87: failover.arbiter.etcd.prefix: `/` alone is no prefix: write one such as `/weir`",
+        "10:1: failover.quorum: quorum 1 is not a majority of 4 voters: an arbiter rules out two holders only with one; use auto",
+    ]),
     ('F', r#"notify: "notify.sh""#, &[
         "9:9: failover.notify: `notify.sh` is not an absolute path: begin with `/`",
     ]),

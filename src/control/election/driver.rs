@@ -8,17 +8,20 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::arbiter::{self, Arbiter};
 use super::links::{Links, News};
 use super::notify::{Note, Notes};
 use super::record::Recorder;
 use super::witness::{Answer, Witnesses};
 use super::{
-    Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, VipStatus, WitnessStatus,
+    ArbiterStatus, Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, VipStatus,
+    WitnessStatus,
 };
+use crate::failover::arbiter::Answer as FromArbiter;
 use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
 use crate::failover::words::{Action, Effect, Fit, Input, Lack, Local, Order as TableOrder, Phase};
@@ -77,6 +80,7 @@ pub struct Driver {
     recorder: Recorder,
     links: Links,
     witnesses: Witnesses,
+    arbiter: Option<(Arbiter, Receiver<FromArbiter>)>,
     keeper: KeeperHandle,
     keeper_state: Keeper,
     resets: u64,
@@ -100,6 +104,7 @@ pub struct Driver {
     publish_due: bool,
     told_nodes: Vec<(bool, Option<String>)>,
     told_witnesses: HashMap<SocketAddr, bool>,
+    told_arbiter: Option<ArbiterStatus>,
     /// When each node's signature was refused last.
     bad_secret: Vec<Option<Instant>>,
     transitions: Vec<u64>,
@@ -135,6 +140,7 @@ impl Driver {
             recorder: Recorder::new(now, &table),
             links,
             witnesses: witnesses(&plan, now),
+            arbiter: None,
             keeper,
             // One that failed a predecessor is asked to begin anew, or nobody would ever hear that it works again.
             keeper_state: match table.keeper_problem() {
@@ -158,6 +164,7 @@ impl Driver {
             publish_due: true,
             told_nodes: vec![(false, None); plan.identity.nodes.len()],
             told_witnesses: HashMap::new(),
+            told_arbiter: None,
             bad_secret: vec![None; plan.identity.nodes.len()],
             vips: places(&plan),
             transitions: vec![0; plan.targets.len()],
@@ -169,6 +176,7 @@ impl Driver {
             plan,
             poll,
         };
+        driver.arbiter = driver.start_arbiter()?;
         driver.instruct();
         driver.publish(now);
         Ok(driver)
@@ -232,6 +240,7 @@ impl Driver {
                 self.step(now, Input::Witness { ix, asked });
             }
             self.take_news(now, &mut news);
+            self.hear_arbiter(now);
             while let Ok(command) = self.inbox.try_recv() {
                 if let Some(ending) = self.obey(now, command) {
                     return Ok(ending);
@@ -248,7 +257,7 @@ impl Driver {
                 self.publish(now);
             }
             if let Some(by) = self.stop_by
-                && (self.table.idle() || now >= by)
+                && (self.table.idle() && self.table.owes_nothing() || now >= by)
             {
                 return Ok(Ending::Stopped);
             }
@@ -361,6 +370,11 @@ impl Driver {
                 }
             }
             Action::Beat => self.beat_due = true,
+            Action::Ask(question) => {
+                if let Some((arbiter, _)) = &self.arbiter {
+                    arbiter.ask(question);
+                }
+            }
             Action::Distrust { vip } => {
                 let what = format!("has not removed {} although it was asked", self.plan.targets[vip].net);
                 self.keeper_stuck(now, &what);
@@ -417,6 +431,46 @@ impl Driver {
                 self.visited[vip] = false;
                 self.leave(vip);
             }
+        }
+    }
+
+    // ---- the arbiter ----
+
+    /// A thread for what the plan says; the one before it, if any, ends by itself.
+    fn start_arbiter(&self) -> io::Result<Option<(Arbiter, Receiver<FromArbiter>)>> {
+        let (Some(settings), Some(setup)) = (&self.plan.arbiter, &self.plan.setup.arbiter) else {
+            return Ok(None);
+        };
+        let contact = arbiter::Contact {
+            settings: settings.clone(),
+            prefix: setup.prefix.clone(),
+            node: self.plan.names[self.plan.identity.me].clone(),
+            boot: self.plan.identity.boot,
+            ttl_s: setup.terms.ttl.as_secs() as i64,
+            units: self.units(),
+        };
+        // Of what was asked for the plan before, nothing is heard any more: it may have numbered its units otherwise.
+        let (sender, answers) = bounded(ANSWERS_MAX);
+        let arbiter = Arbiter::start(contact, sender, self.waker.clone())?;
+        Ok(Some((arbiter, answers)))
+    }
+
+    /// What is voted on, by name.
+    fn units(&self) -> Vec<String> {
+        let name = |(vip, group): (VipIx, Option<&str>)| match group {
+            Some(group) => group.to_owned(),
+            None => self.plan.addresses[vip].to_string(),
+        };
+        self.table.units().map(name).collect()
+    }
+
+    fn hear_arbiter(&mut self, now: Instant) {
+        let answers: Vec<FromArbiter> = match &self.arbiter {
+            Some((_, answers)) => answers.try_iter().collect(),
+            None => return,
+        };
+        for answer in answers {
+            self.step(now, Input::Arbiter(answer));
         }
     }
 
@@ -636,6 +690,10 @@ impl Driver {
         self.table = table;
         self.vips = places(&plan);
         self.plan = plan;
+        self.arbiter = self.start_arbiter().unwrap_or_else(|error| {
+            self.tell(Event::Note(format!("no thread for the arbiter: {error}")));
+            None
+        });
         self.recorder = Recorder::new(now, &self.table);
         self.instruct();
         self.step(now, Input::Tick);
@@ -671,6 +729,42 @@ impl Driver {
 
     fn tell(&self, event: Event) {
         self.notes.send(Note::Event(event));
+    }
+
+    /// The arbiter as it is now; tells what has changed.
+    fn arbiter_status(&mut self) -> Option<ArbiterStatus> {
+        let voter = self.table.arbiter()?;
+        let ours = |(unit, (vip, _)): (String, (VipIx, _))| self.table.has_arbiters_vote(vip).then_some(unit);
+        let status = ArbiterStatus {
+            up: voter.up().map(|up| up.is_ok()),
+            problem: voter.up().and_then(Result::err).map(str::to_owned),
+            votes: self
+                .units()
+                .into_iter()
+                .zip(self.table.units())
+                .filter_map(ours)
+                .collect(),
+        };
+        let told = self.told_arbiter.replace(status.clone());
+        let told = told.unwrap_or(ArbiterStatus {
+            up: Some(true),
+            problem: None,
+            votes: Vec::new(),
+        });
+        if status.up.is_some() && status.up != told.up {
+            let problem = status.problem.clone();
+            self.tell(Event::Arbiter { problem });
+        }
+        let (now, before) = (&status.votes, &told.votes);
+        for unit in now.iter().filter(|unit| !before.contains(unit)) {
+            let unit = unit.clone();
+            self.tell(Event::Vote { unit, ours: true });
+        }
+        for unit in before.iter().filter(|unit| !now.contains(unit)) {
+            let unit = unit.clone();
+            self.tell(Event::Vote { unit, ours: false });
+        }
+        Some(status)
     }
 
     fn publish(&mut self, now: Instant) {
@@ -715,6 +809,7 @@ impl Driver {
                 self.tell(Event::Witness { address, up });
             }
         }
+        let arbiter = self.arbiter_status();
         let rejected = Rejected::ALL
             .iter()
             .zip(self.rejected)
@@ -724,6 +819,7 @@ impl Driver {
             vips: (0..self.plan.targets.len()).map(|v| self.vip_status(v)).collect(),
             nodes,
             witnesses,
+            arbiter,
             rejected,
             keeper: self.table.keeper_problem().map(str::to_string),
             // Whatever it held has lapsed by then, and is elsewhere if there is anybody to take it.
@@ -760,6 +856,9 @@ impl Driver {
 fn places(plan: &Plan) -> HashMap<Target, VipIx> {
     plan.targets.iter().cloned().zip(0..).collect()
 }
+
+/// Answers of the arbiter that wait to be read.
+const ANSWERS_MAX: usize = 256;
 
 fn witnesses(plan: &Plan, now: Instant) -> Witnesses {
     let from = plan.identity.nodes[plan.identity.me].addresses[0].ip();

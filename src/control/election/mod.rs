@@ -43,6 +43,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use crate::config::model::{Failover, Track};
+use crate::control::etcd::Settings;
+use crate::failover::arbiter::Terms;
 use crate::failover::beat::Rejected;
 use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
@@ -109,6 +111,18 @@ pub enum Event {
         /// It answers.
         up: bool,
     },
+    /// The arbiter began or ceased to answer; its words if not.
+    Arbiter {
+        /// Why it is of no use.
+        problem: Option<String>,
+    },
+    /// The arbiter's vote became this node's, or is so no longer.
+    Vote {
+        /// On which address, or on the first one of which group.
+        unit: String,
+        /// It counts for us.
+        ours: bool,
+    },
     /// The keeper became of use, or of no use for this reason.
     Keeper(Option<String>),
     /// A beat was refused; at most one a second is told, all are counted.
@@ -128,6 +142,7 @@ impl Event {
             Event::Transition { to: State::Fault, .. }
             | Event::Node { alive: false, .. }
             | Event::Witness { up: false, .. }
+            | Event::Arbiter { problem: Some(_) }
             | Event::Mismatch { .. }
             | Event::Rejected { .. }
             | Event::Note(_) => log::Level::Warn,
@@ -158,6 +173,10 @@ impl std::fmt::Display for Event {
             Event::Mismatch { name, what } => write!(f, "node {name} is configured otherwise: {what}"),
             Event::Witness { address, up: true } => write!(f, "witness {address} answers"),
             Event::Witness { address, up: false } => write!(f, "witness {address} does not answer"),
+            Event::Arbiter { problem: None } => f.write_str("the arbiter answers"),
+            Event::Arbiter { problem: Some(why) } => write!(f, "the arbiter does not answer: {why}"),
+            Event::Vote { unit, ours: true } => write!(f, "the arbiter's vote on {unit} is ours"),
+            Event::Vote { unit, ours: false } => write!(f, "the arbiter's vote on {unit} is ours no longer"),
             Event::Keeper(None) => f.write_str("keeper: works"),
             Event::Keeper(Some(why)) => write!(f, "keeper: {why}"),
             Event::Rejected { why, from } => write!(f, "beat from {from} refused: {}", why.word()),
@@ -212,6 +231,17 @@ pub struct WitnessStatus {
     pub up: Option<bool>,
 }
 
+/// The arbiter, as in `/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArbiterStatus {
+    /// It has answered lately; `None` = too early to tell.
+    pub up: Option<bool>,
+    /// Why not.
+    pub problem: Option<String>,
+    /// Addresses and groups on which its vote counts for this node.
+    pub votes: Vec<String>,
+}
+
 /// Everything shown.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Status {
@@ -221,6 +251,8 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// In the order of the configuration.
     pub witnesses: Vec<WitnessStatus>,
+    /// The arbiter, if there is one.
+    pub arbiter: Option<ArbiterStatus>,
     /// Refused beats by reason; `weir_beats_rejected_total{reason}`.
     pub rejected: Vec<(&'static str, u64)>,
     /// Why the keeper is of no use, if so.
@@ -286,6 +318,7 @@ struct Plan {
     names: Vec<String>,
     setup: Setup,
     witnesses: Vec<std::net::SocketAddr>,
+    arbiter: Option<Settings>,
     tracks: Vec<Track>,
     notify: Vec<String>,
 }
@@ -306,6 +339,17 @@ impl Plan {
         if let Some(broken) = timers.broken().first() {
             return Err(other(format!("failover: {broken}")));
         }
+        let settings = config.arbiter.as_ref().map(|arbiter| Settings::load(&arbiter.servers));
+        let settings = settings
+            .transpose()
+            .map_err(|why| other(format!("failover.arbiter: {why}")))?;
+        let arbiter = config.arbiter.as_ref().map(|arbiter| words::Arbiter {
+            prefix: arbiter.prefix.clone(),
+            place: format!("{} {:?}", arbiter.prefix, arbiter.servers.endpoints),
+            terms: Terms::derive(&timers),
+            strict: arbiter.strict,
+        });
+        let voters = config.witnesses.len() + usize::from(arbiter.is_some());
         let nodes = config.nodes.iter().enumerate().map(|(n, (name, address))| {
             let further = config.paths.get(n).into_iter().flatten();
             Peer {
@@ -350,7 +394,7 @@ impl Plan {
                 me,
                 names: config.nodes.keys().cloned().collect(),
                 witnesses: config.witnesses.len(),
-                quorum: quorum(config.quorum, config.nodes.len(), config.witnesses.len()),
+                quorum: quorum(config.quorum, config.nodes.len(), voters),
                 timers,
                 startup_delay: config.startup_delay,
                 // Far from the end, so that numbers always rise, and far from those of the process before.
@@ -363,9 +407,11 @@ impl Plan {
                         weight: track.weight,
                     })
                     .collect(),
+                arbiter,
                 vips: rules.collect(),
             },
             witnesses: config.witnesses.clone(),
+            arbiter: settings,
             tracks: config.track.clone(),
             notify: config.notify.clone(),
         })
@@ -477,7 +523,9 @@ impl Election {
         }
         let plan = Plan::new(config, remembered.boot)?;
         let old = remembered.table.resume(Instant::now());
-        let table = plan.carried(&old, &remembered.known);
+        let mut table = plan.carried(&old, &remembered.known);
+        // Whoever goes on from the same state, should this process not last, asks by other numbers.
+        table.skip_questions(getrandom::u32().map_err(io::Error::other)?);
         launch(
             config,
             plan,

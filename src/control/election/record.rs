@@ -108,6 +108,7 @@ mod tests {
             startup_delay: ms(0),
             boot: 1,
             tracks: vec![],
+            arbiter: None,
             vips: vec![Rule {
                 prefer: vec![0, 1],
                 preempt: true,

@@ -12,7 +12,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::{
-    Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Prepared, Process, VipStatus, WitnessStatus,
+    ArbiterStatus, Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Prepared, Process, VipStatus,
+    WitnessStatus,
 };
 use crate::api::question::VipOrder;
 use crate::api::status;
@@ -140,13 +141,18 @@ impl Vips {
         })
     }
 
-    /// VIPs, other nodes and witnesses, for status and metrics.
+    /// VIPs, other nodes and voters, for status and metrics.
     pub fn status(&self) -> ElectionStatus {
         let Some((handle, me)) = &self.running else {
             return ElectionStatus::default();
         };
         let status = handle.status();
         let others = status.nodes.iter().filter(|node| node.name != *me);
+        let arbiter = |arbiter: &ArbiterStatus| status::Arbiter {
+            up: arbiter.up,
+            problem: arbiter.problem.clone(),
+            votes: arbiter.votes.clone(),
+        };
         let witness = |witness: &WitnessStatus| status::Witness {
             address: witness.address.to_string(),
             up: witness.up,
@@ -155,6 +161,7 @@ impl Vips {
             vips: status.vips.iter().map(vip).collect(),
             nodes: others.map(node).collect(),
             witnesses: status.witnesses.iter().map(witness).collect(),
+            arbiter: status.arbiter.as_ref().map(arbiter),
             beats_rejected: status.rejected.clone(),
         }
     }
@@ -169,6 +176,8 @@ pub struct ElectionStatus {
     pub nodes: Vec<status::Node>,
     /// In the order of the configuration.
     pub witnesses: Vec<status::Witness>,
+    /// If there is one.
+    pub arbiter: Option<status::Arbiter>,
     /// By reason.
     pub beats_rejected: Vec<(&'static str, u64)>,
 }

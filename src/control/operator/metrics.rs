@@ -259,6 +259,17 @@ impl Metrics<'_> {
                 .iter()
                 .filter_map(|witness| Some(([("witness", &*witness.address)], witness.up?))),
         );
+        let arbiter = || self.facts.arbiter.iter();
+        page.gauge(
+            "weir_arbiter_up",
+            "1 while the arbiter answers.",
+            arbiter().filter_map(|arbiter| Some(([], arbiter.up?))),
+        );
+        page.gauge(
+            "weir_arbiter_votes",
+            "Addresses and groups on which the arbiter's vote is this node's.",
+            arbiter().map(|arbiter| ([], arbiter.votes.len() as f64)),
+        );
         page.counter(
             "weir_beats_rejected_total",
             "Beats that were refused: wrong signature, old number, garbage.",
@@ -515,7 +526,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::{Node, Vip, Witness};
+    use crate::api::status::{Arbiter, Node, Vip, Witness};
 
     fn render(facts: &Facts) -> String {
         let metrics = Metrics {
@@ -548,6 +559,11 @@ mod tests {
             vips: vec![vip("10.0.0.100/24", "active"), vip("2001:db8::1/64", "standby")],
             nodes: vec![node("b", true), node("c", false)],
             witnesses: vec![witness("10.0.0.254:22", Some(false)), witness("10.0.0.253:22", None)],
+            arbiter: Some(Arbiter {
+                up: Some(true),
+                votes: vec!["10.0.0.100".into()],
+                ..Arbiter::default()
+            }),
             ..Facts::default()
         });
         assert!(!page.contains("10.0.0.253"), "nothing is said of what is not known");
@@ -564,6 +580,8 @@ mod tests {
             "weir_node_config_mismatch{node=\"b\"} 1",
             "weir_node_config_mismatch{node=\"c\"} 0",
             "weir_witness_up{witness=\"10.0.0.254:22\"} 0",
+            "weir_arbiter_up 1",
+            "weir_arbiter_votes 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

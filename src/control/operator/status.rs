@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::process::ProcessFacts;
-use crate::api::status::{Backend, Listener, Node, Pool, Process, Status, Vip, Witness, Worker};
+use crate::api::status::{Arbiter, Backend, Listener, Node, Pool, Process, Status, Vip, Witness, Worker};
 use crate::config::model;
 use crate::health::State;
 use crate::link;
@@ -37,6 +37,8 @@ pub struct Facts {
     pub nodes: Vec<Node>,
     /// Witnesses.
     pub witnesses: Vec<Witness>,
+    /// The arbiter, if there is one.
+    pub arbiter: Option<Arbiter>,
     /// Refused beats by reason.
     pub beats_rejected: Vec<(&'static str, u64)>,
     /// Longest turn of each worker (by id) lately, see [`super::metrics::Peak`].
@@ -139,6 +141,7 @@ pub fn document(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Wo
         vips: facts.vips.clone(),
         nodes: facts.nodes.clone(),
         witnesses: facts.witnesses.clone(),
+        arbiter: facts.arbiter.clone(),
     }
 }
 

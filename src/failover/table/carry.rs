@@ -53,6 +53,7 @@ impl Table {
         for (new, from) in tracks.iter().enumerate() {
             self.tracks[new] = from.and_then(|from| old.tracks.get(from).copied()).unwrap_or(false);
         }
+        self.carry_arbiter(old, vips);
         for u in 0..self.units.len() {
             self.carry_unit(u, old, vips, forward);
         }

@@ -175,6 +175,9 @@ impl Table {
             self.take_back(u, y.to);
         }
         if let Some(to) = self.successor(u, fit) {
+            if self.strict() {
+                return self.release(u, Reason::To(to), out);
+            }
             self.units[u].yields = Some(Yield {
                 to,
                 until: self.now + micros(self.setup.timers.handover),
@@ -261,6 +264,13 @@ impl Table {
 
     /// Why we may claim now, if we may.
     fn may_claim(&self, u: UnitIx) -> Option<Reason> {
+        let reason = self.would_claim(u)?;
+        let may = self.backed_to_claim(u).is_ok() && self.now >= self.strictly_quiet_until(u);
+        may.then_some(reason)
+    }
+
+    /// Why we would claim now, had we the votes.
+    pub(super) fn would_claim(&self, u: UnitIx) -> Option<Reason> {
         if self.fit(u).0 < Fit::Ready {
             return None;
         }
@@ -276,7 +286,6 @@ impl Table {
         if from.is_none() && (self.fading(u).is_some() || self.best(u) != Some(me)) {
             return None;
         }
-        self.backed_to_claim(u).ok()?;
         Some(match (from, self.units[u].last_holder) {
             (Some(n), _) => Reason::From(n),
             (None, Some(n)) if self.peers[n].gone.is_some() => Reason::Gone(n),

@@ -19,6 +19,7 @@
 //!
 //! | file | decides |
 //! |---|---|
+//! | `arbiter` | when a voter with a memory of its own is asked, and what `strict` adds |
 //! | `votes` | whom this node backs, and whether enough back it: who may promise what, and until when |
 //! | `rank` | who comes first, and how fit this node is |
 //! | `decide` | what each unit does next |
@@ -61,12 +62,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::arbiter::Voter;
 use super::words::{
     Action, Beat, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State, VipView,
 };
 use super::{NodeIx, VipIx};
 use votes::Vote;
 
+mod arbiter;
 mod carry;
 mod decide;
 mod rank;
@@ -186,6 +189,10 @@ struct Unit {
     excused: Option<(NodeIx, At)>,
     /// When the keeper was asked first, and last.
     asked: (At, At),
+    /// Since when enough have backed us without a break; kept only with `strict`.
+    backed_since: Option<At>,
+    /// Until then our kernel may have it although nobody here holds it; kept only with `strict`.
+    lingers_until: At,
 }
 
 /// Which units an input concerns.
@@ -227,6 +234,7 @@ pub struct Table {
     peers: Vec<Peer>,
     /// When each was asked what it answered last.
     witnesses: Vec<Option<At>>,
+    arbiter: Option<Voter>,
     tracks: Vec<bool>,
     units: Vec<Unit>,
     unit_of: Vec<UnitIx>,
@@ -258,7 +266,7 @@ impl Table {
             }
             unit_of.push(u);
         }
-        Table {
+        let table = Table {
             epoch: now,
             now: 0,
             number: setup.boot,
@@ -277,12 +285,14 @@ impl Table {
             stopping: false,
             peers: vec![Peer::unheard(&setup); setup.names.len()],
             witnesses: vec![None; setup.witnesses],
+            arbiter: setup.arbiter.as_ref().map(|a| Voter::new(a.terms, units.len())),
             tracks: vec![false; setup.tracks.len()],
             units,
             unit_of,
             settings: rank::settings(&setup),
             setup,
-        }
+        };
+        table.lingering_from_before()
     }
 
     /// Continues a machine that was written down in another process: its clock starts over at `now`.
@@ -312,24 +322,30 @@ impl Table {
             scope = Scope::All;
         }
         let tick = matches!(input, Input::Tick);
+        let all = 0..self.units.len();
+        let units = match scope {
+            Scope::All => all,
+            Scope::One(u) => u..u + 1,
+        };
+        self.lose_majorities(units.clone());
         self.take(input, out);
         if tick {
             out.push(Action::Prove);
         }
         self.rejoin();
-        let units = match scope {
-            Scope::All => 0..self.units.len(),
-            Scope::One(u) => u..u + 1,
-        };
         for u in units.clone() {
             self.observe(u);
             self.cast(u);
+            self.note_majority(u);
             if self.decide(u, out) {
                 self.cast(u);
             }
         }
         for u in units.clone() {
             self.show(u, out);
+        }
+        if matches!(scope, Scope::All) {
+            self.consult(out);
         }
         self.speak(units, out);
     }
@@ -405,6 +421,14 @@ impl Table {
             if let Some(end) = self.backed_until(u) {
                 consider(end);
             }
+            if self.arbiter.is_some() {
+                consider(self.asks_arbiter_at(u));
+                consider(self.strictly_quiet_until(u));
+                consider(unit.lingers_until);
+            }
+        }
+        if let Some(due) = self.arbiter.as_ref().and_then(|a| a.deadline(self.now)) {
+            consider(due);
         }
         self.epoch + Duration::from_micros(next)
     }
@@ -516,7 +540,12 @@ impl Table {
                 }
             }
             Input::Local(local) => self.local = local,
-            Input::Frozen { gap } => self.frozen(gap.as_millis() as u64, out),
+            Input::Frozen { gap } => {
+                if let Some(arbiter) = &mut self.arbiter {
+                    arbiter.stood_still(micros(gap));
+                }
+                self.frozen(gap.as_millis() as u64, out);
+            }
             Input::Done { vip, effect, result } => self.done(vip, effect, result, out),
             Input::Lost { vip, why } => {
                 if self.installed(vip) {
@@ -548,13 +577,22 @@ impl Table {
             Input::Keeper(state) => {
                 if state.is_err() && self.keeper.is_ok() {
                     // Nobody can remove them for us now; the leases will.
+                    let linger = self.lingering();
                     for unit in &mut self.units {
+                        if unit.state != State::Standby {
+                            unit.lingers_until = linger;
+                        }
                         unit.members.iter_mut().for_each(Member::forget);
                         unit.state = State::Standby;
                         unit.yields = None;
                     }
                 }
                 self.keeper = state;
+            }
+            Input::Arbiter(answer) => {
+                if let Some(arbiter) = &mut self.arbiter {
+                    arbiter.answer(now, answer);
+                }
             }
             Input::Admin(Order::Demote(v)) => self.units[self.unit_of[v]].demoted = true,
             Input::Admin(Order::Allow(v)) => {
@@ -737,6 +775,8 @@ impl Table {
             (State::Active, None) => Phase::Held,
             (State::Releasing, _) => Phase::Leaving,
             (State::Claiming, _) => Phase::Claiming,
+            // The address may be there, and nobody will say when it goes.
+            (State::Standby | State::Fault, _) if self.now < self.units[u].lingers_until => Phase::Leaving,
             (State::Standby | State::Fault, _) => Phase::Free,
         }
     }
@@ -769,6 +809,8 @@ impl Unit {
             candidate_since: None,
             excused: None,
             asked: (0, 0),
+            backed_since: None,
+            lingers_until: 0,
         }
     }
 
@@ -801,5 +843,7 @@ fn micros(d: Duration) -> u64 {
     d.as_micros() as u64
 }
 
+#[cfg(test)]
+mod arbiter_tests;
 #[cfg(test)]
 mod tests;

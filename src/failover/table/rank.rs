@@ -202,6 +202,10 @@ pub(super) fn settings(setup: &Setup) -> u64 {
     ] {
         hash.number(number);
     }
+    if let Some(arbiter) = &setup.arbiter {
+        hash.text(&arbiter.prefix);
+        hash.number(u64::from(arbiter.strict));
+    }
     // Whatever the order in which the addresses are listed.
     let rules = setup.vips.iter().map(|rule| {
         let mut one = Fnv::new();

@@ -101,7 +101,8 @@ impl Table {
                     _ if fit < Fit::Ready => why,
                     Some(n) if n != self.setup.me => Reason::LeftTo(n),
                     _ => match self.backed(u) {
-                        Err(why) => why,
+                        Err(why) => self.arbitration(u).unwrap_or(why),
+                        Ok(()) if self.now < self.strictly_quiet_until(u) => Reason::Quiet,
                         Ok(()) => Reason::Waiting,
                     },
                 }

@@ -6,13 +6,15 @@ fn ms(n: u64) -> Duration {
 }
 
 /// One machine at a desk: time, beats and answers are typed in, and what it wants is read off.
-struct Desk {
-    zero: Instant,
-    now: u64,
-    table: Table,
+pub struct Desk {
+    pub zero: Instant,
+    pub now: u64,
+    pub table: Table,
+    /// Questions to the arbiter.
+    pub asked: Vec<crate::failover::arbiter::Question>,
 }
 
-fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
+pub fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
     Setup {
         me,
         names: (0..nodes).map(|n| format!("n{n}")).collect(),
@@ -22,6 +24,7 @@ fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
         startup_delay: Duration::ZERO,
         boot: 1,
         tracks: Vec::new(),
+        arbiter: None,
         vips: vec![Rule {
             prefer: (0..nodes).collect(),
             preempt: true,
@@ -32,7 +35,7 @@ fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
     }
 }
 
-fn serving(backends: bool) -> Input {
+pub fn serving(backends: bool) -> Input {
     Input::Local(Local {
         serving: true,
         detail: String::new(),
@@ -40,36 +43,41 @@ fn serving(backends: bool) -> Input {
     })
 }
 
-const HOLD: &str = "hold";
-const RELEASE: &str = "release";
-const ANNOUNCE: &str = "announce";
-const INSIST: &str = "announce, insist";
+pub const HOLD: &str = "hold";
+pub const RELEASE: &str = "release";
+pub const ANNOUNCE: &str = "announce";
+pub const INSIST: &str = "announce, insist";
 
 impl Desk {
     /// Node `me` of `nodes`, serving, past listening; the order of preference is that of the indices.
-    fn new(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
+    pub fn new(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
         let mut desk = Desk::fresh(me, nodes, quorum);
         desk.tell(serving(true));
         desk
     }
 
-    fn fresh(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
+    pub fn fresh(me: NodeIx, nodes: usize, quorum: u32) -> Desk {
         Desk::with(setup(me, nodes, quorum))
     }
 
-    fn with(setup: Setup) -> Desk {
+    pub fn with(setup: Setup) -> Desk {
         let zero = Instant::now();
         Desk {
             zero,
             now: 0,
             table: Table::new(zero, setup),
+            asked: Vec::new(),
         }
     }
 
-    fn tell(&mut self, input: Input) -> Vec<&'static str> {
+    pub fn tell(&mut self, input: Input) -> Vec<&'static str> {
         let mut out = Vec::new();
         let now = self.zero + ms(self.now);
         self.table.step(now, input, &mut out);
+        self.asked.extend(out.iter().filter_map(|action| match action {
+            Action::Ask(question) => Some(question.clone()),
+            _ => None,
+        }));
         out.iter()
             .filter_map(|action| match action {
                 Action::Hold { .. } => Some(HOLD),
@@ -82,7 +90,7 @@ impl Desk {
     }
 
     /// Time passes, tick by tick, with these beats twice in each beat period.
-    fn pass(&mut self, length: u64, beats: &[(NodeIx, Claim)]) -> Vec<&'static str> {
+    pub fn pass(&mut self, length: u64, beats: &[(NodeIx, Claim)]) -> Vec<&'static str> {
         let mut all = Vec::new();
         for _ in 0..length / 25 {
             self.now += 25;
@@ -95,12 +103,12 @@ impl Desk {
     }
 
     /// A beat of a node that has heard our newest one.
-    fn beat(&mut self, from: NodeIx, claim: Claim) -> Vec<&'static str> {
+    pub fn beat(&mut self, from: NodeIx, claim: Claim) -> Vec<&'static str> {
         let echo = Some(self.table.number);
         self.beat_with(from, claim, |beat| beat.echo = echo)
     }
 
-    fn beat_with(&mut self, from: NodeIx, claim: Claim, change: impl FnOnce(&mut Beat)) -> Vec<&'static str> {
+    pub fn beat_with(&mut self, from: NodeIx, claim: Claim, change: impl FnOnce(&mut Beat)) -> Vec<&'static str> {
         let rules = self.table.units[0].mark;
         let mut beat = Beat {
             number: self.table.peers[from].number.map_or(1, |n| n + 1),
@@ -118,7 +126,7 @@ impl Desk {
         self.tell(Input::Beat { from, beat, age_max })
     }
 
-    fn done(&mut self, effect: Effect) -> Vec<&'static str> {
+    pub fn done(&mut self, effect: Effect) -> Vec<&'static str> {
         self.tell(Input::Done {
             vip: 0,
             effect,
@@ -126,19 +134,19 @@ impl Desk {
         })
     }
 
-    fn held(me: NodeIx, nodes: usize, beats: &[(NodeIx, Claim)]) -> Desk {
+    pub fn held(me: NodeIx, nodes: usize, beats: &[(NodeIx, Claim)]) -> Desk {
         let mut desk = Desk::new(me, nodes, 1);
         assert_eq!(desk.pass(375, beats), [HOLD]);
         assert_eq!(desk.done(Effect::Hold), [ANNOUNCE]);
         desk
     }
 
-    fn state(&self) -> State {
+    pub fn state(&self) -> State {
         self.table.vip(0).state
     }
 }
 
-fn claim(phase: Phase, fit: Fit) -> Claim {
+pub fn claim(phase: Phase, fit: Fit) -> Claim {
     Claim {
         phase,
         fit,
@@ -146,11 +154,11 @@ fn claim(phase: Phase, fit: Fit) -> Claim {
     }
 }
 
-const IDLE: Claim = Claim {
+pub const IDLE: Claim = Claim {
     fit: Fit::Ready,
     ..Claim::NONE
 };
-const HELD: Claim = Claim {
+pub const HELD: Claim = Claim {
     phase: Phase::Held,
     fit: Fit::Ready,
     ..Claim::NONE
@@ -508,6 +516,7 @@ fn a_link_that_comes_up_is_a_start() {
 fn other_rules_are_settled_by_name() {
     let drift = |me: NodeIx| {
         let mut desk = Desk::with(Setup {
+            arbiter: None,
             vips: vec![Rule {
                 prefer: vec![1, 0],
                 ..setup(me, 2, 1).vips[0].clone()

@@ -140,6 +140,11 @@ impl Table {
 
     /// When each vote for us ends, our own (which does not) aside.
     fn ballots(&self, u: UnitIx) -> impl Iterator<Item = At> {
+        self.answers(u).chain(self.arbitrated(u))
+    }
+
+    /// The same without the arbiter's.
+    pub(super) fn answers(&self, u: UnitIx) -> impl Iterator<Item = At> {
         let lasts = self.vote_lasts();
         let witnesses = self.witnesses.iter().flatten().map(move |at| at + lasts);
         self.ballots_of_nodes(u).chain(witnesses)
@@ -205,6 +210,8 @@ impl Table {
         let peers = (0..self.peers.len()).filter(|n| self.alive(*n)).count();
         let witnesses = self.witnesses.iter().flatten();
         let answered = witnesses.filter(|at| self.now - **at < dead_after).count();
-        1 + (peers + answered) as u32
+        // Whether it answers is known only when it is needed, and by then asked.
+        let arbiter = usize::from(self.arbiter.is_some());
+        1 + (peers + answered + arbiter) as u32
     }
 }
