@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["config", "balance", "health", "relay", "flow", "failover"],
     ),
     ("kernel", &["sys"]),
-    ("exchange", &["stats", "gate", "snapshot", "link", "api"]),
+    ("exchange", &["stats", "gate", "snapshot", "link", "api", "route"]),
     ("keeper", &["keeper"]),
     ("runner", &["runner"]),
     ("shells", &["worker", "control"]),

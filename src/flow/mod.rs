@@ -80,14 +80,18 @@
 //!
 //! `tests/flow_sim.rs` holds them over thousands of seeds.
 
+mod answers;
 mod dropped;
 mod endpoints;
+mod errors;
+mod line;
 mod list;
 mod sources;
 mod table;
 
+pub use answers::{After, Full, Step};
 pub use dropped::{Dropped, Tally};
 pub use endpoints::{Endpoints, ListenerIx};
-pub use table::{
-    After, CONFIRM, Full, OnError, PARKED_MAX, PARKED_TIME, Policy, Proof, RECENT, State, Step, Table, View,
-};
+pub use errors::{CONFIRM, OnError, Proof, RECENT};
+pub use line::{PARKED_TIME, Policy};
+pub use table::{PARKED_MAX, State, Table, View};

@@ -8,114 +8,18 @@ use hashbrown::HashTable;
 
 use crate::base::{Key, Slab};
 
+use super::answers::{After, Full, Step};
 use super::endpoints::{Endpoints, ListenerIx};
-use super::list::{Ends, Link, NONE, Nodes};
+use super::errors::{Judgement, OnError, Proof, RECENT, Trust};
+use super::line::{Line, Policy, nanos};
+use super::list::{Link, NONE, Nodes};
 use super::sources::Sources;
-
-/// An ICMP error counts only when the session sent something this recently. Covers the 3 s after which the kernel gives
-/// up on a neighbour that does not answer ARP.
-pub const RECENT: Duration = Duration::from_secs(5);
-
-/// How long errors that prove little must go on, without one reply, before they move a session whose backend has replied
-/// before. RFC 1122 4.2.3.9 calls "unreachable" soft because routes flap; what quotes nothing may be forged.
-pub const CONFIRM: Duration = Duration::from_secs(3);
 
 /// Parked sessions of one listener at most: parking is worth a descriptor only for clients that come back soon.
 pub const PARKED_MAX: u32 = 1024;
 
-/// How long a session stays parked, if the idle time is not shorter still.
-pub const PARKED_TIME: Duration = Duration::from_secs(2);
-
 const BY_AGE: usize = 0;
 const BY_SOURCE: usize = 1;
-
-/// When sessions of a listener end; `None` = unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// Silence in both directions.
-    pub idle: Duration,
-    /// Client datagrams of one session.
-    pub requests: Option<u32>,
-    /// Backend datagrams for each client datagram.
-    pub replies: Option<u32>,
-}
-
-/// Which cap is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
-    /// Sessions of the process.
-    Process,
-    /// Sessions of the listener.
-    Listener,
-    /// Sessions of the source address at the listener.
-    Source,
-}
-
-/// What to do with datagrams from a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// No session: check access and caps, then [`Table::open`].
-    Unknown,
-    /// Send `take` datagrams to the session's backend, then ask again about the rest.
-    Forward {
-        /// Session.
-        id: Key,
-        /// How many of the datagrams, at least one.
-        take: u32,
-        /// No reply is expected: [`Table::finish`] once they are sent.
-        finishes: bool,
-    },
-    /// As `Forward`, but pick a backend and call [`Table::rebound`] first. Without a backend drop the datagrams and leave
-    /// the session as it is.
-    Repick {
-        /// Session.
-        id: Key,
-        /// How many of the datagrams, at least one.
-        take: u32,
-        /// As in `Forward`.
-        finishes: bool,
-        /// The session had ended: for accounting this is a new one.
-        reopened: bool,
-    },
-}
-
-/// What replies mean for their session. They are delivered in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
-    /// Nothing.
-    Continue,
-    /// All replies have come: account for the session, then [`Table::finish`].
-    Finished,
-}
-
-/// How well an ICMP error proves itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
-    /// Quotes a datagram that the session sent lately and says that nobody listens there.
-    Firm,
-    /// Quotes a datagram that the session sent lately and says that host or network cannot be reached.
-    Soft,
-    /// As `Firm`, but the datagram is so short that it can have been guessed.
-    Short,
-    /// Quotes nothing that could be checked.
-    Bare,
-}
-
-/// What an ICMP error means for its session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnError {
-    /// Nothing: nothing was sent lately, or forged for all we know.
-    Ignored,
-    /// Noted; what confirms it is in the table of the module's page.
-    Suspected,
-    /// The session is astray.
-    Failed {
-        /// Whether this counts against the backend.
-        blame: bool,
-        /// Whether the refused datagram may be sent again (to another backend, after [`Table::rebound`]).
-        resend: bool,
-    },
-}
 
 /// Where a session is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,12 +51,6 @@ pub struct View<'a, T> {
     pub data: &'a T,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Suspicion {
-    since: u64,
-    requests: u32,
-}
-
 #[derive(Debug)]
 struct Session<T> {
     ends: Endpoints,
@@ -160,8 +58,7 @@ struct Session<T> {
     last: u64,
     /// Last datagram from the client.
     sent: u64,
-    /// First error since the last reply that was not believed: when, and how many requests had been sent.
-    suspect: Option<Suspicion>,
+    trust: Trust,
     requests: u32,
     replies: u32,
     /// Its listener's line.
@@ -173,9 +70,6 @@ struct Session<T> {
     state: State,
     /// In the index: the next datagram finds it.
     indexed: bool,
-    proven: bool,
-    /// A request has been sent since the last reply.
-    asked: bool,
     /// The latest client datagram has been sent a second time.
     resent: bool,
     links: [Link; 2],
@@ -186,15 +80,6 @@ impl<T> Nodes for Slab<Session<T>> {
     fn link(&mut self, ix: u32, which: usize) -> &mut Link {
         &mut entry(self, ix).links[which]
     }
-}
-
-#[derive(Debug)]
-struct Line {
-    idle: u64,
-    requests: Option<u32>,
-    replies: Option<u32>,
-    active: Ends,
-    parked: Ends,
 }
 
 /// Sessions of one worker. `T` is what the shell keeps with each of them (socket, backend, counters).
@@ -216,16 +101,6 @@ pub struct Table<T, S = RandomState> {
     sweep: usize,
     /// No live session is past half of its idle time before.
     next_victim: u64,
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-impl Line {
-    fn parked_time(&self) -> u64 {
-        self.idle.min(nanos(PARKED_TIME))
-    }
 }
 
 impl<T> Table<T> {
@@ -263,16 +138,10 @@ impl<T, S: BuildHasher> Table<T, S> {
                 lines.len() as u32 - 1
             })
         });
-        let line = self.lines[ix as usize].get_or_insert(Line {
-            idle: 0,
-            requests: None,
-            replies: None,
-            active: Ends::EMPTY,
-            parked: Ends::EMPTY,
-        });
-        line.idle = nanos(policy.idle);
-        line.requests = policy.requests.map(|limit| limit.max(1));
-        line.replies = policy.replies;
+        match &mut self.lines[ix as usize] {
+            Some(line) => line.set(policy),
+            free => *free = Some(Line::new(policy)),
+        }
         // Both bounds may have come nearer.
         self.next_expiry = 0;
         self.next_victim = 0;
@@ -309,10 +178,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             session.requests = 0;
             session.replies = 0;
         }
-        let take = match line.requests {
-            None => count,
-            Some(limit) => count.min(limit.saturating_sub(session.requests)),
-        };
+        let take = line.allowed(session.requests, count);
         if take == 0 {
             // The limit was lowered under a running session.
             self.unindex(ix);
@@ -321,11 +187,11 @@ impl<T, S: BuildHasher> Table<T, S> {
         session.requests = session.requests.saturating_add(take);
         session.last = now;
         session.sent = now;
-        session.asked = true;
+        session.trust.asked = true;
         session.resent = false;
         let (requests, source) = (session.requests, session.source);
-        let finishes = line.replies == Some(0);
-        let used_up = line.requests.is_some_and(|limit| requests >= limit);
+        let finishes = line.expects_no_reply();
+        let used_up = line.is_used_up(requests);
 
         if was == State::Parked {
             self.parked -= 1;
@@ -361,14 +227,13 @@ impl<T, S: BuildHasher> Table<T, S> {
         let now = self.at(now);
         let [requests, replies] = had;
         let line = self.line_of[&ends.listener()];
-        let limit = line_mut(&mut self.lines, line).requests;
-        let used_up = limit.is_some_and(|limit| requests >= limit);
+        let used_up = line_mut(&mut self.lines, line).is_used_up(requests);
         let indexed = !used_up && self.find(&ends).is_none();
         let id = self.sessions.insert(Session {
             ends,
             last: now,
             sent: now,
-            suspect: None,
+            trust: Trust::new(replies > 0),
             requests,
             replies,
             line,
@@ -376,8 +241,6 @@ impl<T, S: BuildHasher> Table<T, S> {
             counted,
             state: State::Live,
             indexed,
-            proven: replies > 0,
-            asked: false,
             resent: false,
             links: [Link::OUT; 2],
             data,
@@ -396,8 +259,8 @@ impl<T, S: BuildHasher> Table<T, S> {
     pub fn rebound(&mut self, id: Key) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.state = State::Live;
-            session.proven = false;
-            session.suspect = None;
+            session.trust.proven = false;
+            session.trust.clear();
         }
     }
 
@@ -407,7 +270,7 @@ impl<T, S: BuildHasher> Table<T, S> {
             && session.state == State::Live
         {
             session.state = State::Astray;
-            session.suspect = None;
+            session.trust.clear();
         }
     }
 
@@ -422,15 +285,11 @@ impl<T, S: BuildHasher> Table<T, S> {
         session.replies = session.replies.saturating_add(count);
         // What an astray session hears comes from the backend that it has lost.
         if session.state == State::Live {
-            session.proven = true;
-            session.asked = false;
-            session.suspect = None;
+            session.trust.note_reply();
         }
         let (requests, replies, source) = (session.requests, session.replies, session.source);
         let line = line_mut(&mut self.lines, session.line);
-        let complete = line
-            .replies
-            .is_some_and(|each| u64::from(replies) >= u64::from(each) * u64::from(requests));
+        let complete = line.is_answered(requests, replies);
         line.active.move_to_back(&mut self.sessions, BY_AGE, id.index);
         self.touch_source(source, id.index);
         Some(if complete { After::Finished } else { After::Continue })
@@ -443,29 +302,12 @@ impl<T, S: BuildHasher> Table<T, S> {
         if session.state != State::Live || session.requests == 0 || now - session.sent > nanos(RECENT) {
             return Some(OnError::Ignored);
         }
-        if session.proven && proof != Proof::Firm {
-            // Whoever has answered everything is not suspected of anything by an error that proves next to nothing.
-            if proof != Proof::Soft && !session.asked {
-                return Some(OnError::Ignored);
-            }
-            let requests = session.requests;
-            let Some(suspect) = session.suspect else {
-                session.suspect = Some(Suspicion { since: now, requests });
-                return Some(OnError::Suspected);
-            };
-            let lasts = now - suspect.since >= nanos(CONFIRM);
-            let again = proof == Proof::Short && requests > suspect.requests;
-            if !lasts && !again {
-                return Some(OnError::Suspected);
-            }
-        }
-        session.state = State::Astray;
-        session.suspect = None;
-        let blame = match proof {
-            Proof::Firm | Proof::Soft => true,
-            Proof::Short => session.proven,
-            Proof::Bare => false,
+        let blame = match session.trust.judge(now, proof, session.requests) {
+            Judgement::Ignored => return Some(OnError::Ignored),
+            Judgement::Suspected => return Some(OnError::Suspected),
+            Judgement::Failed { blame } => blame,
         };
+        session.state = State::Astray;
         let resend = !std::mem::replace(&mut session.resent, true);
         Some(OnError::Failed { blame, resend })
     }
@@ -710,7 +552,7 @@ impl<T> Session<T> {
         View {
             ends: &self.ends,
             state: self.state,
-            proven: self.proven,
+            proven: self.trust.proven,
             requests: self.requests,
             replies: self.replies,
             last: Duration::from_nanos(self.last),
@@ -731,233 +573,4 @@ fn line_mut(lines: &mut [Option<Line>], ix: u32) -> &mut Line {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(idle_s: u64) -> (Table<()>, Instant, Endpoints) {
-        let now = Instant::now();
-        let mut table = Table::new(now);
-        let idle = Duration::from_secs(idle_s);
-        table.set_policy(
-            ListenerIx(0),
-            Policy {
-                idle,
-                requests: None,
-                replies: None,
-            },
-        );
-        (table, now, ends(1))
-    }
-
-    fn ends(port: u16) -> Endpoints {
-        let client = ([192, 0, 2, 1], port).into();
-        Endpoints::new(ListenerIx(0), client, ([198, 51, 100, 1], 53).into())
-    }
-
-    /// The table of the module's page.
-    #[test]
-    fn an_error_moves_a_session_only_as_far_as_it_proves_itself() {
-        let failed = |blame| OnError::Failed { blame, resend: true };
-        let rows = [
-            (false, Proof::Firm, failed(true)),
-            (false, Proof::Soft, failed(true)),
-            (false, Proof::Short, failed(false)),
-            (false, Proof::Bare, failed(false)),
-            (true, Proof::Firm, failed(true)),
-            (true, Proof::Soft, OnError::Suspected),
-            (true, Proof::Short, OnError::Ignored),
-            (true, Proof::Bare, OnError::Ignored),
-        ];
-        for (proven, proof, expected) in rows {
-            let (mut table, now, ends) = table(30);
-            let id = table.open(now, ends, false, ());
-            table.on_client(now, &ends, 1);
-            if proven {
-                table.on_backend(now, id, 1);
-            }
-            assert_eq!(table.on_error(now, id, proof), Some(expected), "{proven} {proof:?}");
-        }
-    }
-
-    #[test]
-    fn unreachable_is_believed_when_it_lasts_and_nothing_is_heard() {
-        let (mut table, now, ends) = table(60);
-        let id = table.open(now, ends, false, ());
-        table.on_client(now, &ends, 1);
-        table.on_backend(now, id, 1);
-        let mut error_at = |seconds: u64, reply: bool| {
-            let now = now + Duration::from_secs(seconds);
-            table.on_client(now, &ends, 1);
-            if reply {
-                table.on_backend(now, id, 1);
-            }
-            table.on_error(now, id, Proof::Soft)
-        };
-        let failed = Some(OnError::Failed {
-            blame: true,
-            resend: true,
-        });
-        assert_eq!(error_at(1, false), Some(OnError::Suspected));
-        assert_eq!(error_at(3, false), Some(OnError::Suspected));
-        assert_eq!(
-            error_at(10, true),
-            Some(OnError::Suspected),
-            "a reply clears the suspicion"
-        );
-        assert_eq!(error_at(12, false), Some(OnError::Suspected));
-        assert_eq!(error_at(13, false), failed);
-    }
-
-    /// A backend that is gone refuses everything that it is sent; what an error proves says how long that is watched.
-    ///
-    /// Each row: seconds, what happens then, what comes of it.
-    #[test]
-    fn errors_that_could_be_forged_are_believed_when_nothing_contradicts_them() {
-        #[derive(Debug, Clone, Copy)]
-        enum Event {
-            Ask,
-            Reply,
-            Error(Proof),
-        }
-        use Event::{Ask, Error, Reply};
-        let failed = |blame| Some(OnError::Failed { blame, resend: true });
-        let (ignored, suspected) = (Some(OnError::Ignored), Some(OnError::Suspected));
-        let stories: [(&str, &[(u64, Event, Option<OnError>)]); 6] = [
-            (
-                "two short requests are refused",
-                &[
-                    (0, Ask, None),
-                    (0, Error(Proof::Short), suspected),
-                    (0, Error(Proof::Short), suspected),
-                    (1, Ask, None),
-                    (1, Error(Proof::Short), failed(true)),
-                ],
-            ),
-            (
-                "a reply contradicts",
-                &[
-                    (0, Ask, None),
-                    (0, Error(Proof::Short), suspected),
-                    (0, Reply, None),
-                    (0, Error(Proof::Short), ignored),
-                    (1, Ask, None),
-                    (1, Error(Proof::Short), suspected),
-                ],
-            ),
-            (
-                "nothing is quoted, and nothing is heard for long enough",
-                &[
-                    (0, Ask, None),
-                    (0, Error(Proof::Bare), suspected),
-                    (2, Ask, None),
-                    (2, Error(Proof::Bare), suspected),
-                    (3, Ask, None),
-                    (3, Error(Proof::Bare), failed(false)),
-                ],
-            ),
-            (
-                "forged beside a flow that is answered",
-                &[
-                    (0, Error(Proof::Bare), ignored),
-                    (4, Ask, None),
-                    (4, Error(Proof::Bare), suspected),
-                    (4, Reply, None),
-                    (8, Error(Proof::Bare), ignored),
-                    (8, Ask, None),
-                    (8, Error(Proof::Bare), suspected),
-                ],
-            ),
-            (
-                "unreachable first, then refused",
-                &[
-                    (0, Ask, None),
-                    (0, Error(Proof::Soft), suspected),
-                    (1, Ask, None),
-                    (1, Error(Proof::Short), failed(true)),
-                ],
-            ),
-            (
-                "one short request, again and again",
-                &[
-                    (0, Ask, None),
-                    (0, Error(Proof::Short), suspected),
-                    (3, Error(Proof::Short), failed(true)),
-                ],
-            ),
-        ];
-        for (story, events) in stories {
-            let (mut table, start, ends) = table(60);
-            let id = table.open(start, ends, false, ());
-            table.on_client(start, &ends, 1);
-            table.on_backend(start, id, 1);
-            for (seconds, event, expected) in events {
-                let now = start + Duration::from_secs(*seconds);
-                let got = match event {
-                    Ask => {
-                        table.on_client(now, &ends, 1);
-                        None
-                    }
-                    Reply => {
-                        table.on_backend(now, id, 1);
-                        None
-                    }
-                    Error(proof) => table.on_error(now, id, *proof),
-                };
-                assert_eq!(got, *expected, "{story}: {event:?} at {seconds} s");
-            }
-        }
-    }
-
-    #[test]
-    fn a_forgotten_listener_leaves_nothing() {
-        let (mut table, now, ends) = table(60);
-        let id = table.open(now, ends, false, ());
-        assert!(!table.forget(ListenerIx(0)), "it has a session");
-        table.remove(id);
-        for listener in 0..1000 {
-            assert!(table.forget(ListenerIx(listener)));
-            let policy = Policy {
-                idle: Duration::from_secs(1),
-                requests: None,
-                replies: None,
-            };
-            table.set_policy(ListenerIx(listener + 1), policy);
-        }
-        assert_eq!((table.lines.len(), table.line_of.len()), (1, 1));
-    }
-
-    #[test]
-    fn an_error_long_after_the_last_datagram_means_nothing() {
-        let (mut table, now, ends) = table(60);
-        let id = table.open(now, ends, false, ());
-        table.on_client(now, &ends, 1);
-        let late = now + RECENT + Duration::from_millis(1);
-        assert_eq!(table.on_error(late, id, Proof::Firm), Some(OnError::Ignored));
-    }
-
-    #[test]
-    fn a_refused_datagram_is_sent_again_once() {
-        let (mut table, now, ends) = table(60);
-        let id = table.open(now, ends, false, ());
-        for _ in 0..2 {
-            table.on_client(now, &ends, 1);
-            for resend in [true, false] {
-                let failed = Some(OnError::Failed { blame: true, resend });
-                assert_eq!(table.on_error(now, id, Proof::Firm), failed);
-                table.rebound(id);
-            }
-        }
-    }
-
-    #[test]
-    fn the_longest_idle_makes_room_once_it_is_past_half_of_its_idle_time() {
-        let (mut table, now, _) = table(10);
-        let ids = [1, 2, 3].map(|port| table.open(now, ends(port), true, ()));
-        let at = |seconds| now + Duration::from_secs(seconds);
-        table.on_client(at(3), &ends(1), 1);
-        for full in [Full::Process, Full::Listener, Full::Source] {
-            assert_eq!(table.victim(at(4), full, &ends(9)), None, "{full:?}");
-            assert_eq!(table.victim(at(5), full, &ends(9)), Some(ids[1]), "{full:?}");
-        }
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ pub mod neigh;
 pub mod netlink;
 pub mod output;
 pub mod pipe;
+pub mod route;
 pub mod sandbox;
 pub mod sched;
 pub mod secret;

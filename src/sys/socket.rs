@@ -2,12 +2,14 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use super::route::{Route, Target};
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
 /// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
@@ -210,44 +212,22 @@ impl From<io::Error> for ConnectError {
     }
 }
 
-/// Where to connect to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// TCP.
-    Ip(SocketAddr),
-    /// Unix stream socket.
-    Unix(std::path::PathBuf),
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Target::Ip(address) => address.fmt(f),
-            Target::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// Starts a non-blocking connection; a writable event without an error completes it. `source` binds the local address,
-/// leaving the port to the moment of connecting (IP_BIND_ADDRESS_NO_PORT, ip(7)).
-pub fn connect(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, ConnectError> {
-    start_connection(target, source, false)
+/// Starts a non-blocking connection; a writable event without an error completes it.
+pub fn connect(route: &Route) -> Result<OwnedFd, ConnectError> {
+    start_connection(route, false)
 }
 
 /// [`connect`] for when bytes will be written as soon as it is up: the ACK that completes the handshake waits for them, up
 /// to 200 ms (TCP_QUICKACK off before the SYN puts the socket into interactive mode, tcp(7)), so they travel together.
-pub fn connect_to_write(target: &Target, source: Option<IpAddr>) -> Result<OwnedFd, ConnectError> {
-    start_connection(target, source, true)
+pub fn connect_to_write(route: &Route) -> Result<OwnedFd, ConnectError> {
+    start_connection(route, true)
 }
 
-fn start_connection(target: &Target, source: Option<IpAddr>, hold_ack: bool) -> Result<OwnedFd, ConnectError> {
-    let (socket, outcome) = match target {
+fn start_connection(route: &Route, hold_ack: bool) -> Result<OwnedFd, ConnectError> {
+    let (socket, outcome) = match &route.target {
         Target::Ip(address) => {
             let socket = Socket::new(Domain::for_address(*address), Type::STREAM.nonblocking(), None)?;
-            if let Some(ip) = source {
-                set_int(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-                socket.bind(&SocketAddr::new(ip, 0).into())?;
-            }
+            route.prepare(&socket)?;
             if hold_ack {
                 set_int(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
             }

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::route::{Route, Target};
 use super::socket::set_int;
 
 /// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
@@ -125,18 +126,17 @@ pub fn kernel_has_segmentation() -> bool {
 ///
 /// Errors worth telling apart: EMFILE and ENFILE (no descriptor), EAGAIN (no free local port: inet_autobind says so),
 /// ENETUNREACH and EADDRNOTAVAIL (our own network).
-pub fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
+pub fn connect(route: &Route) -> io::Result<OwnedFd> {
+    let Target::Ip(to) = route.target else {
+        return Err(io::Error::from_raw_os_error(libc::EHOSTUNREACH));
+    };
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), None)?;
     let raw = socket.as_raw_fd();
     match to {
         SocketAddr::V4(_) => set_int(raw, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
         SocketAddr::V6(_) => set_int(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?,
     }
-    if let Some(ip) = source {
-        // The port waits for connect, so that the bind alone uses none up.
-        set_int(raw, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-        socket.bind(&SocketAddr::new(ip, 0).into())?;
-    }
+    route.prepare(&socket)?;
     socket.connect(&to.into())?;
     Ok(socket.into())
 }

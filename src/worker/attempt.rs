@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use super::Context;
-use crate::config::model::{BackendAddress, SendProxy};
+use crate::config::model::SendProxy;
 use crate::link::{Address, FailureKind};
 use crate::relay::Cause;
+use crate::route::{self, Purpose};
 use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
-use crate::sys::socket::{self, ConnectError, Target};
+use crate::sys::socket::{self, ConnectError};
 
 /// Where the current attempt to reach a backend stands.
 pub(super) struct Attempt {
@@ -94,12 +95,16 @@ impl Attempt {
         self.until_ms = now_ms + share.max(1);
         self.writable = false;
         self.broken = false;
+        let used = match local {
+            Address::Ip(used) => Some(used.port()),
+            Address::Unix(_) => None,
+        };
         let connect = if self.held_ack || backend.send_proxy != SendProxy::Off {
             socket::connect_to_write
         } else {
             socket::connect
         };
-        match connect(&target(&backend, local), pool.config.source_address) {
+        match connect(&route::resolve(&backend.config, &pool.config, Purpose::Serve(used))) {
             Ok(fd) => Started::Connecting(place, fd),
             Err(error) => {
                 self.note_failure(context, &backend, error);
@@ -126,16 +131,5 @@ impl Attempt {
             Some(kind) => context.shared.failed(backend.identity, kind, context.now),
             None => context.shared.trouble(backend, error),
         }
-    }
-}
-
-/// Where a backend is for a client that used `local`.
-fn target(backend: &Backend, local: &Address) -> Target {
-    match (&backend.config.address, local) {
-        (BackendAddress::Ip(address), _) => Target::Ip(*address),
-        (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-        (BackendAddress::SamePort(ip), Address::Ip(used)) => Target::Ip(SocketAddr::new(*ip, used.port())),
-        // Refused by the configuration check.
-        (BackendAddress::SamePort(ip), Address::Unix(_)) => Target::Ip(SocketAddr::new(*ip, 0)),
     }
 }

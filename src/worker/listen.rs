@@ -28,8 +28,6 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use mio::Poll;
-
 use super::Context;
 use super::sockets::set::{Listening, Set};
 use crate::base::Key;
@@ -209,7 +207,7 @@ impl Accepting {
     }
 
     /// The next connection; `None` when this turn's budget is used up or nobody waits.
-    pub(super) fn next(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>) -> Option<Arrival> {
+    pub(super) fn next(&mut self, context: &mut Context, sockets: &mut Set<Stream>) -> Option<Arrival> {
         loop {
             if let Some(arrival) = self.arrived.pop_front() {
                 return Some(arrival);
@@ -222,8 +220,8 @@ impl Accepting {
                 None => self.next_socket(context, sockets)?,
             };
             let is_over = self.paused_until.is_some() || current.left == 0;
-            if is_over || matches!(self.step(poll, context, sockets, &current), Step::Dry) {
-                self.leave(poll, context, sockets, &current);
+            if is_over || matches!(self.step(context, sockets, &current), Step::Dry) {
+                self.leave(context, sockets, &current);
             } else {
                 self.current = Some(Current {
                     left: current.left - 1,
@@ -260,7 +258,7 @@ impl Accepting {
     }
 
     /// A socket is done with for this turn.
-    fn leave(&mut self, poll: &Poll, context: &Context, sockets: &mut Set<Stream>, current: &Current) {
+    fn leave(&mut self, context: &Context, sockets: &mut Set<Stream>, current: &Current) {
         let Some(listening) = sockets.get_mut(current.key) else {
             return;
         };
@@ -269,14 +267,14 @@ impl Accepting {
             None => listening.own.burst = 1,
             Some(closes_ms) => {
                 if self.paused_until.is_none() || context.now_ms() >= closes_ms {
-                    sockets.take(poll, current.key);
+                    sockets.take(&context.poller, current.key);
                 }
             }
         }
     }
 
     /// Takes one out of a queue.
-    fn step(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>, current: &Current) -> Step {
+    fn step(&mut self, context: &mut Context, sockets: &mut Set<Stream>, current: &Current) -> Step {
         match accept(context, sockets, current.key) {
             Ok(accepted) => {
                 let recent = self.arrivals.note(context.now_ms());
@@ -288,7 +286,7 @@ impl Accepting {
                         let why = "as many are open as the limit on open files carries";
                         context.shared.exhausted(&why);
                         if self.keep_waiting(context, accepted, Shortage::Places) {
-                            self.pause(poll, context, sockets);
+                            self.pause(context, sockets);
                         }
                     }
                 }
@@ -298,11 +296,11 @@ impl Accepting {
             Err(AcceptError::Exhausted(error)) => {
                 context.shared.exhausted(&error);
                 if !self.shed_one(context, sockets, current.key) {
-                    self.pause(poll, context, sockets);
+                    self.pause(context, sockets);
                 }
             }
             Err(AcceptError::Broken(error)) => {
-                if let Some(Listening { local, .. }) = sockets.take(poll, current.key) {
+                if let Some(Listening { local, .. }) = sockets.take(&context.poller, current.key) {
                     log::error!("worker {}: {local}: {error}", context.id);
                 }
                 return Step::Dry;
@@ -340,14 +338,14 @@ impl Accepting {
         true
     }
 
-    fn pause(&mut self, poll: &Poll, context: &Context, sockets: &mut Set<Stream>) {
+    fn pause(&mut self, context: &Context, sockets: &mut Set<Stream>) {
         self.paused_until = Some(context.now_ms() + PAUSE_MS);
-        sockets.pause(poll);
+        sockets.pause(&context.poller);
     }
 
     /// Serves the one that waits if there is room, sheds it if it has waited too long, and goes on accepting when the
     /// pause is over; [`next`](Self::next) returns who that lets in.
-    pub(super) fn resume(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Stream>) {
+    pub(super) fn resume(&mut self, context: &mut Context, sockets: &mut Set<Stream>) {
         let Some(paused_until) = self.paused_until else {
             return;
         };
@@ -386,7 +384,7 @@ impl Accepting {
             let _ = self.reserve.refill();
         }
         self.paused_until = None;
-        sockets.unpause(poll, now_ms);
+        sockets.unpause(&context.poller, now_ms);
         self.close_rest(sockets);
     }
 

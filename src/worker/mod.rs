@@ -15,10 +15,15 @@
 //! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
 //! number that has changed hands; generations in the tokens guard the rest.
 
+mod account;
 mod attempt;
+mod clocks;
+mod closing;
+mod connect;
 mod connection;
 mod io;
 mod listen;
+mod pump;
 mod sockets;
 mod tcp;
 mod udp;
@@ -28,7 +33,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use mio::{Events, Poll, Registry, Waker};
 
 use crate::balance::Cursor;
 use crate::base::{Key, Kind, Rng, Side, Token};
@@ -37,6 +41,7 @@ use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, 
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
+use crate::sys::epoll::Poller;
 
 use listen::{Accepting, Arrival};
 use sockets::Sockets;
@@ -59,8 +64,6 @@ pub struct Settings {
 
 /// One event loop.
 pub struct Worker {
-    poll: Poll,
-    events: Events,
     commands: Commands,
     sockets: Sockets,
     accepting: Accepting,
@@ -75,7 +78,7 @@ pub struct Worker {
 struct Context {
     id: usize,
     now: Instant,
-    registry: Registry,
+    poller: Poller,
     shared: Arc<Shared>,
     stats: Arc<WorkerStats>,
     snapshot: Arc<Snapshot>,
@@ -120,7 +123,7 @@ impl Context {
 impl Worker {
     /// A worker and the handle on it. It takes part once it is among [`Shared::workers`].
     pub fn new(id: usize, shared: Arc<Shared>, settings: Settings) -> Result<(Worker, link::Worker)> {
-        let poll = Poll::new()?;
+        let poller = Poller::new(EVENTS_MAX)?;
         let wake = Token {
             kind: Kind::Wake,
             side: Side::Client,
@@ -129,13 +132,13 @@ impl Worker {
                 generation: 0,
             },
         };
-        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(wake.pack() as usize))?);
+        let waker = Arc::new(poller.waker(wake.pack())?);
         let (sender, commands) = bounded(COMMANDS_MAX);
         let stats = Arc::new(WorkerStats::default());
         let context = Context {
             id,
             now: Instant::now(),
-            registry: poll.registry().try_clone()?,
+            poller,
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
@@ -144,8 +147,6 @@ impl Worker {
             stats: stats.clone(),
         };
         let worker = Worker {
-            poll,
-            events: Events::with_capacity(EVENTS_MAX),
             commands,
             sockets: Sockets::new(),
             accepting: Accepting::default(),
@@ -189,79 +190,40 @@ impl Worker {
     }
 
     fn pass_on(&mut self, accepted: Box<Accepted>, transit: InTransit) {
-        let Self { context, tcp, .. } = self;
-        let workers = context.shared.workers();
-        let other = workers.iter().find(|worker| worker.id != context.id && self.retiring);
+        let workers = self.context.shared.workers();
+        let other = workers
+            .iter()
+            .find(|worker| worker.id != self.context.id && self.retiring);
         let refused = match other {
             Some(other) => other.try_send(Command::Adopt(accepted, transit.redirect(other))).err(),
             None => Some(Command::Adopt(accepted, transit)),
         };
         drop(workers);
         if let Some(Command::Adopt(accepted, _)) = refused {
-            tcp.refuse(context, *accepted, Cause::Shutdown);
+            self.tcp.refuse(&mut self.context, *accepted, Cause::Shutdown);
         }
     }
 
     fn turn(&mut self) -> Result<bool> {
         let timeout = self.timeout();
         self.context.stats.busy_since_ms.set(u64::MAX);
-        match self.poll.poll(&mut self.events, Some(timeout)) {
-            Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error),
-            _ => {}
-        }
-        let Self {
-            poll,
-            events,
-            sockets,
-            accepting,
-            tcp,
-            udp,
-            context,
-            ..
-        } = self;
-        context.now = Instant::now();
-        context.stats.busy_since_ms.set(context.now_ms());
+        self.context.poller.wait(timeout)?;
+        self.context.now = Instant::now();
+        let now_ms = self.context.now_ms();
+        self.context.stats.busy_since_ms.set(now_ms);
 
-        for event in &*events {
-            match Token::unpack(event.token().0 as u64) {
-                Some(Token {
-                    kind: Kind::Pair,
-                    side,
-                    key,
-                }) => tcp.mark(key, side, event),
-                Some(Token {
-                    kind: Kind::Listen,
-                    key,
-                    ..
-                }) => accepting.mark(&mut sockets.streams, key),
-                Some(Token {
-                    kind: kind @ (Kind::Datagram | Kind::Session),
-                    key,
-                    ..
-                }) => udp.mark(kind, key, event),
-                _ => {}
-            }
+        self.mark();
+        self.tcp.pump(&mut self.context);
+        if self.context.adopt() {
+            self.sockets.adopt(&self.context.snapshot.listeners);
+            self.udp.adopt(&self.context.snapshot.listeners);
         }
-        tcp.pump(context);
-        if context.adopt() {
-            sockets.adopt(&context.snapshot.listeners);
-            udp.adopt(&context.snapshot.listeners);
-        }
-        udp.pump(poll, context, &mut sockets.datagrams);
+        self.udp.pump(&mut self.context, &mut self.sockets.datagrams);
         self.accept();
-        let Self {
-            poll,
-            sockets,
-            accepting,
-            tcp,
-            udp,
-            context,
-            ..
-        } = self;
-        tcp.expire(context);
-        sockets.expire(poll, context, udp);
-        udp.expire(context, &sockets.datagrams);
-        accepting.resume(poll, context, &mut sockets.streams);
+        self.tcp.expire(&mut self.context);
+        self.sockets.expire(&mut self.context, &mut self.udp);
+        self.udp.expire(&mut self.context, &self.sockets.datagrams);
+        self.accepting.resume(&mut self.context, &mut self.sockets.streams);
         self.accept();
         let mut go_on = true;
         while let Ok(command) = self.commands.try_recv() {
@@ -274,12 +236,24 @@ impl Worker {
         Ok(go_on && !(self.retiring && is_idle))
     }
 
+    /// Notes what the events of this turn say; does nothing yet.
+    fn mark(&mut self) {
+        for (token, event) in self.context.poller.events() {
+            let Some(Token { kind, side, key }) = Token::unpack(token) else {
+                continue;
+            };
+            match kind {
+                Kind::Pair => self.tcp.mark(key, side, event),
+                Kind::Listen => self.accepting.mark(&mut self.sockets.streams, key),
+                Kind::Datagram | Kind::Session => self.udp.mark(kind, key, event),
+                Kind::Wake => {}
+            }
+        }
+    }
+
     /// Takes in whoever has connected, as far as this turn's budget goes.
     fn accept(&mut self) {
-        while let Some(arrival) = self
-            .accepting
-            .next(&self.poll, &mut self.context, &mut self.sockets.streams)
-        {
+        while let Some(arrival) = self.accepting.next(&mut self.context, &mut self.sockets.streams) {
             self.welcome(arrival);
         }
     }
@@ -307,27 +281,27 @@ impl Worker {
     }
 
     fn carry_out(&mut self, order: EngineOrder) {
-        let Self { tcp, udp, context, .. } = self;
+        let context = &mut self.context;
         match order {
             EngineOrder::List { limit, reply } => {
-                let mut live = tcp.list(context, limit);
-                live.extend(udp.list(context, limit - live.len()));
+                let mut live = self.tcp.list(context, limit);
+                live.extend(self.udp.list(context, limit - live.len()));
                 drop(reply.send(live));
             }
             EngineOrder::Kill { id, reply } => {
-                let _ = reply.send(tcp.kill(context, id) || udp.kill(context, id));
+                let _ = reply.send(self.tcp.kill(context, id) || self.udp.kill(context, id));
             }
             EngineOrder::Shed(shed) => {
                 if shed.protocol != Some(Protocol::Udp) {
-                    tcp.shed(context, shed.backend, shed.count, shed.cause);
+                    self.tcp.shed(context, shed.backend, shed.count, shed.cause);
                 }
                 if shed.protocol != Some(Protocol::Tcp) {
-                    udp.shed(shed.backend, shed.count, shed.cause);
+                    self.udp.shed(shed.backend, shed.count, shed.cause);
                 }
             }
             EngineOrder::Leave { address, finished } => {
-                tcp.end_at(context, address);
-                udp.end_at(context, address);
+                self.tcp.end_at(context, address);
+                self.udp.end_at(context, address);
                 drop(finished);
             }
             EngineOrder::Sync(done) => drop(done),
@@ -338,19 +312,14 @@ impl Worker {
 
     fn move_sockets(&mut self, order: SocketMove) {
         let Self {
-            poll,
-            sockets,
-            accepting,
-            udp,
-            context,
-            ..
+            sockets, udp, context, ..
         } = self;
         match order {
-            SocketMove::Serve { socket, sessions } => sockets.serve(poll, context, udp, socket, sessions),
-            SocketMove::Close(endpoints) => {
-                for (listener, local) in &*endpoints {
-                    let streams = sockets.remove(poll, context, udp, *listener, local);
-                    accepting.close(context, &mut sockets.streams, streams);
+            SocketMove::Serve { socket, sessions } => sockets.serve(context, udp, socket, sessions),
+            SocketMove::Close(places) => {
+                for (listener, local) in &*places {
+                    let streams = sockets.remove(context, udp, *listener, local);
+                    self.accepting.close(context, &mut sockets.streams, streams);
                 }
                 self.accept();
             }
@@ -358,12 +327,10 @@ impl Worker {
                 let _ = reply.send(sockets.share(of.as_deref().map(Vec::as_slice)));
             }
             SocketMove::Release { endpoints, reply } => {
-                let _ = reply.send(sockets.release(poll, context, udp, &endpoints));
+                let _ = reply.send(sockets.release(context, udp, &endpoints));
             }
-            SocketMove::Spread { listener, local, to } => {
-                sockets.spread(poll, context, udp, (listener, &local), &to);
-            }
-            SocketMove::HandOver { to } => sockets.hand_over(poll, context, udp, &to),
+            SocketMove::Spread { listener, local, to } => sockets.spread(context, udp, (listener, &local), &to),
+            SocketMove::HandOver { to } => sockets.hand_over(context, udp, &to),
         }
     }
 

@@ -25,8 +25,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use mio::Poll;
-
 pub(super) mod set;
 
 use super::Context;
@@ -38,7 +36,7 @@ use crate::base::{Key, Kind};
 use crate::flow::Tally;
 use crate::link::{self, Address, Command, HandedSession, ListenSocket, SocketMove};
 use crate::snapshot::Listeners;
-use crate::sys::{epoll, udp};
+use crate::sys::udp;
 
 /// See the module.
 pub(super) struct Sockets {
@@ -76,7 +74,6 @@ impl Sockets {
     /// Serves a socket, with the sessions that belong to it.
     pub(super) fn serve(
         &mut self,
-        poll: &Poll,
         context: &mut Context,
         udp: &mut Udp,
         socket: ListenSocket,
@@ -93,7 +90,7 @@ impl Sockets {
                 own: Stream::default(),
             };
             Stream::bequeath(&mut listening);
-            self.streams.add(poll, context, listening);
+            self.streams.add(context, listening);
             return;
         }
         let Address::Ip(address) = socket.local else { return };
@@ -122,8 +119,8 @@ impl Sockets {
             closes_ms: None,
             own: Datagram::new(address, prepared.wildcard, drops),
         };
-        let key = self.datagrams.add(poll, context, listening);
-        udp.arrive(poll, context, &self.datagrams, key, sessions);
+        let key = self.datagrams.add(context, listening);
+        udp.arrive(context, &self.datagrams, key, sessions);
     }
 
     /// Duplicates of the sockets at these places, or of all, as far as their listeners are there.
@@ -141,38 +138,36 @@ impl Sockets {
     /// Closes the sockets at these places, whose queues another process serves; returns their sessions.
     pub(super) fn release(
         &mut self,
-        poll: &Poll,
         context: &Context,
         udp: &mut Udp,
-        endpoints: &[(u32, Address)],
+        places: &[(u32, Address)],
     ) -> Vec<HandedSession> {
         let mut sessions = Vec::new();
-        for (listener, local) in endpoints {
+        for (listener, local) in places {
             for key in self.streams.at(*listener, local) {
-                self.streams.take(poll, key);
+                self.streams.take(&context.poller, key);
             }
             for key in self.datagrams.at(*listener, local) {
-                sessions.extend(udp.leave(poll, context, &mut self.datagrams, key));
-                self.datagrams.take(poll, key);
+                sessions.extend(udp.leave(context, &mut self.datagrams, key));
+                self.datagrams.take(&context.poller, key);
             }
         }
         sessions
     }
 
     /// Gives every socket to another worker, with queue and sessions. What is about to be closed is closed here.
-    pub(super) fn hand_over(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, to: &link::Worker) {
+    pub(super) fn hand_over(&mut self, context: &Context, udp: &mut Udp, to: &link::Worker) {
         for key in self.streams.served() {
-            self.give_stream(poll, key, to);
+            self.give_stream(context, key, to);
         }
         for key in self.datagrams.served() {
-            self.give_datagram(poll, context, udp, key, to);
+            self.give_datagram(context, udp, key, to);
         }
     }
 
     /// Gives all sockets of a place but one away.
     pub(super) fn spread(
         &mut self,
-        poll: &Poll,
         context: &Context,
         udp: &mut Udp,
         (listener, local): (u32, &Address),
@@ -180,16 +175,16 @@ impl Sockets {
     ) {
         for key in self.streams.at(listener, local).into_iter().skip(1) {
             let Some(worker) = to.next() else { return };
-            self.give_stream(poll, key, worker);
+            self.give_stream(context, key, worker);
         }
         for key in self.datagrams.at(listener, local).into_iter().skip(1) {
             let Some(worker) = to.next() else { return };
-            self.give_datagram(poll, context, udp, key, worker);
+            self.give_datagram(context, udp, key, worker);
         }
     }
 
-    fn give_stream(&mut self, poll: &Poll, key: Key, to: &link::Worker) {
-        if let Some(listening) = self.streams.take(poll, key) {
+    fn give_stream(&mut self, context: &Context, key: Key, to: &link::Worker) {
+        if let Some(listening) = self.streams.take(&context.poller, key) {
             to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
                 sessions: Vec::new(),
@@ -197,9 +192,9 @@ impl Sockets {
         }
     }
 
-    fn give_datagram(&mut self, poll: &Poll, context: &Context, udp: &mut Udp, key: Key, to: &link::Worker) {
-        let sessions = udp.leave(poll, context, &mut self.datagrams, key);
-        if let Some(listening) = self.datagrams.take(poll, key) {
+    fn give_datagram(&mut self, context: &Context, udp: &mut Udp, key: Key, to: &link::Worker) {
+        let sessions = udp.leave(context, &mut self.datagrams, key);
+        if let Some(listening) = self.datagrams.take(&context.poller, key) {
             to.send(Command::Sockets(SocketMove::Serve {
                 socket: listening.into_socket(),
                 sessions,
@@ -209,55 +204,48 @@ impl Sockets {
 
     /// The listener at a place is gone. Datagrams are not read any more; returns the streams, whose queues are to be served
     /// first.
-    pub(super) fn remove(
-        &mut self,
-        poll: &Poll,
-        context: &mut Context,
-        udp: &mut Udp,
-        listener: u32,
-        local: &Address,
-    ) -> Vec<Key> {
+    pub(super) fn remove(&mut self, context: &mut Context, udp: &mut Udp, listener: u32, local: &Address) -> Vec<Key> {
         for key in self.datagrams.at(listener, local) {
-            self.mute(poll, context, udp, key);
+            self.mute(context, udp, key);
         }
         self.streams.at(listener, local)
     }
 
     /// Reads no more from a socket and closes it a moment later; at once if another socket has taken its place, because the
     /// kernel would go on to give this one a share of the clients.
-    fn mute(&mut self, poll: &Poll, context: &mut Context, udp: &mut Udp, key: Key) {
+    fn mute(&mut self, context: &mut Context, udp: &mut Udp, key: Key) {
         let closes_ms = context.now_ms() + LINGER_MS;
         let Some(listening) = self.datagrams.get_mut(key) else {
             return;
         };
-        let _ = epoll::remove(poll, listening.fd.as_raw_fd());
+        let _ = context.poller.remove(listening.fd.as_raw_fd());
         listening.closes_ms = Some(closes_ms);
         let address = listening.own.address;
         let succeeds = |other: &Listening<Datagram>| other.closes_ms.is_none() && other.own.address == address;
         let succeeded = self.datagrams.iter().any(|(_, other)| succeeds(other));
         udp.mute(context, key, succeeded);
         if succeeded {
-            self.datagrams.take(poll, key);
+            self.datagrams.take(&context.poller, key);
         } else {
             self.closing_ms = Some(self.closing_ms.map_or(closes_ms, |at| at.min(closes_ms)));
         }
     }
 
     /// Does what is due: closes the datagram sockets of listeners that are gone, registers what could not be registered.
-    pub(super) fn expire(&mut self, poll: &Poll, context: &mut Context, udp: &mut Udp) {
+    pub(super) fn expire(&mut self, context: &mut Context, udp: &mut Udp) {
         let now_ms = context.now_ms();
         if self.closing_ms.is_some_and(|at| at <= now_ms) {
             for key in self.datagrams.due(now_ms) {
                 udp.close(context, key);
-                self.datagrams.take(poll, key);
+                self.datagrams.take(&context.poller, key);
             }
             self.closing_ms = self.datagrams.iter().filter_map(|(_, l)| l.closes_ms).min();
         }
         if self.streams.deaf_ms.is_some_and(|at| at <= now_ms) {
-            self.streams.register_all(poll, now_ms);
+            self.streams.register_all(&context.poller, now_ms);
         }
         if self.datagrams.deaf_ms.is_some_and(|at| at <= now_ms) {
-            self.datagrams.register_all(poll, now_ms);
+            self.datagrams.register_all(&context.poller, now_ms);
         }
     }
 }

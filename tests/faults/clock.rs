@@ -12,8 +12,7 @@ const READERS: &[(&str, &str)] = &[
     ("control/event_log.rs", "time of a log line"),
     ("link.rs", "type of that field"),
     ("sys/sched.rs", "comment"),
-    ("worker/connection.rs", "time of an access record"),
-    ("worker/tcp.rs", "time of an access record"),
+    ("worker/account.rs", "time of an access record"),
     ("worker/udp", "time of an access record"),
 ];
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use weir::sys::mmsg::{Ask, Inbox, Message, Meta, Outbox, Part, SEGMENTS_MAX};
+use weir::sys::route::{Route, Target};
 use weir::sys::udp::{self, Sent, Trouble};
 
 const ALL: Ask = Ask {
@@ -20,6 +21,11 @@ const BARE: Ask = Ask {
     control: false,
 };
 const BUFFER: usize = 1 << 20;
+
+fn route(to: SocketAddr, source: Option<IpAddr>) -> Route {
+    let target = Target::Ip(to);
+    Route { target, source }
+}
 
 fn addr(s: &str) -> SocketAddr {
     s.parse().expect("address")
@@ -314,7 +320,7 @@ fn a_refusal_quotes_the_datagram_and_is_reported_instead_of_the_next_send() {
     in_namespace(|| {
         for at in ["127.0.0.1:0", "[::1]:0"] {
             let to = closed_port(at);
-            let socket = udp::connect(to, None).expect("connect");
+            let socket = udp::connect(&route(to, None)).expect("connect");
             let fd = socket.as_raw_fd();
             assert_eq!(udp::send(fd, b"is anybody there?"), Sent::Gone);
             wait(&socket, PollFlags::empty());
@@ -345,7 +351,7 @@ fn a_refusal_quotes_the_datagram_and_is_reported_instead_of_the_next_send() {
 fn a_long_datagram_is_quoted_in_part() {
     in_namespace(|| {
         for (at, most) in [("127.0.0.1:0", 528), ("[::1]:0", 1184)] {
-            let socket = udp::connect(closed_port(at), None).expect("connect");
+            let socket = udp::connect(&route(closed_port(at), None)).expect("connect");
             let sent: Vec<u8> = (0..3000).map(|n| (n % 251) as u8).collect();
             assert_eq!(udp::send(socket.as_raw_fd(), &sent), Sent::Gone);
             wait(&socket, PollFlags::empty());
@@ -362,7 +368,7 @@ fn a_long_datagram_is_quoted_in_part() {
 #[test]
 fn a_connected_socket_hears_its_peer_alone() {
     let (peer, stranger) = (client("127.0.0.1:0"), client("127.0.0.1:0"));
-    let socket = udp::connect(peer.local_addr().expect("local"), None).expect("connect");
+    let socket = udp::connect(&route(peer.local_addr().expect("local"), None)).expect("connect");
     let here = std_socket(&socket).local_addr().expect("local");
     stranger.send_to(b"forged", here).expect("send");
     peer.send_to(b"true", here).expect("send");
@@ -420,18 +426,18 @@ fn without_a_free_port_connect_says_eagain() {
         std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40004").expect("sysctl");
         let to = addr("127.0.0.1:53");
         let held: Vec<OwnedFd> = (0..5)
-            .map(|_| udp::connect(to, None).expect("a port is free"))
+            .map(|_| udp::connect(&route(to, None)).expect("a port is free"))
             .collect();
-        let error = udp::connect(to, None).expect_err("no port is free");
+        let error = udp::connect(&route(to, None)).expect_err("no port is free");
         assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
         // Ports are taken from one address alone when the source is given, so another source has all of them.
         for n in 0..5 {
-            udp::connect(to, Some("127.0.0.2".parse().expect("address")))
+            udp::connect(&route(to, Some("127.0.0.2".parse().expect("address"))))
                 .map(drop)
                 .unwrap_or_else(|e| panic!("{n}: {e}"));
         }
         drop(held);
-        udp::connect(to, None).expect("free again");
+        udp::connect(&route(to, None)).expect("free again");
     });
 }
 

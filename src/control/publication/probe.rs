@@ -23,10 +23,12 @@ use mio::{Events, Interest, Poll, Waker};
 
 use crate::base::{Key, Slab, Timers};
 use crate::config::PROBES_MAX;
-use crate::config::model::{BackendAddress, PoolPolicy, ProbeKind};
+use crate::config::model::{PoolPolicy, ProbeKind};
 use crate::health::schedule::{Run, tries};
+use crate::route::{self, Purpose};
 use crate::snapshot::Backend;
-use crate::sys::socket::{self, ConnectError, Target, Transfer};
+use crate::sys::route::{Route, Target};
+use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// Bytes of an answer that are looked at.
 const ANSWER_MAX: usize = 16 << 10;
@@ -41,12 +43,10 @@ const WAKE: mio::Token = mio::Token(usize::MAX);
 pub struct Probe {
     /// Handed back with the verdict.
     pub run: Run,
-    /// Where.
-    pub target: Target,
+    /// Where to, and from where.
+    pub route: Route,
     /// How; `ProbeKind::None` is never probed.
     pub kind: ProbeKind,
-    /// Local address.
-    pub source: Option<std::net::IpAddr>,
     /// From start to verdict.
     pub timeout: Duration,
     /// Whether further sockets try while nothing answers.
@@ -61,21 +61,10 @@ impl Probe {
     /// A probe of this backend by the rules of its pool.
     pub fn new(run: Run, pool: &PoolPolicy, backend: &Backend, insists: bool) -> Probe {
         let health = &pool.health;
-        let target = match (&backend.config.address, health.port) {
-            (BackendAddress::Ip(address), port) => {
-                let mut address = *address;
-                address.set_port(port.unwrap_or(address.port()));
-                Target::Ip(address)
-            }
-            // The check demands `health.port` where the backend has none.
-            (BackendAddress::SamePort(ip), port) => Target::Ip((*ip, port.unwrap_or(0)).into()),
-            (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
-        };
         Probe {
             run,
-            target,
+            route: route::resolve(&backend.config, pool, Purpose::Probe),
             kind: health.kind,
-            source: pool.source_address,
             timeout: health.timeout,
             insists,
             send: health.send.as_slice().into(),
@@ -276,9 +265,9 @@ impl<I: From<Verdict>> Running<I> {
         if !room {
             return self.set_timer(key, next);
         }
-        let opened = match (&live.probe.target, live.probe.kind) {
+        let opened = match (&live.probe.route.target, live.probe.kind) {
             (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &live.probe),
-            (target, _) => socket::connect(target, live.probe.source).map_err(io::Error::from),
+            _ => socket::connect(&live.probe.route).map_err(io::Error::from),
         };
         let registered = opened.and_then(|fd| {
             let raw = fd.as_raw_fd();
@@ -449,9 +438,7 @@ impl Live {
 fn connect_udp(address: SocketAddr, probe: &Probe) -> io::Result<OwnedFd> {
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM.nonblocking(), None)?;
-    if let Some(ip) = probe.source {
-        socket.bind(&SocketAddr::new(ip, 0).into())?;
-    }
+    probe.route.prepare(&socket)?;
     socket.connect(&address.into())?;
     socket.send(&probe.send)?;
     Ok(socket.into())
@@ -497,9 +484,11 @@ mod tests {
         for number in 0..100_000 {
             let probe = Probe {
                 run: Run { key: 1, number },
-                target: Target::Unix("/nonexistent/socket".into()),
+                route: Route {
+                    target: Target::Unix("/nonexistent/socket".into()),
+                    source: None,
+                },
                 kind: ProbeKind::Tcp,
-                source: None,
                 timeout: Duration::from_secs(60),
                 insists: false,
                 send: [].into(),

@@ -5,12 +5,10 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use mio::Poll;
-
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::link::{Address, ListenSocket};
 use crate::snapshot::{Listener, Listeners};
-use crate::sys::epoll;
+use crate::sys::epoll::Poller;
 use crate::worker::Context;
 
 /// How long the socket of a UDP listener that is gone stays open for replies, milliseconds.
@@ -116,12 +114,12 @@ impl<T> Set<T> {
         .pack()
     }
 
-    pub(in crate::worker) fn add(&mut self, poll: &Poll, context: &Context, listening: Listening<T>) -> Key {
+    pub(in crate::worker) fn add(&mut self, context: &Context, listening: Listening<T>) -> Key {
         let place = (listening.id, (*listening.local).clone());
         let key = self.sockets.insert(listening);
         let keys = self.by_place.entry(place).or_default();
         keys.push(key);
-        if let Err(error) = self.register(poll, key) {
+        if let Err(error) = self.register(&context.poller, key) {
             log::error!(
                 "worker {}: cannot watch a listening socket, trying again: {error}",
                 context.id
@@ -132,9 +130,9 @@ impl<T> Set<T> {
     }
 
     /// Takes a socket out.
-    pub(in crate::worker) fn take(&mut self, poll: &Poll, key: Key) -> Option<Listening<T>> {
+    pub(in crate::worker) fn take(&mut self, poller: &Poller, key: Key) -> Option<Listening<T>> {
         let listening = self.sockets.remove(key)?;
-        let _ = epoll::remove(poll, listening.fd.as_raw_fd());
+        let _ = poller.remove(listening.fd.as_raw_fd());
         let place = (listening.id, (*listening.local).clone());
         if let Some(keys) = self.by_place.get_mut(&place) {
             keys.retain(|other| *other != key);
@@ -145,37 +143,37 @@ impl<T> Set<T> {
         Some(listening)
     }
 
-    pub(in crate::worker) fn register(&self, poll: &Poll, key: Key) -> io::Result<()> {
+    pub(in crate::worker) fn register(&self, poller: &Poller, key: Key) -> io::Result<()> {
         let Some(listening) = self.get(key) else {
             return Ok(());
         };
         let (fd, token) = (listening.fd.as_raw_fd(), self.token(key));
-        match epoll::add_level(poll, fd, token) {
+        match poller.add_level(fd, token) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => epoll::set_level(poll, fd, token, !self.paused),
+            _ => poller.set_level(fd, token, !self.paused),
         }
     }
 
     /// Has nothing told of any socket.
-    pub(in crate::worker) fn pause(&mut self, poll: &Poll) {
+    pub(in crate::worker) fn pause(&mut self, poller: &Poller) {
         self.paused = true;
         for (key, listening) in self.sockets.iter() {
-            let _ = epoll::set_level(poll, listening.fd.as_raw_fd(), self.token(key), false);
+            let _ = poller.set_level(listening.fd.as_raw_fd(), self.token(key), false);
         }
     }
 
     /// The reverse of [`pause`](Self::pause).
-    pub(in crate::worker) fn unpause(&mut self, poll: &Poll, now_ms: u64) {
+    pub(in crate::worker) fn unpause(&mut self, poller: &Poller, now_ms: u64) {
         self.paused = false;
-        self.register_all(poll, now_ms);
+        self.register_all(poller, now_ms);
     }
 
     /// Registers all that are served, whether they are already or could not be before.
-    pub(in crate::worker) fn register_all(&mut self, poll: &Poll, now_ms: u64) {
+    pub(in crate::worker) fn register_all(&mut self, poller: &Poller, now_ms: u64) {
         let failed = self
             .served()
             .into_iter()
-            .filter(|key| self.register(poll, *key).is_err());
+            .filter(|key| self.register(poller, *key).is_err());
         self.deaf_ms = (failed.count() > 0).then_some(now_ms + DEAF_MS);
     }
 

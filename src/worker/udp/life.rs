@@ -1,23 +1,21 @@
 //! Opening sessions, binding them to backends, losing backends, ending.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::Poll;
-
-use super::session::{Mark, Session};
-use super::{Context, GROUP_MAX, REPORTS_MAX, Udp, reason, token};
+use super::session::{Bound, Session, Story, Wire};
+use super::{Context, REPORTS_MAX, Udp, reason, token};
 use crate::base::{Key, Kind};
-use crate::config::model::{BackendAddress, SendProxy};
-use crate::flow::{Dropped, Endpoints, Full, OnError, Tally};
+use crate::config::model::SendProxy;
+use crate::flow::{Dropped, Endpoints, Full, OnError};
 use crate::gate::ListenerPermit;
 use crate::link::{Address, FailureKind};
 use crate::relay::{By, Cause};
-use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
-use crate::sys::epoll;
+use crate::route::{self, Purpose};
+use crate::snapshot::{BackendPermit, Choice, Listener};
+use crate::sys::route::Route;
 use crate::sys::socket::ConnectError;
 use crate::sys::udp::{self, Trouble};
 
@@ -91,7 +89,6 @@ impl Udp {
     /// Opens a session: place, backend, socket.
     pub(super) fn open(
         &mut self,
-        poll: &Poll,
         context: &mut Context,
         (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         ends: &Endpoints,
@@ -104,39 +101,15 @@ impl Udp {
             return Err(Dropped::Unreachable);
         };
         self.next_id += 1;
-        let session = Session {
-            id: self.next_id,
-            fd,
-            socket,
-            listener: listener.clone(),
-            local: local.clone(),
-            backend: found.place.backend().clone(),
-            pass: Some(pass),
-            place: Some(found.place),
-            opened: context.now,
-            bound: context.now,
-            recorded: context.now,
-            bytes_up: 0,
-            bytes_down: 0,
-            first_byte_us: None,
-            attempts: found.attempts,
-            burst: 1,
-            drops: Tally::default(),
-            heard: false,
-            gro: false,
-            grown: false,
-            ended: false,
-            introduce: found.introduce,
-            group_up: GROUP_MAX,
-            group_down: GROUP_MAX,
-            sent: [Mark::default(); 2],
-            stashed: None,
-        };
-        let fd = session.fd.as_raw_fd();
+        let mut story = Story::new(self.next_id, listener.clone(), pass, context.now);
+        story.attempts = found.attempts;
+        let raw = fd.as_raw_fd();
+        let bound = Bound::new(found.place, context.now, found.introduce);
+        let session = Session::new(socket, local, Wire::new(fd), bound, story);
         let counted = listener.config.limits.per_source.is_some();
         let key = self.table.open(context.now, *ends, counted, session);
         listener.stats.shards.of(context.id).accepted.add(1);
-        if let Err(error) = epoll::add_level(poll, fd, token(Kind::Session, key)) {
+        if let Err(error) = context.poller.add_level(raw, token(Kind::Session, key)) {
             context.shared.exhausted(&error);
             self.retire(context, key, Cause::LimitProcess, By::Weir);
             return Err(Dropped::NoDescriptor);
@@ -182,9 +155,11 @@ impl Udp {
             }
             let connected = match bound {
                 Some(bound) if bound == backend.identity => Ok(None),
-                _ => self
-                    .connect(context, &backend, ends, pool.config.source_address)
-                    .map(Some),
+                _ => {
+                    let used = Purpose::Serve(Some(ends.local().port()));
+                    let route = route::resolve(&backend.config, &pool.config, used);
+                    self.connect(context, &route).map(Some)
+                }
             };
             match connected {
                 Ok(fd) => {
@@ -216,20 +191,9 @@ impl Udp {
     }
 
     /// Connects a socket, giving up parked sessions for a descriptor or a port.
-    fn connect(
-        &mut self,
-        context: &mut Context,
-        backend: &Backend,
-        ends: &Endpoints,
-        source: Option<IpAddr>,
-    ) -> Result<OwnedFd, ConnectError> {
-        let to = match backend.config.address {
-            BackendAddress::Ip(address) => address,
-            BackendAddress::SamePort(ip) => SocketAddr::new(ip, ends.local().port()),
-            BackendAddress::Unix(_) => return Err(ConnectError::Unreachable),
-        };
+    fn connect(&mut self, context: &mut Context, route: &Route) -> Result<OwnedFd, ConnectError> {
         loop {
-            let error = match udp::connect(to, source) {
+            let error = match udp::connect(route) {
                 Ok(fd) => return Ok(fd),
                 Err(error) => error,
             };
@@ -246,11 +210,11 @@ impl Udp {
     }
 
     /// Gives a session a backend.
-    pub(super) fn rebind(&mut self, poll: &Poll, context: &mut Context, key: Key, why: Rebind) -> Result<(), Dropped> {
+    pub(super) fn rebind(&mut self, context: &mut Context, key: Key, why: Rebind) -> Result<(), Dropped> {
         let Some(view) = self.table.view(key) else {
             return Err(Dropped::NoBackend);
         };
-        let (ends, bound) = (*view.ends, view.data.backend.identity);
+        let (ends, bound) = (*view.ends, view.data.bound.backend.identity);
         let Some(listener) = self.listeners.get(&ends.listener().0).cloned() else {
             return Err(Dropped::NoBackend);
         };
@@ -266,48 +230,51 @@ impl Udp {
         };
         if let Some(pass) = pass {
             self.next_id += 1;
-            session.reopen(self.next_id, listener.clone(), pass, context.now);
+            session.story = Story::new(self.next_id, listener.clone(), pass, context.now);
             listener.stats.shards.of(context.id).accepted.add(1);
         }
-        session.start_over(context.now, found.introduce);
-        session.backend = found.place.backend().clone();
-        session.place = Some(found.place);
-        session.attempts += found.attempts;
+        session.story.attempts += found.attempts;
+        session.bound = Bound::new(found.place, context.now, found.introduce);
         let Some(fd) = found.fd else {
             self.table.rebound(key);
             return Ok(());
         };
         let raw = fd.as_raw_fd();
-        session.take_socket(fd);
+        session.wire = Wire::new(fd);
         self.table.rebound(key);
-        epoll::add_level(poll, raw, token(Kind::Session, key)).map_err(|error| {
-            context.shared.exhausted(&error);
-            self.retire(context, key, Cause::LimitProcess, By::Weir);
-            Dropped::NoDescriptor
-        })
+        context
+            .poller
+            .add_level(raw, token(Kind::Session, key))
+            .map_err(|error| {
+                context.shared.exhausted(&error);
+                self.retire(context, key, Cause::LimitProcess, By::Weir);
+                Dropped::NoDescriptor
+            })
     }
 
     /// This host cannot send on a session's socket (no route, prohibited, its address is gone), which says nothing of the
     /// backend: tries another one, or the same anew, since a new socket gets another source address.
-    pub(super) fn rebind_unsendable(&mut self, poll: &Poll, context: &mut Context, key: Key) -> Result<(), Dropped> {
+    pub(super) fn rebind_unsendable(&mut self, context: &mut Context, key: Key) -> Result<(), Dropped> {
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::Unreachable);
         };
-        session.place = None;
-        session.backend.stats.shards.of(context.id).local_errors.add(1);
-        context.shared.trouble(&session.backend, ConnectError::Unreachable);
+        session.bound.place = None;
+        session.bound.backend.stats.shards.of(context.id).local_errors.add(1);
+        context
+            .shared
+            .trouble(&session.bound.backend, ConnectError::Unreachable);
         self.table.astray(key);
-        self.rebind(poll, context, key, Rebind::Unsendable)
+        self.rebind(context, key, Rebind::Unsendable)
     }
 
     /// Reads a session's error queue; true if there was anything in it.
-    pub(super) fn read_errors(&mut self, poll: &Poll, context: &mut Context, key: Key) -> bool {
+    pub(super) fn read_errors(&mut self, context: &mut Context, key: Key) -> bool {
         let mut quote = [0; 2048];
         for nth in 0..REPORTS_MAX {
             let Some(session) = self.table.get_mut(key) else {
                 return nth > 0;
             };
-            let Some(report) = udp::take_report(session.fd.as_raw_fd(), &mut quote) else {
+            let Some(report) = udp::take_report(session.wire.fd.as_raw_fd(), &mut quote) else {
                 return nth > 0;
             };
             if report.trouble == Trouble::Other {
@@ -325,17 +292,17 @@ impl Udp {
             let Some(session) = self.table.get_mut(key) else {
                 return true;
             };
-            session.place = None;
+            session.bound.place = None;
             if blame {
-                let shard = session.backend.stats.shards.of(context.id);
+                let shard = session.bound.backend.stats.shards.of(context.id);
                 match kind {
                     FailureKind::Refused => shard.refused.add(1),
                     _ => shard.timed_out.add(1),
                 }
-                context.shared.failed(session.backend.identity, kind, context.now);
+                context.shared.failed(session.bound.backend.identity, kind, context.now);
             }
             if let Some((again, introduces)) = session.refused(quoted, &self.stash).filter(|_| resend) {
-                self.send_again(poll, context, key, &again, introduces);
+                self.send_again(context, key, &again, introduces);
             }
             return true;
         }
@@ -343,25 +310,25 @@ impl Udp {
     }
 
     /// Sends a refused datagram to another backend, if there is one.
-    pub(super) fn send_again(&mut self, poll: &Poll, context: &mut Context, key: Key, again: &[u8], introduces: bool) {
-        let Some(refused) = self.table.get_mut(key).map(|session| session.backend.identity) else {
+    pub(super) fn send_again(&mut self, context: &mut Context, key: Key, again: &[u8], introduces: bool) {
+        let Some(refused) = self.table.get_mut(key).map(|session| session.bound.backend.identity) else {
             return;
         };
-        if self.rebind(poll, context, key, Rebind::Astray).is_err() {
+        if self.rebind(context, key, Rebind::Astray).is_err() {
             return;
         }
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
-        if session.backend.identity == refused {
+        if session.bound.backend.identity == refused {
             return;
         }
-        if session.introduce && !introduces {
-            return self.send_introduced(poll, context, key, again);
+        if session.bound.introduce && !introduces {
+            return self.send_introduced(context, key, again);
         }
-        session.introduce = false;
+        session.bound.introduce = false;
         session.note_sent(again, introduces);
-        if let Some(why) = reason(udp::send(session.fd.as_raw_fd(), again)) {
+        if let Some(why) = reason(udp::send(session.wire.fd.as_raw_fd(), again)) {
             self.count_drop(context, key, why);
         }
     }
@@ -387,7 +354,7 @@ impl Udp {
         let Some(view) = self.table.view(key) else {
             return;
         };
-        if view.data.ended {
+        if view.data.story.ended {
             return;
         }
         let (ends, now) = (*view.ends, context.now);
@@ -395,25 +362,25 @@ impl Udp {
             .shared
             .wants_records()
             .then(|| view.data.record(&ends, now, cause, by));
-        let shard = view.data.listener.stats.shards.of(context.id);
+        let shard = view.data.story.listener.stats.shards.of(context.id);
         shard.closed[cause as usize].add(1);
         shard
             .seconds
-            .observe_us(now.saturating_duration_since(view.data.opened).as_micros() as u64);
+            .observe_us(now.saturating_duration_since(view.data.story.opened).as_micros() as u64);
         if let Some(record) = record {
             context.shared.record(record);
         }
         if let Some(session) = self.table.get_mut(key) {
-            session.ended = true;
-            session.pass = None;
-            session.place = None;
+            session.story.ended = true;
+            session.story.pass = None;
+            session.bound.place = None;
         }
     }
 
     /// Writes the records of sessions that have lived on for `period` since their last one.
     pub(super) fn interim(&mut self, context: &Context, period: Duration) {
         let now = context.now;
-        let due = |data: &Session| !data.ended && now - data.recorded >= period;
+        let due = |data: &Session| !data.story.ended && now - data.story.recorded >= period;
         let sessions = self.table.iter().filter(|(_, view)| due(view.data));
         for key in sessions.map(|(key, _)| key).collect::<Vec<_>>() {
             if let Some(view) = self.table.view(key) {
@@ -422,7 +389,7 @@ impl Udp {
                 context.shared.record(record);
             }
             if let Some(session) = self.table.get_mut(key) {
-                session.recorded = now;
+                session.story.recorded = now;
             }
         }
     }

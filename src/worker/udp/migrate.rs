@@ -8,17 +8,15 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use mio::Poll;
-
 use super::life::{leave_seat, take_seat};
-use super::session::{Mark, Session};
-use super::{Context, Datagram, GROUP_MAX, Udp, token};
+use super::session::{Bound, Session, Story, Wire};
+use super::{Context, Datagram, Udp, token};
 use crate::base::{Key, Kind};
 use crate::flow::{Dropped, Endpoints, ListenerIx, State, Tally};
 use crate::link::{Address, HandedSession, SessionState};
 use crate::relay::{By, Cause};
 use crate::snapshot::{BackendPermit, Listener};
-use crate::sys::{epoll, socket, udp};
+use crate::sys::{socket, udp};
 use crate::worker::sockets::set::Set;
 
 impl Udp {
@@ -27,7 +25,6 @@ impl Udp {
     /// others.
     pub(in crate::worker) fn leave(
         &mut self,
-        poll: &Poll,
         context: &Context,
         sockets: &mut Set<Datagram>,
         socket: Key,
@@ -54,39 +51,43 @@ impl Udp {
                     socket: identity,
                     client: view.ends.client(),
                     local: view.ends.local(),
-                    backend: session.backend.identity,
-                    age: context.now.saturating_duration_since(session.opened),
+                    backend: session.bound.backend.identity,
+                    age: context.now.saturating_duration_since(session.story.opened),
                     requests: view.requests,
                     replies: view.replies,
-                    bytes_up: session.bytes_up,
-                    bytes_down: session.bytes_down,
-                    attempts: session.attempts,
-                    introduce: session.introduce,
-                    merges: session.gro,
-                    grown: session.grown,
+                    bytes_up: session.story.bytes_up,
+                    bytes_down: session.story.bytes_down,
+                    attempts: session.story.attempts,
+                    introduce: session.bound.introduce,
+                    merges: session.wire.gro,
+                    grown: session.wire.grown,
                     astray: view.state == State::Astray,
                 };
                 (key, state)
             })
             .collect();
         for (key, state) in here {
-            if self.table.view(key).is_some_and(|view| view.data.place.is_none()) {
+            if self.table.view(key).is_some_and(|view| view.data.bound.place.is_none()) {
                 self.account_end(context, key, Cause::Shutdown, By::Weir);
             }
             let Some(mut session) = self.table.remove(key) else {
                 continue;
             };
-            if session.gro {
-                lost(&session.listener, &mut session.drops, session.fd.as_raw_fd());
+            if session.wire.gro {
+                lost(
+                    &session.story.listener,
+                    &mut session.wire.drops,
+                    session.wire.fd.as_raw_fd(),
+                );
             }
             leave_seat(context);
-            if !session.ended
-                && let (Some(pass), Some(place)) = (session.pass, session.place)
+            if !session.story.ended
+                && let (Some(pass), Some(place)) = (session.story.pass, session.bound.place)
             {
-                let _ = epoll::remove(poll, session.fd.as_raw_fd());
+                let _ = context.poller.remove(session.wire.fd.as_raw_fd());
                 sessions.push(HandedSession {
                     state,
-                    fd: session.fd,
+                    fd: session.wire.fd,
                     held: Some((pass, place)),
                 });
             }
@@ -97,7 +98,6 @@ impl Udp {
     /// Goes on with the sessions of a listening socket that has come here.
     pub(in crate::worker) fn arrive(
         &mut self,
-        poll: &Poll,
         context: &mut Context,
         sockets: &Set<Datagram>,
         socket: Key,
@@ -110,7 +110,7 @@ impl Udp {
             return;
         };
         for handed in sessions {
-            self.go_on(poll, context, (listener, socket, &listening.local), handed);
+            self.go_on(context, (listener, socket, &listening.local), handed);
         }
     }
 
@@ -118,7 +118,6 @@ impl Udp {
     /// room for, ends here: its client's next datagram opens another.
     fn go_on(
         &mut self,
-        poll: &Poll,
         context: &mut Context,
         (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         handed: HandedSession,
@@ -140,39 +139,21 @@ impl Udp {
         };
         self.next_id += 1;
         let raw = fd.as_raw_fd();
-        let session = Session {
-            id: self.next_id,
-            fd,
-            socket,
-            listener: listener.clone(),
-            local: local.clone(),
-            backend: place.backend().clone(),
-            pass: Some(pass),
-            place: Some(place),
-            opened: context.now.checked_sub(state.age).unwrap_or(context.now),
-            bound: context.now,
-            recorded: context.now,
-            bytes_up: state.bytes_up,
-            bytes_down: state.bytes_down,
-            first_byte_us: None,
-            attempts: state.attempts,
-            burst: 1,
+        let mut wire = Wire::new(fd);
+        if state.merges {
             // Of others nothing has been counted yet.
-            drops: if state.merges {
-                Tally::starting_at(udp::dropped(raw))
-            } else {
-                Tally::default()
-            },
-            heard: state.replies > 0,
-            gro: state.merges,
-            grown: state.grown,
-            ended: false,
-            introduce: state.introduce,
-            group_up: GROUP_MAX,
-            group_down: GROUP_MAX,
-            sent: [Mark::default(); 2],
-            stashed: None,
-        };
+            wire.drops = Tally::starting_at(udp::dropped(raw));
+        }
+        wire.gro = state.merges;
+        wire.grown = state.grown;
+        let mut bound = Bound::new(place, context.now, state.introduce);
+        bound.heard = state.replies > 0;
+        let mut story = Story::new(self.next_id, listener.clone(), pass, context.now);
+        story.opened = context.now.checked_sub(state.age).unwrap_or(context.now);
+        story.bytes_up = state.bytes_up;
+        story.bytes_down = state.bytes_down;
+        story.attempts = state.attempts;
+        let session = Session::new(socket, local, wire, bound, story);
         let ends = Endpoints::new(ListenerIx(listener.id), state.client, state.local);
         let counted = listener.config.limits.per_source.is_some();
         // What was counted before counts: a session of one request must not get a second one.
@@ -184,7 +165,7 @@ impl Udp {
         if is_new_here {
             listener.stats.shards.of(context.id).accepted.add(1);
         }
-        if let Err(error) = epoll::add_level(poll, raw, token(Kind::Session, key)) {
+        if let Err(error) = context.poller.add_level(raw, token(Kind::Session, key)) {
             context.shared.exhausted(&error);
             if self.table.remove(key).is_some() {
                 leave_seat(context);

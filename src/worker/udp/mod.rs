@@ -42,9 +42,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::Poll;
-use mio::event::Event;
-
 use super::Context;
 use super::sockets::set::{LINGER_MS, Set};
 use crate::base::{Key, Kind, Side, Token};
@@ -53,6 +50,7 @@ use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
 use crate::link::LiveConnection;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Listeners};
+use crate::sys::epoll::Readiness;
 use crate::sys::mmsg::{Inbox, Outbox};
 use crate::sys::udp::Sent;
 
@@ -65,8 +63,6 @@ use stash::Stash;
 const SLOTS: usize = 64;
 /// Fewest reads asked for at once.
 const BURST_MIN: usize = 4;
-/// Longest datagram that is worth grouping with others.
-const GROUP_MAX: u16 = u16::MAX;
 /// Error-queue entries read from one session in one turn.
 const REPORTS_MAX: usize = 16;
 
@@ -165,10 +161,10 @@ impl Udp {
     }
 
     /// Notes what an event says; does nothing yet.
-    pub(super) fn mark(&mut self, kind: Kind, key: Key, event: &Event) {
+    pub(super) fn mark(&mut self, kind: Kind, key: Key, event: Readiness) {
         match kind {
             Kind::Datagram => self.ready_sockets.push(key),
-            _ => self.ready_sessions.push((key, event.is_error())),
+            _ => self.ready_sessions.push((key, event.error)),
         }
     }
 
@@ -228,13 +224,13 @@ impl Udp {
     }
 
     /// Moves datagrams both ways, replies first.
-    pub(super) fn pump(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Datagram>) {
+    pub(super) fn pump(&mut self, context: &mut Context, sockets: &mut Set<Datagram>) {
         if !self.ready_sessions.is_empty() {
-            self.replies(poll, context, sockets);
+            self.replies(context, sockets);
         }
         let mut ready = std::mem::take(&mut self.ready_sockets);
         for key in ready.drain(..) {
-            self.requests(poll, context, sockets, key);
+            self.requests(context, sockets, key);
         }
         self.ready_sockets = ready;
     }
@@ -260,26 +256,29 @@ impl Udp {
 
     /// Describes live sessions.
     pub(super) fn list(&self, context: &Context, limit: usize) -> Vec<LiveConnection> {
-        let live = self.table.iter().filter(|(_, view)| !view.data.ended);
+        let live = self.table.iter().filter(|(_, view)| !view.data.story.ended);
         live.take(limit)
             .map(|(_, view)| LiveConnection {
-                id: view.data.id,
+                id: view.data.story.id,
                 protocol: "udp",
-                listener: view.data.listener.config.name.clone(),
+                listener: view.data.story.listener.config.name.clone(),
                 client: view.ends.client().to_string(),
-                pool: view.data.backend.pool.to_string(),
-                backend: view.data.backend.config.name.clone(),
+                pool: view.data.bound.backend.pool.to_string(),
+                backend: view.data.bound.backend.config.name.clone(),
                 worker: context.id,
-                state: match view.data.place {
+                state: match view.data.bound.place {
                     Some(_) => "open",
                     None => "connecting",
                 },
-                age_ms: context.now.saturating_duration_since(view.data.opened).as_millis() as u64,
+                age_ms: context
+                    .now
+                    .saturating_duration_since(view.data.story.opened)
+                    .as_millis() as u64,
                 idle_ms: (context.now - context.shared.epoch)
                     .saturating_sub(view.last)
                     .as_millis() as u64,
-                bytes_up: view.data.bytes_up,
-                bytes_down: view.data.bytes_down,
+                bytes_up: view.data.story.bytes_up,
+                bytes_down: view.data.story.bytes_down,
             })
             .collect()
     }
@@ -289,7 +288,7 @@ impl Udp {
         let found = self
             .table
             .iter()
-            .find(|(_, view)| view.data.id == id && !view.data.ended)
+            .find(|(_, view)| view.data.story.id == id && !view.data.story.ended)
             .map(|(key, _)| key);
         if let Some(key) = found {
             self.retire(context, key, Cause::Killed, By::Weir);
@@ -303,12 +302,12 @@ impl Udp {
         let of_backend = self
             .table
             .iter()
-            .filter(|(_, view)| view.data.backend.identity == backend && view.data.place.is_some());
+            .filter(|(_, view)| view.data.bound.backend.identity == backend && view.data.bound.place.is_some());
         let keys: Vec<Key> = of_backend.map(|(key, _)| key).take(count).collect();
         for key in keys {
             self.table.astray(key);
             if let Some(session) = self.table.get_mut(key).filter(|_| cause != Cause::BackendDown) {
-                session.place = None;
+                session.bound.place = None;
             }
         }
     }

@@ -2,8 +2,6 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use mio::Poll;
-
 use super::plan::Course;
 use super::{Context, Datagram, Udp, lower, reason};
 use crate::base::Key;
@@ -14,37 +12,37 @@ use crate::sys::udp::Sent;
 use crate::worker::sockets::set::Set;
 
 impl Udp {
-    pub(super) fn replies(&mut self, poll: &Poll, context: &mut Context, sockets: &Set<Datagram>) {
+    pub(super) fn replies(&mut self, context: &mut Context, sockets: &Set<Datagram>) {
         let mut sessions = std::mem::take(&mut self.ready_sessions);
         self.inbox.clear();
         for (key, broken) in sessions.drain(..) {
             if broken {
-                self.read_errors(poll, context, key);
+                self.read_errors(context, key);
             }
             if self.inbox.room() == 0 {
                 self.deliver(context, sockets);
             }
-            self.collect(poll, context, sockets, key);
+            self.collect(context, sockets, key);
         }
         self.deliver(context, sockets);
         self.ready_sessions = sessions;
     }
 
     /// Reads one session's socket and plans its messages to the client.
-    fn collect(&mut self, poll: &Poll, context: &mut Context, sockets: &Set<Datagram>, key: Key) {
+    fn collect(&mut self, context: &mut Context, sockets: &Set<Datagram>, key: Key) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
-        let (fd, burst) = (session.fd.as_raw_fd(), usize::from(session.burst));
+        let (fd, burst) = (session.wire.fd.as_raw_fd(), usize::from(session.wire.burst));
         let ask = Ask {
             from: false,
-            control: session.gro,
+            control: session.wire.gro,
         };
         let received = match self.inbox.receive(fd, ask, burst) {
             Ok(received) => received,
             // The error of an earlier datagram.
             Err(_) => {
-                self.read_errors(poll, context, key);
+                self.read_errors(context, key);
                 return;
             }
         };
@@ -55,8 +53,8 @@ impl Udp {
         session.adapt(slots.len(), received.drained);
         for slot in slots.clone() {
             if let Some(drops) = self.inbox.meta(slot).drops {
-                let lost = session.drops.rise(drops);
-                let shard = session.listener.stats.shards.of(context.id);
+                let lost = session.wire.drops.rise(drops);
+                let shard = session.story.listener.stats.shards.of(context.id);
                 shard.dropped[Dropped::KernelBuffer as usize].add(u64::from(lost));
             }
         }
@@ -105,20 +103,24 @@ impl Udp {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
-        session.bytes_down += bytes;
-        if !std::mem::replace(&mut session.heard, true) {
-            let us = context.now.saturating_duration_since(session.opened).as_micros();
-            session.first_byte_us.get_or_insert(us.min(u128::from(u32::MAX)) as u32);
-            let waited = context.now.saturating_duration_since(session.bound);
+        session.story.bytes_down += bytes;
+        if !std::mem::replace(&mut session.bound.heard, true) {
+            let us = context.now.saturating_duration_since(session.story.opened).as_micros();
             session
+                .story
+                .first_byte_us
+                .get_or_insert(us.min(u128::from(u32::MAX)) as u32);
+            let waited = context.now.saturating_duration_since(session.bound.since);
+            session
+                .bound
                 .backend
                 .stats
                 .observe_latency(waited, context.now - context.shared.epoch);
         }
-        let shard = session.listener.stats.shards.of(context.id);
+        let shard = session.story.listener.stats.shards.of(context.id);
         shard.datagrams_out.add(datagrams);
         shard.bytes_out.add(bytes);
-        session.backend.stats.shards.of(context.id).bytes_out.add(bytes);
+        session.bound.backend.stats.shards.of(context.id).bytes_out.add(bytes);
     }
 
     /// Sends what was planned for clients, one call for each listening socket, and clears the inbox.
@@ -191,7 +193,7 @@ impl Udp {
 
     pub(super) fn count_drop(&self, context: &Context, owner: Key, why: Dropped) {
         if let Some(view) = self.table.view(owner) {
-            let shard = view.data.listener.stats.shards.of(context.id);
+            let shard = view.data.story.listener.stats.shards.of(context.id);
             shard.dropped[why as usize].add(1);
         }
     }

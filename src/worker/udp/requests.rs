@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use mio::Poll;
-
 use super::life::Rebind;
 use super::plan::Course;
 use super::session::QUOTED_WHOLE;
@@ -63,7 +61,7 @@ impl Item {
 }
 
 impl Udp {
-    pub(super) fn requests(&mut self, poll: &Poll, context: &mut Context, sockets: &mut Set<Datagram>, socket: Key) {
+    pub(super) fn requests(&mut self, context: &mut Context, sockets: &mut Set<Datagram>, socket: Key) {
         let Some(listening) = sockets.get_mut(socket) else {
             return;
         };
@@ -115,15 +113,14 @@ impl Udp {
             };
             let Some(to) = to else { continue };
             let ends = Endpoints::new(ListenerIx(listener.id), client, to);
-            self.sort_in(poll, context, (&listener, socket, &local), &ends, slot);
+            self.sort_in(context, (&listener, socket, &local), &ends, slot);
         }
-        self.forward(poll, context);
+        self.forward(context);
     }
 
     /// Finds or opens the session of a slot's datagrams.
     fn sort_in(
         &mut self,
-        poll: &Poll,
         context: &mut Context,
         (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         ends: &Endpoints,
@@ -134,7 +131,7 @@ impl Udp {
         while left > 0 {
             let step = self.table.on_client(context.now, ends, left);
             let (session, take, finishes) = match step {
-                Step::Unknown => match self.open(poll, context, (listener, socket, local), ends) {
+                Step::Unknown => match self.open(context, (listener, socket, local), ends) {
                     Ok(()) => continue,
                     Err(why) => return count_refusal(context, listener, why, left),
                 },
@@ -146,7 +143,7 @@ impl Udp {
                     reopened,
                 } => {
                     let why = if reopened { Rebind::Reopened } else { Rebind::Astray };
-                    match self.rebind(poll, context, id, why) {
+                    match self.rebind(context, id, why) {
                         Ok(()) => {}
                         // Its backend is called down, and there is no other: it may be alive after all.
                         Err(Dropped::NoBackend | Dropped::Full) if self.holds_place(id) => {}
@@ -184,16 +181,16 @@ impl Udp {
     }
 
     fn holds_place(&self, id: Key) -> bool {
-        self.table.view(id).is_some_and(|view| view.data.place.is_some())
+        self.table.view(id).is_some_and(|view| view.data.bound.place.is_some())
     }
 
     /// Sends what was sorted in: one call for each session.
-    pub(super) fn forward(&mut self, poll: &Poll, context: &mut Context) {
+    pub(super) fn forward(&mut self, context: &mut Context) {
         let mut items = std::mem::take(&mut self.items);
         // Stable: within a session the order of arrival stays.
         items.sort_by_key(|item| item.session.index);
         for run in items.chunk_by(|a, b| a.session == b.session) {
-            self.send_to_backend(poll, context, run);
+            self.send_to_backend(context, run);
             if run.iter().any(|item| item.finishes) {
                 self.finish(context, run[0].session, By::Client);
             }
@@ -203,20 +200,20 @@ impl Udp {
         self.inbox.clear();
     }
 
-    fn send_to_backend(&mut self, poll: &Poll, context: &mut Context, run: &[Item]) {
+    fn send_to_backend(&mut self, context: &mut Context, run: &[Item]) {
         let key = run[0].session;
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
         let bytes = run.iter().map(|item| u64::from(item.part.len)).sum();
-        session.bytes_up += bytes;
-        session.backend.stats.shards.of(context.id).bytes_in.add(bytes);
-        if session.introduce {
-            return self.introduce(poll, context, run);
+        session.story.bytes_up += bytes;
+        session.bound.backend.stats.shards.of(context.id).bytes_in.add(bytes);
+        if session.bound.introduce {
+            return self.introduce(context, run);
         }
         match run {
-            [item] if item.segment == 0 => self.send_one(poll, context, key, item.part),
-            many => self.send_many(poll, context, key, many),
+            [item] if item.segment == 0 => self.send_one(context, key, item.part),
+            many => self.send_many(context, key, many),
         }
     }
 
@@ -230,38 +227,38 @@ impl Udp {
         }
         let latest = self.inbox.bytes_of(last);
         session.note_sent(latest, false);
-        if !session.heard && latest.len() > QUOTED_WHOLE {
-            session.stashed = Some(self.stash.keep(latest));
+        if !session.bound.heard && latest.len() > QUOTED_WHOLE {
+            session.bound.stashed = Some(self.stash.keep(latest));
         }
     }
 
-    fn send_one(&mut self, poll: &Poll, context: &mut Context, key: Key, part: Part) {
+    fn send_one(&mut self, context: &mut Context, key: Key, part: Part) {
         for attempt in 0..SENDS_MAX {
             let Some(session) = self.table.get_mut(key) else {
                 return;
             };
-            if session.introduce {
+            if session.bound.introduce {
                 let bytes = self.inbox.bytes_of(part).to_vec();
-                return self.send_introduced(poll, context, key, &bytes);
+                return self.send_introduced(context, key, &bytes);
             }
-            let sent = udp::send(session.fd.as_raw_fd(), self.inbox.bytes_of(part));
+            let sent = udp::send(session.wire.fd.as_raw_fd(), self.inbox.bytes_of(part));
             let Some(why) = reason(sent) else {
                 return self.note_sent(key, part, part);
             };
-            if !self.may_retry(poll, context, key, sent, attempt) {
+            if !self.may_retry(context, key, sent, attempt) {
                 return self.count_drop(context, key, why);
             }
         }
     }
 
-    fn send_many(&mut self, poll: &Poll, context: &mut Context, key: Key, items: &[Item]) {
+    fn send_many(&mut self, context: &mut Context, key: Key, items: &[Item]) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
         let course = Course {
             to: None,
             from: None,
-            group_max: usize::from(session.group_up),
+            group_max: usize::from(session.wire.group_max),
         };
         let mut plan = std::mem::take(&mut self.plan);
         plan.clear();
@@ -274,7 +271,7 @@ impl Udp {
             let Some(session) = self.table.get_mut(key) else {
                 break;
             };
-            let fd = session.fd.as_raw_fd();
+            let fd = session.wire.fd.as_raw_fd();
             let (gone, sent) = self.outbox.send(fd, &self.inbox, &plan.parts, &plan.messages[start..]);
             start += gone;
             let Some(why) = reason(sent) else { break };
@@ -287,7 +284,7 @@ impl Udp {
                     break;
                 }
                 Sent::NoSegmentation | Sent::SegmentTooBig => {
-                    session.group_up = lower(plan.messages[start].segment, sent);
+                    session.wire.group_max = lower(plan.messages[start].segment, sent);
                     plan = plan.apart(start..plan.messages.len());
                     start = 0;
                 }
@@ -300,7 +297,7 @@ impl Udp {
         }
         if one_by_one {
             for part in &plan.apart(start..plan.messages.len()).parts {
-                self.send_one(poll, context, key, *part);
+                self.send_one(context, key, *part);
             }
         } else {
             self.note_sent(key, items[0].first(), items[items.len() - 1].last());
@@ -314,32 +311,32 @@ impl Udp {
     /// A connected socket tells of the error of an *earlier* datagram instead of sending. So the error queue is read first,
     /// which may lose the session its backend and find it another. If sending fails again and no such error is there to
     /// explain it, this host cannot reach the backend from that socket.
-    fn may_retry(&mut self, poll: &Poll, context: &mut Context, key: Key, sent: Sent, attempt: usize) -> bool {
+    fn may_retry(&mut self, context: &mut Context, key: Key, sent: Sent, attempt: usize) -> bool {
         if sent == Sent::Full {
             return false;
         }
-        let explained = self.read_errors(poll, context, key);
+        let explained = self.read_errors(context, key);
         if self.table.view(key).is_some_and(|view| view.state == State::Astray) {
-            let _ = self.rebind(poll, context, key, Rebind::Astray);
+            let _ = self.rebind(context, key, Rebind::Astray);
         }
         match attempt {
             0 => true,
             1 if sent != Sent::Unreachable => false,
-            1 => explained || self.rebind_unsendable(poll, context, key).is_ok(),
+            1 => explained || self.rebind_unsendable(context, key).is_ok(),
             _ => false,
         }
     }
 
     /// Tells the backend who the client is, in front of the first datagram (PROXY protocol version 2). The rest follow,
     /// one by one: this happens once a session.
-    fn introduce(&mut self, poll: &Poll, context: &mut Context, run: &[Item]) {
+    fn introduce(&mut self, context: &mut Context, run: &[Item]) {
         for part in run.iter().flat_map(Item::datagrams) {
-            self.send_one(poll, context, run[0].session, part);
+            self.send_one(context, run[0].session, part);
         }
     }
 
     /// Sends one datagram with the header in front.
-    pub(super) fn send_introduced(&mut self, poll: &Poll, context: &mut Context, key: Key, bytes: &[u8]) {
+    pub(super) fn send_introduced(&mut self, context: &mut Context, key: Key, bytes: &[u8]) {
         let Some(view) = self.table.view(key) else {
             return;
         };
@@ -350,16 +347,16 @@ impl Udp {
             let Some(session) = self.table.get_mut(key) else {
                 return;
             };
-            let sent = udp::send(session.fd.as_raw_fd(), &whole);
+            let sent = udp::send(session.wire.fd.as_raw_fd(), &whole);
             let Some(why) = reason(sent) else {
-                session.introduce = false;
+                session.bound.introduce = false;
                 session.note_sent(&whole, true);
                 if whole.len() > QUOTED_WHOLE {
-                    session.stashed = Some(self.stash.keep(&whole));
+                    session.bound.stashed = Some(self.stash.keep(&whole));
                 }
                 return;
             };
-            if !self.may_retry(poll, context, key, sent, attempt) {
+            if !self.may_retry(context, key, sent, attempt) {
                 return self.count_drop(context, key, why);
             }
         }

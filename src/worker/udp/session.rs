@@ -18,6 +18,8 @@ use super::stash::Stash;
 const MARK: usize = 16;
 const PROOF_MIN: usize = 8;
 
+/// Longest datagram that is worth grouping with others.
+const GROUP_MAX: u16 = u16::MAX;
 /// Most reads of one session in one turn.
 const BURST_MAX: u8 = 32;
 /// From this many reads in one go on a session counts as bulk: the kernel merges for it, and its buffers grow.
@@ -70,116 +72,156 @@ enum Quotation {
     Telling,
 }
 
-/// See the module.
+/// See the module: grouped by what changes together.
 pub(super) struct Session {
-    /// For `weir conns`, `weir kill` and the access log.
-    pub id: u64,
-    /// Connected to the backend.
-    pub fd: OwnedFd,
     /// The listening socket it came in on and is answered through.
     pub socket: Key,
-    pub listener: Arc<Listener>,
     pub local: Arc<Address>,
+    /// Longest datagrams that can be grouped towards the client.
+    pub group_down: u16,
+    pub wire: Wire,
+    pub bound: Bound,
+    pub story: Story,
+}
+
+/// Its own socket, connected to the backend.
+pub(super) struct Wire {
+    pub fd: OwnedFd,
+    /// What the kernel has dropped on it; said of bulk sessions only.
+    pub drops: Tally,
+    /// Longest datagrams that can be grouped towards the backend.
+    pub group_max: u16,
+    /// Reads at once; doubles while they are not enough.
+    pub burst: u8,
+    /// The kernel merges datagrams.
+    pub gro: bool,
+    /// Its buffers are large.
+    pub grown: bool,
+}
+
+/// Its backend.
+pub(super) struct Bound {
     pub backend: Arc<Backend>,
-    /// Held while the session counts at its listener and its source.
-    pub pass: Option<ListenerPermit>,
     /// Held while the session counts at its backend.
     pub place: Option<BackendPermit>,
+    /// When it got its first datagram: its answer time counts from there.
+    pub since: Instant,
+    /// Where the latest datagram is stashed, if it was long and unanswered.
+    pub stashed: Option<u64>,
+    /// The latest two datagrams to it.
+    pub sent: [Mark; 2],
+    /// It has answered.
+    pub heard: bool,
+    /// It still has to be told who the client is.
+    pub introduce: bool,
+}
+
+/// What is counted and told of it; begins anew when the client comes back after the end.
+pub(super) struct Story {
+    /// For `weir conns`, `weir kill` and the access log.
+    pub id: u64,
+    pub listener: Arc<Listener>,
+    /// Held while the session counts at its listener and its source.
+    pub pass: Option<ListenerPermit>,
     pub opened: Instant,
-    /// When this backend got its first datagram: its answer time counts from there.
-    pub bound: Instant,
     /// When the last record was written, or it began.
     pub recorded: Instant,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub first_byte_us: Option<u32>,
     pub attempts: u16,
-    /// Reads at once; doubles while they are not enough.
-    pub burst: u8,
-    /// What the kernel has dropped on `fd`; said of bulk sessions only.
-    pub drops: Tally,
-    /// This backend has answered.
-    pub heard: bool,
-    /// The kernel merges datagrams on `fd`.
-    pub gro: bool,
-    /// The buffers of `fd` are large.
-    pub grown: bool,
     /// The record has been written; the table has it parked.
     pub ended: bool,
-    /// The backend still has to be told who the client is.
-    pub introduce: bool,
-    /// Longest datagrams that can be grouped towards the backend and towards the client.
-    pub group_up: u16,
-    pub group_down: u16,
-    /// The latest two datagrams to this backend.
-    pub sent: [Mark; 2],
-    /// Where the latest one is stashed, if it was long and unanswered.
-    pub stashed: Option<u64>,
+}
+
+impl Wire {
+    /// A socket about which nothing is known.
+    pub(super) fn new(fd: OwnedFd) -> Wire {
+        Wire {
+            fd,
+            drops: Tally::default(),
+            group_max: GROUP_MAX,
+            burst: 1,
+            gro: false,
+            grown: false,
+        }
+    }
+}
+
+impl Bound {
+    /// A backend that has not been spoken to.
+    pub(super) fn new(place: BackendPermit, now: Instant, introduce: bool) -> Bound {
+        Bound {
+            backend: place.backend().clone(),
+            place: Some(place),
+            since: now,
+            stashed: None,
+            sent: [Mark::default(); 2],
+            heard: false,
+            introduce,
+        }
+    }
+}
+
+impl Story {
+    /// Of a session that begins now.
+    pub(super) fn new(id: u64, listener: Arc<Listener>, pass: ListenerPermit, now: Instant) -> Story {
+        Story {
+            id,
+            listener,
+            pass: Some(pass),
+            opened: now,
+            recorded: now,
+            bytes_up: 0,
+            bytes_down: 0,
+            first_byte_us: None,
+            attempts: 0,
+            ended: false,
+        }
+    }
 }
 
 impl Session {
+    pub(super) fn new(socket: Key, local: &Arc<Address>, wire: Wire, bound: Bound, story: Story) -> Session {
+        Session {
+            socket,
+            local: local.clone(),
+            group_down: GROUP_MAX,
+            wire,
+            bound,
+            story,
+        }
+    }
+
     /// Remembers a datagram that goes to the backend.
     pub(super) fn note_sent(&mut self, bytes: &[u8], introduces: bool) {
-        self.sent = [Mark::of(bytes, introduces), self.sent[0]];
-        self.stashed = None;
+        self.bound.sent = [Mark::of(bytes, introduces), self.bound.sent[0]];
+        self.bound.stashed = None;
     }
 
     /// Learns from a read how much to read next time: `got` datagrams or batches, and whether that was all.
     pub(super) fn adapt(&mut self, got: usize, drained: bool) {
-        if !drained && self.burst < BURST_MAX {
-            self.burst *= 2;
-            if self.burst == BURST_BULK && !self.gro {
-                self.gro = udp::enable_bulk(self.fd.as_raw_fd());
+        if !drained && self.wire.burst < BURST_MAX {
+            self.wire.burst *= 2;
+            if self.wire.burst == BURST_BULK && !self.wire.gro {
+                self.wire.gro = udp::enable_bulk(self.wire.fd.as_raw_fd());
                 self.grow_buffers();
             }
-        } else if got * 4 <= usize::from(self.burst) {
-            self.burst = (self.burst / 2).max(1);
+        } else if got * 4 <= usize::from(self.wire.burst) {
+            self.wire.burst = (self.wire.burst / 2).max(1);
         }
     }
 
     /// Makes room for bulk in the kernel.
     pub(super) fn grow_buffers(&mut self) {
-        if !std::mem::replace(&mut self.grown, true) {
-            udp::grow_buffers(self.fd.as_raw_fd(), BULK_BUFFER);
+        if !std::mem::replace(&mut self.wire.grown, true) {
+            udp::grow_buffers(self.wire.fd.as_raw_fd(), BULK_BUFFER);
         }
-    }
-
-    /// The same client again, after the session had ended: for everybody else a new one.
-    pub(super) fn reopen(&mut self, id: u64, listener: Arc<Listener>, pass: ListenerPermit, now: Instant) {
-        self.id = id;
-        self.pass = Some(pass);
-        self.listener = listener;
-        self.opened = now;
-        self.recorded = now;
-        self.bytes_up = 0;
-        self.bytes_down = 0;
-        self.first_byte_us = None;
-        self.attempts = 0;
-        self.ended = false;
-    }
-
-    /// Another socket, about which nothing is known.
-    pub(super) fn take_socket(&mut self, fd: OwnedFd) {
-        self.fd = fd;
-        self.burst = 1;
-        self.drops = Tally::default();
-        self.gro = false;
-        self.grown = false;
-        self.group_up = u16::MAX;
-    }
-
-    /// Starts over with the backend it is bound to now.
-    pub(super) fn start_over(&mut self, now: Instant, introduce: bool) {
-        self.bound = now;
-        self.heard = false;
-        self.introduce = introduce;
-        self.sent = [Mark::default(); 2];
-        self.stashed = None;
     }
 
     /// What an ICMP error that quotes `quoted` proves.
     pub(super) fn proof(&self, trouble: Trouble, quoted: &[u8]) -> Proof {
-        let quotations = self.sent.iter().filter_map(|mark| mark.quoted_by(quoted));
+        let quotations = self.bound.sent.iter().filter_map(|mark| mark.quoted_by(quoted));
         match (quotations.max_by_key(|quotation| *quotation as u8), trouble) {
             (Some(Quotation::Telling), Trouble::Closed) => Proof::Firm,
             (Some(Quotation::Telling), _) => Proof::Soft,
@@ -190,13 +232,13 @@ impl Session {
 
     /// The datagram that a refusal quotes, if all of it is there or was kept, and whether it begins with an introduction.
     pub(super) fn refused(&self, quoted: &[u8], stash: &Stash) -> Option<(Vec<u8>, bool)> {
-        let [latest, _] = &self.sent;
-        let kept = self.stashed.and_then(|at| stash.get(at, latest.len as usize));
+        let [latest, _] = &self.bound.sent;
+        let kept = self.bound.stashed.and_then(|at| stash.get(at, latest.len as usize));
         if let Some(bytes) = kept.filter(|bytes| bytes.starts_with(quoted)) {
             return Some((bytes.to_vec(), latest.introduces));
         }
         let whole = |mark: &&Mark| mark.len as usize == quoted.len() && mark.quoted_by(quoted).is_some();
-        let mark = self.sent.iter().find(whole)?;
+        let mark = self.bound.sent.iter().find(whole)?;
         Some((quoted.to_vec(), mark.introduces))
     }
 
@@ -209,17 +251,17 @@ impl Session {
         };
         Record {
             time: SystemTime::now(),
-            id: self.id,
-            listener: self.listener.clone(),
+            id: self.story.id,
+            listener: self.story.listener.clone(),
             client: Some(ends.client()),
             local,
-            backend: Some(self.backend.clone()),
-            attempts: u32::from(self.attempts),
-            bytes_up: self.bytes_up,
-            bytes_down: self.bytes_down,
+            backend: Some(self.bound.backend.clone()),
+            attempts: u32::from(self.story.attempts),
+            bytes_up: self.story.bytes_up,
+            bytes_down: self.story.bytes_down,
             connect_us: None,
-            first_byte_us: self.first_byte_us.map(u64::from),
-            duration_us: now.saturating_duration_since(self.opened).as_micros() as u64,
+            first_byte_us: self.story.first_byte_us.map(u64::from),
+            duration_us: now.saturating_duration_since(self.story.opened).as_micros() as u64,
             spliced: 0,
             closed_by,
             cause,

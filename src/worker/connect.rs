@@ -1,0 +1,201 @@
+//! From an accepted connection to one that is open: PROXY header, gate, attempts.
+//!
+//! *Held ACK*: in a crowd, where clients of this listener have been the first to speak lately, the ACK that completes the
+//! handshake with the backend waits for the request and travels with it: a packet and a wake-up of the backend less. Should
+//! the client stay silent, it is sent after [`HELD_ACK_MS`]. A lone connection is served with one system call less instead.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::Context;
+use super::attempt::{Attempt, Started};
+use super::connection::{Connection, Next, Phase, Reached};
+use super::io::Nagle;
+use crate::base::{Key, Kind, Side, Token};
+use crate::config::model::BackendAddress;
+use crate::relay::proxy_header::{self, Parsed};
+use crate::relay::{By, Cause};
+use crate::sys::socket::{self, ConnectError, Transfer};
+
+/// How long the ACK that completes the handshake with a backend waits for the client's first bytes, milliseconds.
+const HELD_ACK_MS: u64 = 5;
+/// A connection that lives for so long gets all its socket options, milliseconds.
+const SETTLED_MS: u64 = 1_000;
+
+/// Whether the client begins with a PROXY header.
+pub(super) fn expects_header(connection: &Connection) -> bool {
+    let client = connection.origin.client.map(|address| address.ip());
+    connection.origin.listener.gate.expects_header(client)
+}
+
+/// Has events of the client's socket told.
+pub(super) fn watch_client(connection: &Connection, context: &Context, key: Key) -> Result<(), Next> {
+    register(context, key, Side::Client, &connection.client)
+}
+
+/// Looks for a complete PROXY header and takes it, and nothing else, from the socket.
+pub(super) fn read_header(connection: &mut Connection, context: &mut Context, scratch: &mut [u8]) -> Next {
+    if connection.client_broken {
+        return Next::End(Cause::ClientReset, By::Client);
+    }
+    let fd = connection.client.as_raw_fd();
+    let bytes = match socket::peek(fd, &mut scratch[..proxy_header::HEADER_MAX]) {
+        Transfer::Bytes(n) => &scratch[..n],
+        Transfer::Blocked => return Next::Wait,
+        Transfer::Starved => return Next::End(Cause::LimitProcess, By::Weir),
+        Transfer::Eof | Transfer::Failed => return Next::End(Cause::BadProxyHeader, By::Weir),
+    };
+    match proxy_header::parse(bytes) {
+        Parsed::Incomplete => Next::Wait,
+        Parsed::Invalid => Next::End(Cause::BadProxyHeader, By::Weir),
+        Parsed::Header { len, addresses } => {
+            let taken = socket::recv(fd, &mut scratch[..len]);
+            debug_assert_eq!(taken, Transfer::Bytes(len));
+            if let Some((source, destination)) = addresses {
+                connection.origin.client = Some(source);
+                connection.origin.destination = Some(destination);
+            }
+            admit(connection, context)
+        }
+    }
+}
+
+/// Judges the client and begins to connect it.
+pub(super) fn admit(connection: &mut Connection, context: &mut Context) -> Next {
+    let origin = &mut connection.origin;
+    let ip = origin.client.map(|address| address.ip());
+    match origin.listener.gate.admit(ip, context.now) {
+        Ok(pass) => {
+            origin.pass = Some(pass);
+            let timeout = context
+                .pool_of(&origin.listener)
+                .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
+            let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
+            let held_ack = context.crowded && origin.speaks_first(context.id);
+            let attempt = Attempt::before_first(deadline_ms, held_ack);
+            connection.phase = Phase::Connecting(Box::new(attempt));
+            Next::Connect
+        }
+        Err(cause) => Next::End(cause, By::Weir),
+    }
+}
+
+/// Starts the next attempt, to a backend that was not tried yet, or gives up.
+pub(super) fn start(connection: &mut Connection, context: &mut Context, key: Key) -> Next {
+    let Phase::Connecting(attempt) = &mut connection.phase else {
+        return Next::Wait;
+    };
+    let origin = &connection.origin;
+    let cause = loop {
+        match attempt.start(context, &origin.listener, origin.client, &origin.local) {
+            Started::Connecting(place, fd) => {
+                connection.lanes.pair.replace_backend();
+                let registered = register(context, key, Side::Backend, &fd);
+                connection.backend = Some(Reached {
+                    fd,
+                    place,
+                    since: context.now,
+                    keepalive: None,
+                    settled: false,
+                });
+                return registered.err().unwrap_or(Next::Schedule);
+            }
+            Started::Failed => {}
+            Started::NoBackend { full } => {
+                let shard = origin.listener.stats.shards.of(context.id);
+                shard.no_backend[usize::from(full)].add(1);
+                break Cause::NoBackend;
+            }
+            Started::GaveUp(cause) => break cause,
+        }
+    };
+    let by = match cause {
+        Cause::BackendReset => By::Backend,
+        _ => By::Weir,
+    };
+    Next::End(cause, by)
+}
+
+/// The current attempt has failed.
+pub(super) fn failed(connection: &mut Connection, context: &mut Context, error: ConnectError) -> Next {
+    if let (Some(reached), Phase::Connecting(attempt)) = (connection.backend.take(), &mut connection.phase) {
+        attempt.note_failure(context, reached.place.backend(), error);
+    }
+    Next::Connect
+}
+
+/// Goes on by what events have said of the attempt.
+pub(super) fn proceed(connection: &mut Connection, context: &mut Context) -> Next {
+    if connection.client_broken {
+        return Next::End(Cause::ClientReset, By::Client);
+    }
+    let (Phase::Connecting(attempt), Some(reached)) = (&connection.phase, &connection.backend) else {
+        return Next::Wait;
+    };
+    if !attempt.broken && !attempt.writable {
+        return Next::Wait;
+    }
+    // A backend that has written and closed at once looks broken, too (EPOLLHUP of a unix socket), but there is no error, and
+    // there are bytes to read.
+    let failure = match attempt.broken {
+        true => socket::take_connect_error(reached.fd.as_raw_fd()),
+        false => None,
+    };
+    match failure {
+        Some(error) => failed(connection, context, error),
+        None => established(connection, context),
+    }
+}
+
+/// The backend has answered. It may be lost again before the PROXY header is on its way.
+fn established(connection: &mut Connection, context: &mut Context) -> Next {
+    let (Phase::Connecting(attempt), Some(reached)) = (&connection.phase, &mut connection.backend) else {
+        return Next::Wait;
+    };
+    let (fd, backend) = (reached.fd.as_raw_fd(), reached.place.backend().clone());
+    let header = connection.origin.header_for(&backend);
+    // The send buffer of a new socket holds far more than a header.
+    if !header.is_empty() && socket::send(fd, &header) != Transfer::Bytes(header.len()) {
+        let error = socket::connect_error(fd);
+        return failed(connection, context, error);
+    }
+    let now_ms = context.now_ms();
+    connection.story.attempts = attempt.tried.len() as u16;
+    connection.clocks.ack_ms = attempt.held_ack.then_some(now_ms + HELD_ACK_MS);
+    connection.clocks.active_ms = now_ms;
+    connection.clocks.look_ms = Some(now_ms + SETTLED_MS);
+    connection.phase = Phase::Open;
+    let pool = context.pool_of(&connection.origin.listener);
+    reached.keepalive = pool.and_then(|(pool, _)| pool.config.connect.keepalive);
+    connection.account_connected(context);
+    if matches!(backend.config.address, BackendAddress::Unix(_)) {
+        connection.lanes.pair.mark_inconclusive(Side::Backend);
+        connection.lanes.nagle = Nagle::Off;
+    } else if !header.is_empty() {
+        connection.lanes.nagle = Nagle::On;
+    }
+    Next::Serve
+}
+
+/// The time of a held ACK is over.
+pub(super) fn acknowledge(connection: &mut Connection) {
+    connection.clocks.ack_ms = None;
+    let silent = connection.lanes.pair.moved_from(Side::Client) == 0;
+    if let Some(reached) = connection.backend.as_ref().filter(|_| silent) {
+        socket::acknowledge(reached.fd.as_raw_fd());
+    }
+}
+
+/// Watches a socket, read and write, edge-triggered, once and for all.
+fn register(context: &Context, key: Key, side: Side, fd: &OwnedFd) -> Result<(), Next> {
+    let token = Token {
+        kind: Kind::Pair,
+        side,
+        key,
+    }
+    .pack();
+    context.poller.add_edge(fd.as_raw_fd(), token).map_err(|error| {
+        context.shared.exhausted(&error);
+        Next::End(Cause::LimitProcess, By::Weir)
+    })
+}
