@@ -8,6 +8,7 @@ pub mod limits;
 pub mod mmsg;
 pub mod neigh;
 pub mod netlink;
+mod option;
 pub mod output;
 pub mod pipe;
 pub mod route;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use socket2::Socket;
 
-use super::socket::set_int;
+use super::option::set_int;
 
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

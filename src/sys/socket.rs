@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use super::option::set_int;
 use super::route::{Route, Target};
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
@@ -269,17 +270,6 @@ fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
     // SAFETY: callers pass descriptors of sockets that they own and keep open for the duration of the call.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     f(&SockRef::from(&fd))
-}
-
-pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    let len = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: `value` is an int of `len` bytes and outlives the call.
-    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }
 
 /// What became of a read or write.

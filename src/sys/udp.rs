@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::option::{get_int, set_int};
 use super::route::{Route, Target};
-use super::socket::set_int;
 
 /// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
 pub const LISTEN_BUFFER: usize = 8 << 20;
@@ -273,17 +273,5 @@ pub(super) struct Control(pub [u8; 128]);
 impl Control {
     pub const fn zeroed() -> Control {
         Control([0; 128])
-    }
-}
-
-fn get_int(fd: RawFd, level: i32, name: i32) -> io::Result<i32> {
-    let mut value: i32 = 0;
-    let mut len = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: `value` is writable for `len` bytes and both outlive the call.
-    let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value)
     }
 }
