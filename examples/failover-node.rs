@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 
 use weir::config::model::{Failover, Vip};
 use weir::control::election::{Election, Helpers, Order, Process};
-use weir::failover::words::Local;
+use weir::failover::words::{Holders, Local};
 use weir::sys::sched::{monotonic, urgent_thread};
 
 #[derive(Deserialize)]
@@ -82,6 +82,7 @@ fn read(path: &str) -> Failover {
             true => vec![config.secret_file],
             false => config.secret_files,
         },
+        withdraw_delay: Duration::ZERO,
         startup_delay: Duration::from_millis(config.startup_delay_ms),
         paths: names
             .iter()
@@ -100,6 +101,7 @@ fn read(path: &str) -> Failover {
             .map(|vip| Vip {
                 address: vip.address,
                 interface: vip.interface.clone(),
+                hold: Holders::One,
                 prefer: vip.prefer.iter().map(index).collect(),
                 preempt: vip.preempt,
                 preempt_delay: Duration::from_millis(vip.preempt_delay_ms),

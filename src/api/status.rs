@@ -178,6 +178,8 @@ pub struct Vip {
     pub address: String,
     /// Interface.
     pub interface: String,
+    /// `one` node holds it, or `all` that serve.
+    pub hold: String,
     /// One of [`VIP_STATES`].
     pub state: String,
     /// Node that holds it, as far as this one knows.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::model::Failover;
+use crate::config::model::{Failover, Holders};
 use crate::config::{self, Facts, Loaded};
 use crate::control::etcd::Settings;
 use crate::failover::bounds::{Bound, bounds, strictly};
@@ -52,7 +52,12 @@ fn host_advice(failover: &Failover) -> Vec<String> {
     }
     for vip in &failover.vips {
         let address = vip.address.addr();
-        advice.extend(neigh::advice(Path::new("/proc/sys/net"), &vip.interface, address));
+        advice.extend(match vip.hold {
+            Holders::One => neigh::advice(Path::new("/proc/sys/net"), &vip.interface, address),
+            Holders::All => neigh::shared_advice(Path::new("/sys/class/net"), &vip.interface, address)
+                .into_iter()
+                .collect(),
+        });
     }
     advice.dedup();
     advice

@@ -7,6 +7,7 @@ use super::client::{self, Options};
 use super::table;
 use crate::api::question::{Question, VipOrder};
 use crate::api::status::{Status, Vip};
+use crate::failover::words::Holders;
 
 /// Move a VIP to the next node, take part again, or see why it is where it is.
 #[derive(Debug, clap::Args)]
@@ -14,8 +15,9 @@ pub struct Args {
     /// The virtual address; a prefix length may follow.
     #[arg(value_parser = address)]
     address: IpAddr,
-    /// demote: let the next node have it, and take it no more, even if it is the last one that could; allow: take part
-    /// again; status: who holds it, and if nobody does, what keeps each node from it.
+    /// demote: let the next node have it, and take it no more, even if it is the last one that could (with `hold: all`:
+    /// withdraw it from this node, connections go on); allow: take part again; status: who holds it, and if nobody does,
+    /// what keeps each node from it.
     #[arg(value_enum)]
     order: OrderArg,
     #[command(flatten)]
@@ -71,6 +73,7 @@ fn status(args: &Args) -> ExitCode {
 /// In sentences.
 fn told(vip: &Vip) -> String {
     let mut out = match &vip.holder {
+        _ if vip.hold == Holders::All.word() => format!("{} is held by every node that serves\n", vip.address),
         Some(holder) => format!("{} is held by {holder}\n", vip.address),
         None => format!("nobody holds {}\n", vip.address),
     };
@@ -81,9 +84,12 @@ fn told(vip: &Vip) -> String {
     let all_demoted = |all: &Vec<String>| all.iter().any(|o| o.ends_with("was demoted by an operator"));
     if vip.demoted || vip.obstacles.as_ref().is_some_and(all_demoted) {
         let bare = vip.address.split('/').next().unwrap_or_default();
-        out += &format!(
-            "  a demoted node does not take it, whatever happens to the others: `weir vip {bare} allow` there\n"
-        );
+        out += &match vip.hold == Holders::All.word() {
+            true => format!("  until `weir vip {bare} allow` this node does not hold it\n"),
+            false => format!(
+                "  a demoted node does not take it, whatever happens to the others: `weir vip {bare} allow` there\n"
+            ),
+        };
     }
     out
 }
@@ -114,6 +120,16 @@ mod tests {
         assert!(
             said.contains("\n  b is not heard\n") && said.contains("`weir vip 10.0.0.100 allow`"),
             "{said}"
+        );
+        let shared = Vip {
+            hold: "all".into(),
+            obstacles: None,
+            ..nobody
+        };
+        assert_eq!(
+            told(&shared),
+            "10.0.0.100/24 is held by every node that serves\n  here: standby, demoted\n  \
+             until `weir vip 10.0.0.100 allow` this node does not hold it\n"
         );
     }
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use ipnet::IpNet;
 
+pub use crate::failover::words::Holders;
+
 /// A whole, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -393,6 +395,8 @@ pub struct Failover {
     pub dead_after: Duration,
     /// How long a node that hears nobody claims nothing after its start.
     pub startup_delay: Duration,
+    /// How long a node that stops goes on accepting after it has withdrawn addresses that others hold too.
+    pub withdraw_delay: Duration,
     /// Beat addresses of all nodes, this one included.
     pub nodes: IndexMap<String, SocketAddr>,
     /// Further beat addresses, for each of `nodes`.
@@ -488,6 +492,8 @@ pub struct Vip {
     pub address: IpNet,
     /// Interface it is installed on.
     pub interface: String,
+    /// How many nodes hold it.
+    pub hold: Holders,
     /// Nodes in order of preference; indices into `nodes`.
     pub prefer: Vec<usize>,
     /// Whether a more preferred node takes the address back.

@@ -54,6 +54,8 @@ pub struct Control {
     pub(super) version: u64,
     pub(super) generation: u64,
     pub(super) stopping: Option<Instant>,
+    /// When it stops accepting, if that comes after the end of its service was told to others.
+    pub(super) close_at: Option<Instant>,
     /// Closes when workers have closed their listening sockets.
     pub(super) closing: Option<Receiver<()>>,
     pub(super) access_log: Option<(Sender<Record>, access_log::Handle)>,
@@ -119,6 +121,7 @@ impl Control {
             version: 0,
             generation: 0,
             stopping: None,
+            close_at: None,
             closing: None,
             access_log,
             observer: None,
@@ -193,6 +196,9 @@ impl Control {
                 );
                 failure = Some("the keeper of the VIPs has ended");
                 self.begin_stop();
+            }
+            if self.close_at.is_some_and(|at| now >= at) {
+                self.close_listeners();
             }
             if self.stopping.is_some_and(|deadline| self.is_idle() || now >= deadline) {
                 break;
@@ -273,7 +279,7 @@ impl Control {
 
     /// Whether workers have accepted what was queued on the sockets that they were told to close, and nothing is open any more.
     fn is_idle(&mut self) -> bool {
-        if self.upgrade.is_upgrading() {
+        if self.upgrade.is_upgrading() || self.close_at.is_some() {
             return false;
         }
         if let Some(closing) = &self.closing
@@ -336,11 +342,22 @@ impl Control {
             humantime::format_duration(grace)
         );
         // First of all: the next node takes over while this one still serves.
-        self.vips.stop();
-        self.stopping = Some(Instant::now() + grace);
+        let withdrawn = self.vips.stop();
+        let now = Instant::now();
+        self.stopping = Some(now + grace);
         self.upgrade.abandon();
         self.notifier
             .stopping(format!("stopping: {open} connections may finish"));
+        match &self.config.failover {
+            // Until routers have learnt of it, they send new clients here.
+            Some(failover) if withdrawn => self.close_at = Some(now + failover.withdraw_delay.min(grace)),
+            _ => self.close_listeners(),
+        }
+    }
+
+    /// Accepts no more.
+    fn close_listeners(&mut self) {
+        self.close_at = None;
         self.engines.close(&self.endpoints.close_all());
         self.closing = Some(self.engines.workers.barrier());
     }

@@ -57,9 +57,33 @@ pub struct Track {
     pub weight: Option<u32>,
 }
 
+/// How many nodes hold an address at a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holders {
+    /// One, which the nodes agree on.
+    #[default]
+    One,
+    /// Every one that serves, whatever the others do: a routing daemon announces it from each of them.
+    All,
+}
+
+impl Holders {
+    /// As it is written in a file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Holders::One => "one",
+            Holders::All => "all",
+        }
+    }
+}
+
 /// What the configuration says about one address.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
+    /// How many nodes hold it.
+    #[serde(default)]
+    pub hold: Holders,
     /// Nodes that may hold it, best first.
     pub prefer: Vec<NodeIx>,
     /// Whether a better node takes it back from a fit holder.
@@ -470,6 +494,8 @@ pub enum Reason {
     Rival(NodeIx),
     /// It was removed from the configuration.
     Unconfigured,
+    /// Every node that serves holds it, and this one does.
+    Serves,
 }
 
 impl Reason {
@@ -520,6 +546,7 @@ impl Reason {
             Reason::To(n) => format!("handed over to {}", name(*n)),
             Reason::Rival(n) => format!("{} holds it too and comes first", name(*n)),
             Reason::Unconfigured => "no longer configured".into(),
+            Reason::Serves => "this node serves".into(),
         }
     }
 }

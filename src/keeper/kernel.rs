@@ -8,6 +8,7 @@
 //! notes in [`Kernel::proved_until`], has become too old. That holds for a thread that was frozen together with its keeper too.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub struct Change {
 enum Work {
     Changes(Vec<Change>, Duration),
     Sweep(u32, IpNet),
+    Accept(IpAddr, bool),
     Addresses,
     Interfaces,
 }
@@ -51,6 +53,8 @@ pub enum News {
     Did(Op, Instant, Result<(), Refusal>),
     /// Somebody's leftover was removed.
     Swept(u32, IpNet),
+    /// [`Kernel::accept`] has ended.
+    Accepted(IpAddr, bool, io::Result<()>),
     /// All addresses.
     Addresses(Vec<Address>),
     /// All interfaces.
@@ -111,6 +115,11 @@ impl Kernel {
         let _ = self.work.send(Work::Sweep(interface, net));
     }
 
+    /// Has packets to an address accepted, or no longer; answered.
+    pub fn accept(&self, ip: IpAddr, yes: bool) {
+        let _ = self.work.send(Work::Accept(ip, yes));
+    }
+
     /// Asks for [`News::Addresses`].
     pub fn addresses(&self) {
         let _ = self.work.send(Work::Addresses);
@@ -157,6 +166,10 @@ impl Thread {
                     if self.netlink.remove(interface, net).is_ok() {
                         self.say(News::Swept(interface, net));
                     }
+                }
+                Work::Accept(ip, yes) => {
+                    let result = self.netlink.accept(ip, yes);
+                    self.say(News::Accepted(ip, yes, result));
                 }
                 Work::Addresses => {
                     let all = self.netlink.addresses();

@@ -2,6 +2,12 @@
 //!
 //! The loop never waits for the kernel's configuration or for the main process: changes go to the thread in [`super::kernel`],
 //! what is said waits in a queue until the channel has room, and announcements go out a few in each round.
+//!
+//! # Addresses that others hold too
+//! An address that a routing daemon announces is withdrawn by taking it off its interface, and packets that are on their way must
+//! be accepted afterwards, or a planned end would cut connections that could finish. So a `local` route for it is put on before the
+//! address, and stays until the main process has ended ([`Accepted`]). A route has no lease: if this process is killed with the main
+//! process it is left behind, where it harms nobody, because it is not announced, and the next keeper removes it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -96,7 +102,19 @@ fn settle_in() -> Option<String> {
     })
 }
 
+/// Whether packets to an address are accepted beside its being held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepted {
+    /// Not asked for.
+    Never,
+    /// From the first time it is held.
+    Later,
+    /// It is.
+    Now,
+}
+
 struct Watched {
+    accepted: Accepted,
     target: Target,
     /// Nobody asks for it any more; its slot waits for another.
     forgotten: bool,
@@ -131,6 +149,8 @@ struct Keeper<'a> {
     /// To be answered when nothing is held any more.
     reset: Option<u64>,
     closed: bool,
+    /// What the kernel's thread was asked to stop accepting, and has not answered.
+    refusing: usize,
     outbox: VecDeque<FromKeeper>,
 }
 
@@ -159,6 +179,7 @@ impl<'a> Keeper<'a> {
             gone_secondaries: Vec::new(),
             reset: None,
             closed: false,
+            refusing: 0,
             outbox: VecDeque::new(),
         })
     }
@@ -182,6 +203,7 @@ impl<'a> Keeper<'a> {
                     Err(_) => {
                         self.closed = true;
                         self.step(Input::Closed);
+                        (0..self.watched.len()).for_each(|slot| self.accept_no_longer(slot));
                     }
                 }
             }
@@ -192,7 +214,7 @@ impl<'a> Keeper<'a> {
             self.hear()?;
             self.announce();
             if self.leases.idle() {
-                if self.closed {
+                if self.closed && self.refusing == 0 {
                     return Ok(());
                 }
                 if let Some(number) = self.reset.take() {
@@ -250,6 +272,10 @@ impl<'a> Keeper<'a> {
             }
             ToKeeper::Hold { target } => {
                 let vip = self.slot(&target);
+                if self.watched[vip].accepted == Accepted::Later {
+                    self.watched[vip].accepted = Accepted::Now;
+                    self.kernel.accept(target.net.addr(), true);
+                }
                 self.step(Input::Hold { vip });
             }
             ToKeeper::Announce { target, insist } => {
@@ -282,13 +308,34 @@ impl<'a> Keeper<'a> {
             if !watched.forgotten && !named.contains(&watched.target) {
                 watched.forgotten = true;
                 self.step(Input::Release { vip: slot });
+                self.accept_no_longer(slot);
             }
         }
-        for Kept { target, garp_refresh } in &kept {
+        for Kept {
+            target,
+            garp_refresh,
+            accepted,
+        } in &kept
+        {
             let before = self.watched.len();
             let slot = self.slot(target);
             let fresh = slot >= before || std::mem::take(&mut self.watched[slot].forgotten);
             self.watched[slot].unswept |= fresh && self.leases.free(slot);
+            match (self.watched[slot].accepted, accepted) {
+                (Accepted::Never, true) => {
+                    self.watched[slot].accepted = Accepted::Later;
+                    match self.leases.holds(slot) {
+                        true => {
+                            self.watched[slot].accepted = Accepted::Now;
+                            self.kernel.accept(target.net.addr(), true);
+                        }
+                        // What a dead predecessor may have left.
+                        false => self.refuse(target.net.addr()),
+                    }
+                }
+                (Accepted::Later | Accepted::Now, false) => self.accept_no_longer(slot),
+                _ => {}
+            }
             let subnet = matches!(target.net, IpNet::V4(_)).then(|| {
                 let next = self.subnets.len();
                 let subnet = (target.interface.clone(), target.net.trunc());
@@ -315,6 +362,7 @@ impl<'a> Keeper<'a> {
         let slot = self.watched.len();
         self.watched.push(Watched {
             target: target.clone(),
+            accepted: Accepted::Never,
             forgotten: false,
             foreign: false,
             unswept: false,
@@ -323,6 +371,19 @@ impl<'a> Keeper<'a> {
         self.named.entry(target.net.addr()).or_default().push(slot);
         self.leases.grow(slot + 1);
         slot
+    }
+
+    fn accept_no_longer(&mut self, slot: usize) {
+        let watched = &mut self.watched[slot];
+        if std::mem::replace(&mut watched.accepted, Accepted::Never) == Accepted::Now {
+            let ip = watched.target.net.addr();
+            self.refuse(ip);
+        }
+    }
+
+    fn refuse(&mut self, ip: IpAddr) {
+        self.refusing += 1;
+        self.kernel.accept(ip, false);
     }
 
     fn interface(&self, name: &str) -> Option<&Interface> {
@@ -422,6 +483,14 @@ impl<'a> Keeper<'a> {
                 let name = self.interface_name(interface);
                 let text = format!("swept {net} from {name}, left by a predecessor");
                 self.say(FromKeeper::Note { text });
+            }
+            News::Accepted(ip, yes, result) => {
+                self.refusing -= usize::from(!yes);
+                if let Err(e) = result {
+                    let what = if yes { "put on" } else { "remove" };
+                    let text = format!("cannot {what} the local route of {ip}: {e}");
+                    self.say(FromKeeper::Note { text });
+                }
             }
             News::Interfaces(all) => {
                 self.interfaces = Some(all);

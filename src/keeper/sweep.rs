@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config;
-use crate::config::model::Vip;
+use crate::config::model::{Holders, Vip};
 use crate::sys::netlink::Netlink;
 
 /// Removes those VIPs of the configuration that a weir has installed on this host. Addresses that somebody else has
@@ -43,6 +43,9 @@ fn remove(vips: &[Vip]) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             Err(error) => return Err(error),
         }
+    }
+    for vip in vips.iter().filter(|vip| vip.hold == Holders::All) {
+        netlink.accept(vip.address.addr(), false)?;
     }
     Ok(())
 }

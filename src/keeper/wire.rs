@@ -31,6 +31,9 @@ pub struct Kept {
     /// Announced again so often while it is held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub garp_refresh: Option<Duration>,
+    /// Once it has been held, packets to it are accepted for as long as the main process lives, also while it is not held.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accepted: bool,
 }
 
 /// From the main process.

@@ -144,6 +144,19 @@ fn checksum(addresses: &[u8], message: &[u8], length: u16) -> u16 {
     !(sum as u16)
 }
 
+/// What stands in the way of an address that several hosts hold at the same time on an interface of this name, as far as `root`
+/// (`/sys/class/net`) tells: for people, with the remedy.
+pub fn shared_advice(root: &Path, interface: &str, vip: IpAddr) -> Option<String> {
+    let flags = fs::read_to_string(root.join(interface).join("flags")).ok()?;
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).ok()?;
+    let quiet = (libc::IFF_LOOPBACK | libc::IFF_NOARP) as u32;
+    (flags & quiet == 0).then(|| {
+        format!(
+            "{interface} answers its neighbours for {vip}, and with `hold: all` so would every other node there: use `lo` or a dummy interface"
+        )
+    })
+}
+
 /// What the host's settings will do to a VIP on this interface, in words; empty if nothing.
 ///
 /// `root` is `/proc/sys/net`, another directory in tests.
@@ -238,5 +251,26 @@ mod tests {
         write("eth0", "arp_ignore", "8\n");
         assert!(advice(dir.path(), "eth0", vip)[0].contains("nobody would find"));
         assert!(advice(dir.path(), "eth0", "::1".parse().unwrap()).is_empty());
+    }
+
+    #[test]
+    fn where_several_hosts_may_hold_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let vip: IpAddr = "192.0.2.1".parse().unwrap();
+        // As lo, a dummy, an Ethernet interface and none at all show them.
+        for (flags, fine) in [
+            (Some("0x9\n"), true),
+            (Some("0x83\n"), true),
+            (Some("0x1003\n"), false),
+            (None, true),
+        ] {
+            let path = dir.path().join("x");
+            let _ = fs::remove_dir_all(&path);
+            if let Some(flags) = flags {
+                fs::create_dir_all(&path).unwrap();
+                fs::write(path.join("flags"), flags).unwrap();
+            }
+            assert_eq!(shared_advice(dir.path(), "x", vip).is_none(), fine, "{flags:?}");
+        }
     }
 }

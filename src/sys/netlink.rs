@@ -17,6 +17,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, constants::NETLINK_ROUTE};
 
@@ -25,6 +26,13 @@ pub const PROTOCOL: u8 = 0x57;
 
 /// Lifetimes above this are not ours, whatever else they look like: DHCP hands out hours.
 const LEASE_MAX_S: u32 = 120;
+
+/// The table of what is for this host itself (RT_TABLE_LOCAL), and the loopback interface, which is the first everywhere.
+const TABLE_LOCAL: u8 = 255;
+const LOOPBACK: u32 = 1;
+
+/// Behind the route that the kernel makes for an address, whose metric is 0.
+const METRIC: u32 = 7400;
 
 /// Multicast groups of rtnetlink: links, IPv4 addresses, IPv6 addresses.
 const GROUPS: [u32; 3] = [1, 5, 9];
@@ -136,6 +144,24 @@ impl Netlink {
     /// Takes an address off. One that is not there is `AddrNotAvailable`.
     pub fn remove(&mut self, interface: u32, net: IpNet) -> io::Result<()> {
         self.edit(&[Edit::Remove { interface, net }]).remove(0)
+    }
+
+    /// Has packets to an IP address accepted by this host, or no longer, whether it is on an interface or not: a `local` route.
+    ///
+    /// A routing daemon does not announce such a route. What is so already is no error.
+    pub fn accept(&mut self, ip: IpAddr, yes: bool) -> io::Result<()> {
+        let (message, flags, fine) = match yes {
+            true => (
+                RouteNetlinkMessage::NewRoute(local(ip)),
+                NLM_F_CREATE | NLM_F_EXCL,
+                libc::EEXIST,
+            ),
+            false => (RouteNetlinkMessage::DelRoute(local(ip)), 0, libc::ESRCH),
+        };
+        match self.request(message, NLM_F_ACK | flags) {
+            Err(e) if e.raw_os_error() != Some(fine) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Carries out changes in their order, each by itself, with one system call for every [`BATCH`] of them; one result each.
@@ -315,6 +341,32 @@ impl AsFd for Monitor {
         // SAFETY: the socket is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
     }
+}
+
+fn local(ip: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: match ip {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        },
+        destination_prefix_length: if ip.is_ipv4() { 32 } else { 128 },
+        table: TABLE_LOCAL,
+        protocol: RouteProtocol::Other(PROTOCOL),
+        scope: if ip.is_ipv4() {
+            RouteScope::Host
+        } else {
+            RouteScope::Universe
+        },
+        kind: RouteType::Local,
+        ..RouteHeader::default()
+    };
+    message.attributes = vec![
+        RouteAttribute::Destination(ip.into()),
+        RouteAttribute::Oif(LOOPBACK),
+        RouteAttribute::Priority(METRIC),
+    ];
+    message
 }
 
 fn leased(interface: u32, net: IpNet, lease: Duration) -> AddressMessage {

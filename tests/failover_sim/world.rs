@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use weir::failover::lease::{self, Leases, Op, Output, Report};
 use weir::failover::table::Table;
 use weir::failover::timers::{Timers, quorum};
-use weir::failover::words::{Action, Beat, Effect, Input, Local, Order, Phase, Rule, Setup, State};
+use weir::failover::words::{Action, Beat, Effect, Holders, Input, Local, Order, Phase, Rule, Setup, State};
 
 use weir::failover::arbiter::{Answer, Terms};
 use weir::failover::words::Arbiter;
@@ -269,6 +269,7 @@ fn setups(case: &Case, timers: Timers, rng: &mut Rng) -> Vec<Vec<Setup>> {
     let n = case.nodes;
     let delay = Duration::from_micros(rng.between(0, 500) * MS);
     let rule = Rule {
+        hold: Holders::One,
         prefer: (0..n).collect(),
         preempt: case.preempt,
         preempt_delay: delay,

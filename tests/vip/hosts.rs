@@ -265,7 +265,18 @@ impl Drop for Net {
             }
         }
         for host in self.hosts.iter().chain(&["br"]) {
-            let _ = Command::new("ip").args(["netns", "del", &self.ns(host)]).status();
+            let ns = self.ns(host);
+            // What a test did not start itself, such as the process after an upgrade, would live on in a nameless namespace.
+            let pids = Command::new("ip").args(["netns", "pids", &ns]).output();
+            let pids = pids.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+            for pid in pids.unwrap_or_default().split_whitespace() {
+                // A thread of ours that has entered the namespace is listed with our process.
+                let pid = Pid::from_raw(pid.parse().unwrap());
+                if pid != Pid::this() {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+            let _ = Command::new("ip").args(["netns", "del", &ns]).status();
         }
     }
 }

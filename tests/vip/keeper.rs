@@ -142,6 +142,7 @@ fn kept(net: &str) -> Kept {
             interface: "eth0".into(),
         },
         garp_refresh: None,
+        accepted: false,
     }
 }
 
@@ -289,6 +290,7 @@ fn an_address_is_announced_again_and_again() {
     let net = Net::new(&["a", "c"]);
     let all = [Kept {
         garp_refresh: Some(Duration::from_millis(100)),
+        accepted: false,
         ..kept("10.9.0.100/24")
     }];
     let mut keeper = Keeper::start(&net, "a", &all);

@@ -7,6 +7,7 @@
 //! data plane is an example, which plain `cargo test` builds and `cargo test --test vip` does not.
 
 mod addresses;
+mod anycast;
 mod failures;
 mod hosts;
 mod keeper;

@@ -56,6 +56,8 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         }
     }
     let mut vips = vips(notes, section, &nodes, &names, pools);
+    // One node that agrees with nobody signs nothing.
+    let alone = nodes.len() == 1 && !vips.is_empty() && vips.iter().all(|vip| vip.hold == Holders::All);
     groups(notes, section, &mut vips);
     for witness in &witnesses {
         let own = addresses.iter().find(|(address, _)| address.ip() == witness.value.ip());
@@ -77,8 +79,9 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
     }
     let failover = Failover {
         node: node.map(|node| node.value.0).unwrap_or_default(),
-        secret_files: secrets(notes, section),
+        secret_files: secrets(notes, section, alone),
         startup_delay: section.value("startup_delay"),
+        withdraw_delay: section.value("withdraw_delay"),
         paths: paths(notes, section, &nodes, &names, &mut addresses),
         track: Vec::new(),
         beat: section.value("beat"),
@@ -143,6 +146,16 @@ fn groups(notes: &Notes, section: &Section, vips: &mut [Vip]) {
                 notes.error(&address, format!("`{}` is not an address of `vips`", address.value));
                 continue;
             };
+            if vips[v].hold == Holders::All {
+                notes.error(
+                    &address,
+                    format!(
+                        "`{}` is held by every node that serves (`hold: all`): take it out of the group",
+                        address.value
+                    ),
+                );
+                continue;
+            }
             if let Some(other) = &vips[v].group {
                 notes.error(&address, format!("`{}` is in group `{other}` already", address.value));
                 continue;
@@ -167,7 +180,7 @@ fn groups(notes: &Notes, section: &Section, vips: &mut [Vip]) {
 }
 
 /// `secret_files`, or the one `secret_file`.
-fn secrets(notes: &Notes, section: &Section) -> Vec<PathBuf> {
+fn secrets(notes: &Notes, section: &Section, alone: bool) -> Vec<PathBuf> {
     let several = section.list::<AbsolutePath>("secret_files");
     let one = section.optional_spot::<AbsolutePath>("secret_file");
     match one {
@@ -180,7 +193,7 @@ fn secrets(notes: &Notes, section: &Section) -> Vec<PathBuf> {
         }
         Some(one) => vec![one.value.0],
         None => {
-            if !section.has("secret_file") && several.is_empty() {
+            if !section.has("secret_file") && several.is_empty() && !alone {
                 section.error("secret_file", "missing; for example `secret_file: /etc/weir/secret`");
             }
             several.into_iter().map(|path| path.value.0).collect()
@@ -268,6 +281,10 @@ pub fn check_failover(section: &Section, failover: &Failover) {
         return; // what is wrong with them is said already
     }
     let key = if failover.quorum.is_some() { "quorum" } else { "nodes" };
+    // Where every node holds everything there is nothing to vote on.
+    if !failover.vips.is_empty() && failover.vips.iter().all(|vip| vip.hold == Holders::All) {
+        return;
+    }
     let (errors, advice) = quorum_findings(
         failover.quorum,
         failover.nodes.len(),
@@ -315,9 +332,14 @@ fn vips(
         if !item.has("prefer") {
             prefer = (0..nodes.len()).collect();
         }
+        let hold = item.value("hold");
+        if hold == Holders::All {
+            shared(notes, &item, address.as_ref());
+        }
         Vip {
             address: address.map_or(Default::default(), |a| a.value.0),
             interface: item.value::<Interface>("interface").0,
+            hold,
             prefer,
             preempt: item.value("preempt"),
             preempt_delay: item.value("preempt_delay"),
@@ -332,6 +354,31 @@ fn vips(
         }
     };
     section.items("vips", "address").into_iter().map(vip).collect()
+}
+
+/// What an address that every node holds cannot have.
+fn shared(notes: &Notes, item: &Section, address: Option<&Spot<VipAddress>>) {
+    for key in ["prefer", "preempt", "preempt_delay", "garp_refresh"] {
+        if item.has(key) {
+            item.error(
+                key,
+                "has no meaning with `hold: all`: every node that serves holds the address, and routers are told, not neighbours; leave it out",
+            );
+        }
+    }
+    if let Some(address) = address {
+        let net = address.value.0;
+        if net.prefix_len() != net.max_prefix_len() {
+            notes.error(
+                address,
+                format!(
+                    "with `hold: all` the routing daemon announces the whole prefix, and this node would take all of it for its own: write `{}/{}`",
+                    net.addr(),
+                    net.max_prefix_len()
+                ),
+            );
+        }
+    }
 }
 
 /// Program and arguments. One text is a path: words are never split, so that nothing has to be quoted.

@@ -131,6 +131,12 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
         ('F', "arbiter: {etcd: {endpoints: [\"http://10.0.0.5:2379\", \"http://10.0.0.6:2379\"]}}", &[
             "12:1: failover.nodes: 4 voters, the arbiter among them: an even number stands no more losses than one less; leave out a witness or the arbiter",
         ]),
+        // Nodes that need not agree need neither a secret nor each other.
+        ('W', r#"listeners: {web: {bind: "0.0.0.0:80", pool: web}}
+pools: {web: {backends: 10.0.0.1:80}}
+failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/32, interface: lo, hold: all}]}"#, &[]),
+        ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}
+vips: [{address: 10.0.0.9/32, interface: lo, hold: all}]"#, &[]),
         ('F', "quorum: 1", &["9:1: failover.quorum: quorum 1 is not a majority of 3 voters: both halves of a partition may hold the VIPs; use auto"]),
     ];
     for (place, fragment, expected) in rows {

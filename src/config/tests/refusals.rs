@@ -431,6 +431,24 @@ failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/24, i
 groups: {g: [10.0.0.8, 10.0.0.9]}", &[
         "10:24: failover.groups.g[1]: `10.0.0.8` and `10.0.0.9` cannot move together: give them the same prefer, preempt and preempt_delay",
     ]),
+    ('F', "vips: [{address: 10.0.0.8/24, interface: lo, hold: all, prefer: [a], preempt: true, preempt_delay: 1s, garp_refresh: 1s}]
+groups: {g: [10.0.0.8]}", &[
+        "9:18: failover.vips[0].address: with `hold: all` the routing daemon announces the whole prefix, and this node would take all of it for its own: write `10.0.0.8/32`",
+        "9:57: failover.vips[0].prefer: has no meaning with `hold: all`: every node that serves holds the address, and routers are told, not neighbours; leave it out",
+        "9:70: failover.vips[0].preempt: has no meaning with `hold: all`: every node that serves holds the address, and routers are told, not neighbours; leave it out",
+        "9:85: failover.vips[0].preempt_delay: has no meaning with `hold: all`: every node that serves holds the address, and routers are told, not neighbours; leave it out",
+        "9:104: failover.vips[0].garp_refresh: has no meaning with `hold: all`: every node that serves holds the address, and routers are told, not neighbours; leave it out",
+        "10:14: failover.groups.g[0]: `10.0.0.8` is held by every node that serves (`hold: all`): take it out of the group",
+    ]),
+    ('F', "vips: [{address: 10.0.0.8/32, interface: lo, hold: some}]", &[
+        "9:52: failover.vips[0].hold: `some` is not known here; it is one of one, all",
+    ]),
+    // One address that moves is reason enough for a secret.
+    ('W', r#"listeners: {web: {bind: "0.0.0.0:80", pool: web}}
+pools: {web: {backends: 10.0.0.1:80}}
+failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/32, interface: lo, hold: all}, {address: 10.0.0.8/24, interface: e}]}"#, &[
+        "3:1: failover.secret_file: missing; for example `secret_file: /etc/weir/secret`",
+    ]),
     ('F', r#"witnesses: ["10.0.0.1:22", "10.0.0.100:22"]"#, &[
         "9:13: failover.witnesses[0]: is an address of node `a`, which votes already: name a third party",
         "9:28: failover.witnesses[1]: `10.0.0.100` is a virtual address: whoever holds it would vote for itself; name a third party",

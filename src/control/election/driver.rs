@@ -24,7 +24,7 @@ use super::{
 use crate::failover::arbiter::Answer as FromArbiter;
 use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
-use crate::failover::words::{Action, Effect, Fit, Input, Lack, Local, Order as TableOrder, Phase};
+use crate::failover::words::{Action, Effect, Fit, Holders, Input, Lack, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
 use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::link::Finished;
@@ -190,12 +190,15 @@ impl Driver {
         self.plan.identity.boot
     }
 
-    pub fn run(mut self) {
+    /// Returns the channel to the keeper if packets to addresses are to be accepted after they were let go.
+    pub fn run(mut self) -> Option<KeeperHandle> {
         let urgency = sched::urgent_thread();
         log::debug!("failover thread: {urgency:?}");
         match self.rounds() {
             Ok(Ending::Stopped) => {
+                let shared = (0..self.plan.targets.len()).any(|vip| self.is_shared(vip));
                 self.links.close(self.poll.registry(), false);
+                return shared.then_some(self.keeper);
             }
             Ok(Ending::Detach(reply)) => self.hand_over(&reply),
             // Without this thread nothing proves life, so the keeper lets go.
@@ -204,6 +207,12 @@ impl Driver {
                 self.links.close(self.poll.registry(), false);
             }
         }
+        None
+    }
+
+    /// Whether other nodes hold it too.
+    fn is_shared(&self, vip: VipIx) -> bool {
+        self.plan.setup.vips[vip].hold == Holders::All
     }
 
     fn rounds(&mut self) -> io::Result<Ending> {
@@ -364,7 +373,10 @@ impl Driver {
             }
             Action::Release { vip } => {
                 let target = target(vip);
-                if !self.leaving.iter().any(|(left, ..)| *left == target) {
+                if self.is_shared(vip) {
+                    // It is withdrawn; what is open may go on for as long as routers send it here.
+                    self.ask(ToKeeper::Release { target });
+                } else if !self.leaving.iter().any(|(left, ..)| *left == target) {
                     let finished = self.leave(vip);
                     self.leaving.push((target, finished, now + LEAVING_MAX));
                 }
@@ -424,7 +436,7 @@ impl Driver {
     fn clean_up(&mut self) {
         let me = self.plan.identity.me;
         for vip in 0..self.plan.targets.len() {
-            if !self.visited[vip] || self.table.may_hold(vip) {
+            if !self.visited[vip] || self.table.may_hold(vip) || self.is_shared(vip) {
                 continue;
             }
             if self.table.vip(vip).holder.is_some_and(|node| node != me) {
@@ -647,6 +659,10 @@ impl Driver {
         let heir = (0..self.plan.identity.nodes.len())
             .any(|n| self.table.peer_claim(n, vip).is_some_and(|c| c.fit == Fit::Ready));
         Ok(match order {
+            Order::Demote(_) if self.is_shared(vip) => {
+                self.step(now, Input::Admin(TableOrder::Demote(vip)));
+                format!("{ip}: withdrawn from this node; what is open may go on, the other nodes are not asked")
+            }
             Order::Demote(_) => {
                 self.step(now, Input::Admin(TableOrder::Demote(vip)));
                 match (held, heir) {
@@ -842,6 +858,7 @@ impl Driver {
         VipStatus {
             address: self.plan.targets[v].net.to_string(),
             interface: self.plan.targets[v].interface.clone(),
+            hold: self.plan.setup.vips[v].hold,
             state: view.state,
             holder: view.holder.map(|n| names[n].clone()),
             since_s: view.since.as_secs(),

@@ -48,7 +48,7 @@ use crate::failover::arbiter::Terms;
 use crate::failover::beat::Rejected;
 use crate::failover::table::Table;
 use crate::failover::timers::{Timers, quorum};
-use crate::failover::words::{self, Local, Rule, Setup, State};
+use crate::failover::words::{self, Holders, Local, Rule, Setup, State};
 use crate::keeper::{self, KeeperHandle, Kept, Target};
 use crate::link::Finished;
 use crate::runner::{self, Commands, RunnerHandle};
@@ -192,6 +192,8 @@ pub struct VipStatus {
     pub address: String,
     /// Its interface.
     pub interface: String,
+    /// How many nodes hold it.
+    pub hold: Holders,
     /// `standby`, `claiming`, `active`, `releasing` or `fault`.
     pub state: State,
     /// The node that holds it, as far as we know.
@@ -328,9 +330,12 @@ impl Plan {
         let other = |why: String| io::Error::other(why);
         let secrets = config.secret_files.iter().map(|path| secret::read(path).map_err(other));
         let secrets = secrets.collect::<io::Result<Vec<_>>>()?;
-        if secrets.is_empty() {
-            return Err(other("failover: there is no secret".into()));
-        }
+        let secrets = match (secrets.is_empty(), config.nodes.len()) {
+            (false, _) => secrets,
+            // It talks to nobody, and nobody can know what a stranger would have to sign with.
+            (true, 1) => vec![getrandom::u64().map_err(io::Error::other)?.to_ne_bytes().to_vec()],
+            (true, _) => return Err(other("failover: there is no secret".into())),
+        };
         let me = config
             .nodes
             .get_index_of(&config.node)
@@ -358,6 +363,7 @@ impl Plan {
             }
         });
         let rules = config.vips.iter().map(|vip| Rule {
+            hold: vip.hold,
             prefer: vip.prefer.clone(),
             preempt: vip.preempt,
             preempt_delay: vip.preempt_delay,
@@ -385,6 +391,7 @@ impl Plan {
                 .map(|(vip, target)| Kept {
                     target,
                     garp_refresh: vip.garp_refresh,
+                    accepted: vip.hold == Holders::All,
                 })
                 .collect(),
             targets: targets.collect(),
@@ -606,7 +613,7 @@ pub struct ElectionHandle {
     notes: Notes,
     /// The first beat address.
     own: std::cell::Cell<std::net::SocketAddr>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<KeeperHandle>>>,
 }
 
 impl ElectionHandle {
@@ -658,10 +665,12 @@ impl ElectionHandle {
     }
 
     /// Moves every address to its next node, or lets it go, and ends the thread. Takes little more than `dead_after` at most.
-    pub fn stop(mut self) {
+    /// For as long as what is returned lives, packets to addresses that others hold too are accepted here.
+    pub fn stop(mut self) -> Option<KeeperHandle> {
         let _ = self.send(Command::Stop);
-        self.join();
+        let keeper = self.join();
         self.notes.finish(LAST_WORDS);
+        keeper
     }
 
     /// Ends the thread without letting go of anything; see the module's page.
@@ -685,10 +694,8 @@ impl ElectionHandle {
         self.waker.wake().map_err(|e| e.to_string())
     }
 
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    fn join(&mut self) -> Option<KeeperHandle> {
+        self.thread.take()?.join().ok().flatten()
     }
 }
 

@@ -93,7 +93,7 @@ impl Recording {
 mod tests {
     use super::*;
     use crate::failover::timers::Timers;
-    use crate::failover::words::{Local, Rule, Setup};
+    use crate::failover::words::{Holders, Local, Rule, Setup};
 
     /// What is written down and read back does the same again.
     #[test]
@@ -110,6 +110,7 @@ mod tests {
             tracks: vec![],
             arbiter: None,
             vips: vec![Rule {
+                hold: Holders::One,
                 prefer: vec![0, 1],
                 preempt: true,
                 preempt_delay: ms(0),

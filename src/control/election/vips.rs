@@ -19,6 +19,7 @@ use crate::api::question::VipOrder;
 use crate::api::status;
 use crate::config::model::Failover;
 use crate::failover::words::Local;
+use crate::keeper::KeeperHandle;
 use crate::link::{Command, EngineOrder, Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
@@ -40,12 +41,18 @@ pub enum Change {
 pub struct Vips {
     shared: Arc<Shared>,
     running: Option<(ElectionHandle, String)>,
+    /// Of an election that has ended.
+    withdrawn: Option<KeeperHandle>,
 }
 
 impl Vips {
     /// Nothing runs yet.
     pub fn new(shared: Arc<Shared>) -> Vips {
-        Vips { shared, running: None }
+        Vips {
+            shared,
+            running: None,
+            withdrawn: None,
+        }
     }
 
     /// Brings the election in line with the configuration. `helpers` were started early, before privileges
@@ -83,7 +90,10 @@ impl Vips {
     pub fn commit(&mut self, change: Change) -> io::Result<()> {
         match change {
             Change::None => {}
-            Change::Stop => self.stop(),
+            Change::Stop => {
+                self.stop();
+                self.withdrawn = None;
+            }
             Change::Start(handle, node) => self.running = Some((handle, node)),
             Change::Reconfigure(prepared, node) => {
                 if let Some((handle, me)) = &mut self.running {
@@ -116,11 +126,13 @@ impl Vips {
         Ok(())
     }
 
-    /// Moves every address to its next node, or lets it go.
-    pub fn stop(&mut self) {
+    /// Moves every address to its next node, or lets it go. Returns whether some are withdrawn only: packets to them are accepted
+    /// until this is dropped.
+    pub fn stop(&mut self) -> bool {
         if let Some((handle, _)) = self.running.take() {
-            handle.stop();
+            self.withdrawn = handle.stop();
         }
+        self.withdrawn.is_some()
     }
 
     /// Whether only another process can hold addresses again, and nothing is held by this one any more.
@@ -186,6 +198,7 @@ fn vip(vip: &VipStatus) -> status::Vip {
     status::Vip {
         address: vip.address.clone(),
         interface: vip.interface.clone(),
+        hold: vip.hold.word().into(),
         state: vip.state.word().into(),
         holder: vip.holder.clone(),
         since_s: vip.since_s,

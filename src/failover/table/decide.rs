@@ -49,6 +49,7 @@ impl Table {
         let before = (self.units[u].state, self.units[u].yields.clone());
         match self.units[u].state {
             State::Standby => self.decide_standby(u, out),
+            State::Active if self.units[u].is_shared() => self.decide_shared(u, out),
             State::Claiming => self.decide_claiming(u, out),
             State::Active => self.decide_active(u, out),
             State::Releasing | State::Fault => self.decide_releasing(u, out),
@@ -75,7 +76,8 @@ impl Table {
         if fit < Fit::Ready {
             return self.release(u, why, out);
         }
-        if let Some(rival) = self.better_rival(u) {
+        let shared = self.units[u].is_shared();
+        if let Some(rival) = self.better_rival(u).filter(|_| !shared) {
             return self.release(u, Reason::Rival(rival), out);
         }
         if let Err(why) = self.backed(u) {
@@ -191,6 +193,15 @@ impl Table {
         }
     }
 
+    /// An address that every node holds which serves: there is nobody to hand it to, and nothing to wait for.
+    fn decide_shared(&mut self, u: UnitIx, out: &mut Vec<Action>) {
+        let (fit, why) = self.fit(u);
+        match fit {
+            Fit::Ready => self.ask_to_hold(u, out),
+            _ => self.release(u, why, out),
+        }
+    }
+
     /// Whether the successor may still take it.
     fn still_willing(&self, u: UnitIx, y: &Yield, fit: Fit) -> bool {
         let Some(claim) = self.claim(y.to, u) else { return false };
@@ -265,7 +276,8 @@ impl Table {
     /// Why we may claim now, if we may.
     fn may_claim(&self, u: UnitIx) -> Option<Reason> {
         let reason = self.would_claim(u)?;
-        let may = self.backed_to_claim(u).is_ok() && self.now >= self.strictly_quiet_until(u);
+        let backed = self.backed_to_claim(u).is_ok() && self.now >= self.strictly_quiet_until(u);
+        let may = backed || self.units[u].is_shared();
         may.then_some(reason)
     }
 
@@ -273,6 +285,9 @@ impl Table {
     pub(super) fn would_claim(&self, u: UnitIx) -> Option<Reason> {
         if self.fit(u).0 < Fit::Ready {
             return None;
+        }
+        if self.units[u].is_shared() {
+            return Some(Reason::Serves);
         }
         let me = self.setup.me;
         let mut from = None;

@@ -47,6 +47,9 @@
 //!   not for `startup_delay`: its port may not forward yet. What it hears then is asked for as by any other node: with `preempt`.
 //! * **Self-doubt.** A gap between two steps of `doubt` or more means that *we* were frozen: release, listen for `listen`.
 //!
+//! * **Addresses with `hold: all`** are outside of all this: this node's own fitness alone decides, and what others say of them, votes,
+//!   listening and self-doubt mean nothing. Two holders are no conflict, so there is nothing to agree on.
+//!
 //! # Invariants
 //! * `Hold` is only emitted when fit is [`Fit::Ready`] and the quorum backs us, or again for what was asked already; `Release` is
 //!   emitted on every way out of `Claiming` and `Active` except those on which the keeper itself said that the address is gone.
@@ -64,7 +67,8 @@ use serde::{Deserialize, Serialize};
 
 use super::arbiter::Voter;
 use super::words::{
-    Action, Beat, Claim, Effect, Fit, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State, VipView,
+    Action, Beat, Claim, Effect, Fit, Holders, Input, Local, NodeView, Order, Phase, Reason, Rule, Setup, State,
+    VipView,
 };
 use super::{NodeIx, VipIx};
 use votes::Vote;
@@ -643,7 +647,9 @@ impl Table {
                 if unit.members.iter().all(|m| m.installed) {
                     unit.state = State::Active;
                     let insist = unit.insist;
-                    out.extend(unit.members.iter().map(|m| Action::Announce { vip: m.vip, insist }));
+                    // The routing daemon sees it by itself, and no neighbour asks for it.
+                    let told = unit.members.iter().filter(|_| !unit.is_shared());
+                    out.extend(told.map(|m| Action::Announce { vip: m.vip, insist }));
                 }
             }
             // One that has joined a group, or the keeper's news of a repaired address.
@@ -685,7 +691,7 @@ impl Table {
         self.frozen_until = self.now + self.listen();
         self.frozen_ms = gap_ms;
         for u in 0..self.units.len() {
-            if matches!(self.units[u].state, State::Active | State::Claiming) {
+            if matches!(self.units[u].state, State::Active | State::Claiming) && !self.units[u].is_shared() {
                 self.release(u, Reason::Frozen { gap_ms }, out);
             }
         }
@@ -812,6 +818,11 @@ impl Unit {
             backed_since: None,
             lingers_until: 0,
         }
+    }
+
+    /// Whether other nodes may hold it at the same time.
+    fn is_shared(&self) -> bool {
+        self.rule.hold == Holders::All
     }
 
     /// Listens from now on.

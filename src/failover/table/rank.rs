@@ -79,6 +79,7 @@ impl Table {
         let unit = &self.units[u];
         unit.state == State::Standby
             && unit.rule.preempt
+            && !unit.is_shared()
             && !unit.disputed
             && unit
                 .ready_since
@@ -98,10 +99,10 @@ impl Table {
 
     /// Until when nothing is claimed because we have not listened long enough.
     pub(super) fn listens_until(&self, u: UnitIx) -> At {
-        if !self.has_peers() {
+        let unit = &self.units[u];
+        if !self.has_peers() || unit.is_shared() {
             return 0;
         }
-        let unit = &self.units[u];
         let heard = match unit.heard {
             // The others that are there are heard by then as well.
             Some(at) => at + 2 * micros(self.setup.timers.beat),
@@ -113,7 +114,7 @@ impl Table {
     /// How fit we are, and what is in the way.
     pub(super) fn fit(&self, u: UnitIx) -> (Fit, Reason) {
         let (fit, why) = self.fit_when_settled(u);
-        if fit == Fit::Unable {
+        if fit == Fit::Unable || self.units[u].is_shared() {
             return (fit, why);
         }
         if self.now < self.frozen_until && self.has_peers() {
@@ -162,7 +163,7 @@ impl Table {
             return unable(Reason::Track(track.name.clone()));
         }
         let (have, need) = (self.reached(), self.setup.quorum);
-        if have < need {
+        if have < need && !unit.is_shared() {
             return unable(Reason::NoQuorum { have, need });
         }
         if unit
@@ -184,6 +185,10 @@ pub(super) fn mark(setup: &Setup, rule: &Rule) -> u32 {
         hash.text(setup.names.get(*n).map_or("", String::as_str));
     }
     hash.text(rule.group.as_deref().unwrap_or(""));
+    // Written only where it says something: the same mark as that of nodes which do not know it.
+    if rule.hold != Holders::One {
+        hash.text(rule.hold.word());
+    }
     // 0 says that the address is unknown.
     ((hash.0 ^ hash.0 >> 32) as u32).max(1)
 }

@@ -91,7 +91,7 @@ impl Table {
             State::Active if fit < Fit::Ready => why,
             State::Active | State::Claiming | State::Releasing => unit.reason.clone(),
             State::Standby | State::Fault => {
-                if fit <= Fit::Soon {
+                if fit <= Fit::Soon || unit.is_shared() {
                     return why;
                 }
                 if let Some((n, _)) = self.holders(u).min_by_key(|(n, _)| self.rank(u, *n)) {

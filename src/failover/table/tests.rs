@@ -26,6 +26,7 @@ pub fn setup(me: NodeIx, nodes: usize, quorum: u32) -> Setup {
         tracks: Vec::new(),
         arbiter: None,
         vips: vec![Rule {
+            hold: Holders::One,
             prefer: (0..nodes).collect(),
             preempt: true,
             preempt_delay: ms(1_000),
@@ -688,4 +689,85 @@ fn a_reload_carries_what_was_said() {
     desk.table = table;
     assert!(desk.pass(200, &[]).is_empty(), "the witness's answer counts on");
     assert_eq!(desk.pass(75, &[]), [RELEASE], "and no longer than before");
+}
+
+/// Node 1 of three, with a quorum of two, hearing nobody: an address with `hold: all` needs none of that. And no neighbour is told.
+fn shared() -> Desk {
+    let mut rules = setup(1, 3, 2);
+    rules.startup_delay = ms(3_000);
+    rules.vips[0].hold = Holders::All;
+    let mut desk = Desk::with(rules);
+    assert_eq!(desk.tell(serving(true)), [HOLD]);
+    assert_eq!(desk.done(Effect::Hold), Vec::<&str>::new());
+    assert_eq!(desk.state(), State::Active);
+    desk
+}
+
+/// Breaks tried: `is_shared` false in `decide`, in `backed`, in `fit`, in `frozen`.
+#[test]
+fn with_hold_all_nobody_else_matters() {
+    let mut desk = shared();
+    assert_eq!(desk.table.vip(0).reason, Reason::Serves);
+    let none = Vec::<&str>::new();
+    // A better node holds it, hands it over, leaves it, goes.
+    for says in [
+        HELD,
+        claim(Phase::Yielding(1), Fit::Ready),
+        claim(Phase::Leaving, Fit::Unable),
+        IDLE,
+    ] {
+        assert_eq!(desk.pass(600, &[(0, says), (2, HELD)]), none, "{says:?}");
+    }
+    desk.tell(Input::Gone { node: 0 });
+    assert_eq!(desk.pass(2_000, &[]), none);
+    // This node stood still, and its keeper has not noticed, or has.
+    desk.now += 5_000;
+    assert_eq!(desk.tell(Input::Tick), none);
+    assert_eq!(desk.tell(Input::Expired { vip: 0 }), [HOLD]);
+    assert_eq!(desk.done(Effect::Hold), none);
+    let said = desk.table.claims()[0];
+    assert_eq!((said.phase, said.wants, said.backs), (Phase::Held, false, None));
+}
+
+#[test]
+fn with_hold_all_a_node_that_does_not_serve_lets_go_at_once() {
+    let local = |serving| {
+        Input::Local(Local {
+            serving,
+            ..Local::default()
+        })
+    };
+    let link = |up| Input::Link { vip: 0, up };
+    #[rustfmt::skip]
+    let rows = [
+        (serving(false), Some(serving(true)), State::Standby),
+        (local(false), Some(local(true)), State::Standby),
+        (link(false), Some(link(true)), State::Fault),
+        (Input::Admin(Order::Demote(0)), Some(Input::Admin(Order::Allow(0))), State::Standby),
+        (Input::Admin(Order::Stop), None, State::Standby),
+    ];
+    for (fault, repair, shown) in rows {
+        let mut desk = shared();
+        // Others that could take it are no reason to wait.
+        assert_eq!(desk.pass(400, &[(0, IDLE)]), Vec::<&str>::new());
+        assert_eq!(desk.tell(fault.clone()), [RELEASE], "{fault:?}");
+        desk.done(Effect::Release);
+        assert_eq!(desk.state(), shown, "{fault:?}");
+        assert_eq!(desk.pass(400, &[(0, IDLE)]), Vec::<&str>::new(), "{fault:?}");
+        if let Some(repair) = repair {
+            assert_eq!(desk.tell(repair), [HOLD], "{fault:?}");
+        }
+    }
+}
+
+/// Two nodes of which one says `all` and the other `one` are configured otherwise, and say so.
+#[test]
+fn how_many_hold_it_is_a_rule_of_all_nodes() {
+    let (mut one, mut all) = (setup(0, 2, 1), setup(0, 2, 1));
+    let mark = |setup: &Setup| Table::new(Instant::now(), setup.clone()).units[0].mark;
+    let before = mark(&one);
+    one.vips[0].hold = Holders::One;
+    all.vips[0].hold = Holders::All;
+    assert_eq!(mark(&one), before);
+    assert_ne!(mark(&all), before);
 }

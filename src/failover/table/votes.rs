@@ -70,6 +70,9 @@ impl Table {
 
     /// Casts our vote anew.
     pub(super) fn cast(&mut self, u: UnitIx) {
+        if self.units[u].is_shared() {
+            return;
+        }
         let me = self.setup.me;
         let wish = self.wish(u);
         let unit = &self.units[u];
@@ -176,7 +179,7 @@ impl Table {
     /// Whether the quorum backs us.
     pub(super) fn backed(&self, u: UnitIx) -> Result<(), Reason> {
         let need = self.setup.quorum;
-        if need <= 1 {
+        if need <= 1 || self.units[u].is_shared() {
             return Ok(());
         }
         let own = u32::from(self.units[u].backs == Some(self.setup.me));
