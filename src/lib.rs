@@ -8,6 +8,8 @@
 //!               probes, beats|  +-> failover -> actions    +-> counters (sharded by worker, read by control)
 //! ```
 //!
+//! `docs/architecture.md` says where to find what in a minute, and where the next thing goes.
+//!
 //! ## Layers
 //!
 //! Imports point one way, downwards in this list, and no files import each other in a circle; `tests/architecture.rs` holds both.
@@ -25,12 +27,33 @@
 //!
 //! ## Vocabulary
 //!
-//! *listener*: named set of bound addresses. *pool*: named set of backends with one policy. *backend*: one server address.
-//! *pick*: choosing a backend. *pair*: a client connection and its backend connection. *lane*: one direction of a pair.
-//! *session*: the UDP counterpart of a pair. *snapshot*: the immutable view that workers act on. *turn*: one round of a
-//! worker's event loop (mark, pump, accept, expire, adopt). *mark*: note readiness. *pump*: move bytes. *retire*: end and account.
-//! *probe*, *verdict*: a health check and what a run of them means. *beat*: a signed sign of life between nodes.
-//! *lease*: an address that the kernel removes by itself unless it is renewed. The two sides are *client* and *backend*.
+//! One word a thing, and one thing a word.
+//!
+//! | word | means |
+//! |---|---|
+//! | *listener* | a named set of bound addresses |
+//! | *address*, *endpoint* | where a listener is bound ([`link::Address`]); a listener and one of its addresses |
+//! | *pool*, *policy* | a named set of backends; everything its configuration says but who they are |
+//! | *backend* | one server address of a pool; the two sides of a connection are *client* and *backend* |
+//! | *identity* | pool and address of a backend as a number: what is known of it belongs to that, over reloads |
+//! | *pick*, *choose* | the algorithm names one of the eligible; a pool tries picks until one has room |
+//! | *permit* | the right to count at a listener or a backend, given back when it is dropped |
+//! | *pair*, *lane* | a client connection with its backend connection; one direction of it |
+//! | *session* | the UDP counterpart of a pair |
+//! | *turn* | one round of a worker's event loop: mark, pump, accept, expire, adopt |
+//! | *mark*, *pump*, *retire* | note readiness; move bytes; end and account |
+//! | *key* | of the configuration; in `worker` and `base` a handle on a slab's entry ([`base::Key`]) |
+//! | *probe*, *verdict* | a health check; what a run of them means |
+//! | *failure* | of a backend, seen by real traffic |
+//! | *shed* | have an engine end some connections of a backend |
+//! | *engine* | what carries connections: the workers, and what stands beside them ([`link::Engine`]) |
+//! | *snapshot*, *adopt* | the immutable view that engines act on; to act on a newer one |
+//! | *prepare*, *commit* | everything of a change that can fail; the rest of it |
+//! | *operation*, *order* | what a process can be told (reload, stop, ...); what an operator or control tells a part of it |
+//! | *status* | the document that operators see |
+//! | *beat* | a signed sign of life between nodes |
+//! | *lease* | an address that the kernel removes by itself unless it is renewed |
+//! | *predecessor*, *successor* | the processes of an upgrade: the one that serves, the one that will |
 
 pub mod base;
 

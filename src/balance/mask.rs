@@ -91,22 +91,6 @@ impl Mask {
         mask
     }
 
-    /// Those in both sets.
-    ///
-    /// # Panics
-    /// If the sets range over different numbers of backends.
-    pub fn and(&self, other: &Mask) -> Mask {
-        self.zip(other, |a, b| a & b)
-    }
-
-    /// Those in this set but not in the other.
-    ///
-    /// # Panics
-    /// If the sets range over different numbers of backends.
-    pub fn and_not(&self, other: &Mask) -> Mask {
-        self.zip(other, |a, b| a & !b)
-    }
-
     /// Backends in the set, ascending.
     #[inline]
     pub fn iter_ones(&self) -> impl Iterator<Item = usize> + '_ {
@@ -116,17 +100,6 @@ impl Mask {
     /// Backends not in the set, ascending.
     pub fn iter_zeros(&self) -> impl Iterator<Item = usize> + '_ {
         self.bits(|word| !word).take_while(|&ix| ix < self.len())
-    }
-
-    fn zip(&self, other: &Mask, f: impl Fn(u64, u64) -> u64) -> Mask {
-        assert_eq!(self.len, other.len, "masks of different pools");
-        let words: SmallVec<[u64; 2]> = self.words.iter().zip(&other.words).map(|(&a, &b)| f(a, b)).collect();
-        let ones = words.iter().map(|word| word.count_ones()).sum();
-        Mask {
-            len: self.len,
-            ones,
-            words,
-        }
     }
 
     #[inline]
@@ -164,7 +137,6 @@ mod tests {
         fn behaves_like_an_ordered_set(
             len in 1usize..300,
             ops in proptest::collection::vec((any::<bool>(), 0usize..300), 0..200),
-            other in proptest::collection::btree_set(0usize..300, 0..200),
         ) {
             let (mut mask, mut oracle) = (Mask::new(len), BTreeSet::new());
             for (put, ix) in ops.into_iter().filter(|&(_, ix)| ix < len) {
@@ -177,12 +149,6 @@ mod tests {
             let zeros: Vec<_> = (0..len).filter(|ix| !oracle.contains(ix)).collect();
             prop_assert_eq!(mask.iter_zeros().collect::<Vec<_>>(), zeros);
             prop_assert_eq!((mask.count(), mask.is_empty()), (oracle.len(), oracle.is_empty()));
-            let other = Mask::from_fn(len, |ix| other.contains(&ix));
-            for (both, wanted) in [(mask.and(&other), true), (mask.and_not(&other), false)] {
-                let expected: Vec<_> = oracle.iter().copied().filter(|&ix| other.get(ix) == wanted).collect();
-                prop_assert_eq!(both.count(), expected.len());
-                prop_assert_eq!(both.iter_ones().collect::<Vec<_>>(), expected);
-            }
         }
     }
 

@@ -213,7 +213,7 @@ mod tests {
             let all_down = if try_all { AllDown::TryAll } else { AllDown::Refuse };
             let candidates: Vec<Candidate> = letters.chars().map(candidate).collect();
             let got = Eligibility::new(&candidates, all_down);
-            prop_assert!(got.first.and(&got.then).is_empty());
+            prop_assert!(got.first.iter_ones().all(|ix| !got.then.get(ix)));
             for ix in got.first.iter_ones().chain(got.then.iter_ones()) {
                 prop_assert!(candidates[ix].weight > 0 && candidates[ix].standing != Standing::Withdrawn);
                 prop_assert!(candidates[ix].standing != Standing::Unhealthy || got.serving == Serving::All);

@@ -206,7 +206,9 @@ impl Shared {
         }
     }
 
-    /// The newest snapshot if it is newer than `version`.
+    /// The newest snapshot if it is newer than `version`. A worker asks once a turn and keeps what it gets, so there is nothing
+    /// for an `arc_swap::Cache` to save: it would compare a pointer where this compares a version, which the worker
+    /// needs anyway, and [`Latest`] is small enough to be checked under loom.
     pub fn newer_than(&self, version: u64) -> Option<Arc<Snapshot>> {
         self.latest.newer_than(version, || self.snapshot.load_full())
     }

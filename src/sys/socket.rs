@@ -171,14 +171,6 @@ impl ConnectError {
         }
     }
 
-    /// Whether the backend, rather than this host, is to blame.
-    pub fn blames_backend(self) -> bool {
-        matches!(
-            self,
-            ConnectError::Refused | ConnectError::Reset | ConnectError::TimedOut
-        )
-    }
-
     fn from_errno(errno: i32) -> ConnectError {
         match errno {
             libc::ETIMEDOUT => ConnectError::TimedOut,

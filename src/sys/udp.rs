@@ -116,12 +116,6 @@ pub fn dropped(fd: RawFd) -> u32 {
     if done < 0 { 0 } else { words[DROPS] }
 }
 
-/// Whether this kernel can split one send into many datagrams (UDP_SEGMENT, Linux 4.18).
-pub fn kernel_has_segmentation() -> bool {
-    Socket::new(Domain::IPV4, Type::DGRAM, None)
-        .is_ok_and(|socket| get_int(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT).is_ok())
-}
-
 /// A socket connected to a backend, so that it hears that backend alone, with the error queue switched on.
 ///
 /// Errors worth telling apart: EMFILE and ENFILE (no descriptor), EAGAIN (no free local port: inet_autobind says so),

@@ -279,11 +279,6 @@ impl Model {
         self.last.is_some()
     }
 
-    /// Whether there were two, so that there are rates.
-    pub fn has_rates(&self) -> bool {
-        !self.rates.is_empty()
-    }
-
     /// Column sorted by and whether the greatest comes first.
     pub fn order(&self) -> (usize, bool) {
         self.orders[self.view as usize]

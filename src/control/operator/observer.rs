@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::LocalSet;
 
 use super::ask::{ANSWER_MAX, Asker};
@@ -34,11 +34,14 @@ use super::{admin, http};
 use crate::control::request::{Input, Request};
 use crate::sys::sched;
 
+/// Changes of the HTTP socket that may wait: each of them is a reload.
+const MOVES_MAX: usize = 4;
+
 /// A handle on the thread.
 #[derive(Debug)]
 pub struct Handle {
     /// Closed: stop. Messages: serve HTTP there from now on.
-    orders: Option<mpsc::UnboundedSender<Option<TcpListener>>>,
+    moves: Option<mpsc::Sender<Option<TcpListener>>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -53,7 +56,7 @@ pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Inpu
     if let Some(http) = &http {
         http.set_nonblocking(true)?;
     }
-    let (orders, mut ordered) = mpsc::unbounded_channel();
+    let (moves, mut moved) = mpsc::channel(MOVES_MAX);
     let serve = move || {
         sched::patient_thread();
         let asker = Asker { inputs };
@@ -70,7 +73,7 @@ pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Inpu
             };
             let mut serving = serve_http(http)?;
             // Ends when the handle is stopped or dropped.
-            while let Some(http) = ordered.recv().await {
+            while let Some(http) = moved.recv().await {
                 if let Some(old) = serving.take() {
                     old.abort();
                 }
@@ -86,7 +89,7 @@ pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Inpu
     };
     let thread = std::thread::Builder::new().name("observer".into()).spawn(serve)?;
     Ok(Handle {
-        orders: Some(orders),
+        moves: Some(moves),
         thread: Some(thread),
     })
 }
@@ -98,11 +101,11 @@ impl Handle {
         if let Some(http) = &http {
             http.set_nonblocking(true)?;
         }
-        let orders = self.orders.as_ref();
-        match orders.is_some_and(|orders| orders.send(http).is_ok()) {
-            true => Ok(()),
-            false => Err(io::Error::other("the observer has ended")),
-        }
+        let moves = self.moves.as_ref().ok_or_else(ended)?;
+        moves.try_send(http).map_err(|error| match error {
+            TrySendError::Full(_) => io::Error::other("the observer has too much to do"),
+            TrySendError::Closed(_) => ended(),
+        })
     }
 
     /// Closes the sockets and every client, ends the thread. The socket file stays: [`admin::remove`].
@@ -111,11 +114,15 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        drop(self.orders.take());
+        drop(self.moves.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the observer has ended")
 }
 
 /// Once a second, for the graphs.
