@@ -118,8 +118,8 @@ pub fn launch(
     let (control, inputs) = Control::start(source, config, capacity, inheritance, spawn, engines(), helpers)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
-    if needs.is_some()
-        && let Err(refused) = sandbox::seal(unlisted())
+    if let Some(needs) = &needs
+        && let Err(refused) = sandbox::seal(needs, unlisted())
     {
         log::warn!("sandbox: without a filter of system calls: {refused}");
     }
@@ -161,6 +161,7 @@ fn needs(source: &Source, config: &Config) -> Needs {
     let mut needs = Needs {
         large_buffers: config.listeners.iter().any(|l| l.protocol == Protocol::Udp),
         real_time: config.failover.is_some(),
+        file_events: config.member_files().next().is_some(),
         ..Needs::default()
     };
     // The directory, because editors replace a file by renaming another; and those that links lead through, which are switched
@@ -186,6 +187,9 @@ fn needs(source: &Source, config: &Config) -> Needs {
     {
         needs.read.extend(sandbox::NAMES.map(PathBuf::from));
     }
+    needs
+        .read
+        .extend(config.member_files().flat_map(|path| ways::awaited(path)));
     let program = std::env::args_os()
         .next()
         .and_then(|name| ways::program(Path::new(&name)));

@@ -17,7 +17,7 @@
 //! | layer | modules | may touch |
 //! |---|---|---|
 //! | values | [`base`] | nothing: no I/O, no clock |
-//! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] | values; `now` and randomness are parameters |
+//! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] [`discovery`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
 //! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] | shared memory between the shells; what operators and the process say to each other |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
@@ -35,6 +35,7 @@
 //! | *address*, *endpoint* | where a listener is bound ([`link::Address`]); a listener and one of its addresses |
 //! | *pool*, *policy* | a named set of backends; everything its configuration says but who they are |
 //! | *backend* | one server address of a pool; the two sides of a connection are *client* and *backend* |
+//! | *member*, *source* | a backend, wherever it comes from; something outside that says who is in a pool |
 //! | *identity* | pool and address of a backend as a number: what is known of it belongs to that, over reloads |
 //! | *pick*, *choose* | the algorithm names one of the eligible; a pool tries picks until one has room |
 //! | *permit* | the right to count at a listener or a backend, given back when it is dropped |
@@ -59,6 +60,7 @@ pub mod base;
 
 pub mod balance;
 pub mod config;
+pub mod discovery;
 pub mod failover;
 pub mod flow;
 pub mod health;

@@ -130,8 +130,28 @@ pub struct Pool {
     pub eligible: usize,
     /// Which backends those are: `primary`, `backup`, `all` (nothing is up and `all_down: try_all`) or `none`.
     pub serving: String,
-    /// In configuration order.
+    /// Those of the configuration, then those that its sources name.
     pub backends: Vec<Backend>,
+    /// Where further backends come from, in configuration order.
+    pub sources: Vec<Source>,
+}
+
+/// A source of members.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// Kind and place, `file:/etc/weir/members/web.yaml`.
+    pub source: String,
+    /// Members that are in the pool because of it.
+    pub members: usize,
+    /// Since it last said that these are they; `null` if it never did.
+    pub age_s: Option<f64>,
+    /// Why it cannot be asked, or its answer cannot be used; `null` while all is well.
+    pub error: Option<String>,
+    /// For how long it has failed.
+    pub error_s: Option<u64>,
+    /// Failures so far.
+    pub failures: u64,
 }
 
 /// A backend.
@@ -142,6 +162,8 @@ pub struct Backend {
     pub name: String,
     /// Address as configured.
     pub address: String,
+    /// The [`Source`] that named it; empty for those of the configuration.
+    pub source: String,
     /// Weight in force.
     pub weight: u32,
     /// Serves only while no primary is up.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::model::{Failover, Holders};
-use crate::config::{self, Facts, Loaded};
+use crate::config::model::{Failover, Holders, MembersFrom};
+use crate::config::{self, Config, Diagnostic, Facts, Loaded, Rules, members};
 use crate::control::etcd::Settings;
 use crate::failover::bounds::{Bound, bounds, strictly};
 use crate::failover::timers::{Timers, quorum};
@@ -31,8 +31,17 @@ pub fn run(path: &Path) -> ExitCode {
                 println!("{file}: failover: {bound}");
             }
             let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+            for error in member_files(&config) {
+                eprintln!("{}", error.as_warning());
+            }
+            let sources: usize = config.pools.iter().map(|pool| pool.members.len()).sum();
+            let more = match sources {
+                0 => String::new(),
+                1 => ", 1 source of members".to_string(),
+                n => format!(", {n} sources of members"),
+            };
             println!(
-                "{file}: configuration ok: {}, {}, {}",
+                "{file}: configuration ok: {}, {}, {}{more}",
                 count(config.listeners.len(), "listener"),
                 count(config.pools.len(), "pool"),
                 count(backends, "backend"),
@@ -40,6 +49,24 @@ pub fn run(path: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What is wrong with files of members as they are now. This may not be the machine that they are for, and they may come later.
+fn member_files(config: &Config) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (ix, pool) in config.pools.iter().enumerate() {
+        let rules = Rules::of(config, ix);
+        for source in &pool.members {
+            let MembersFrom::File(path) = &source.from;
+            found.extend(
+                members::load(path, &rules)
+                    .err()
+                    .into_iter()
+                    .flat_map(|errors| errors.0),
+            );
+        }
+    }
+    found
 }
 
 /// What stands in the way of the VIPs on this machine; it may not be the one that the file is for, so nothing is refused.

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ const FAVOURITE: &str = "127.0.0.1:8080";
 const BACKENDS: [(&str, u32); 3] = [("amber", 3), ("birch", 2), ("cedar", 1)];
 /// The UDP echoes, of equal weight.
 const ECHOES: [&str; 2] = ["robin", "wren"];
+/// Between two changes of the file of members.
+const MEMBERS_PAUSE: Duration = Duration::from_millis(1500);
 /// Pause of the built-in client between two requests.
 const CLIENT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -34,11 +37,14 @@ pub struct Args {
     /// Stop after this time; without it, on Ctrl-C.
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
     time: Option<Duration>,
+    /// The HTTP backends come from a file of members that changes every second and a half.
+    #[arg(long)]
+    members: bool,
 }
 
 /// Runs it.
 pub fn run(args: Args) -> ExitCode {
-    match demo(args.time) {
+    match demo(args.time, args.members) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weir demo: {error:#}");
@@ -47,11 +53,13 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn demo(time: Option<Duration>) -> anyhow::Result<()> {
-    let mut backends = String::new();
+fn demo(time: Option<Duration>, by_file: bool) -> anyhow::Result<()> {
+    let mut backends = Vec::new();
     for (name, weight) in BACKENDS {
         let address = serve_http(name)?;
-        backends += &format!("      - {{name: {name}, address: \"{address}\", weight: {weight}}}\n");
+        backends.push(format!(
+            "- {{name: {name}, address: \"{address}\", weight: {weight}}}\n"
+        ));
     }
     let mut echoes = String::new();
     for name in ECHOES {
@@ -64,11 +72,22 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     };
     let directory = std::env::temp_dir().join(format!("weir-demo-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
+    let file = directory.join("members.yaml");
+    let who = match by_file {
+        true => {
+            write_members(&file, &backends)?;
+            format!("    members: [{{file: {}}}]\n", file.display())
+        }
+        false => {
+            let list = backends.iter().map(|backend| format!("      {backend}"));
+            format!("    backends:\n{}", list.collect::<String>())
+        }
+    };
     let yaml = format!(
         "admin: {}/admin.sock\nlog: {{level: warn, access: off}}\nshutdown_grace: 1s\n\
          listeners:\n  web: {{bind: \"{bind}\", pool: web}}\n\
          \x20 echo: {{protocol: udp, bind: \"127.0.0.1:0\", pool: echo, udp: {{idle: 1s}}}}\n\
-         pools:\n  web:\n    balance: round_robin\n    backends:\n{backends}\
+         pools:\n  web:\n    balance: round_robin\n    health: {{interval: 200ms}}\n{who}\
          \x20 echo:\n    balance: round_robin\n    health: {{type: none}}\n    backends:\n{echoes}",
         directory.display()
     );
@@ -103,10 +122,21 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
         Some(time) => println!("  stops:    after {}", humantime::format_duration(time)),
         None => println!("  stops:    on Ctrl-C"),
     }
+    if by_file {
+        println!("  members:  {}; edit it, or watch it change:", file.display());
+        println!(
+            "            weir members web --socket {}/admin.sock",
+            directory.display()
+        );
+    }
     println!();
     std::io::stdout().flush()?;
 
     let over = Arc::new(AtomicBool::new(false));
+    if by_file {
+        let over = over.clone();
+        thread::spawn(move || change_members(&file, &backends, &over));
+    }
     let client = {
         let over = over.clone();
         thread::spawn(move || ask(web, echo, &over))
@@ -123,6 +153,36 @@ fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     print_spread(&shared, started.elapsed());
     println!("\nThe built-in client got {answers} answers and {failures} failures.");
     Ok(())
+}
+
+/// Puts a list of members in the place of the one before.
+fn write_members(file: &Path, members: &[String]) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, members.concat())?;
+    std::fs::rename(&beside, file)
+}
+
+/// One member after the other goes and returns.
+fn change_members(file: &Path, members: &[String], over: &AtomicBool) {
+    for turn in 0usize.. {
+        thread::sleep(MEMBERS_PAUSE);
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        let (gone, name) = (turn / 2 % members.len(), BACKENDS[turn / 2 % members.len()].0);
+        let goes = turn % 2 == 0;
+        let present: Vec<String> = (0..members.len())
+            .filter(|ix| !goes || *ix != gone)
+            .map(|ix| members[ix].clone())
+            .collect();
+        // Edited by somebody: theirs from then on.
+        if std::fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| !members.concat().contains(line)))
+            || write_members(file, &present).is_err()
+        {
+            return;
+        }
+        println!("  members:  {name} {}", if goes { "goes" } else { "returns" });
+    }
 }
 
 fn stop_after(time: Duration, inputs: Sender<Input>) {

@@ -1,6 +1,6 @@
 //! `weir explain`: which backend a client would get, and why, through the same code that balances.
 //!
-//! The file alone is asked, not a running process: every backend counts as up and idle. For `source_hash` that is the
+//! The file alone is asked (with the files of members that it names), not a running process: every backend counts as up and idle. For `source_hash` that is the
 //! whole answer as long as the backends are up; the other algorithms depend on the moment, and the answer says so.
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +11,9 @@ use std::str::FromStr;
 use crate::app::EXIT_CONFIG;
 use crate::balance::acl::Acl;
 use crate::balance::{Cursor, Loads, Member, Picker, Shares, identity, source_key};
-use crate::config::model::{Balance, Listener, Pool};
-use crate::config::{self, Config};
+use crate::config::model::{Balance, Listener, MemberSource, MembersFrom, Pool};
+use crate::config::{self, Config, Rules, members};
+use crate::discovery::merge;
 use crate::health::{Candidate, Eligibility, Standing};
 
 /// What `weir explain` takes.
@@ -50,13 +51,14 @@ impl FromStr for Source {
 
 /// Runs it.
 pub fn run(args: &Args) -> ExitCode {
-    let config = match config::load(&args.config) {
+    let mut config = match config::load(&args.config) {
         Ok(loaded) => loaded.config,
         Err(errors) => {
             eprintln!("{errors}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    let doubts = fill(&mut config);
     let Some(listener) = config.listeners.iter().find(|listener| listener.name == args.listener) else {
         let names: Vec<&str> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
         eprintln!(
@@ -66,7 +68,13 @@ pub fn run(args: &Args) -> ExitCode {
         );
         return ExitCode::FAILURE;
     };
-    let answer = explain(&config, listener, args.from.0);
+    let mut answer = explain(&config, listener, args.from.0);
+    answer.notes.extend(
+        doubts
+            .into_iter()
+            .filter(|(pool, _)| *pool == listener.pool)
+            .map(|(_, doubt)| doubt),
+    );
     if args.json {
         println!("{}", answer.json());
     } else {
@@ -77,6 +85,26 @@ pub fn run(args: &Args) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Puts the members into the pools that can be known without a running weir; says of which pools there may be more.
+fn fill(config: &mut Config) -> Vec<(usize, String)> {
+    let mut doubts = Vec::new();
+    for ix in 0..config.pools.len() {
+        let rules = Rules::of(config, ix);
+        let pool = &mut config.pools[ix];
+        let mut lists = Vec::new();
+        for MemberSource { from, .. } in &pool.members {
+            match from {
+                MembersFrom::File(path) => match members::load(path, &rules) {
+                    Ok(list) => lists.push(list),
+                    Err(errors) => doubts.push((ix, errors.to_string())),
+                },
+            }
+        }
+        pool.backends = merge(&pool.backends, lists.iter().map(Vec::as_slice), &[]).members;
+    }
+    doubts
 }
 
 /// Nobody has connections, nobody is known to be slow.

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod explain;
 pub mod generate;
 pub mod kill;
+pub mod members;
 pub mod reference;
 pub mod reload;
 pub mod run;
@@ -50,6 +51,8 @@ enum Command {
     Status(status::Args),
     /// Live connections and UDP sessions.
     Conns(conns::Args),
+    /// Who is in a pool, where each came from, how old that knowledge is, the last error.
+    Members(members::Args),
     /// End one connection.
     Kill(kill::Args),
     /// Change one backend until the next reload.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args),
         Command::Conns(args) => conns::run(args),
+        Command::Members(args) => members::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Backend(args) => backend::run(args),
         Command::Vip(args) => vip::run(args),

@@ -35,6 +35,7 @@ pub fn text(status: &Status) -> String {
     out.push_str(&listeners(status));
     for pool in &status.pools {
         out.push_str(&one_pool(pool));
+        out.push_str(&super::members::sources(&pool.sources));
     }
     out.push_str(&failover(status));
     out.push_str(&workers(status));

@@ -95,6 +95,12 @@ impl Field {
             ..self
         }
     }
+    const fn left_out(self, means: &'static str) -> Field {
+        Field {
+            missing: Means(means),
+            ..self
+        }
+    }
     const fn unit(self, unit: &'static str) -> Field {
         Field { unit, ..self }
     }
@@ -233,12 +239,15 @@ pub static FIELDS: &[Field] = &[
     value::<bool>("pools.*.source_hash.port", "false", "Whether the source port counts too."),
     value::<f64>("pools.*.source_hash.bounded_load", "off", "No backend carries more than so many times the mean.").or("off").unit("times the mean").range("1.01..100"),
     value::<u64>("pools.*.source_hash.seed", "0", "Nodes that shall agree have the same seed."),
-    items("pools.*.backends", "The servers: sections, or plain addresses.").range("1..65535").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
+    items("pools.*.backends", "The servers: sections, or plain addresses. Beside `members` they may be left out.").range("1..65535").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
     optional::<Label>("pools.*.backends.*.name", "its address", "Name, unique in the pool.").example("a").udp("ns1"),
     required::<BackendAddress>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
     value::<u32>("pools.*.backends.*.weight", "1", "Share of the work; 0 = no new work.").range("0..65535"),
     value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
     value::<bool>("pools.*.backends.*.backup", "false", "Serves only while no primary is up."),
+    items("pools.*.members", "Sources of further backends, which come and go without a reload (docs/discovery.md).").left_out("none").range("1..64").example("[{file: /etc/weir/members/web.yaml}]"),
+    required::<AbsolutePath>("pools.*.members.*.file", "/etc/weir/members/web.yaml", "A file with a list of backends (YAML or JSON), each as under `backends`; applied whenever it changes."),
+    value::<bool>("pools.*.members.*.allow_empty", "false", "Whether an answer without members counts. Else the last ones stay."),
     section("pools.*.health", "Active health checks.").or("none").udp("section"),
     optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp"),
     value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),

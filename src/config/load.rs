@@ -10,19 +10,22 @@ use super::{Errors, Loaded, parse};
 pub fn load(path: &Path) -> Result<Loaded, Errors> {
     let name = path.display().to_string();
     let bytes = read(path).map_err(|reason| Errors::whole(&name, reason))?;
-    match String::from_utf8(bytes) {
-        Ok(text) => parse(&name, &text),
-        Err(error) => {
-            let Place { line, column } = place_of(error.as_bytes(), error.utf8_error().valid_up_to());
-            let mut errors = Errors::whole(&name, "not UTF-8 text from here on: save the file as UTF-8");
-            errors.0[0].line = line;
-            errors.0[0].column = column;
-            Err(errors)
-        }
-    }
+    parse(&name, &text(&name, bytes)?)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// The bytes of a file as text.
+pub(super) fn text(name: &str, bytes: Vec<u8>) -> Result<String, Errors> {
+    String::from_utf8(bytes).map_err(|error| {
+        let Place { line, column } = place_of(error.as_bytes(), error.utf8_error().valid_up_to());
+        let mut errors = Errors::whole(name, "not UTF-8 text from here on: save the file as UTF-8");
+        errors.0[0].line = line;
+        errors.0[0].column = column;
+        errors
+    })
+}
+
+/// A whole file, up to a bound.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let cannot = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".to_string(),
         _ => format!("cannot be read: {e}"),

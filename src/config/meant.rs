@@ -30,7 +30,6 @@ const FOREIGN: &[(&str, &str)] = &[
     ("max_fails", "passive"),
     ("maxconn", "max_connections"),
     ("maxconn", "connections"),
-    ("members", "backends"),
     ("mode", "protocol"),
     ("outlier_detection", "passive"),
     ("peers", "nodes"),

@@ -11,6 +11,7 @@
 //! tree made from the flags.
 
 pub mod fields;
+pub mod members;
 pub mod model;
 
 mod check;
@@ -20,6 +21,7 @@ mod meant;
 mod notes;
 mod raw;
 mod reference;
+mod rules;
 mod value;
 mod warn;
 mod yaml;
@@ -32,6 +34,7 @@ use std::fmt;
 pub use load::load;
 pub use model::Config;
 pub use reference::reference;
+pub use rules::Rules;
 pub use warn::{Budget, FDS_PER_PROBE, Facts, PROBES_MAX, facts_warnings};
 
 /// One thing to say about a configuration.

@@ -35,6 +35,16 @@ pub struct Config {
     pub failover: Option<Failover>,
 }
 
+impl Config {
+    /// Files with lists of members.
+    pub fn member_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let sources = self.pools.iter().flat_map(|pool| &pool.members);
+        sources.map(|source| match &source.from {
+            MembersFrom::File(path) => path,
+        })
+    }
+}
+
 /// `log:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
@@ -111,6 +121,17 @@ pub enum BackendAddress {
     SamePort(IpAddr),
     /// A unix stream socket.
     Unix(PathBuf),
+}
+
+impl BackendAddress {
+    /// The IP address in it.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            BackendAddress::Ip(address) => Some(address.ip()),
+            BackendAddress::SamePort(ip) => Some(*ip),
+            BackendAddress::Unix(_) => None,
+        }
+    }
 }
 
 /// `listeners.NAME`.
@@ -206,8 +227,35 @@ pub struct UdpPolicy {
 pub struct Pool {
     /// Everything but the backends.
     pub policy: PoolPolicy,
-    /// Backends in file order, at least one, names and addresses unique.
+    /// Backends in file order, names and addresses unique; at least one, unless there are sources of members.
     pub backends: Vec<Backend>,
+    /// Where further backends come from.
+    pub members: Vec<MemberSource>,
+}
+
+/// One entry of `pools.NAME.members`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MemberSource {
+    /// What is watched.
+    pub from: MembersFrom,
+    /// Whether an answer without members counts.
+    pub allow_empty: bool,
+}
+
+/// What a source of members watches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MembersFrom {
+    /// A file with a list of backends.
+    File(PathBuf),
+}
+
+impl std::fmt::Display for MembersFrom {
+    /// What it is called in logs, labels and documents.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            MembersFrom::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
 }
 
 /// The rules of a pool, whoever is in it.

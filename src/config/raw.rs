@@ -43,6 +43,16 @@ impl<'a> Section<'a> {
         Section::open(notes, String::new(), String::new(), spot)
     }
 
+    /// A part of a configuration that is a file of its own, read by the rows below `rule`.
+    pub fn part(notes: &'a Notes, rule: &str, node: &'a Node) -> Self {
+        let spot = Spot {
+            at: node.at,
+            path: String::new(),
+            value: node,
+        };
+        Section::open(notes, rule.to_string(), String::new(), spot)
+    }
+
     fn open(notes: &'a Notes, rule: String, name: String, spot: Spot<&'a Node>) -> Self {
         let node = spot.value;
         let mut section = Section {

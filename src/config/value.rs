@@ -596,6 +596,16 @@ impl FromText for Bind {
     }
 }
 
+impl BackendAddress {
+    /// Reads it as it is written in a file.
+    ///
+    /// # Errors
+    /// What is wrong, and what would be right.
+    pub fn parse(text: &str) -> Result<BackendAddress, String> {
+        BackendAddress::from_text(text)
+    }
+}
+
 impl FromText for BackendAddress {
     const KIND: &'static str = "address";
     fn from_text(text: &str) -> Result<Self, String> {

@@ -70,7 +70,9 @@ impl Budget {
         };
         let listening: u64 = config.listeners.iter().flat_map(|l| &l.bind).map(ports).sum();
         let probed = config.pools.iter().filter(|p| p.policy.health.kind != ProbeKind::None);
-        let probes = probed.map(|p| p.backends.len() as u64).sum::<u64>();
+        // Who else comes is not known.
+        let members = |p: &Pool| if p.members.is_empty() { 0 } else { PROBES_MAX };
+        let probes = probed.map(|p| p.backends.len() as u64 + members(p)).sum::<u64>();
         let affordable = (limit / PROBES_SHARE / FDS_PER_PROBE).clamp(1, PROBES_MAX);
         let probes = probes.min(affordable);
         let peers = config

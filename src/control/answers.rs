@@ -110,6 +110,9 @@ impl Control {
                 let facts = BackendFacts {
                     state: Some(entry.state.state()),
                     reason: entry.state.reason().to_string(),
+                    source: self
+                        .discovery
+                        .origin(&entry.backend.pool, &entry.backend.config.address),
                     weight: Some(entry.weight()),
                     since: now.saturating_duration_since(entry.state.since()),
                     probes: Times::sum([&entry.probes.seconds]),
@@ -119,6 +122,10 @@ impl Control {
                 (entry.backend.identity, facts)
             })
             .collect();
+        let pools = self.config.pools.iter().map(|pool| pool.policy.name.clone());
+        let sources = pools.map(|pool| (self.discovery.sources(&pool, now), pool));
+        let sources = sources.filter(|(sources, _)| !sources.is_empty());
+        let sources = sources.map(|(sources, pool)| (pool, sources)).collect();
         let election = self.vips.status();
         Facts {
             config_file: self.source.file(),
@@ -128,6 +135,7 @@ impl Control {
             uptime: self.shared.epoch.elapsed(),
             stopping: self.stopping.is_some(),
             backends,
+            sources,
             vips: election.vips,
             nodes: election.nodes,
             witnesses: election.witnesses,

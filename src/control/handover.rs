@@ -9,7 +9,7 @@ use super::publication::endpoints;
 use super::publication::sockets::reassign;
 use super::request::Input;
 use super::thread::Control;
-use super::upgrade::{Back, Event, Handover, Predecessor};
+use super::upgrade::{Back, Event, Handover, KNOWLEDGE_MAX, Predecessor};
 use crate::sys::sandbox;
 
 impl Control {
@@ -42,6 +42,7 @@ impl Control {
             workers: self.engines.workers.handles().cloned().collect(),
             listeners: self.endpoints.labels(),
             knowledge: self.pools.knowledge(),
+            members: self.discovery.told(KNOWLEDGE_MAX, Instant::now()),
             own,
         };
         let program = self.upgrade.program.clone();
@@ -111,6 +112,7 @@ impl Control {
                 );
                 self.upgrade.predecessor = None;
                 self.upgrade.handed_over = Some((done.pid, false));
+                self.discovery.stop();
                 self.observer = None;
                 self.notifier.hand_over(done.pid);
                 for (_, local) in &done.unused {

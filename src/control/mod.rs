@@ -18,6 +18,7 @@
 //! | `engines` | the table of what carries connections: when each of them hears of what |
 //! | [`phase`] | which orders a process takes at which point of its life |
 //! | [`publication`] | what workers act on: pools and health, listeners and sockets, the workers themselves |
+//! | [`discovery`] | members of pools that come and go: watching their sources |
 //! | [`operator`] | the admin socket, HTTP, status, metrics, history, the page |
 //! | [`upgrade`] | the conversation between two processes |
 //! | [`election`] | the VIP machine with its beats |
@@ -31,6 +32,7 @@
 pub mod access_log;
 mod answers;
 mod capacity;
+pub mod discovery;
 pub mod election;
 mod engines;
 pub mod etcd;

@@ -30,6 +30,8 @@ impl Control {
         if let Some(failover) = &config.failover {
             election::check(failover).map_err(|error| format!("failover: {error}"))?;
         }
+        let discovery = self.discovery.prepare(config);
+        discovery.map_err(|error| format!("members: cannot watch their sources: {error}"))?;
         let workers = capacity.workers;
         let new = self.engines.workers.start(workers);
         let new = new.map_err(|error| format!("workers: cannot start: {error}"))?;
@@ -60,8 +62,9 @@ impl Control {
         self.engines.workers.activate(new);
         let probes = capacity.budget.probes;
         self.prober.set_sockets_max((probes * FDS_PER_PROBE) as usize);
-        self.pools
-            .configure(&config.pools, workers, probes as usize, Instant::now());
+        self.discovery.follow(&config, |pool| self.pools.members(pool));
+        let pools = self.discovery.fill(&config.pools);
+        self.pools.configure(&pools, workers, probes as usize, Instant::now());
         let Changes {
             assigned,
             closed_streams,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crossbeam_channel::Sender;
 
+use super::discovery::Changed;
 use super::phase::Operation;
 use super::publication::probe::Verdict;
 use super::upgrade;
@@ -21,6 +22,14 @@ pub enum Input {
     Signal(i32),
     /// A step of an upgrade.
     Upgrade(upgrade::Event),
+    /// Other members than before are known.
+    Members(Changed),
+}
+
+impl From<Changed> for Input {
+    fn from(changed: Changed) -> Input {
+        Input::Members(changed)
+    }
 }
 
 impl From<Verdict> for Input {

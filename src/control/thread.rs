@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
 
 use super::access_log;
 use super::capacity::Capacity;
+use super::discovery::{Changed, Discovery};
 use super::election::Helpers;
 use super::election::vips::Vips;
 use super::engines::Engines;
@@ -33,6 +34,8 @@ use crate::link::{Failure, Record, Shared, SpawnWorker, StartEngine};
 const INPUTS_MAX: usize = 4096;
 /// Failures seen by real traffic that may wait.
 const FAILURES_MAX: usize = 4096;
+/// How long a start waits for the first answers of sources of members.
+const MEMBERS_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
 /// Longest sleep.
@@ -50,6 +53,7 @@ pub struct Control {
     pub(super) engines: Engines,
     pub(super) endpoints: Endpoints,
     pub(super) pools: Pools,
+    pub(super) discovery: Discovery,
     pub(super) prober: Prober<Input>,
     pub(super) version: u64,
     pub(super) generation: u64,
@@ -84,8 +88,11 @@ impl Control {
         engines: Vec<StartEngine>,
         helpers: Option<Helpers>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
-        let (mut upgrade, knowledge) = Upgrade::new(inheritance);
+        let (mut upgrade, knowledge, members) = Upgrade::new(inheritance);
         let (sender, inputs) = bounded(INPUTS_MAX);
+        let told = sender.clone();
+        let notify =
+            Arc::new(move |changed: Changed| !matches!(told.try_send(changed.into()), Err(TrySendError::Full(_))));
         let (failure_sender, failures) = bounded(FAILURES_MAX);
         // First of all: it finds out whether another weir is running here.
         let inherited = &mut upgrade.inherited;
@@ -113,6 +120,7 @@ impl Control {
             engines,
             endpoints: Endpoints::default(),
             pools: Pools::new(u64::from(std::process::id())),
+            discovery: Discovery::new(notify, members),
             // Bounded by the budget, when there is one.
             prober: Prober::start(sender.clone(), 0)?,
             config: config.clone(),
@@ -135,7 +143,13 @@ impl Control {
             upgrade,
         };
         match control.prepare(&config, capacity) {
-            Ok(prepared) => control.commit(config, prepared),
+            Ok(prepared) => {
+                control.discovery.follow(&config, |_| Vec::new());
+                if !control.discovery.wait(MEMBERS_MAX) {
+                    log::warn!("not every source of members has answered within {MEMBERS_MAX:?}: starting without");
+                }
+                control.commit(config, prepared);
+            }
             Err(refusal) => {
                 control.remove_admin();
                 return Err(refusal.into());
@@ -310,8 +324,18 @@ impl Control {
                 _ => self.begin_stop(),
             },
             Input::Request(request) => self.answer(request),
+            Input::Members(Changed(pool)) => self.follow_members(&pool),
         }
         true
+    }
+
+    /// Puts those into a pool that its sources name now.
+    fn follow_members(&mut self, pool: &str) {
+        if let Some(members) = self.discovery.members(pool)
+            && let Err(error) = self.pools.set_members(pool, &members, Instant::now())
+        {
+            log::error!("members of pool {pool} stay as they were: {error}");
+        }
     }
 
     /// Where this process is in its life.

@@ -13,7 +13,8 @@
 //! | `up` | otherwise | yes |
 //!
 //! Probes go on in every state, so that an order taken back finds the truth at once. A backend that returns to `up` from
-//! anything but `starting` ramps up, if the pool has a slow start: a new backend is not a returning one.
+//! anything but `starting` ramps up, if the pool has a slow start: a new backend is not a returning one. One that comes to
+//! others that serve, because a source has named it, is probed before it takes work, and ramps up.
 //!
 //! What this file never does: decide for the pool. Whether an ejection would take the last one is the caller's knowledge
 //! and comes in as a parameter; who of a pool takes its work is [`super::eligibility`].
@@ -78,6 +79,8 @@ pub enum Standing {
     Ready,
     /// Nobody knows yet: as if it were ready.
     Untested,
+    /// The same of a newcomer: others first.
+    New,
     /// Unhealthy: only by `all_down: try_all`.
     Unhealthy,
     /// The operator said no.
@@ -138,6 +141,8 @@ pub struct BackendState {
     since: Instant,
     /// When it last returned; the ramp starts here.
     returned: Option<Instant>,
+    /// It has come to others that serve: it is probed first, and ramps up.
+    is_newcomer: bool,
 }
 
 impl BackendState {
@@ -152,9 +157,20 @@ impl BackendState {
             eject_reason: String::new(),
             since: now,
             returned: None,
+            is_newcomer: false,
         };
         state.start_over();
         state
+    }
+
+    /// The same of one that comes to others that serve.
+    pub fn newcomer(now: Instant, policy: Policy) -> BackendState {
+        let unprobed = !policy.probed;
+        BackendState {
+            is_newcomer: true,
+            returned: unprobed.then_some(now),
+            ..BackendState::new(now, policy)
+        }
     }
 
     /// The state word.
@@ -187,6 +203,7 @@ impl BackendState {
     pub fn standing(&self) -> Standing {
         match self.state() {
             State::Up => Standing::Ready,
+            State::Starting if self.is_newcomer => Standing::New,
             State::Starting => Standing::Untested,
             State::Down | State::Ejected => Standing::Unhealthy,
             State::Drain | State::Disabled => Standing::Withdrawn,
@@ -317,7 +334,7 @@ impl BackendState {
         }
         self.since = now;
         if to == State::Up {
-            self.returned = (from != State::Starting).then_some(now);
+            self.returned = (from != State::Starting || self.is_newcomer).then_some(now);
         }
         Some(Change {
             from,
@@ -333,6 +350,33 @@ mod tests {
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Broken on purpose: the
+    /// newcomer ready at once; without a ramp.
+    #[test]
+    fn newcomers_are_probed_first() {
+        let start = Instant::now();
+        for (probed, newcomer, before, share) in [
+            (true, true, Standing::New, 0..512),
+            (true, false, Standing::Untested, 1024..1025),
+            (false, true, Standing::Ready, 0..512),
+            (false, false, Standing::Ready, 1024..1025),
+        ] {
+            let policy = Policy {
+                slow_start: Some(10 * SECOND),
+                ..policy(probed)
+            };
+            let mut backend = match newcomer {
+                true => BackendState::newcomer(start, policy),
+                false => BackendState::new(start, policy),
+            };
+            assert_eq!(backend.standing(), before, "{probed} {newcomer}");
+            backend.probed(start, true, "connect ok");
+            assert_eq!(backend.standing(), Standing::Ready);
+            let found = backend.share(start + SECOND);
+            assert!(share.contains(&found), "{probed} {newcomer}: {found}");
+        }
+    }
 
     fn policy(probed: bool) -> Policy {
         Policy {

@@ -8,6 +8,9 @@
 //! | only unhealthy ones, `all_down: try_all` | unhealthy primaries | unhealthy backups | `all` |
 //! | none of these | nobody | nobody | `none` |
 //!
+//! Beside others that serve, a newcomer (a member that a source has brought to a pool that had members) takes nothing before it
+//! has been probed. Where there is nobody else it counts as untested.
+//!
 //! A backend of weight 0 or one withdrawn by the operator is in none of the sets.
 //!
 //! An untested backend takes work as if it were up: a failed connect goes elsewhere, while a start that waits for probes
@@ -74,7 +77,13 @@ impl Eligibility {
             })
         };
         let nobody = || Mask::new(len);
-        let [primaries, backups] = [false, true].map(|backup| of(backup, &[Standing::Ready, Standing::Untested]));
+        let [primaries, backups] = [false, true].map(|backup| {
+            let known = of(backup, &[Standing::Ready, Standing::Untested]);
+            match known.is_empty() {
+                true => of(backup, &[Standing::New]),
+                false => known,
+            }
+        });
         let [ready, ready_backups] = [false, true].map(|backup| of(backup, &[Standing::Ready]));
         let [ill, ill_backups] = [false, true].map(|backup| of(backup, &[Standing::Unhealthy]));
         let (serving, first, then) = if !ready.is_empty() {
@@ -114,11 +123,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A backend as a letter: r(eady), u(ntested), i(ll), w(ithdrawn), 0 (ready, without weight); a capital is a backup.
+    /// A backend as a letter: r(eady), u(ntested), n(ew), i(ll), w(ithdrawn), 0 (ready, without weight); a capital is a backup.
     fn candidate(letter: char) -> Candidate {
         let standing = match letter.to_ascii_lowercase() {
             'r' | '0' | 'o' => Standing::Ready,
             'u' => Standing::Untested,
+            'n' => Standing::New,
             'i' => Standing::Unhealthy,
             _ => Standing::Withdrawn,
         };
@@ -155,6 +165,12 @@ mod tests {
             ("uu",    ("primary", "01", "", 2, 0),   ("primary", "01", "", 2, 0)),
             ("iu",    ("primary", "1", "", 1, 0),    ("primary", "1", "", 1, 0)),
             ("r0",    ("primary", "0", "", 1, 1),    ("primary", "0", "", 1, 1)),
+            ("rn",    ("primary", "0", "", 1, 1),    ("primary", "0", "", 1, 1)),
+            ("un",    ("primary", "0", "", 1, 0),    ("primary", "0", "", 1, 0)),
+            ("nn",    ("primary", "01", "", 2, 0),   ("primary", "01", "", 2, 0)),
+            ("in",    ("primary", "1", "", 1, 0),    ("primary", "1", "", 1, 0)),
+            ("inRN",  ("primary", "1", "2", 1, 1),   ("primary", "1", "2", 1, 1)),
+            ("wRN",   ("backup", "1", "", 1, 1),     ("backup", "1", "", 1, 1)),
             // Backups behind primaries
             ("rR",    ("primary", "0", "", 1, 2),    ("primary", "0", "", 1, 2)),
             ("rUI",   ("primary", "0", "", 1, 1),    ("primary", "0", "", 1, 1)),
@@ -209,7 +225,7 @@ mod tests {
         /// Whatever the states: the sets are disjoint, whoever is in one has a weight and was not withdrawn, `then` is empty
         /// where `first` is, a backup is in `first` only if no primary is, and the word says the same.
         #[test]
-        fn holds_in_every_pool(letters in "[ruiw0RUIWO]{0,70}", try_all in any::<bool>()) {
+        fn holds_in_every_pool(letters in "[ruinw0RUINWO]{0,70}", try_all in any::<bool>()) {
             let all_down = if try_all { AllDown::TryAll } else { AllDown::Refuse };
             let candidates: Vec<Candidate> = letters.chars().map(candidate).collect();
             let got = Eligibility::new(&candidates, all_down);

@@ -53,6 +53,8 @@ pub struct Needs {
     pub connect: Vec<PathBuf>,
     /// Large receive buffers for UDP (SO_RCVBUFFORCE takes CAP_NET_ADMIN).
     pub large_buffers: bool,
+    /// Events of files (inotify).
+    pub file_events: bool,
     /// A thread of real-time priority (CAP_SYS_NICE).
     pub real_time: bool,
 }
@@ -237,18 +239,21 @@ pub enum Unlisted {
 }
 
 /// Second step; every thread that runs, and every later one. The error says in words why it could not be had.
-pub fn seal(unlisted: Unlisted) -> Result<(), String> {
-    for program in programs(unlisted)? {
+pub fn seal(needs: &Needs, unlisted: Unlisted) -> Result<(), String> {
+    for program in programs(needs, unlisted)? {
         install(&program).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
 
 /// The filters; of what they answer, the strictest counts.
-fn programs(unlisted: Unlisted) -> Result<Vec<BpfProgram>, String> {
+fn programs(needs: &Needs, unlisted: Unlisted) -> Result<Vec<BpfProgram>, String> {
     let listed = |calls: &[i64]| calls.iter().map(|&call| (call, Vec::new())).collect();
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = listed(ALLOWED);
+    if needs.file_events {
+        allowed.append(&mut listed(FILE_EVENTS));
+    }
     allowed.insert(libc::SYS_socket, families()?);
     allowed.insert(libc::SYS_clone, vec![no_namespaces()?]);
     let unlisted = match unlisted {
@@ -325,6 +330,13 @@ fn install(program: &BpfProgram) -> io::Result<()> {
         thread => Err(io::Error::other(format!("thread {thread} has a filter of its own"))),
     }
 }
+
+/// Calls that watch files.
+const FILE_EVENTS: &[i64] = &[
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+];
 
 /// Calls that libraries must believe to be missing, so that they use ones that can be judged.
 const ABSENT: &[i64] = &[libc::SYS_clone3];
@@ -603,6 +615,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let needs = Needs {
             read: vec!["/etc/passwd".into()],
+            file_events: call.contains("with events"),
             write: vec![dir.path().into()],
             ..Needs::default()
         };
@@ -610,7 +623,7 @@ mod tests {
         assert_eq!(confine(&needs), Vec::<String>::new());
         let strict = call.starts_with("strict ");
         let mode = if strict { Unlisted::Kill } else { Unlisted::Refuse };
-        seal(mode).unwrap();
+        seal(&needs, mode).unwrap();
         let errno = |outcome: io::Result<()>| outcome.map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
         let system_call = |number, first: i64| {
             // SAFETY: none of the calls made here with these arguments touches memory.
@@ -629,6 +642,7 @@ mod tests {
             "clone_newnet" => system_call(libc::SYS_clone, i64::from(libc::CLONE_NEWNET | libc::SIGCHLD)),
             "clone3" => system_call(libc::SYS_clone3, 0),
             "packet_socket" => socket(libc::AF_PACKET),
+            "inotify" | "inotify with events" => system_call(libc::SYS_inotify_init1, 0),
             "vmsplice" => system_call(libc::SYS_vmsplice, -1),
             "read_allowed" => errno(std::fs::read("/etc/passwd").map(drop)),
             "read_other" => errno(std::fs::read("/etc/hosts").map(drop)),
@@ -655,6 +669,8 @@ mod tests {
             ("clone_newnet", Ok(libc::ENOSYS)),
             ("packet_socket", Ok(libc::ENOSYS)),
             ("vmsplice", Ok(libc::ENOSYS)),
+            ("inotify", Ok(libc::ENOSYS)),
+            ("inotify with events", Ok(0)),
             ("unshare", Err(libc::SIGSYS)),
             ("ptrace", Err(libc::SIGSYS)),
             ("read_allowed", Ok(0)),

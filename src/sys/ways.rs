@@ -46,6 +46,17 @@ pub fn directories(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The same for a file that may come later: in place of a directory that is not there yet, the first above it that is, unless
+/// that one holds much besides.
+pub fn awaited(path: &Path) -> Vec<PathBuf> {
+    let stands = |directory: PathBuf| {
+        let found = directory.ancestors().find(|above| above.is_dir())?;
+        let narrow = found == directory || !BROAD.iter().any(|broad| found == Path::new(broad));
+        narrow.then(|| found.to_path_buf())
+    };
+    directories(path).into_iter().filter_map(stands).collect()
+}
+
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_path_buf(),
@@ -166,6 +177,23 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(directories(Path::new("weir.yaml"))[0], PathBuf::from("."));
+    }
+
+    #[test]
+    fn what_comes_later_is_awaited_above() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        fs::create_dir(root.join("here")).unwrap();
+        #[rustfmt::skip]
+        let rows: [(PathBuf, Vec<PathBuf>); 4] = [
+            (root.join("here/file"),         vec![root.join("here")]),
+            (root.join("later/deep/file"),   vec![root.clone()]),
+            ("/etc/weir-is-not-there/file".into(), vec![]),
+            ("/etc/file".into(),             vec!["/etc".into()]),
+        ];
+        for (path, expected) in rows {
+            assert_eq!(awaited(&path), expected, "{path:?}");
+        }
     }
 
     #[test]

@@ -97,6 +97,15 @@ fn run_without_a_file() {
     assert_eq!(names, ["a", "b"]);
 }
 
+/// The members of the demo come from a file that changes meanwhile, and no client notices.
+#[test]
+fn demo_of_members() {
+    let (code, out, err) = weir(&["demo", "--members", "--for", "5s"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("amber goes") && out.contains("amber returns"), "{out}");
+    assert!(out.contains(" answers and 0 failures"), "{out}");
+}
+
 /// The first command of the README: nothing is configured, everything is built in, and the table at the end shows how
 /// connections were spread: by weight.
 #[test]

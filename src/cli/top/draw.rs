@@ -13,7 +13,7 @@ use crate::cli::table::{Tone, age, count, rate};
 const GRAPHS_HEIGHT_MIN: u16 = 18;
 
 const KEYS: &[(&str, &str)] = &[
-    ("1-4", "view"),
+    ("1-5", "view"),
     ("↑↓", "select"),
     ("Enter", "open"),
     ("/", "filter"),
@@ -201,6 +201,7 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, paint: &Paint) {
     if rows.is_empty() {
         let empty = match (model.has_sample(), model.view) {
             (false, _) => "waiting for weir",
+            (true, View::Sources) if model.filter.is_empty() => "no pool has sources of members",
             (true, View::Vips) => "no VIPs are configured",
             (true, _) if !model.filter.is_empty() => "nothing matches the filter",
             (true, _) => "none",

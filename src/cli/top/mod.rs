@@ -49,6 +49,7 @@ enum ViewArg {
     Listeners,
     Connections,
     Vips,
+    Sources,
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -67,6 +68,7 @@ pub fn run(args: Args) -> ExitCode {
         ViewArg::Listeners => View::Listeners,
         ViewArg::Connections => View::Connections,
         ViewArg::Vips => View::Vips,
+        ViewArg::Sources => View::Sources,
     };
     let once = args.once || args.options.json || !std::io::stdout().is_terminal();
     let result = match once {

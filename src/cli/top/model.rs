@@ -30,11 +30,19 @@ pub enum View {
     Connections,
     /// Virtual addresses.
     Vips,
+    /// Where members of pools come from.
+    Sources,
 }
 
 impl View {
     /// In the order of their keys 1 to 4.
-    pub const ALL: [View; 4] = [View::Backends, View::Listeners, View::Connections, View::Vips];
+    pub const ALL: [View; 5] = [
+        View::Backends,
+        View::Listeners,
+        View::Connections,
+        View::Vips,
+        View::Sources,
+    ];
 
     /// Name of the tab.
     pub fn title(self) -> &'static str {
@@ -43,6 +51,7 @@ impl View {
             View::Listeners => "Listeners",
             View::Connections => "Connections",
             View::Vips => "VIPs",
+            View::Sources => "Sources",
         }
     }
 
@@ -89,6 +98,14 @@ impl View {
                 ("SINCE", 7, true),
                 ("REASON", 20, false),
             ],
+            View::Sources => &[
+                ("POOL", 8, false),
+                ("SOURCE", 24, false),
+                ("MEMBERS", 7, true),
+                ("AGE", 6, true),
+                ("FAIL", 5, true),
+                ("LAST ERROR", 20, false),
+            ],
         }
     }
 
@@ -98,7 +115,7 @@ impl View {
             View::Backends => (6, true),
             View::Listeners => (8, true),
             View::Connections => (7, true),
-            View::Vips => (0, false),
+            View::Vips | View::Sources => (0, false),
         }
     }
 }
@@ -205,7 +222,7 @@ pub struct Model {
     pub message: Option<(String, Instant)>,
     /// Why there are no samples.
     pub trouble: Option<String>,
-    orders: [(usize, bool); 4],
+    orders: [(usize, bool); View::ALL.len()],
     scope_backend: Option<String>,
     scope_listener: Option<String>,
     sample: Sample,
@@ -318,6 +335,7 @@ impl Model {
             View::Listeners => self.listeners(),
             View::Connections => self.connections(),
             View::Vips => self.vips(),
+            View::Sources => self.sources(),
         };
         let needle = self.filter.to_lowercase();
         rows.retain(|row| row.cells.iter().any(|cell| cell.text.to_lowercase().contains(&needle)));
@@ -441,6 +459,27 @@ impl Model {
         self.sample.status.vips.iter().map(row).collect()
     }
 
+    fn sources(&self) -> Vec<Row> {
+        let pools = self.sample.status.pools.iter();
+        let all = pools.flat_map(|pool| pool.sources.iter().map(move |source| (pool, source)));
+        all.map(|(pool, source)| Row {
+            id: format!("source {} {}", pool.name, source.source),
+            cells: vec![
+                text(&pool.name),
+                text(&source.source),
+                number(source.members as f64, source.members.to_string()),
+                match source.age_s {
+                    None => toned("never", Tone::Bad),
+                    Some(seconds) => number(seconds, age(seconds as u64)),
+                },
+                number(source.failures as f64, source.failures.to_string()),
+                toned(source.error.as_deref().unwrap_or("-"), Tone::Bad),
+            ],
+            target: Target::None,
+        })
+        .collect()
+    }
+
     /// Obeys a key.
     pub fn press(&mut self, key: Press) -> Wish {
         match (self.mode.clone(), key) {
@@ -474,9 +513,9 @@ impl Model {
         let columns = self.view.columns().len();
         match key {
             Press::Char('q') => return Wish::Quit,
-            Press::Char(c @ '1'..='4') => self.go(View::ALL[c as usize - '1' as usize]),
-            Press::Tab => self.go(View::ALL[(self.view as usize + 1) % 4]),
-            Press::BackTab => self.go(View::ALL[(self.view as usize + 3) % 4]),
+            Press::Char(c @ '1'..='5') => self.go(View::ALL[c as usize - '1' as usize]),
+            Press::Tab => self.go(View::ALL[(self.view as usize + 1) % View::ALL.len()]),
+            Press::BackTab => self.go(View::ALL[(self.view as usize + View::ALL.len() - 1) % View::ALL.len()]),
             Press::Up => self.selected = self.selected.saturating_sub(1),
             Press::Down => self.selected = (self.selected + 1).min(last),
             Press::PageUp => self.selected = self.selected.saturating_sub(10),

@@ -19,6 +19,8 @@ use super::raw::Section;
 use super::value::*;
 use super::yaml::Node;
 
+pub use pool::backends;
+
 /// Checks a whole file.
 pub fn check(notes: &Notes, tree: &Node) -> Config {
     let root = Section::root(notes, tree);

@@ -1,11 +1,12 @@
 //! `pools.NAME`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use crate::config::model::*;
 use crate::config::notes::{Notes, Spot};
 use crate::config::raw::Section;
+use crate::config::rules::Rules;
 use crate::config::value::*;
 use crate::config::yaml::Place;
 
@@ -30,7 +31,25 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
     if users.udp_only() {
         section.only_for(Protocol::Udp, "only udp listeners use this pool");
     }
-    let backends = backends(notes, section, &users);
+    let rules = Rules::new(users.0.iter().copied());
+    let members = members(notes, section);
+    let backends = match section.has("backends") || !section.has("members") {
+        true => backends(notes, section, &rules),
+        false => Vec::new(),
+    };
+    if !backends.is_empty() && members.is_empty() {
+        if backends.iter().all(|b| b.value.weight == 0) {
+            section.error(
+                "backends",
+                "every weight is 0, so nothing could be served: give at least one a weight of 1 or more",
+            );
+        } else if backends.iter().all(|b| b.value.backup) {
+            section.warn(
+                "backends",
+                "every backend is a backup: without a primary that makes no difference",
+            );
+        }
+    }
     let addresses: Vec<&BackendAddress> = backends.iter().map(|b| &b.value.address).collect();
     let on_drain = section.section("on_drain");
     let connect = section.section("connect");
@@ -84,10 +103,35 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
     Pool {
         policy,
         backends: backends.into_iter().map(|b| b.value).collect(),
+        members,
     }
 }
 
-fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend>> {
+/// Where further members come from.
+fn members(notes: &Notes, section: &Section) -> Vec<MemberSource> {
+    let mut places: HashMap<MembersFrom, Place> = HashMap::new();
+    let mut sources = Vec::new();
+    for item in section.items("members", "file") {
+        let file = item.optional::<AbsolutePath>("file");
+        let allow_empty = item.value("allow_empty");
+        let Some(AbsolutePath(file)) = file else {
+            continue;
+        };
+        let from = MembersFrom::File(file);
+        if let Some(first) = places.insert(from.clone(), item.here().at) {
+            let message = format!(
+                "`{from}` is in this pool already{}: keep one of them",
+                first.in_brackets()
+            );
+            notes.error(item.here(), message);
+        }
+        sources.push(MemberSource { from, allow_empty });
+    }
+    sources
+}
+
+/// The list under `backends`, here or in a file of members.
+pub fn backends(notes: &Notes, section: &Section, rules: &Rules) -> Vec<Spot<Backend>> {
     let mut names: HashMap<String, Place> = HashMap::new();
     let mut addresses: HashMap<BackendAddress, Place> = HashMap::new();
     let mut backends = Vec::new();
@@ -135,7 +179,9 @@ fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend
             _ => {}
         }
         if let Some(address) = &address {
-            served(notes, address, users);
+            for complaint in rules.complaints(&address.value) {
+                notes.error(address, complaint);
+            }
         }
         let backend = Backend {
             name: name.unwrap_or_default(),
@@ -146,62 +192,7 @@ fn backends(notes: &Notes, section: &Section, users: &Users) -> Vec<Spot<Backend
         };
         backends.push(item.here().clone().map(|_| backend));
     }
-    if !backends.is_empty() && backends.iter().all(|b| b.value.weight == 0) {
-        section.error(
-            "backends",
-            "every weight is 0, so nothing could be served: give at least one a weight of 1 or more",
-        );
-    } else if !backends.is_empty() && backends.iter().all(|b| b.value.backup) {
-        section.warn(
-            "backends",
-            "every backend is a backup: without a primary that makes no difference",
-        );
-    }
     backends
-}
-
-/// Whether the pool's listeners can use an address.
-fn served(notes: &Notes, address: &Spot<BackendAddress>, users: &Users) {
-    match (&address.value, users.of(Protocol::Udp)) {
-        (BackendAddress::Unix(_), Some(udp)) => {
-            notes.error(
-                address,
-                format!(
-                    "a unix socket carries streams, and listener `{}` is udp: write an IP address",
-                    udp.name
-                ),
-            );
-        }
-        (BackendAddress::SamePort(_), _) => {
-            let unix = |l: &&Listener| l.bind.iter().any(|bind| matches!(bind, Bind::Unix(_)));
-            if let Some(listener) = users.0.iter().copied().find(unix) {
-                notes.error(address, format!("has no port, and listener `{}` binds a unix socket, which has none to take over: write `{}:80`", listener.name, address.value));
-            }
-        }
-        _ => {}
-    }
-    let looped = |l: &&Listener| l.bind.iter().any(|bind| is_itself(bind, &address.value));
-    if let Some(listener) = users.0.iter().copied().find(looped) {
-        notes.error(
-            address,
-            format!(
-                "is bound by listener `{}` itself: connections would go round in circles",
-                listener.name
-            ),
-        );
-    }
-}
-
-fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
-    let local = |bound: &IpAddr, ip: &IpAddr| {
-        bound == ip || bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && ip.is_loopback()
-    };
-    match (bind, address) {
-        (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,
-        (Bind::Ip { ip, ports, .. }, BackendAddress::Ip(to)) => ports.contains(&to.port()) && local(ip, &to.ip()),
-        (Bind::Ip { ip, .. }, BackendAddress::SamePort(to)) => local(ip, to),
-        _ => false,
-    }
 }
 
 fn source_hash(section: &Section, balance: Balance) -> SourceHash {
@@ -317,11 +308,7 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
             ),
         );
     }
-    let ip_of = |b: &Backend| match &b.address {
-        BackendAddress::Ip(address) => Some(SocketAddr::ip(address)),
-        BackendAddress::SamePort(ip) => Some(*ip),
-        BackendAddress::Unix(_) => None,
-    };
+    let ip_of = |b: &Backend| b.address.ip();
     let other = |b: &&Spot<Backend>| ip_of(&b.value).is_some_and(|ip| ip.is_ipv4() != source.value.is_ipv4());
     if let Some(backend) = backends.iter().find(other) {
         let name = &backend.value.name;

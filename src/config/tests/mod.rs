@@ -42,9 +42,11 @@ fn the_reference_in_conf_is_up_to_date() {
 }
 
 #[test]
-fn the_example_in_conf_is_accepted() {
-    let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.yaml"));
-    assert_eq!(load(path).unwrap().warnings, []);
+fn the_examples_in_conf_are_accepted() {
+    for name in ["weir.yaml", "members-file.yaml"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name);
+        assert_eq!(load(&path).unwrap().warnings, [], "{name}");
+    }
 }
 
 /// A file that is complete but for one fragment: which goes to the top level (`R`), the listener (`L`), the pool
@@ -160,9 +162,9 @@ fn a_file_full_of_mistakes_shows_all_of_them() {
 /// would panic). Breaks tried: a row for a key that nobody reads; `on_drain.finish` no longer read.
 #[test]
 fn every_row_of_the_table_is_read() {
-    // With accept_proxy left out there is nothing to read below it, nor below an arbiter that is not there.
-    let both = ["accept_proxy.", "failover.arbiter"];
-    for (text, left_out) in [(reference(), ["nothing"; 2]), (file('F', "beat: 20ms"), both)] {
+    // With accept_proxy and members left out there is nothing to read below them, nor below an arbiter that is not there.
+    let few: &[&str] = &["accept_proxy.", "failover.arbiter", "members."];
+    for (text, left_out) in [(reference(), &[][..]), (file('F', "beat: 20ms"), few)] {
         let notes = notes::Notes::default();
         let tree = yaml::read(&text).unwrap();
         check::check(&notes, &tree);

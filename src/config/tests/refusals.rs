@@ -292,6 +292,15 @@ allow: [10.0.0.0/8]", &[
     ('P', "backends: [10.0.0.1]", &[
         "5:9: pools.web.health.port: missing: backend `10.0.0.1` has no port of its own, so the probe needs one: `port: 80`, or `type: none`",
     ]),
+    ('P', "members: []", &[
+        "6:1: pools.web.members: is empty: leave it out for none",
+    ]),
+    ('P', "members: [{}, {file: members.yaml}, {file: /m, files: 3}, /m]", &[
+        "6:1: pools.web.members[0].file: missing; for example `file: /etc/weir/members/web.yaml`",
+        "6:22: pools.web.members[1].file: `members.yaml` is not the path of a file: begin with `/`, end with its name",
+        "6:48: pools.web.members[2].files: unknown key; did you mean `file`?",
+        "6:59: pools.web.members[3]: `file:/m` is in this pool already (line 6): keep one of them",
+    ]),
     ('P', "balance: leastconn", &[
         "6:10: pools.web.balance: `leastconn` is not known here; did you mean `least_conn`?",
     ]),

@@ -39,6 +39,7 @@ impl Metrics<'_> {
         let mut page = Page::default();
         self.listeners(&mut page);
         self.backends(&mut page);
+        self.members(&mut page);
         self.failover(&mut page);
         self.workers(&mut page);
         self.process(&mut page);
@@ -215,6 +216,31 @@ impl Metrics<'_> {
         page.0
             .extend([up, state, active, weight, eligible, total, bytes, connect, retries]);
         page.0.extend([failures, probes, probe_failures, probes_overdue]);
+    }
+
+    fn members(&self, page: &mut Page) {
+        let pools = || self.snapshot.pools.iter().map(|pool| pool.config.name.as_str());
+        let sources = || {
+            pools().flat_map(|pool| {
+                let sources = self.facts.sources.get(pool).into_iter().flatten();
+                sources.map(move |source| ([("pool", pool), ("source", &*source.source)], source))
+            })
+        };
+        page.gauge(
+            "weir_members",
+            "Members that are in the pool because of the source.",
+            sources().map(|(labels, source)| (labels, source.members as f64)),
+        );
+        page.counter(
+            "weir_member_source_failures_total",
+            "Times that the source could not be asked, or its answer not be used.",
+            sources().map(|(labels, source)| (labels, source.failures)),
+        );
+        page.gauge(
+            "weir_member_source_age_seconds",
+            "Since the source last said who is there; left out before it first does.",
+            sources().filter_map(|(labels, source)| Some((labels, source.age_s?))),
+        );
     }
 
     fn failover(&self, page: &mut Page) {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::process::ProcessFacts;
-use crate::api::status::{Arbiter, Backend, Listener, Node, Pool, Process, Status, Vip, Witness, Worker};
+use crate::api::status::{Arbiter, Backend, Listener, Node, Pool, Process, Source, Status, Vip, Witness, Worker};
 use crate::config::model;
 use crate::health::State;
 use crate::link;
@@ -31,6 +31,8 @@ pub struct Facts {
     pub stopping: bool,
     /// By [`snapshot::Backend::identity`].
     pub backends: HashMap<u64, BackendFacts>,
+    /// Sources of members, by pool.
+    pub sources: HashMap<String, Vec<Source>>,
     /// Virtual addresses.
     pub vips: Vec<Vip>,
     /// Other nodes.
@@ -60,6 +62,8 @@ pub struct BackendFacts {
     pub state: Option<State>,
     /// Why, in a few words.
     pub reason: String,
+    /// Where it comes from, if not from the configuration.
+    pub source: String,
     /// In this state.
     pub since: Duration,
     /// Weight in force, if an operator changed it.
@@ -180,6 +184,7 @@ fn pool(pool: &snapshot::Pool, facts: &Facts) -> Pool {
         eligible: pool.eligibility.count(),
         serving: pool.eligibility.serving.as_str().into(),
         backends: pool.backends.iter().map(|b| backend(b, facts)).collect(),
+        sources: facts.sources.get(&pool.config.name).cloned().unwrap_or_default(),
     }
 }
 
@@ -190,6 +195,7 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
     Backend {
         name: backend.config.name.clone(),
         address: backend.config.address.to_string(),
+        source: known.source,
         weight: known.weight.unwrap_or(backend.config.weight),
         backup: backend.config.backup,
         state: known.state.map_or("", State::as_str).into(),

@@ -22,7 +22,7 @@ use super::probe::{Probe, Verdict};
 use crate::api::question::BackendOrder;
 use crate::balance::Picker;
 use crate::base::Rng;
-use crate::config::model::{OnDown, PoolPolicy, Protocol};
+use crate::config::model::{self, OnDown, PoolPolicy, Protocol};
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
@@ -130,6 +130,13 @@ impl Pools {
     /// All pools in configuration order.
     pub fn iter(&self) -> impl Iterator<Item = &PoolEntry> {
         self.pools.iter()
+    }
+
+    /// Who is in a pool, as the configuration or a source has it; nobody if there is no such pool.
+    pub fn members(&self, pool: &str) -> Vec<model::Backend> {
+        let pool = self.pools.iter().find(|entry| entry.config.name == pool);
+        let entries = pool.into_iter().flat_map(|pool| &pool.entries);
+        entries.map(|entry| entry.backend.config.clone()).collect()
     }
 
     /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use super::{Event, Line, Note, START_MAX, VARIABLE};
+use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::{InheritedSockets, Label};
 use crate::control::publication::pools::Knowledge;
@@ -21,6 +22,8 @@ pub struct Inheritance {
     pub sockets: InheritedSockets,
     /// What a predecessor knew of backends.
     pub knowledge: Vec<Knowledge>,
+    /// What a predecessor knew of sources of members.
+    pub members: Vec<Told>,
     /// The conversation with the predecessor, if there is one.
     pub successor: Option<Successor>,
 }
@@ -51,10 +54,11 @@ impl Inheritance {
         let channel = Channel::inherited(fd).with_context(|| format!("{VARIABLE}={fd}"))?;
         channel.set_timeout(START_MAX)?;
         let line = Line(Arc::new(channel));
-        let mut knowledge = Vec::new();
+        let (mut knowledge, mut members) = (Vec::new(), Vec::new());
         loop {
             match line.hear()? {
                 Some((Note::Knowledge(part), _)) => knowledge.extend(part),
+                Some((Note::Members(part), _)) => members.extend(part),
                 Some((Note::Sockets(labels), fds)) => {
                     sockets.extend(labels.into_iter().zip(fds));
                 }
@@ -66,6 +70,7 @@ impl Inheritance {
         Ok(Inheritance {
             sockets,
             knowledge,
+            members,
             successor: Some(Successor { line }),
         })
     }

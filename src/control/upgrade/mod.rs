@@ -46,13 +46,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
 use crate::link::{Address, HandedSession, ListenSocket, SessionState};
 
 pub use inheritance::{Inheritance, Successor};
-pub use predecessor::{Handover, Predecessor, Program};
+pub use predecessor::{Handover, KNOWLEDGE_MAX, Predecessor, Program};
 pub use state::State;
 
 /// How long a new process may take to get ready.
@@ -70,6 +71,8 @@ enum Note {
     Sockets(Vec<Label>),
     /// What is known of backends.
     Knowledge(Vec<Knowledge>),
+    /// What is known of sources of members; said only if there are some.
+    Members(Vec<Told>),
     /// That was all.
     Everything,
     /// UDP sessions; the descriptors are in the message, in this order.

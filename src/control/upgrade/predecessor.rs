@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use crossbeam_channel::bounded;
 
 use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use crate::control::discovery::Told;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
 use crate::link::{self, Address, Command, ListenSocket, SocketMove};
@@ -23,7 +24,7 @@ use crate::sys::systemd;
 const GATHER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Backends in one message: a reason is a short sentence.
-const KNOWLEDGE_MAX: usize = 128;
+pub const KNOWLEDGE_MAX: usize = 128;
 
 /// What is started: the binary that this process was started as, looked up again, with the same arguments.
 #[derive(Debug, Clone)]
@@ -56,6 +57,8 @@ pub struct Handover {
     pub listeners: HashMap<(u32, Address), (Label, usize)>,
     /// What is known of backends.
     pub knowledge: Vec<Knowledge>,
+    /// What is known of sources of members, in parts that fit a message.
+    pub members: Vec<Told>,
     /// Sockets of our own.
     pub own: Vec<(String, OwnedFd)>,
 }
@@ -183,6 +186,9 @@ fn introduce(
         let note = Note::Knowledge(part.to_vec());
         tell(line, &note, &[], "get ready")?;
     }
+    for part in &handover.members {
+        tell(line, &Note::Members(vec![part.clone()]), &[], "get ready")?;
+    }
     tell(line, &Note::Everything, &[], "get ready")?;
 
     let unused = match hear(line, "get ready")? {
@@ -283,6 +289,7 @@ mod tests {
             workers: Vec::new(),
             listeners: HashMap::new(),
             knowledge: Vec::new(),
+            members: Vec::new(),
             own: Vec::new(),
         };
         let _far = successor(far);

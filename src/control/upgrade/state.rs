@@ -1,6 +1,7 @@
 //! How far this process is between one that came before it and one that comes after it.
 
 use super::{Inheritance, Predecessor, Program, Successor};
+use crate::control::discovery::Told;
 use crate::control::phase::Phase;
 use crate::control::publication::inherited::InheritedSockets;
 use crate::control::publication::pools::Knowledge;
@@ -26,7 +27,7 @@ pub struct State {
 
 impl State {
     /// At the start of a process.
-    pub fn new(inheritance: Inheritance) -> (State, Vec<Knowledge>) {
+    pub fn new(inheritance: Inheritance) -> (State, Vec<Knowledge>, Vec<Told>) {
         let state = State {
             program: Program::own(),
             inherited: inheritance.sockets,
@@ -36,7 +37,7 @@ impl State {
             handed_over: None,
             error: None,
         };
-        (state, inheritance.knowledge)
+        (state, inheritance.knowledge, inheritance.members)
     }
 
     /// Whether this process is the service: what bears the service's name (files of sockets) is its own.

@@ -239,7 +239,7 @@ function poolTable(name) {
   return new Table([
     { title: "Backend", className: "strong half", named: false, text: (b) => b.name + (b.backup ? " (backup)" : "") },
     { title: "State", className: "state half", named: false, text: (b) => b.state, tone: (b) => b.state },
-    { title: "Address", className: "mono whole", named: false, text: (b) => b.address },
+    { title: "Address", className: "mono whole", named: false, text: (b) => b.address, hint: (b) => b.source || "configuration" },
     { title: "Weight", className: "r", text: (b) => b.weight },
     { title: "Live", className: "r", text: (b) => count(b.active) },
     { title: "New", className: "r", text: (b) => count(last(row(series(b), "new"))) + "/s" },
@@ -258,13 +258,19 @@ function drawPools(status) {
   status.pools.forEach((pool, ix) => {
     let known = pools.get(pool.name);
     if (!known) {
-      known = { node: make("div"), small: make("small"), table: poolTable(pool.name) };
+      known = { node: make("div"), small: make("small"), sources: make("div"), table: poolTable(pool.name) };
       const head = make("h2", "", pool.name);
       head.append(known.small);
-      known.node.append(head, known.table.node);
+      known.node.append(head, known.sources, known.table.node);
       pools.set(pool.name, known);
     }
     show(known.small, `${pool.balance}, ${pool.eligible} of ${pool.backends.length} take new work${SERVING[pool.serving] || ""}`);
+    known.sources.replaceChildren(...(pool.sources || []).map((source) => {
+      const old = source.age_s === null ? "never answered" : "confirmed " + age(Math.round(source.age_s)) + " ago";
+      const line = make("p", source.error ? "source bad" : "source", `${source.source}: ${source.members} members, ${old}`);
+      if (source.error) line.append(make("span", "", ` failing for ${age(source.error_s)}: ${source.error}`));
+      return line;
+    }));
     known.table.fill(pool.backends, (backend) => backend.name + " " + backend.address);
     const holder = $("pools");
     if (holder.children[ix] !== known.node) holder.insertBefore(known.node, holder.children[ix] || null);

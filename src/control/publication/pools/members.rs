@@ -113,6 +113,8 @@ impl Pools {
         let mut changes = Changes::default();
         let mut wanted = wanted(&config.name, members);
         let before = std::mem::take(&mut self.pools[pool].entries);
+        // Who comes by a reload, or to nobody, is needed at once.
+        let is_joined = orders == Orders::Stand && !before.is_empty();
         if orders == Orders::Stand {
             keep_order(&mut wanted, before.iter().map(|entry| entry.backend.identity));
         }
@@ -158,7 +160,10 @@ impl Pools {
                 }
                 None => Entry {
                     backend: as_wanted(BackendStats::new(self.shards)),
-                    state: BackendState::new(now, Policy::from(&*config)),
+                    state: match is_joined {
+                        true => BackendState::newcomer(now, Policy::from(&*config)),
+                        false => BackendState::new(now, Policy::from(&*config)),
+                    },
                     probes: Default::default(),
                     weight: None,
                     drain: None,

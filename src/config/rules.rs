@@ -1,0 +1,115 @@
+//! What a pool lets in, whoever names it.
+
+use std::net::IpAddr;
+
+use super::model::*;
+
+/// Which addresses a pool can use, given the listeners that it serves and its policy. Of the configuration's own backends
+/// `weir check` says it with line and column; members that come later are held to the same.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rules {
+    users: Vec<User>,
+    /// Of what family an address has to be, and the address that wants it so.
+    source_address: Option<IpAddr>,
+    /// Probed by datagrams.
+    udp_probe: bool,
+    /// A probe takes the port from the member.
+    needs_port: bool,
+}
+
+/// What matters of a listener.
+#[derive(Debug, Clone, PartialEq)]
+struct User {
+    name: String,
+    protocol: Protocol,
+    bind: Vec<Bind>,
+}
+
+impl Rules {
+    /// Of a pool that serves these listeners, whatever its policy.
+    pub fn new<'l>(users: impl Iterator<Item = &'l Listener>) -> Rules {
+        let user = |listener: &Listener| User {
+            name: listener.name.clone(),
+            protocol: listener.protocol,
+            bind: listener.bind.clone(),
+        };
+        Rules {
+            users: users.map(user).collect(),
+            ..Rules::default()
+        }
+    }
+
+    /// Of a pool of a whole configuration.
+    pub fn of(config: &Config, pool: usize) -> Rules {
+        let users = config.listeners.iter().filter(|listener| listener.pool == pool);
+        let PoolPolicy {
+            source_address, health, ..
+        } = &config.pools[pool].policy;
+        Rules {
+            source_address: *source_address,
+            udp_probe: health.kind == ProbeKind::Udp,
+            needs_port: health.kind != ProbeKind::None && health.port.is_none(),
+            ..Rules::new(users)
+        }
+    }
+
+    /// Why the listeners of the pool cannot use an address.
+    pub(super) fn complaints(&self, address: &BackendAddress) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let udp = self.users.iter().find(|user| user.protocol == Protocol::Udp);
+        match (address, udp) {
+            (BackendAddress::Unix(_), Some(udp)) => complaints.push(format!(
+                "a unix socket carries streams, and listener `{}` is udp: write an IP address",
+                udp.name
+            )),
+            (BackendAddress::SamePort(_), _) => {
+                let unix = |user: &&User| user.bind.iter().any(|bind| matches!(bind, Bind::Unix(_)));
+                if let Some(user) = self.users.iter().find(unix) {
+                    complaints.push(format!(
+                        "has no port, and listener `{}` binds a unix socket, which has none to take over: write `{address}:80`",
+                        user.name
+                    ));
+                }
+            }
+            _ => {}
+        }
+        let looped = |user: &&User| user.bind.iter().any(|bind| is_itself(bind, address));
+        if let Some(user) = self.users.iter().find(looped) {
+            complaints.push(format!(
+                "is bound by listener `{}` itself: connections would go round in circles",
+                user.name
+            ));
+        }
+        complaints
+    }
+
+    /// Why a member cannot be in the pool.
+    pub fn refusal(&self, address: &BackendAddress) -> Option<String> {
+        let why = match (address, self.source_address) {
+            (BackendAddress::Unix(_), Some(_)) => Some("is a unix socket, and the pool has a `source_address`".into()),
+            (BackendAddress::Unix(_), None) if self.udp_probe => {
+                Some("is a unix socket, which cannot be probed with datagrams".into())
+            }
+            (BackendAddress::SamePort(_), _) if self.needs_port => {
+                Some("has no port, and `health.port` says none either".into())
+            }
+            (address, Some(source)) if address.ip().is_some_and(|ip| ip.is_ipv4() != source.is_ipv4()) => Some(
+                format!("is of another family than the pool's `source_address` {source}"),
+            ),
+            _ => self.complaints(address).into_iter().next(),
+        };
+        why.map(|why| format!("{address} {why}"))
+    }
+}
+
+fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
+    let local = |bound: &IpAddr, ip: &IpAddr| {
+        bound == ip || bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && ip.is_loopback()
+    };
+    match (bind, address) {
+        (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,
+        (Bind::Ip { ip, ports, .. }, BackendAddress::Ip(to)) => ports.contains(&to.port()) && local(ip, &to.ip()),
+        (Bind::Ip { ip, .. }, BackendAddress::SamePort(to)) => local(ip, to),
+        _ => false,
+    }
+}
