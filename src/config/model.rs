@@ -143,6 +143,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Addresses, at least one.
     pub bind: Vec<Bind>,
+    /// Those of `bind` that are virtual addresses of `failover`: they can be bound while this host does not have them.
+    pub virtual_addresses: Vec<IpAddr>,
     /// Index into [`Config::pools`].
     pub pool: usize,
     /// If not empty, only these sources are served.

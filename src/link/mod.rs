@@ -163,6 +163,7 @@ pub struct Shared {
     snapshot: ArcSwap<Snapshot>,
     latest: Latest,
     workers: ArcSwap<Vec<Worker>>,
+    retired: ArcSwap<Vec<Worker>>,
     engines: ArcSwap<Vec<Arc<dyn Engine>>>,
     /// Process-wide gauges.
     pub process: ProcessStats,
@@ -185,6 +186,7 @@ impl Shared {
             snapshot: ArcSwap::default(),
             latest: Latest::default(),
             workers: ArcSwap::default(),
+            retired: ArcSwap::default(),
             engines: ArcSwap::default(),
             process: ProcessStats::default(),
             records: ArcSwapOption::from_pointee(records),
@@ -244,8 +246,14 @@ impl Shared {
         self.workers.load()
     }
 
-    /// Replaces the list of workers that take new connections.
-    pub fn set_workers(&self, workers: Vec<Worker>) {
+    /// The workers that finish what they have.
+    pub fn retired_workers(&self) -> arc_swap::Guard<Arc<Vec<Worker>>> {
+        self.retired.load()
+    }
+
+    /// Replaces the lists of workers that take new connections and of those that finish what they have.
+    pub fn set_workers(&self, workers: Vec<Worker>, retired: Vec<Worker>) {
+        self.retired.store(Arc::new(retired));
         self.workers.store(Arc::new(workers));
     }
 

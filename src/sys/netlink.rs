@@ -380,7 +380,11 @@ fn leased(interface: u32, net: IpNet, lease: Duration) -> AddressMessage {
         .attributes
         .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
     if net.addr().is_ipv6() {
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        let mut flags = AddressFlags::Nodad;
+        // The kernel does not take away the route to the prefix of an address with preferred lifetime 0 (seen on 6.18). Where that
+        // is the address itself, this host would not find it anywhere else afterwards.
+        flags.set(AddressFlags::Noprefixroute, net.prefix_len() == 128);
+        message.attributes.push(AddressAttribute::Flags(flags));
     }
     message
 }

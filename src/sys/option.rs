@@ -4,6 +4,17 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::RawFd;
 
+/// From include/uapi/linux/in6.h.
+const IPV6_FREEBIND: i32 = 78;
+
+/// Lets a socket be bound to an address, and send from one, that this host does not have (yet).
+pub(super) fn set_freebind(fd: RawFd, six: bool) -> io::Result<()> {
+    match six {
+        true => set_int(fd, libc::IPPROTO_IPV6, IPV6_FREEBIND, 1),
+        false => set_int(fd, libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+    }
+}
+
 pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.

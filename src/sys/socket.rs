@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::option::set_int;
+use super::option::{set_freebind, set_int};
 use super::route::{Route, Target};
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
-/// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`.
-pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+/// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`. `moves`: the
+/// address comes and goes, and need not be there now.
+pub fn listen_tcp(address: SocketAddr, moves: bool) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -23,6 +24,9 @@ pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     }
     socket.set_tcp_nodelay(true)?;
     keep_urgent_inline(socket.as_raw_fd());
+    if moves {
+        set_freebind(socket.as_raw_fd(), address.is_ipv6())?;
+    }
     socket.bind(&address.into())?;
     socket.listen(i32::from(u16::MAX))?;
     Ok(socket.into())

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::option::{get_int, set_int};
+use super::option::{get_int, set_freebind, set_int};
 use super::route::{Route, Target};
 
 /// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
@@ -30,12 +30,16 @@ pub struct Listening {
 
 /// A UDP socket that shares its port (SO_REUSEPORT) with the other workers' ones. The kernel's hash over both endpoints
 /// keeps a flow on its socket. IPv6 sockets are IPv6 only, as for TCP. `buffer` bytes are asked for in each direction, by
-/// SO_RCVBUFFORCE where that is allowed (CAP_NET_ADMIN), else up to net.core.rmem_max.
-pub fn listen(address: SocketAddr, buffer: usize) -> io::Result<Listening> {
+/// SO_RCVBUFFORCE where that is allowed (CAP_NET_ADMIN), else up to net.core.rmem_max. `moves`: the address comes and goes, and need
+/// not be there now.
+pub fn listen(address: SocketAddr, moves: bool, buffer: usize) -> io::Result<Listening> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    if moves {
+        set_freebind(socket.as_raw_fd(), address.is_ipv6())?;
     }
     // Before anything can arrive: a datagram says where it was sent to only if that was asked for by then.
     let listening = prepare(socket.into(), address, buffer)?;
@@ -50,7 +54,11 @@ pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Li
     if wildcard {
         match address {
             SocketAddr::V4(_) => set_int(raw, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
-            SocketAddr::V6(_) => set_int(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+            SocketAddr::V6(_) => {
+                set_int(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                // A client that came to an address which has been withdrawn since is answered from it.
+                set_freebind(raw, true)?;
+            }
         }
     }
     set_int(raw, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;

@@ -413,7 +413,7 @@ mod tests {
         for (what, end, counts, passed_on) in rows {
             let shared = shared();
             let ((ending, handle), (_other, other)) = (worker(0, &shared), worker(1, &shared));
-            shared.set_workers(vec![other.clone()]);
+            shared.set_workers(vec![other.clone()], vec![]);
             assert!(shared.process.connections.try_raise(None));
             let transit = InTransit::to(&handle, &shared);
             assert!(handle.try_send(Command::Adopt(accepted(), transit)).is_ok());

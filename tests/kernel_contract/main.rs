@@ -2,5 +2,6 @@
 //! `sys` speaks to it correctly. Tests that need a network of their own make a namespace for their thread and are skipped,
 //! loudly, without the right to.
 
+mod addresses;
 mod tcp;
 mod udp;

@@ -32,7 +32,7 @@ fn addr(s: &str) -> SocketAddr {
 }
 
 fn listen(at: &str) -> (udp::Listening, SocketAddr) {
-    let listening = udp::listen(addr(at), BUFFER).expect("listen");
+    let listening = udp::listen(addr(at), false, BUFFER).expect("listen");
     let local = std_socket(&listening.fd).local_addr().expect("local address");
     (listening, local)
 }
@@ -382,7 +382,7 @@ fn a_connected_socket_hears_its_peer_alone() {
 
 #[test]
 fn the_kernel_counts_what_it_drops_at_a_socket() {
-    let listening = udp::listen(addr("127.0.0.1:0"), 4096).expect("listen");
+    let listening = udp::listen(addr("127.0.0.1:0"), false, 4096).expect("listen");
     let local = std_socket(&listening.fd).local_addr().expect("local");
     let client = client("127.0.0.1:0");
     for _ in 0..500 {
@@ -444,7 +444,7 @@ fn without_a_free_port_connect_says_eagain() {
 fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
     let (first, local) = listen("127.0.0.1:0");
     let sockets: Vec<OwnedFd> = std::iter::once(first.fd)
-        .chain((1..4).map(|_| udp::listen(local, BUFFER).expect("shares the port").fd))
+        .chain((1..4).map(|_| udp::listen(local, false, BUFFER).expect("shares the port").fd))
         .collect();
     let clients: Vec<UdpSocket> = (0..40).map(|_| client("127.0.0.1:0")).collect();
     for client in clients.iter().chain(&clients).chain(&clients) {
@@ -468,4 +468,61 @@ fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
         homes.values().collect::<std::collections::HashSet<_>>().len() > 1,
         "all flows on one socket"
     );
+}
+
+/// A `local` route takes the place of an address: what came before it was withdrawn is answered from it.
+///
+/// Seen to fail without the route (both), and without IPV6_FREEBIND on wildcard sockets (IPv6: EINVAL).
+#[test]
+fn an_answer_leaves_from_an_address_that_was_withdrawn() {
+    in_namespace(|| {
+        for (net, wildcard, from) in [
+            ("10.9.9.9/32", "0.0.0.0:0", "127.0.0.1:0"),
+            ("fd09::9/128", "[::]:0", "[::1]:0"),
+        ] {
+            let net: ipnet::IpNet = net.parse().expect("net");
+            let mut netlink = weir::sys::netlink::Netlink::open().expect("netlink");
+            let lease = Duration::from_secs(10);
+            netlink.accept(net.addr(), true).expect("route");
+            netlink.install(1, net, lease, true).expect("address");
+            // Both are as they should be already.
+            netlink.accept(net.addr(), true).expect("route again");
+            let (listening, local) = listen(wildcard);
+            let (mut inbox, mut outbox) = (Inbox::new(4), Outbox::new());
+            let client = client(from);
+            client.send_to(b"hello", (net.addr(), local.port())).expect("send");
+            receive(&mut inbox, &listening.fd, ALL);
+            netlink.remove(1, net).expect("address");
+            let (parts, messages) = echo(&inbox);
+            let (sent, stopped) = outbox.send(listening.fd.as_raw_fd(), &inbox, &parts, &messages);
+            assert_eq!(
+                (sent, format!("{stopped:?}")),
+                (1, format!("{:?}", Sent::Gone)),
+                "{net}"
+            );
+            let (_, from) = client.recv_from(&mut [0; 16]).expect("answer");
+            assert_eq!(from.ip(), net.addr());
+            netlink.accept(net.addr(), false).expect("no route");
+            netlink.accept(net.addr(), false).expect("no route again");
+            let gone = client.send_to(b"hello", (net.addr(), local.port()));
+            assert!(gone.is_err(), "{net}: {gone:?}");
+        }
+    });
+}
+
+/// Breaks tried: IP_FREEBIND left out of either.
+#[test]
+fn a_listener_of_an_address_that_moves_needs_it_not() {
+    in_namespace(|| {
+        for at in ["10.9.9.9:80", "[fd09::9]:80"] {
+            let bound = |moves| {
+                let tcp = weir::sys::socket::listen_tcp(addr(at), moves).map(drop);
+                let udp = udp::listen(addr(at), moves, BUFFER).map(drop);
+                [tcp, udp].map(|bound| bound.map_err(|e| e.kind()))
+            };
+            let missing = Err(std::io::ErrorKind::AddrNotAvailable);
+            assert_eq!(bound(false), [missing, missing], "{at}");
+            assert_eq!(bound(true), [Ok(()), Ok(())], "{at}");
+        }
+    });
 }

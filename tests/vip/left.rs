@@ -129,3 +129,43 @@ fn a_node_that_lost_its_address_keeps_no_dead_connections() {
     moving.write_all(b"hello").unwrap();
     is_reset(&mut moving);
 }
+
+/// A worker that has been told to finish what it has is still told that an address leaves.
+///
+/// Seen to fail as it was: only workers that take new connections were told.
+#[test]
+fn a_worker_that_retires_resets_what_leaves() {
+    let net = Net::new(&["a", "b", "c"]);
+    let (a, b) = Whole::pair(&net);
+    let _echoes = [Echo::start(&a.ns), Echo::start(&b.ns)];
+    let c = net.ns("c");
+    let workers = || {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["status", "--json", "--socket"])
+            .arg(&a.admin)
+            .output()
+            .unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let workers = status["workers"].as_array().unwrap();
+        let connections = |worker: &serde_json::Value| worker["connections"].as_u64().unwrap();
+        workers.iter().map(connections).collect::<Vec<u64>>()
+    };
+    let mut moving = Vec::new();
+    until(20_000, "connections on both workers", || {
+        moving.push(connect(&c, &format!("{VIP}:81")));
+        let now = workers();
+        now.len() == 2 && now.iter().all(|open| *open > 0)
+    });
+    let path = net.dir.path().join("a.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"workers\":2", "\"workers\":1")).unwrap();
+    a.signal(Signal::SIGHUP);
+    until(5_000, "one worker takes new connections", || workers().len() == 1);
+    moving.iter_mut().for_each(works);
+
+    a.order("demote");
+    moving.iter_mut().for_each(is_reset);
+    until(1_000, "moved", || b.holds(VIP) && !a.holds(VIP));
+    let ended = || fs::read_to_string(a.log()).unwrap().matches("cause=vip_moved").count();
+    until(2_000, "told in the log", || ended() == moving.len());
+}

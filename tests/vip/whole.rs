@@ -66,8 +66,6 @@ impl Whole {
             .spawn()
             .unwrap();
         let backend = Backend::start(&ns);
-        // For the listener that is bound to an address that the node may not have yet.
-        sh(&format!("ip netns exec {ns} sysctl -qw net.ipv4.ip_nonlocal_bind=1"));
         let admin = net.dir.path().join(format!("{node}.sock"));
         let vip = |address: &str| {
             json!({"address": address, "interface": "eth0", "prefer": ["a", "b"], "preempt": true,
@@ -79,6 +77,7 @@ impl Whole {
             "log": {"access": admin.with_extension("access")},
             "listeners": {
                 "web": {"protocol": "tcp", "bind": ["0.0.0.0:80"], "pool": "web"},
+                // The last of them is there on one node only, and comes and goes.
                 "kept": {"protocol": "tcp", "bind": ["0.0.0.0:81", "[::]:81", "10.9.0.100:82"], "pool": "kept"},
                 "dns": {"protocol": "udp", "bind": ["0.0.0.0:53"], "pool": "dns"},
             },

@@ -36,6 +36,8 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         name: section.name().to_string(),
         protocol,
         bind: binds.into_iter().map(|bind| bind.value).collect(),
+        // Known when `failover` has been read.
+        virtual_addresses: Vec::new(),
         pool: pool.unwrap_or(usize::MAX),
         allow: prefixes(notes, section, "allow"),
         deny: prefixes(notes, section, "deny"),

@@ -9,6 +9,7 @@ mod listener;
 mod pool;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -72,10 +73,26 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             udp_sessions: limits.optional("udp_sessions"),
         },
         shutdown_grace: root.value("shutdown_grace"),
-        listeners: listeners.into_iter().map(|(listener, _)| listener).collect(),
+        listeners: listeners
+            .into_iter()
+            .map(|(listener, _)| Listener {
+                virtual_addresses: virtual_addresses(&listener, failover.as_ref()),
+                ..listener
+            })
+            .collect(),
         pools,
         failover,
     }
+}
+
+fn virtual_addresses(listener: &Listener, failover: Option<&Failover>) -> Vec<IpAddr> {
+    let vips = failover.iter().flat_map(|failover| &failover.vips);
+    let vips: Vec<IpAddr> = vips.map(|vip| vip.address.addr()).collect();
+    let bound = listener.bind.iter().filter_map(|bind| match bind {
+        Bind::Ip { ip, .. } => Some(*ip),
+        Bind::Unix(_) => None,
+    });
+    bound.filter(|ip| vips.contains(ip)).collect()
 }
 
 impl From<std::net::SocketAddr> for Bind {

@@ -343,6 +343,7 @@ mod tests {
             name: listener.into(),
             protocol: Protocol::Tcp,
             bind: vec![],
+            virtual_addresses: vec![],
             pool: 0,
             allow: vec![],
             deny: vec![],

@@ -223,7 +223,7 @@ fn process(shared: &Arc<Shared>, patience: Duration) -> Process {
     let told = shared.clone();
     let leave = move |address: IpAddr, finished: Arc<Finished>| {
         let leave = EngineOrder::Leave { address, finished };
-        for worker in told.workers().iter() {
+        for worker in told.workers().iter().chain(told.retired_workers().iter()) {
             // A queue that is full belongs to a worker that does not turn.
             let _ = worker.try_send(Command::Order(leave.clone()));
         }

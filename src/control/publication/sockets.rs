@@ -79,10 +79,11 @@ pub fn bind(
         hint: hint(&error),
         error,
     };
+    let moves = |ip: IpAddr| listener.virtual_addresses.contains(&ip);
     let open = |local: &Address| match (local, listener.protocol) {
-        (Address::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address),
+        (Address::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address, moves(address.ip())),
         (Address::Ip(address), Protocol::Udp) => {
-            udp::listen(*address, udp::LISTEN_BUFFER).map(|listening| listening.fd)
+            udp::listen(*address, moves(address.ip()), udp::LISTEN_BUFFER).map(|listening| listening.fd)
         }
         (Address::Unix(path), _) => socket::listen_unix(path),
     };
@@ -161,7 +162,7 @@ fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
         ErrorKind::AddrNotAvailable => {
-            " (no interface has this address; for a VIP set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
+            " (no interface has this address; if it comes later, set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"
         }
         ErrorKind::PermissionDenied => " (ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)",
         _ => "",

@@ -111,14 +111,16 @@ impl Workers {
         if leaving.is_empty() {
             return;
         }
+        let first = self.retired.len();
+        self.retired.extend(leaving);
         self.announce();
+        let leaving = &self.retired[first..];
         for (ix, member) in leaving.iter().enumerate() {
             let to = self.active[ix % self.active.len()].handle.clone();
             member.handle.send(Command::Sockets(SocketMove::HandOver { to }));
             member.handle.send(Command::Retire);
         }
-        wait_for(&leaving);
-        self.retired.extend(leaving);
+        wait_for(leaving);
     }
 
     /// Gives sockets of an address to the active workers at these positions, from those before them who have more than
@@ -138,8 +140,8 @@ impl Workers {
     }
 
     fn announce(&self) {
-        self.shared
-            .set_workers(self.active.iter().map(|member| member.handle.clone()).collect());
+        let handles = |members: &[Member]| members.iter().map(|member| member.handle.clone()).collect();
+        self.shared.set_workers(handles(&self.active), handles(&self.retired));
     }
 
     /// Gives listening sockets to the active workers; keys are positions among them. UDP sessions go with their sockets; one
@@ -220,7 +222,11 @@ impl Workers {
 
     /// Forgets retired workers that have ended.
     pub fn reap(&mut self) {
+        let before = self.retired.len();
         self.retired.retain(|member| !member.thread.is_finished());
+        if self.retired.len() != before {
+            self.announce();
+        }
     }
 
     /// Ends every thread; what is still open is closed.
