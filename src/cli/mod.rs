@@ -7,6 +7,7 @@ pub mod conns;
 pub mod demo;
 pub mod explain;
 pub mod generate;
+pub mod import;
 pub mod kill;
 pub mod members;
 pub mod reference;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Make a configuration of one of HAProxy, nginx or keepalived; what has no meaning here goes to standard error.
+    Import(import::Args),
     /// Tell which backend a client would get, and why.
     Explain(explain::Args),
     /// Listeners, pools, backends, VIPs, workers.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Check { config } => check::run(&config),
+        Command::Import(args) => import::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args),
         Command::Conns(args) => conns::run(args),

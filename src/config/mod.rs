@@ -24,6 +24,7 @@ mod reference;
 mod rules;
 mod value;
 mod warn;
+mod write;
 mod yaml;
 
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub use model::Config;
 pub use reference::reference;
 pub use rules::Rules;
 pub use warn::{Budget, FDS_PER_PROBE, Facts, PROBES_MAX, facts_warnings};
+pub use write::write;
+pub use yaml::{Entry, FILE_BYTES_MAX, Node, Place, Value, shorten};
 
 /// One thing to say about a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +140,18 @@ fn parse_with(notes: notes::Notes, file: &str, text: &str) -> Result<Loaded, Err
         })])),
         Ok(tree) => conclude(check::check(&notes, &tree), notes, diagnostic),
     }
+}
+
+/// Checks a tree that was made from something else than YAML. Lines and columns are those that the tree gives its nodes.
+pub fn check_tree(tree: &Node) -> Result<Loaded, Errors> {
+    let notes = notes::Notes::default();
+    conclude(check::check(&notes, tree), notes, |finding| Diagnostic {
+        file: String::new(),
+        line: finding.at.line,
+        column: finding.at.column,
+        path: finding.path,
+        message: finding.message,
+    })
 }
 
 /// The configuration if nothing speaks against it.

@@ -132,3 +132,53 @@ fn demo() {
         assert!(have.abs_diff(share) <= connections / 20 + 4, "{out}");
     }
 }
+
+/// What `import` writes is what `check` accepts; what has no meaning here is said with its place; the exit code tells
+/// unreadable, unrecognisable and empty files from those that gave something.
+#[test]
+fn other_programs_files_are_imported() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let haproxy = file(
+        "haproxy.cfg",
+        "listen web\n  bind :80\n  stick on src\n  server a 10.0.0.1:80 check\n",
+    );
+    let keepalived = file(
+        "keepalived.conf",
+        "vrrp_instance v {\n interface eth0\n virtual_ipaddress {\n 10.1.0.1/24\n }\n}\n",
+    );
+    let (code, out, err) = weir(&["import", &haproxy]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.starts_with(&format!("{haproxy}:3: stick: ")), "{err}");
+    let weir_yaml = file("weir.yaml", &out);
+    assert_eq!(weir(&["check", "-c", &weir_yaml]).0, 0, "{out}");
+
+    let (code, out, err) = weir(&["import", &keepalived, &haproxy]);
+    assert!(
+        code == 0 && out.contains("10.1.0.1/24") && out.contains("10.0.0.1:80"),
+        "{out}{err}"
+    );
+    let weir_yaml = file("both.yaml", &out);
+    assert_eq!(weir(&["check", "-c", &weir_yaml]).0, 0, "{out}");
+
+    let strange = file("strange", "listeners:\n");
+    let broken = file("broken", "stream {\n");
+    for (arguments, expected) in [
+        (vec!["import", "/nonexistent.cfg"], 1),
+        (vec!["import", &strange], 3),
+        (vec!["import", &broken], 3),
+        (vec!["import", &keepalived], 3),
+        (vec!["import"], 2),
+        (vec!["import", "--from", "apache", &haproxy], 2),
+    ] {
+        let (code, out, err) = weir(&arguments);
+        assert!(
+            code == expected && out.is_empty() && !err.is_empty(),
+            "{arguments:?}: {code} {out}{err}"
+        );
+    }
+}
