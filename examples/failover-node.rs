@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use socket2::{Domain, Socket, Type};
 
-use weir::config::model::{Failover, Vip};
+use weir::config::model::{Failover, Track, Tracked, Vip};
 use weir::control::election::{Election, Helpers, Order, Process};
 use weir::failover::words::{Holders, Local};
 use weir::sys::sched::{monotonic, urgent_thread};
@@ -42,6 +42,8 @@ struct Config {
     #[serde(default)]
     witnesses: Vec<SocketAddr>,
     quorum: Option<u32>,
+    #[serde(default)]
+    track: BTreeMap<String, TrackConfig>,
     vips: Vec<VipConfig>,
     #[serde(default)]
     notify: Vec<String>,
@@ -61,6 +63,34 @@ struct VipConfig {
     #[serde(default)]
     requires: Vec<usize>,
     group: Option<String>,
+}
+
+/// Asked about every 300 ms.
+#[derive(Deserialize)]
+struct TrackConfig {
+    tcp: Option<SocketAddr>,
+    interface: Option<String>,
+    exec: Option<Vec<String>>,
+    weight: Option<u32>,
+}
+
+impl TrackConfig {
+    fn track(self, name: String) -> Track {
+        let what = match (self.tcp, self.interface, self.exec) {
+            (Some(address), ..) => Tracked::Tcp(address),
+            (_, Some(name), _) => Tracked::Interface(name),
+            (.., command) => Tracked::Script(command.expect("something to watch")),
+        };
+        Track {
+            name,
+            what,
+            interval: Duration::from_millis(300),
+            timeout: Duration::from_millis(300),
+            rise: 2,
+            fall: 3,
+            weight: self.weight,
+        }
+    }
 }
 
 fn beat() -> u64 {
@@ -88,7 +118,11 @@ fn read(path: &str) -> Failover {
             .iter()
             .map(|name| config.paths.get(name).cloned().unwrap_or_default())
             .collect(),
-        track: Vec::new(),
+        track: config
+            .track
+            .into_iter()
+            .map(|(name, track)| track.track(name))
+            .collect(),
         beat: Duration::from_millis(config.beat_ms),
         dead_after: Duration::from_millis(config.dead_after_ms),
         nodes: config.nodes.into_iter().collect(),
@@ -161,7 +195,7 @@ fn run(path: &str) {
                 let status = handle.status();
                 serde_json::json!({
                     "vips": status.vips, "nodes": status.nodes, "keeper": status.keeper,
-                    "witnesses": status.witnesses,
+                    "witnesses": status.witnesses, "tracks": status.tracks,
                     "rejected": status.rejected.iter().map(|(_, n)| n).sum::<u64>(),
                 })
                 .to_string()

@@ -66,6 +66,7 @@ impl Drop for Runner {
 fn shell(script: &str) -> Commands {
     Commands {
         notify: ["/bin/sh", "-c", script].map(str::to_string).to_vec(),
+        ..Commands::default()
     }
 }
 
@@ -142,11 +143,24 @@ fn commands_come_from_the_first_message_and_the_file_alone() {
         "failover": {
             "node": "a", "secret_file": secret, "nodes": {"a": "127.0.0.1:7400", "b": "127.0.0.2:7400"},
             "vips": [{"address": "10.0.0.100/24", "interface": "lo"}], "notify": shell(&script("third")).notify,
+            "track": {"odd": {"exec": ["/bin/sh", "-c", "exit 7"]}, "gw": {"tcp": "10.0.0.254:22"}},
         },
     });
     write(&config.to_string());
     runner.handle().reload().unwrap();
     assert_eq!(told(), "third a\n");
+    let tracked = |name: &str| {
+        let run = Run {
+            id: 2,
+            which: Which::Track(name.into()),
+            variables: Vec::new(),
+            limit: LONG,
+        };
+        runner.handle().run(run).unwrap();
+        runner.ran().outcome.unwrap_err()
+    };
+    assert_eq!(tracked("odd"), "exit status: 7");
+    assert_eq!(tracked("gw"), "there is no such command");
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct Status {
     pub witnesses: Vec<Witness>,
     /// The voter with a memory of its own; null if there is none.
     pub arbiter: Option<Arbiter>,
+    /// What this node tracks, in configuration order.
+    pub tracks: Vec<Track>,
 }
 
 /// Usage and limits of the process.
@@ -240,6 +242,22 @@ pub struct Witness {
     pub address: String,
     /// It has answered lately; `null` while it is too early to tell.
     pub up: Option<bool>,
+}
+
+/// Something that this node watches beside its own service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Track {
+    /// Its name.
+    pub name: String,
+    /// What is watched: `tcp ADDRESS`, `interface NAME` or `exec COMMAND`.
+    pub what: String,
+    /// Whether it holds; `null` while it is too early to tell.
+    pub holds: Option<bool>,
+    /// What it adds to this node's rank while it holds; `null` = it must hold.
+    pub weight: Option<u32>,
+    /// What the last answer said, if it was a bad one.
+    pub reason: Option<String>,
 }
 
 /// `failover.arbiter`, as this node sees it.

@@ -1,11 +1,12 @@
 //! `weir check -c FILE`: every error and every warning, in one go.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::model::{Failover, Holders, MembersFrom};
+use crate::config::model::{Failover, Holders, MembersFrom, Track, Tracked};
 use crate::config::{self, Config, Diagnostic, Facts, Loaded, Rules, members};
 use crate::control::etcd::Settings;
 use crate::failover::bounds::{Bound, bounds, strictly};
@@ -86,8 +87,28 @@ fn host_advice(failover: &Failover) -> Vec<String> {
                 .collect(),
         });
     }
+    advice.extend(failover.track.iter().filter_map(track_advice));
     advice.dedup();
     advice
+}
+
+fn track_advice(track: &Track) -> Option<String> {
+    let name = &track.name;
+    match &track.what {
+        Tracked::Tcp(_) => None,
+        Tracked::Interface(interface) => (!Path::new("/sys/class/net").join(interface).exists())
+            .then(|| format!("track {name}: there is no interface `{interface}` here")),
+        Tracked::Script(command) => {
+            let program = command.first()?;
+            match std::fs::metadata(program) {
+                Err(error) => Some(format!("track {name}: {program}: {error}")),
+                Ok(about) if about.is_dir() || about.permissions().mode() & 0o111 == 0 => {
+                    Some(format!("track {name}: {program} cannot be executed: `chmod +x` it"))
+                }
+                Ok(_) => None,
+            }
+        }
+    }
 }
 
 /// How long two nodes may hold an address, and nobody.

@@ -216,6 +216,25 @@ fn failover(status: &Status) -> String {
         }
         let _ = write!(out, "\n{}", rows.finish(""));
     }
+    if !status.tracks.is_empty() {
+        let mut rows = Rows::new(&["TRACK", "WATCHES", "STATE", ">WEIGHT", "REASON"]);
+        for track in &status.tracks {
+            let (word, tone) = match track.holds {
+                Some(true) => ("holds", Tone::Good),
+                Some(false) => ("does not hold", Tone::Bad),
+                None => ("asked", Tone::Dim),
+            };
+            let weight = track.weight.map_or("must hold".into(), |weight| weight.to_string());
+            rows.row([
+                (&track.name).into(),
+                (&track.what).into(),
+                Value(word.into(), tone),
+                weight.into(),
+                Value(track.reason.clone().unwrap_or_default(), Tone::Dim),
+            ]);
+        }
+        let _ = write!(out, "\n{}", rows.finish(""));
+    }
     if let Some(arbiter) = &status.arbiter {
         let mut rows = Rows::new(&["ARBITER", "VOTES HERE", "REASON"]);
         let (word, tone) = match arbiter.up {

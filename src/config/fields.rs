@@ -63,6 +63,8 @@ pub struct Field {
     pub example: &'static str,
     /// What the reference shows in its second (UDP) example; left out there if empty.
     pub example_udp: &'static str,
+    /// Stands in place of a key that the example has; the reference shows it as a comment.
+    pub alternative: bool,
     /// Meaning, in sentences.
     pub meaning: &'static str,
 }
@@ -86,6 +88,7 @@ impl Field {
             only: None,
             example: "",
             example_udp: "",
+            alternative: false,
             meaning,
         }
     }
@@ -116,6 +119,12 @@ impl Field {
     const fn only(self, protocol: Protocol) -> Field {
         Field {
             only: Some(protocol),
+            ..self
+        }
+    }
+    const fn alternative(self) -> Field {
+        Field {
+            alternative: true,
             ..self
         }
     }
@@ -291,6 +300,16 @@ pub static FIELDS: &[Field] = &[
     list::<SocketAddr>("failover.paths.*", Refused, "[\"192.168.9.1:7400\"]", "Addresses and ports of this node.").range("1..7"),
     named("failover.groups", Means("none"), "Addresses that are held by the same node, always together: if one of them cannot be held, none of them is.").range("1..256").example("{outside: [10.0.0.100]}"),
     list::<IpAddr>("failover.groups.*", Refused, "[10.0.0.100]", "Addresses of `vips`, without prefix length; they must have the same `prefer`, `preempt` and `preempt_delay`.").range("1..1024"),
+    named("failover.track", Means("nothing"), "What this node watches beside its own service: one of tcp, interface and exec each. A node whose sum of weights of what holds is lower ranks after one whose sum is higher, whatever `prefer` says.").range("1..32").example(r#"{gw: {tcp: "10.0.0.254:22", weight: 50}, uplink: {interface: eth1}}"#),
+    section("failover.track.*", "One thing that is watched."),
+    optional::<SocketAddr>("failover.track.*.tcp", "something else is watched", "An endpoint that must take connections.").example("10.0.0.254:22"),
+    optional::<Interface>("failover.track.*.interface", "something else is watched", "An interface that must be up and have a carrier; it counts at once.").example("eth1").alternative(),
+    list::<String>("failover.track.*.exec", Means("something else is watched"), "[/usr/local/bin/check, --quick]", "Program and arguments, run without a shell; it must end with 0. A single text is a path without arguments.").range("1..64").alternative(),
+    optional::<u32>("failover.track.*.weight", "it must hold, or this node holds nothing", "What it adds to this node's rank while it holds; the same on all nodes.").unit("points").range("1..1000").example("50"),
+    value::<Duration>("failover.track.*.interval", "1s", "From one question to the next.").range("100ms..1h"),
+    value::<Duration>("failover.track.*.timeout", "500ms", "How long an answer may take; a script is killed then, with everything that it has started.").range("10ms..5m"),
+    value::<u32>("failover.track.*.rise", "2", "Good answers in a row after which it holds again.").unit("answers").range("1..100"),
+    value::<u32>("failover.track.*.fall", "3", "Bad answers in a row after which it does not hold.").unit("answers").range("1..100"),
     list::<SocketAddr>("failover.witnesses", Means("none"), "[\"10.0.0.254:22\"]", "TCP endpoints that vote by answering.").range("0..31"),
     section("failover.arbiter", "One more voter, which has a memory: it gives its vote to one node at a time. For two nodes that must never both hold.").off(),
     section("failover.arbiter.etcd", "An etcd cluster, version 3.4 or later, best with three members on machines of their own.").off(),

@@ -569,6 +569,10 @@ pub struct Track {
     pub interval: Duration,
     /// How long an answer may take.
     pub timeout: Duration,
+    /// Good answers in a row after which it holds.
+    pub rise: u32,
+    /// Bad answers in a row after which it does not.
+    pub fall: u32,
     /// What it adds to this node's rank while it holds; `None` = it must hold.
     pub weight: Option<u32>,
 }
@@ -582,4 +586,14 @@ pub enum Tracked {
     Interface(String),
     /// A program that ends with 0: program and arguments.
     Script(Vec<String>),
+}
+
+impl std::fmt::Display for Tracked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Tracked::Tcp(address) => write!(f, "tcp {address}"),
+            Tracked::Interface(name) => write!(f, "interface {name}"),
+            Tracked::Script(command) => write!(f, "exec {}", command.join(" ")),
+        }
+    }
 }

@@ -33,6 +33,7 @@ struct Page {
 fn names(row: &Field) -> &'static [(&'static str, Protocol)] {
     match row.path {
         "failover.nodes" | "failover.paths" => &[("a", Protocol::Tcp)],
+        "failover.track" => &[("gw", Protocol::Tcp)],
         "failover.groups" => &[("outside", Protocol::Tcp)],
         _ => &[("web", Protocol::Tcp), ("dns", Protocol::Udp)],
     }
@@ -85,6 +86,7 @@ impl Page {
         match row.shape {
             Shape::Value | Shape::List => {
                 let value = self.value(row);
+                let lead = if row.alternative { "# " } else { lead };
                 self.line(indent, &format!("{lead}{key}: {value}"));
             }
             Shape::Section => {

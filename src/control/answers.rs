@@ -140,6 +140,7 @@ impl Control {
             nodes: election.nodes,
             witnesses: election.witnesses,
             arbiter: election.arbiter,
+            tracks: election.tracks,
             beats_rejected: election.beats_rejected,
             turn_max: self.turn_max(now),
             udp_dropped: self.udp_dropped(),

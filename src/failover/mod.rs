@@ -6,6 +6,7 @@
 //! | [`bounds`] | how long two nodes may hold an address, and how long nobody does |
 //! | [`table`] | who holds which address: one machine a VIP, fed with beats, fitness and the keeper's answers |
 //! | [`arbiter`] | what is asked of a voter with memory, and how long its answers count |
+//! | [`track`] | when what a node tracks is asked about, and what the answers mean |
 //! | [`words`] | nothing: what the table is told, what it says, and the states between |
 //! | [`lease`] | what the keeper does to the kernel: install, renew, remove, announce, notice others' changes |
 //! | [`beat`] | bytes between nodes: handshake, signature, sequence numbers |
@@ -19,6 +20,7 @@ pub mod bounds;
 pub mod lease;
 pub mod table;
 pub mod timers;
+pub mod track;
 pub mod words;
 
 /// Index of a node in the configuration's `nodes`.

@@ -55,6 +55,8 @@ pub struct Track {
     pub name: String,
     /// What it adds to this node's rank while it holds; none = it must hold.
     pub weight: Option<u32>,
+    /// How much later than one node another may notice the same.
+    pub skew: Duration,
 }
 
 /// How many nodes hold an address at a time.

@@ -37,7 +37,7 @@ pub struct KeeperHandle {
 struct Waiting {
     reset: Option<u64>,
     setup: Option<Timers>,
-    watch: Option<Vec<Kept>>,
+    watch: Option<(Vec<Kept>, Vec<String>)>,
     proof: Option<Duration>,
     wishes: IndexMap<Target, Wish>,
 }
@@ -53,7 +53,7 @@ impl Waiting {
     fn add(&mut self, message: ToKeeper) {
         match message {
             ToKeeper::Setup { timers } => self.setup = Some(timers),
-            ToKeeper::Watch { kept } => self.watch = Some(kept),
+            ToKeeper::Watch { kept, interfaces } => self.watch = Some((kept, interfaces)),
             ToKeeper::Prove { at } => self.proof = self.proof.max(Some(at)),
             ToKeeper::Hold { target } => self.wishes.entry(target).or_default().hold = Some(true),
             ToKeeper::Announce { target, insist } => {
@@ -86,7 +86,8 @@ impl Waiting {
         first.extend(all.setup.map(|timers| ToKeeper::Setup { timers }));
         first.extend(all.proof.map(|at| ToKeeper::Prove { at }));
         let mut packets = VecDeque::from([first]);
-        packets.extend(all.watch.map(|kept| vec![ToKeeper::Watch { kept }]));
+        let watch = |(kept, interfaces)| vec![ToKeeper::Watch { kept, interfaces }];
+        packets.extend(all.watch.map(watch));
         let mut wishes = Vec::new();
         for (target, wish) in all.wishes {
             wishes.extend(wish.hold.map(|hold| match hold {

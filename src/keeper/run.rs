@@ -131,6 +131,8 @@ struct Keeper<'a> {
     leases: Leases,
     timers: Timers,
     watched: Vec<Watched>,
+    /// Interfaces whose state is wanted besides.
+    tracked: Vec<String>,
     slots: HashMap<Target, usize>,
     named: HashMap<IpAddr, Vec<usize>>,
     /// Numbers of the subnets in which addresses go together.
@@ -168,6 +170,7 @@ impl<'a> Keeper<'a> {
             leases: Leases::new(timers, 0),
             timers,
             watched: Vec::new(),
+            tracked: Vec::new(),
             slots: HashMap::new(),
             named: HashMap::new(),
             subnets: HashMap::new(),
@@ -261,7 +264,10 @@ impl<'a> Keeper<'a> {
                 self.leases.set_timers(timers);
                 self.note_proof();
             }
-            ToKeeper::Watch { kept } => self.watch(kept),
+            ToKeeper::Watch { kept, interfaces } => {
+                self.tracked = interfaces;
+                self.watch(kept);
+            }
             ToKeeper::Prove { at } => {
                 let age = sched::monotonic().saturating_sub(at);
                 if let Some(at) = Instant::now().checked_sub(age) {
@@ -570,7 +576,8 @@ impl<'a> Keeper<'a> {
             return;
         }
         let watched = self.watched.iter().filter(|w| !w.forgotten);
-        let names: HashSet<String> = watched.map(|w| w.target.interface.clone()).collect();
+        let carriers = watched.map(|w| w.target.interface.clone());
+        let names: HashSet<String> = carriers.chain(self.tracked.iter().cloned()).collect();
         for interface in names {
             let up = self.interface(&interface).is_some_and(|i| i.up);
             self.say(FromKeeper::Link { interface, up });

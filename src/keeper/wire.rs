@@ -11,7 +11,7 @@ use crate::failover::timers::Timers;
 pub const PACKET_MAX: usize = 192 * 1024;
 
 /// Number of this protocol. A keeper outlives the main process in an upgrade, so the next one must speak as it does.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// An address and where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,6 +48,8 @@ pub enum ToKeeper {
     Watch {
         /// All of them.
         kept: Vec<Kept>,
+        /// Further interfaces whose state is wanted.
+        interfaces: Vec<String>,
     },
     /// The main process is alive.
     Prove {
@@ -122,7 +124,7 @@ pub enum FromKeeper {
         /// What.
         target: Target,
     },
-    /// State of an interface that carries one of the addresses.
+    /// State of an interface that carries one of the addresses, or whose state is wanted.
     Link {
         /// Its name.
         interface: String,

@@ -15,10 +15,13 @@
 mod handle;
 mod run;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::model::{Failover, Track, Tracked};
 
 pub use handle::{RunnerHandle, spawn};
 pub use run::main;
@@ -37,6 +40,9 @@ const PACKET_MAX: usize = 64 * 1024;
 pub struct Commands {
     /// `failover.notify`, program and arguments; empty = none.
     pub notify: Vec<String>,
+    /// The scripts of `failover.track`, by the name of the track.
+    #[serde(default)]
+    pub track: BTreeMap<String, Vec<String>>,
 }
 
 /// Which command.
@@ -44,12 +50,28 @@ pub struct Commands {
 pub enum Which {
     /// `failover.notify`.
     Notify,
+    /// `exec` of this one in `failover.track`.
+    Track(String),
 }
 
 impl Commands {
     fn get(&self, which: &Which) -> &[String] {
         match which {
             Which::Notify => &self.notify,
+            Which::Track(name) => self.track.get(name).map_or(&[], Vec::as_slice),
+        }
+    }
+}
+
+impl From<&Failover> for Commands {
+    fn from(failover: &Failover) -> Commands {
+        let script = |track: &Track| match &track.what {
+            Tracked::Script(command) => Some((track.name.clone(), command.clone())),
+            Tracked::Tcp(_) | Tracked::Interface(_) => None,
+        };
+        Commands {
+            notify: failover.notify.clone(),
+            track: failover.track.iter().filter_map(script).collect(),
         }
     }
 }

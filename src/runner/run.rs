@@ -103,8 +103,8 @@ impl<'a> Runner<'a> {
             ToRunner::Reload => {
                 let loaded = self.file.as_deref().and_then(|file| config::load(file).ok());
                 if let Some(loaded) = loaded {
-                    let notify = loaded.config.failover.map_or_else(Vec::new, |f| f.notify);
-                    self.commands = Some(Commands { notify });
+                    let failover = loaded.config.failover.as_ref();
+                    self.commands = Some(failover.map(Commands::from).unwrap_or_default());
                 }
             }
             ToRunner::Run(order) => self.waiting.push_back(order),

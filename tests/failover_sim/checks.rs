@@ -138,7 +138,11 @@ impl World {
             let serves = |n: usize| {
                 let node = &self.nodes[n];
                 let demoted = node.table.as_ref().is_some_and(|t| t.vip(0).demoted);
-                well(n) && node.local.serving && node.local.without_backend.is_empty() && !demoted
+                well(n)
+                    && node.local.serving
+                    && node.local.without_backend.is_empty()
+                    && !demoted
+                    && (!self.tracked || node.tracked[1])
             };
             if !serves(a) {
                 return false;

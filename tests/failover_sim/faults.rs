@@ -31,6 +31,8 @@ pub enum Fault {
     Start(usize),
     Serving(usize, bool),
     Pool(usize, bool),
+    /// Something that this node tracks, by its index, holds or does not.
+    Track(usize, usize, bool),
     Demote(usize),
     Allow(usize),
     /// Somebody else deletes the address.
@@ -79,7 +81,7 @@ impl World {
             let a = self.rng.below(n) as usize;
             let b = (a + 1 + self.rng.below(n - 1) as usize) % n as usize;
             let w = self.rng.below(self.witnesses.max(1) as u64) as usize;
-            let (begin, end) = match self.rng.below(26) {
+            let (begin, end) = match self.rng.below(28) {
                 // A witness cannot stop two nodes that both reach it, so with one the network splits cleanly.
                 0 | 1 if self.witnesses == 0 => (Fault::Cut(a, b), Some(Fault::Mend(a, b))),
                 2 if self.witnesses == 0 => (Fault::Lose(a, b), Some(Fault::Mend(a, b))),
@@ -117,6 +119,10 @@ impl World {
                 22 => (Fault::Rtnl(a, self.rng.between(20 * MS, 320 * MS)), None),
                 23 if self.witnesses > 0 => (Fault::Refuse(w, true), Some(Fault::Refuse(w, false))),
                 24 => (Fault::Upgrade(a), None),
+                25 | 26 if self.tracked => {
+                    let ix = self.rng.below(2) as usize;
+                    (Fault::Track(a, ix, false), Some(Fault::Track(a, ix, true)))
+                }
                 _ => {
                     // Node by node.
                     let which = self.rng.below(self.setups.len() as u64) as usize;
@@ -150,6 +156,8 @@ impl World {
                 Fault::Start(n),
                 Fault::Serving(n, true),
                 Fault::Pool(n, true),
+                Fault::Track(n, 0, true),
+                Fault::Track(n, 1, true),
                 Fault::Allow(n),
                 Fault::Reload(n, 0),
             ] {

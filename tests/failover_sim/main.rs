@@ -296,6 +296,7 @@ fn steady(seed: u64, nodes: usize, witnesses: usize, preempt: bool) -> World {
         grouped: false,
         cold: false,
         drift: false,
+        tracked: false,
         arbiter: false,
         strict: false,
     };
@@ -397,6 +398,7 @@ fn a_thousand_addresses_move_within_half_a_second() {
             grouped,
             cold: false,
             drift: false,
+            tracked: false,
             arbiter: false,
             strict: false,
         };

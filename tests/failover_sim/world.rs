@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use weir::failover::lease::{self, Leases, Op, Output, Report};
 use weir::failover::table::Table;
 use weir::failover::timers::{Timers, quorum};
-use weir::failover::words::{Action, Beat, Effect, Holders, Input, Local, Order, Phase, Rule, Setup, State};
+use weir::failover::words::{Action, Beat, Effect, Holders, Input, Local, Order, Phase, Rule, Setup, State, Track};
 
 use weir::failover::arbiter::{Answer, Terms};
 use weir::failover::words::Arbiter;
@@ -154,6 +154,9 @@ pub struct Node {
     pub keeper_bad: bool,
     pub local: Local,
     pub told: Local,
+    /// What is tracked: how it is, and what the machine has been told.
+    pub tracked: [bool; 2],
+    pub told_tracked: [Option<bool>; 2],
     pub boots_seen: Vec<u64>,
     pub heard: Vec<u64>,
     pub next_question: u64,
@@ -193,6 +196,8 @@ pub struct World {
     pub witnesses: usize,
     pub refusing: Vec<bool>,
     pub network: Network,
+    /// Something is tracked.
+    pub tracked: bool,
     /// There is an arbiter, and it is strict.
     pub arbiter: bool,
     pub strict: bool,
@@ -229,6 +234,8 @@ pub struct Case {
     pub cold: bool,
     /// Some nodes begin with another configuration.
     pub drift: bool,
+    /// Something is tracked.
+    pub tracked: bool,
     pub arbiter: bool,
     pub strict: bool,
 }
@@ -245,6 +252,7 @@ impl Case {
             grouped: (seed / 6) % 10 == 4,
             cold: (seed / 6) % 4 == 1,
             drift: (seed / 6) % 4 == 2,
+            tracked: (seed / 6) % 3 == 2,
             arbiter: false,
             strict: false,
         }
@@ -262,6 +270,17 @@ impl Case {
             ..Case::of(seed / 2)
         }
     }
+}
+
+/// Something that ranks, and something that must hold.
+fn tracks() -> Vec<Track> {
+    [("gw", Some(50)), ("uplink", None)]
+        .map(|(name, weight)| Track {
+            name: name.into(),
+            weight,
+            skew: Duration::from_millis(200),
+        })
+        .to_vec()
 }
 
 /// The configurations of a world: the right one, one in which each node prefers itself, one with other times, a mixture.
@@ -284,7 +303,7 @@ fn setups(case: &Case, timers: Timers, rng: &mut Rng) -> Vec<Vec<Setup>> {
         timers,
         startup_delay: Duration::from_secs(3),
         boot: 1_000_000 * (me as u64 + 1),
-        tracks: Vec::new(),
+        tracks: if case.tracked { tracks() } else { Vec::new() },
         arbiter: case.arbiter.then(|| Arbiter {
             prefix: "/weir".into(),
             place: "/weir".into(),
@@ -333,6 +352,8 @@ impl World {
                 ..Local::default()
             },
             told: Local::default(),
+            tracked: [true; 2],
+            told_tracked: [None; 2],
             boots_seen: vec![0; n],
             heard: vec![0; n],
             next_question: 0,
@@ -356,6 +377,7 @@ impl World {
             witnesses: case.witnesses,
             refusing: vec![false; case.witnesses],
             network: Network::new(case, &mut rng),
+            tracked: case.tracked,
             arbiter: case.arbiter,
             strict: case.strict,
             store: Store::default(),
@@ -563,6 +585,12 @@ impl World {
             let local = self.nodes[n].local.clone();
             self.nodes[n].told = local.clone();
             self.step(n, Input::Local(local));
+        }
+        for ix in 0..2 {
+            let holds = self.nodes[n].tracked[ix];
+            if self.nodes[n].told_tracked[ix].replace(holds) != Some(holds) {
+                self.step(n, Input::Track { ix, holds });
+            }
         }
         self.dial(n);
         self.question(n);
@@ -826,6 +854,7 @@ impl World {
         node.unacked = None;
         node.keeper_bad = false;
         node.told = Local::default();
+        node.told_tracked = [None; 2];
         node.next_step = 0;
         node.next_question = 0;
         node.boots_seen.fill(0);
@@ -886,7 +915,8 @@ impl World {
         let mut table = Table::new(self.local_now(n), setup);
         let all = |n: usize| (0..n).map(Some).collect::<Vec<_>>();
         let nodes = all(self.nodes.len());
-        table.carry(old, &all(self.watches.len()), &nodes, &all(self.witnesses), &[]);
+        let tracks = all(self.setups[which][n].tracks.len());
+        table.carry(old, &all(self.watches.len()), &nodes, &all(self.witnesses), &tracks);
         let node = &mut self.nodes[n];
         node.base = Some(table.clone());
         node.table = Some(table);
@@ -961,6 +991,7 @@ impl World {
             Fault::Kill(n) => self.stop(n, false),
             Fault::PowerOff(n) => self.stop(n, true),
             Fault::Start(n) => self.start(n),
+            Fault::Track(n, ix, holds) => self.nodes[n].tracked[ix] = holds,
             Fault::Serving(n, yes) => self.nodes[n].local.serving = yes,
             Fault::Pool(n, yes) => {
                 self.nodes[n].local.without_backend = if yes { vec![] } else { vec!["web".into()] };

@@ -39,7 +39,10 @@ impl Keeper {
         // Patient, because the machine under the tests stands still for 150 ms at times.
         let timers = Timers::derive(ms(50), ms(450));
         channel.send(ToKeeper::Setup { timers });
-        channel.send(ToKeeper::Watch { kept: kept.to_vec() });
+        channel.send(ToKeeper::Watch {
+            kept: kept.to_vec(),
+            interfaces: Vec::new(),
+        });
         let mut keeper = Keeper {
             child,
             channel,

@@ -19,4 +19,5 @@ mod notify;
 mod quorum;
 mod steady;
 mod strangers;
+mod track;
 mod whole;

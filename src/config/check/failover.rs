@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 
@@ -83,7 +84,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         startup_delay: section.value("startup_delay"),
         withdraw_delay: section.value("withdraw_delay"),
         paths: paths(notes, section, &nodes, &names, &mut addresses),
-        track: Vec::new(),
+        track: tracks(notes, section, &vips),
         beat: section.value("beat"),
         dead_after: section.value("dead_after"),
         vips,
@@ -94,7 +95,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         witnesses: witnesses.into_iter().map(|w| w.value).collect(),
         arbiter: arbiter(notes, section),
         quorum: section.optional("quorum"),
-        notify: notify(notes, section),
+        notify: command(notes, section, "notify"),
     };
     check_failover(section, &failover);
     failover
@@ -381,9 +382,79 @@ fn shared(notes: &Notes, item: &Section, address: Option<&Spot<VipAddress>>) {
     }
 }
 
+fn tracks(notes: &Notes, section: &Section, vips: &[Vip]) -> Vec<Track> {
+    let tracks = section.named("track");
+    tracks.iter().filter_map(|item| track(notes, item, vips)).collect()
+}
+
+/// One thing that is watched; none = it is not said what.
+fn track(notes: &Notes, item: &Section, vips: &[Vip]) -> Option<Track> {
+    let given: Vec<&str> = ["tcp", "interface", "exec"]
+        .into_iter()
+        .filter(|key| item.has(key))
+        .collect();
+    match given[..] {
+        [] => item.error(
+            "tcp",
+            "missing: say what is watched, `tcp: 10.0.0.254:22`, `interface: eth1` or `exec: [/usr/local/bin/check]`",
+        ),
+        [_] => {}
+        [first, second, ..] => item.error(
+            second,
+            format!("`{first}` is here as well: one track watches one thing, so give this one a name of its own"),
+        ),
+    }
+    let endpoint = item.optional_spot::<SocketAddr>("tcp");
+    if let Some(endpoint) = &endpoint
+        && vips.iter().any(|vip| vip.address.addr() == endpoint.value.ip())
+    {
+        let ip = endpoint.value.ip();
+        notes.error(
+            endpoint,
+            format!("`{ip}` is a virtual address: whoever holds it would find itself; name something else"),
+        );
+    }
+    let interface = item.optional::<Interface>("interface");
+    let command = command(notes, item, "exec");
+    if given == ["interface"] {
+        for key in ["interval", "timeout", "rise", "fall"]
+            .into_iter()
+            .filter(|key| item.has(key))
+        {
+            item.error(
+                key,
+                "has a meaning for `tcp` and `exec` only, as the kernel says at once how an interface is: leave it out",
+            );
+        }
+    }
+    let (interval, timeout) = (item.value::<Duration>("interval"), item.value::<Duration>("timeout"));
+    if timeout > interval {
+        let key = if item.has("timeout") { "timeout" } else { "interval" };
+        item.error(
+            key,
+            format!("the timeout ({timeout:?}) is longer than the interval ({interval:?}): one question is under way at a time"),
+        );
+    }
+    let what = match (endpoint, interface, command.is_empty()) {
+        (Some(endpoint), ..) => Tracked::Tcp(endpoint.value),
+        (_, Some(Interface(name)), _) => Tracked::Interface(name),
+        (.., false) => Tracked::Script(command),
+        (.., true) => return None,
+    };
+    Some(Track {
+        name: item.name().to_string(),
+        what,
+        interval,
+        timeout,
+        rise: item.value("rise"),
+        fall: item.value("fall"),
+        weight: item.optional("weight"),
+    })
+}
+
 /// Program and arguments. One text is a path: words are never split, so that nothing has to be quoted.
-fn notify(notes: &Notes, section: &Section) -> Vec<String> {
-    let words = section.list::<String>("notify");
+fn command(notes: &Notes, section: &Section, key: &str) -> Vec<String> {
+    let words = section.list::<String>(key);
     if let Some(program) = words.first() {
         if !program.value.starts_with('/') {
             notes.error(

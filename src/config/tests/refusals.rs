@@ -432,6 +432,22 @@ failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/24, i
         "9:33: failover.paths.a[0]: `10.0.0.2:7400` is the address of node `b` already",
         "9:50: failover.paths.a[1]: other nodes cannot connect to a wildcard: write the node's own address",
     ]),
+    ('F', "track: {x: {weight: 5}, y: {tcp: \"10.0.0.9:22\", interface: eth1}, z: {exec: check}}", &[
+        "9:9: failover.track.x.tcp: missing: say what is watched, `tcp: 10.0.0.254:22`, `interface: eth1` or `exec: [/usr/local/bin/check]`",
+        "9:49: failover.track.y.interface: `tcp` is here as well: one track watches one thing, so give this one a name of its own",
+        "9:77: failover.track.z.exec: `check` is not an absolute path: begin with `/`",
+    ]),
+    ('F', "track: {x: {tcp: \"10.0.0.100:22\"}, y: {interface: eth1, fall: 5}, z: {exec: /bin/true, timeout: 2s}}", &[
+        "9:18: failover.track.x.tcp: `10.0.0.100` is a virtual address: whoever holds it would find itself; name something else",
+        "9:57: failover.track.y.fall: has a meaning for `tcp` and `exec` only, as the kernel says at once how an interface is: leave it out",
+        "9:88: failover.track.z.timeout: the timeout (2s) is longer than the interval (1s): one question is under way at a time",
+    ]),
+    ('F', "track: {x: {exec: /bin/true -f, weight: 0}, y: {tcp: gw}, z: {interface: eth1, weigth: 3}}", &[
+        "9:19: failover.track.x.exec: is one path, spaces included: write arguments as a list, `[/bin/true, -f]`",
+        "9:41: failover.track.x.weight: `0` is out of range: 1 to 1000",
+        "9:54: failover.track.y.tcp: `gw` is a name, and names are not resolved: write an IP address",
+        "9:80: failover.track.z.weigth: unknown key; did you mean `weight`?",
+    ]),
     ('F', "groups: {g: [10.0.0.100, 10.0.0.9], h: 10.0.0.100}", &[
         "9:26: failover.groups.g[1]: `10.0.0.9` is not an address of `vips`",
         "9:40: failover.groups.h: `10.0.0.100` is in group `g` already",

@@ -16,10 +16,11 @@ use super::arbiter::{self, Arbiter};
 use super::links::{Links, News};
 use super::notify::{Note, Notes};
 use super::record::Recorder;
+use super::track::Tracks;
 use super::witness::{Answer, Witnesses};
 use super::{
-    ArbiterStatus, Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, VipStatus,
-    WitnessStatus,
+    ArbiterStatus, Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, TrackStatus,
+    VipStatus, WitnessStatus,
 };
 use crate::failover::arbiter::Answer as FromArbiter;
 use crate::failover::beat::{Rejected, from_wire, to_wire};
@@ -32,9 +33,10 @@ use crate::sys::sched;
 
 const WAKER: Token = Token(0);
 const KEEPER: Token = Token(1);
-/// Links count upwards from here, witnesses from half of the space on.
+/// Links count upwards from here, witnesses from half of the space on, what is tracked from three quarters.
 const LINKS: usize = 16;
 const WITNESSES: usize = usize::MAX / 2;
+const TRACKS: usize = usize::MAX / 4 * 3;
 
 /// How long a refused signature is shown.
 const SECRET_MEMORY: Duration = Duration::from_secs(5);
@@ -80,6 +82,7 @@ pub struct Driver {
     recorder: Recorder,
     links: Links,
     witnesses: Witnesses,
+    tracks: Tracks,
     arbiter: Option<(Arbiter, Receiver<FromArbiter>)>,
     keeper: KeeperHandle,
     keeper_state: Keeper,
@@ -140,6 +143,7 @@ impl Driver {
             recorder: Recorder::new(now, &table),
             links,
             witnesses: witnesses(&plan, now),
+            tracks: tracks(&plan, now, &table),
             arbiter: None,
             keeper,
             // One that failed a predecessor is asked to begin anew, or nobody would ever hear that it works again.
@@ -221,6 +225,7 @@ impl Driver {
         loop {
             let due = self.next_tick.min(self.table.deadline());
             let due = self.leaving.iter().map(|(.., by)| *by).fold(due, Instant::min);
+            let due = self.tracks.deadline().map_or(due, |at| due.min(at));
             let timeout = if self.links.busy() {
                 Duration::ZERO
             } else {
@@ -239,6 +244,7 @@ impl Driver {
             for event in &events {
                 match event.token() {
                     WAKER | KEEPER => {}
+                    token if token.0 >= TRACKS => self.tracks.event(token),
                     token if token.0 >= WITNESSES => self.witnesses.event(token, now, &mut answers),
                     token => self.links.event(self.poll.registry(), now, token, &mut news),
                 }
@@ -250,6 +256,7 @@ impl Driver {
             }
             self.take_news(now, &mut news);
             self.hear_arbiter(now);
+            self.look_after_tracks(now);
             while let Ok(command) = self.inbox.try_recv() {
                 if let Some(ending) = self.obey(now, command) {
                     return Ok(ending);
@@ -303,6 +310,24 @@ impl Driver {
             self.next_tick = now + timers.tick;
         }
         self.publish_due = true;
+    }
+
+    /// After the events: an answer that has come is not overdue.
+    fn look_after_tracks(&mut self, now: Instant) {
+        self.tracks.proceed(self.poll.registry(), now, &self.notes);
+        for ix in self.tracks.changes() {
+            let TrackStatus {
+                name,
+                what,
+                holds,
+                problem,
+                ..
+            } = self.tracks.status(ix);
+            self.tell(Event::Track { name, what, problem });
+            let holds = holds == Some(true);
+            self.step(now, Input::Track { ix, holds });
+            self.publish_due = true;
+        }
     }
 
     fn take_news(&mut self, now: Instant, news: &mut Vec<News>) {
@@ -493,7 +518,8 @@ impl Driver {
         let timers = self.plan.setup.timers;
         let kept = self.plan.kept.clone();
         self.ask(ToKeeper::Setup { timers });
-        self.ask(ToKeeper::Watch { kept });
+        let interfaces = self.tracks.interfaces();
+        self.ask(ToKeeper::Watch { kept, interfaces });
     }
 
     /// Notes what the keeper is told at the end of this round, unless it is known not to listen; whether that was noted.
@@ -576,6 +602,7 @@ impl Driver {
             }
             // Facts, not answers.
             FromKeeper::Link { interface, up } => {
+                self.tracks.link(&interface, up);
                 for vip in 0..self.plan.targets.len() {
                     if self.plan.targets[vip].interface == interface {
                         self.step(now, Input::Link { vip, up });
@@ -703,6 +730,8 @@ impl Driver {
         self.bad_secret = vec![None; plan.identity.nodes.len()];
         let asked = std::mem::replace(&mut self.witnesses, witnesses(&plan, now));
         self.witnesses.carry(asked);
+        let tracked = std::mem::replace(&mut self.tracks, tracks(&plan, now, &table));
+        self.tracks.carry(tracked);
         self.table = table;
         self.vips = places(&plan);
         self.plan = plan;
@@ -836,6 +865,7 @@ impl Driver {
             nodes,
             witnesses,
             arbiter,
+            tracks: (0..self.tracks.len()).map(|ix| self.tracks.status(ix)).collect(),
             rejected,
             keeper: self.table.keeper_problem().map(str::to_string),
             // Whatever it held has lapsed by then, and is elsewhere if there is anybody to take it.
@@ -868,6 +898,11 @@ impl Driver {
             transitions: self.transitions[v],
         }
     }
+}
+
+fn tracks(plan: &Plan, now: Instant, table: &Table) -> Tracks {
+    let node = &plan.names[plan.identity.me];
+    Tracks::new(now, TRACKS, node, &plan.tracks, |ix| table.track_holds(ix))
 }
 
 fn places(plan: &Plan) -> HashMap<Target, VipIx> {

@@ -11,6 +11,7 @@
 //! | [`arbiter`] | asking an arbiter, in a thread of its own |
 //! | [`links`] | beat connections |
 //! | `witness` | witnesses |
+//! | `track` | what is tracked |
 //! | `notify` | log and `notify` |
 //! | [`record`] | the last inputs, for replay |
 //!
@@ -59,6 +60,7 @@ mod driver;
 pub mod links;
 mod notify;
 pub mod record;
+mod track;
 pub mod vips;
 mod witness;
 
@@ -123,6 +125,15 @@ pub enum Event {
         /// It counts for us.
         ours: bool,
     },
+    /// Something that is tracked holds, or does so no longer.
+    Track {
+        /// Its name.
+        name: String,
+        /// What is watched, in words.
+        what: String,
+        /// Why it does not hold.
+        problem: Option<String>,
+    },
     /// The keeper became of use, or of no use for this reason.
     Keeper(Option<String>),
     /// A beat was refused; at most one a second is told, all are counted.
@@ -143,6 +154,7 @@ impl Event {
             | Event::Node { alive: false, .. }
             | Event::Witness { up: false, .. }
             | Event::Arbiter { problem: Some(_) }
+            | Event::Track { problem: Some(_), .. }
             | Event::Mismatch { .. }
             | Event::Rejected { .. }
             | Event::Note(_) => log::Level::Warn,
@@ -177,6 +189,16 @@ impl std::fmt::Display for Event {
             Event::Arbiter { problem: Some(why) } => write!(f, "the arbiter does not answer: {why}"),
             Event::Vote { unit, ours: true } => write!(f, "the arbiter's vote on {unit} is ours"),
             Event::Vote { unit, ours: false } => write!(f, "the arbiter's vote on {unit} is ours no longer"),
+            Event::Track {
+                name,
+                what,
+                problem: None,
+            } => write!(f, "track {name} holds: {what}"),
+            Event::Track {
+                name,
+                what,
+                problem: Some(why),
+            } => write!(f, "track {name} does not hold: {what}: {why}"),
             Event::Keeper(None) => f.write_str("keeper: works"),
             Event::Keeper(Some(why)) => write!(f, "keeper: {why}"),
             Event::Rejected { why, from } => write!(f, "beat from {from} refused: {}", why.word()),
@@ -244,6 +266,21 @@ pub struct ArbiterStatus {
     pub votes: Vec<String>,
 }
 
+/// Something that is tracked, as in `/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TrackStatus {
+    /// Its name.
+    pub name: String,
+    /// What is watched, in words.
+    pub what: String,
+    /// Whether it holds; `None` = too early to tell.
+    pub holds: Option<bool>,
+    /// What it adds to this node's rank while it holds; `None` = it must hold.
+    pub weight: Option<u32>,
+    /// What the last answer said, if it was a bad one.
+    pub problem: Option<String>,
+}
+
 /// Everything shown.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Status {
@@ -255,6 +292,8 @@ pub struct Status {
     pub witnesses: Vec<WitnessStatus>,
     /// The arbiter, if there is one.
     pub arbiter: Option<ArbiterStatus>,
+    /// In the order of the configuration.
+    pub tracks: Vec<TrackStatus>,
     /// Refused beats by reason; `weir_beats_rejected_total{reason}`.
     pub rejected: Vec<(&'static str, u64)>,
     /// Why the keeper is of no use, if so.
@@ -412,6 +451,7 @@ impl Plan {
                     .map(|track| words::Track {
                         name: track.name.clone(),
                         weight: track.weight,
+                        skew: track.interval + track.timeout,
                     })
                     .collect(),
                 arbiter,
@@ -429,7 +469,7 @@ impl Plan {
             nodes: self.names.clone(),
             targets: self.targets.clone(),
             witnesses: self.witnesses.clone(),
-            tracks: self.tracks.iter().map(|track| format!("{track:?}")).collect(),
+            tracks: self.tracks.iter().map(|track| track.what.to_string()).collect(),
         }
     }
 
@@ -470,10 +510,7 @@ impl Helpers {
     /// Starts them. `file` is where the runner reads its commands again.
     pub fn start(config: &Failover, file: Option<&Path>) -> io::Result<Helpers> {
         let keeper = keeper::spawn(&Timers::derive(config.beat, config.dead_after))?;
-        let commands = Commands {
-            notify: config.notify.clone(),
-        };
-        let runner = Some(runner::spawn(&commands, file)?);
+        let runner = Some(runner::spawn(&Commands::from(config), file)?);
         Ok(Helpers { keeper, runner })
     }
 }

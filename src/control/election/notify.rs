@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::Event;
 use super::record::Recording;
 use crate::failover::words::State;
-use crate::runner::{Run, RunnerHandle, Which};
+use crate::runner::{Ran, Run, RunnerHandle, Which};
 
 /// Lines that may wait for the log; more are counted.
 const WAITING_MAX: usize = 256;
@@ -30,6 +30,9 @@ const EACH_MAX: usize = 4;
 const UNDER_WAY_MAX: usize = 4;
 /// How long one command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Numbers of scripts that the election thread has run have this bit; their answers are its own.
+pub const SCRIPT: u64 = 1 << 63;
 
 /// What the election thread hands over.
 pub enum Note {
@@ -167,6 +170,8 @@ struct Shared {
     /// Whether there is a command.
     configured: Mutex<bool>,
     runner: Option<RunnerHandle>,
+    /// Answers for the election thread.
+    ran: Sender<Ran>,
     bell: UnixStream,
     left_out: AtomicU64,
 }
@@ -176,6 +181,7 @@ struct Shared {
 pub struct Notes {
     lines: Sender<Note>,
     shared: Arc<Shared>,
+    ran: Receiver<Ran>,
     _end: Arc<End>,
 }
 
@@ -209,10 +215,12 @@ impl Notes {
         };
         untold.into_iter().for_each(|change| agenda.add(change));
         let end = End(bell.try_clone()?);
+        let (ran, answers) = bounded(WAITING_MAX);
         let shared = Arc::new(Shared {
             agenda: Mutex::new(agenda),
             configured: Mutex::new(configured),
             runner,
+            ran,
             bell,
             left_out: AtomicU64::new(0),
         });
@@ -226,6 +234,7 @@ impl Notes {
         let notes = Notes {
             lines,
             shared,
+            ran: answers,
             _end: Arc::new(end),
         };
         notes.ring();
@@ -244,6 +253,19 @@ impl Notes {
         if self.lines.try_send(note).is_err() {
             self.shared.left_out.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Has a script run that is tracked; never waits.
+    pub fn run(&self, run: Run) -> io::Result<()> {
+        match &self.shared.runner {
+            Some(runner) => runner.run(run),
+            None => Err(io::Error::other("nothing runs scripts; restart weir to have them run")),
+        }
+    }
+
+    /// The answers of such scripts that have come.
+    pub fn ran(&self) -> impl Iterator<Item = Ran> {
+        self.ran.try_iter()
     }
 
     /// The configuration has changed; whether it has a command.
@@ -324,6 +346,8 @@ fn have_told(node: &str, shared: &Shared, mut rung: UnixStream) {
         }
         loop {
             match runner.receive() {
+                // As many are under way as there are places for them; what is not read will be overdue.
+                Ok(Some(ran)) if ran.id & SCRIPT != 0 => drop(shared.ran.try_send(ran)),
                 Ok(Some(ran)) => {
                     if let Err(why) = ran.outcome {
                         log::warn!("notify: {why}");

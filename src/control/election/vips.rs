@@ -12,8 +12,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::{
-    ArbiterStatus, Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Prepared, Process, VipStatus,
-    WitnessStatus,
+    ArbiterStatus, Detached, Election, ElectionHandle, Helpers, NodeStatus, Order, Prepared, Process, TrackStatus,
+    VipStatus, WitnessStatus,
 };
 use crate::api::question::VipOrder;
 use crate::api::status;
@@ -174,6 +174,7 @@ impl Vips {
             nodes: others.map(node).collect(),
             witnesses: status.witnesses.iter().map(witness).collect(),
             arbiter: status.arbiter.as_ref().map(arbiter),
+            tracks: status.tracks.iter().map(track).collect(),
             beats_rejected: status.rejected.clone(),
         }
     }
@@ -190,6 +191,8 @@ pub struct ElectionStatus {
     pub witnesses: Vec<status::Witness>,
     /// If there is one.
     pub arbiter: Option<status::Arbiter>,
+    /// In the order of the configuration.
+    pub tracks: Vec<status::Track>,
     /// By reason.
     pub beats_rejected: Vec<(&'static str, u64)>,
 }
@@ -206,6 +209,16 @@ fn vip(vip: &VipStatus) -> status::Vip {
         transitions: vip.transitions,
         demoted: vip.demoted,
         obstacles: vip.obstacles.clone(),
+    }
+}
+
+fn track(track: &TrackStatus) -> status::Track {
+    status::Track {
+        name: track.name.clone(),
+        what: track.what.clone(),
+        holds: track.holds,
+        weight: track.weight,
+        reason: track.problem.clone(),
     }
 }
 

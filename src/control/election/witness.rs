@@ -109,7 +109,7 @@ impl Witnesses {
                 continue;
             }
             // No route, no port left: the next question may fare better.
-            if let Ok(mut stream) = connect(self.from, self.addresses[ix], patience) {
+            if let Ok(mut stream) = connect(Some(self.from), self.addresses[ix], patience) {
                 let id = self.next_token;
                 self.next_token += 1;
                 if registry.register(&mut stream, Token(id), Interest::WRITABLE).is_ok() {

@@ -296,6 +296,14 @@ impl Metrics<'_> {
             "Addresses and groups on which the arbiter's vote is this node's.",
             arbiter().map(|arbiter| ([], arbiter.votes.len() as f64)),
         );
+        page.gauge(
+            "weir_track_up",
+            "1 while what is tracked holds.",
+            self.facts
+                .tracks
+                .iter()
+                .filter_map(|track| Some(([("track", &*track.name)], track.holds?))),
+        );
         page.counter(
             "weir_beats_rejected_total",
             "Beats that were refused: wrong signature, old number, garbage.",
@@ -552,7 +560,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::{Arbiter, Node, Vip, Witness};
+    use crate::api::status::{Arbiter, Node, Track, Vip, Witness};
 
     fn render(facts: &Facts) -> String {
         let metrics = Metrics {
@@ -577,6 +585,11 @@ mod tests {
             last_beat_ms: None,
             mismatch: (name == "b").then(|| "beat is 10 ms there, 50 ms here".into()),
         };
+        let track = |name: &str, holds| Track {
+            name: name.into(),
+            holds,
+            ..Track::default()
+        };
         let witness = |address: &str, up| Witness {
             address: address.into(),
             up,
@@ -585,6 +598,11 @@ mod tests {
             vips: vec![vip("10.0.0.100/24", "active"), vip("2001:db8::1/64", "standby")],
             nodes: vec![node("b", true), node("c", false)],
             witnesses: vec![witness("10.0.0.254:22", Some(false)), witness("10.0.0.253:22", None)],
+            tracks: vec![
+                track("gw", Some(true)),
+                track("uplink", Some(false)),
+                track("new", None),
+            ],
             arbiter: Some(Arbiter {
                 up: Some(true),
                 votes: vec!["10.0.0.100".into()],
@@ -592,7 +610,12 @@ mod tests {
             }),
             ..Facts::default()
         });
-        assert!(!page.contains("10.0.0.253"), "nothing is said of what is not known");
+        for unknown in ["10.0.0.253", "new"] {
+            assert!(
+                !page.contains(&format!("\"{unknown}")),
+                "nothing is said of what is not known"
+            );
+        }
         for line in [
             "# TYPE weir_vip_held gauge",
             "weir_vip_held{vip=\"10.0.0.100/24\"} 1",
@@ -606,6 +629,8 @@ mod tests {
             "weir_node_config_mismatch{node=\"b\"} 1",
             "weir_node_config_mismatch{node=\"c\"} 0",
             "weir_witness_up{witness=\"10.0.0.254:22\"} 0",
+            "weir_track_up{track=\"gw\"} 1",
+            "weir_track_up{track=\"uplink\"} 0",
             "weir_arbiter_up 1",
             "weir_arbiter_votes 1",
         ] {

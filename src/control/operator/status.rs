@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::process::ProcessFacts;
-use crate::api::status::{Arbiter, Backend, Listener, Node, Pool, Process, Source, Status, Vip, Witness, Worker};
+use crate::api::status::{
+    Arbiter, Backend, Listener, Node, Pool, Process, Source, Status, Track, Vip, Witness, Worker,
+};
 use crate::config::model;
 use crate::health::State;
 use crate::link;
@@ -41,6 +43,8 @@ pub struct Facts {
     pub witnesses: Vec<Witness>,
     /// The arbiter, if there is one.
     pub arbiter: Option<Arbiter>,
+    /// What is tracked.
+    pub tracks: Vec<Track>,
     /// Refused beats by reason.
     pub beats_rejected: Vec<(&'static str, u64)>,
     /// Longest turn of each worker (by id) lately, see [`super::metrics::Peak`].
@@ -146,6 +150,7 @@ pub fn document(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Wo
         nodes: facts.nodes.clone(),
         witnesses: facts.witnesses.clone(),
         arbiter: facts.arbiter.clone(),
+        tracks: facts.tracks.clone(),
     }
 }
 

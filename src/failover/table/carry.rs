@@ -20,6 +20,7 @@ impl Table {
         (self.number, self.sent, self.born) = (old.number, old.sent.clone(), old.born);
         (self.frozen_until, self.frozen_ms) = (old.frozen_until, old.frozen_ms);
         (self.apart, self.rejoins_until) = (old.apart, old.rejoins_until);
+        self.scores_since = old.scores_since;
         self.local = old.local.clone();
         self.keeper = old.keeper.clone();
         self.stopping = old.stopping;
@@ -51,7 +52,8 @@ impl Table {
             self.witnesses[new] = from.and_then(|from| old.witnesses.get(from).copied()).flatten();
         }
         for (new, from) in tracks.iter().enumerate() {
-            self.tracks[new] = from.and_then(|from| old.tracks.get(from).copied()).unwrap_or(false);
+            // What is new is taken to hold until the answers say otherwise: writing it down moves nothing.
+            self.tracks[new] = from.and_then(|from| old.tracks.get(from).copied()).unwrap_or(true);
         }
         self.carry_arbiter(old, vips);
         for u in 0..self.units.len() {

@@ -185,7 +185,7 @@ impl Table {
                 until: self.now + micros(self.setup.timers.handover),
                 finish: self.now + micros(self.setup.timers.handover.max(HANDOVER_MAX)),
             });
-        } else if self.stopping || !self.local.serving {
+        } else if self.stopping || !self.local.serving || self.lacks().is_some() {
             // Nobody to hand it to, and nothing behind it: an address without a service is worse than none.
             self.release(u, why, out);
         } else {

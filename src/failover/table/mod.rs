@@ -240,6 +240,8 @@ pub struct Table {
     witnesses: Vec<Option<At>>,
     arbiter: Option<Voter>,
     tracks: Vec<bool>,
+    /// When a sum of weights changed last, here or elsewhere.
+    scores_since: At,
     units: Vec<Unit>,
     unit_of: Vec<UnitIx>,
 }
@@ -291,6 +293,7 @@ impl Table {
             witnesses: vec![None; setup.witnesses],
             arbiter: setup.arbiter.as_ref().map(|a| Voter::new(a.terms, units.len())),
             tracks: vec![false; setup.tracks.len()],
+            scores_since: 0,
             units,
             unit_of,
             settings: rank::settings(&setup),
@@ -485,6 +488,11 @@ impl Table {
         self.claim(n, self.unit_of[vip])
     }
 
+    /// Whether something that is tracked holds, or has to be taken to.
+    pub fn track_holds(&self, ix: usize) -> bool {
+        self.tracks[ix]
+    }
+
     /// Why the keeper is of no use, if so.
     pub fn keeper_problem(&self) -> Option<&str> {
         self.keeper.as_ref().err().map(String::as_str)
@@ -539,8 +547,13 @@ impl Table {
                 }
             }
             Input::Track { ix, holds } => {
-                if let Some(track) = self.tracks.get_mut(ix) {
-                    *track = holds;
+                let changed = |track: &mut bool| std::mem::replace(track, holds) != holds;
+                if self.tracks.get_mut(ix).is_some_and(changed) {
+                    self.scores_since = now;
+                    if holds {
+                        // In good health only from now on, as `preempt_delay` counts it.
+                        self.units.iter_mut().for_each(|unit| unit.ready_since = None);
+                    }
                 }
             }
             Input::Local(local) => self.local = local,
@@ -634,7 +647,10 @@ impl Table {
         peer.beat = micros(beat.beat);
         peer.dead_after = micros(beat.dead_after);
         peer.patience = micros(beat.patience).max(peer.patience);
-        (peer.settings, peer.score) = (beat.settings, beat.score);
+        if std::mem::replace(&mut peer.score, beat.score) != beat.score {
+            self.scores_since = now;
+        }
+        peer.settings = beat.settings;
         peer.claims = beat.claims;
     }
 

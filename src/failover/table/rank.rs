@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use super::*;
+use crate::failover::words::Track;
 
 /// Order among nodes; the least is the best.
 pub(super) type Rank = (Reverse<u32>, usize, usize);
@@ -36,6 +37,13 @@ impl Table {
         }
         let held = self.setup.tracks.iter().zip(&self.tracks).filter(|(_, holds)| **holds);
         held.filter_map(|(track, _)| track.weight).sum()
+    }
+
+    /// Something that must hold here and does not.
+    pub(super) fn lacks(&self) -> Option<&Track> {
+        let mut tracks = self.setup.tracks.iter().zip(&self.tracks);
+        let (track, _) = tracks.find(|(track, holds)| track.weight.is_none() && !**holds)?;
+        Some(track)
     }
 
     /// Whether a live node has other rules for it.
@@ -85,6 +93,13 @@ impl Table {
                 .ready_since
                 .is_some_and(|at| self.now - at >= micros(unit.rule.preempt_delay))
             && self.holders(u).any(|(n, _)| !self.outranks(u, n))
+            && self.now - self.scores_since >= self.skew()
+    }
+
+    /// How long a sum of weights has to last before it moves an address: what all nodes lose, they do not notice at once.
+    fn skew(&self) -> At {
+        let ranking = self.setup.tracks.iter().filter(|track| track.weight.is_some());
+        ranking.map(|track| micros(track.skew)).max().unwrap_or(0)
     }
 
     // ---- listening ----
@@ -158,8 +173,7 @@ impl Table {
         if !self.local.serving {
             return unable(Reason::NotServing(self.local.detail.clone()));
         }
-        let must_hold = self.setup.tracks.iter().zip(&self.tracks);
-        if let Some((track, _)) = must_hold.into_iter().find(|(t, holds)| t.weight.is_none() && !**holds) {
+        if let Some(track) = self.lacks() {
             return unable(Reason::Track(track.name.clone()));
         }
         let (have, need) = (self.reached(), self.setup.quorum);
@@ -178,7 +192,7 @@ impl Table {
     }
 }
 
-/// What [`Claim::rules`] says: the order of nodes and the group, by name.
+/// What [`Claim::rules`] says: the order of nodes, the group, and what ranks before that order, by name.
 pub(super) fn mark(setup: &Setup, rule: &Rule) -> u32 {
     let mut hash = Fnv::new();
     for n in &rule.prefer {
@@ -188,6 +202,12 @@ pub(super) fn mark(setup: &Setup, rule: &Rule) -> u32 {
     // Written only where it says something: the same mark as that of nodes which do not know it.
     if rule.hold != Holders::One {
         hash.text(rule.hold.word());
+    }
+    let mut weights: Vec<_> = setup.tracks.iter().filter_map(|t| Some((&t.name, t.weight?))).collect();
+    weights.sort();
+    for (name, weight) in weights {
+        hash.text(name);
+        hash.number(u64::from(weight));
     }
     // 0 says that the address is unknown.
     ((hash.0 ^ hash.0 >> 32) as u32).max(1)

@@ -76,7 +76,9 @@ impl Table {
             .filter(|u| u.members.iter().any(|m| marks(m, u)))
             .count();
         if differs > 0 {
-            says.push(format!("`prefer` or the group of {differs} addresses differs"));
+            says.push(format!(
+                "`prefer`, the group or the weights in `track` differ for {differs} addresses"
+            ));
         }
         if says.is_empty() && peer.settings != self.settings {
             says.push("quorum, witnesses, nodes, or what is said of the addresses differs".into());

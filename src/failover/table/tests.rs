@@ -628,6 +628,7 @@ fn what_is_tracked_counts() {
     let track = |name: &str, weight| crate::failover::words::Track {
         name: name.into(),
         weight,
+        skew: ms(0),
     };
     let tracked = || {
         let mut desk = Desk::with(Setup {
@@ -651,6 +652,129 @@ fn what_is_tracked_counts() {
         assert!(got.is_empty());
     }
     assert_eq!(desk.tell(Input::Track { ix: 0, holds: true }), [HOLD]);
+}
+
+/// A node whose sum rises again takes the address back only after `preempt_delay` from then.
+#[test]
+fn who_ranks_first_again_waits() {
+    let tracks = || {
+        vec![crate::failover::words::Track {
+            name: "gw".into(),
+            weight: Some(50),
+            skew: ms(0),
+        }]
+    };
+    let mut desk = Desk::with(Setup {
+        tracks: tracks(),
+        ..setup(0, 2, 1)
+    });
+    desk.tell(serving(true));
+    let wants = |desk: &mut Desk, length: u64| {
+        for _ in 0..length / 25 {
+            desk.now += 25;
+            let echo = Some(desk.table.number);
+            desk.beat_with(1, HELD, |beat| (beat.echo, beat.score) = (echo, 10));
+            desk.tell(Input::Tick);
+        }
+        desk.table.claims()[0].wants
+    };
+    assert!(!wants(&mut desk, 3_000), "the holder has more");
+    desk.tell(Input::Track { ix: 0, holds: true });
+    assert!(!wants(&mut desk, 975));
+    assert!(wants(&mut desk, 50));
+    // Told again, nothing begins anew.
+    desk.tell(Input::Track { ix: 0, holds: true });
+    assert!(wants(&mut desk, 25));
+    // Other weights are other rules, by which nobody preempts.
+    let mark = |weight| {
+        rank::mark(&desk.table.setup, &desk.table.setup.vips[0]) == {
+            let mut other = desk.table.setup.clone();
+            other.tracks[0].weight = weight;
+            rank::mark(&other, &other.vips[0])
+        }
+    };
+    assert!(mark(Some(50)) && !mark(Some(49)) && !mark(None));
+}
+
+/// Both lose the same, one after the other: in between nobody asks for the address.
+#[test]
+fn what_all_nodes_lose_moves_nothing() {
+    let gw = crate::failover::words::Track {
+        name: "gw".into(),
+        weight: Some(50),
+        skew: ms(1_500),
+    };
+    let mut desk = Desk::with(Setup {
+        tracks: vec![gw],
+        ..setup(1, 2, 1)
+    });
+    desk.tell(serving(true));
+    desk.tell(Input::Track { ix: 0, holds: true });
+    let wants = |desk: &mut Desk, score: u32, length: u64| {
+        (0..length / 25).any(|_| {
+            desk.now += 25;
+            let echo = Some(desk.table.number);
+            desk.beat_with(0, HELD, |beat| (beat.echo, beat.score) = (echo, score));
+            desk.tell(Input::Tick);
+            desk.table.claims()[0].wants
+        })
+    };
+    assert!(!wants(&mut desk, 50, 3_000));
+    assert!(!wants(&mut desk, 0, 1_500), "we may be the last to notice");
+    assert!(wants(&mut desk, 0, 50), "it is the holder's alone");
+    desk.tell(Input::Track { ix: 0, holds: false });
+    assert!(!wants(&mut desk, 0, 3_000));
+}
+
+/// A holder that lacks what must hold lets go, also when nobody takes over.
+#[test]
+fn what_must_hold_must_hold() {
+    let uplink = crate::failover::words::Track {
+        name: "uplink".into(),
+        weight: None,
+        skew: ms(0),
+    };
+    let mut desk = Desk::with(Setup {
+        tracks: vec![uplink],
+        ..setup(0, 2, 1)
+    });
+    desk.tell(serving(true));
+    desk.tell(Input::Track { ix: 0, holds: true });
+    assert_eq!(desk.pass(375, &[]), [HOLD]);
+    desk.done(Effect::Hold);
+    assert_eq!(desk.tell(Input::Track { ix: 0, holds: false }), [RELEASE]);
+    desk.done(Effect::Release);
+    assert!(desk.pass(500, &[]).is_empty());
+    assert_eq!(desk.tell(Input::Track { ix: 0, holds: true }), [HOLD]);
+}
+
+/// What a reload adds is taken to hold; what was there before is as it was.
+#[test]
+fn a_reload_that_adds_a_track_moves_nothing() {
+    let track = |name: &str| crate::failover::words::Track {
+        name: name.into(),
+        weight: None,
+        skew: ms(0),
+    };
+    let mut desk = Desk::held(0, 2, &[(1, IDLE)]);
+    let more = Setup {
+        tracks: vec![track("uplink")],
+        ..desk.table.setup.clone()
+    };
+    let carried = |old: &Table, setup: &Setup, tracks: &[Option<usize>]| {
+        let mut table = Table::new(Instant::now(), setup.clone());
+        table.carry(old, &[Some(0)], &[Some(0), Some(1)], &[], tracks);
+        table
+    };
+    desk.table = carried(&desk.table, &more, &[None]);
+    assert!(desk.pass(500, &[(1, IDLE)]).is_empty());
+    assert!(desk.table.track_holds(0));
+    desk.tell(Input::Track { ix: 0, holds: false });
+    assert_eq!(desk.table.claims()[0].phase, Phase::Yielding(1), "to whoever has it");
+    desk.beat(1, HELD);
+    desk.done(Effect::Release);
+    desk.table = carried(&desk.table, &more, &[Some(0)]);
+    assert!(!desk.table.track_holds(0));
 }
 
 /// Nobody holds it: said with the reason of every node.

@@ -220,11 +220,13 @@ pub fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Begins to connect, from our own node's address if this host has it.
-pub fn connect(from: IpAddr, to: SocketAddr, user_timeout: Duration) -> io::Result<TcpStream> {
+/// Begins to connect, from our own node's address if it is given and this host has it.
+pub fn connect(from: Option<IpAddr>, to: SocketAddr, user_timeout: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     // Behind address translation our configured address is not on this host; then the route decides.
-    let _ = socket.bind(&SockAddr::from(SocketAddr::new(from, 0)));
+    if let Some(from) = from {
+        let _ = socket.bind(&SockAddr::from(SocketAddr::new(from, 0)));
+    }
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(4 * user_timeout))?;
     // Class 6, network control: beats are not to wait behind the traffic that they protect.

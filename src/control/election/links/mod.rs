@@ -308,7 +308,7 @@ impl Links {
         let to = &self.identity.nodes[n].addresses;
         let remote = to[p % to.len()];
         let from = self.identity.nodes[self.identity.me].addresses[path.local].ip();
-        match connect(from, remote, self.identity.dead_after) {
+        match connect(Some(from), remote, self.identity.dead_after) {
             Ok(stream) => {
                 let mut conn = Conn::new(&self.identity, stream, Side::Dialer, Some(n), Some(remote), now);
                 (conn.path, conn.probe, conn.epoch) = (p, probe, self.epoch);
