@@ -17,6 +17,7 @@ mod lock;
 mod moves;
 mod notify;
 mod quorum;
+mod repairs;
 mod steady;
 mod strangers;
 mod track;
