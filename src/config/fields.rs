@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::address::VipAddress;
 use super::model::*;
 use super::value::*;
 

@@ -14,6 +14,7 @@ pub mod fields;
 pub mod members;
 pub mod model;
 
+mod address;
 mod check;
 mod flags;
 mod load;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use super::{Names, binds::Bound};
+use crate::config::address::VipAddress;
 use crate::config::model::*;
 use crate::config::notes::{Notes, Spot};
 use crate::config::raw::Section;
