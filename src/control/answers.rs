@@ -1,4 +1,4 @@
-//! What only the control thread knows, gathered for whoever asks, and the answers made of it.
+//! Answers to operators, from what only the control thread knows.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -23,12 +23,12 @@ const WORKERS_MAX: Duration = Duration::from_secs(1);
 impl Control {
     /// Answers a question or carries out an order.
     pub(super) fn answer(&mut self, request: Request) {
-        // A reload is admitted where signals come to as well.
+        // `reload` asks for itself, because HUP comes there too.
         let admitted = match request.operation() {
             Operation::Reload => Ok(()),
             operation => self.admit(operation).map_err(|why| why.to_string()),
         };
-        // Whoever asked may have gone; then nobody is there to be told.
+        // A client that has gone does not hear the answer.
         match request {
             Request::Status { reply } => {
                 let facts = self.facts();

@@ -1,4 +1,4 @@
-//! How much a process can carry: computed once for a configuration, and handed on.
+//! How much this process can carry with a configuration: computed once, and handed on.
 
 use crate::api::question::Refusal;
 use crate::config::{Budget, Config};

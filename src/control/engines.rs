@@ -1,7 +1,7 @@
 //! The table of engines: the workers, and those beside them.
 //!
-//! What an engine is and does is said at [`Engine`]; what this adds is when it hears of what. A further one is a file that
-//! implements the trait and a row in `app::engines`.
+//! [`Engine`] says what an engine is. This says in which order engines hear of a change. A further one is a file that implements
+//! the trait and a row in `app::engines`.
 //!
 //! - While another process still serves (an upgrade), the workers know the snapshot and have no sockets, and the others hear of
 //!   nothing before [`Engines::take_over`].
@@ -33,7 +33,7 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Starts them. `waiting`: until [`take_over`](Engines::take_over) another process carries what they will.
+    /// Starts them. `waiting`: another process carries connections until [`take_over`](Engines::take_over).
     pub fn start(
         workers: Workers,
         others: Vec<StartEngine>,
@@ -64,13 +64,13 @@ impl Engines {
         self.others.iter().try_for_each(|engine| engine.prepare(config))
     }
 
-    /// Has all act on a snapshot.
+    /// All of them act on this snapshot from now on.
     pub fn adopt(&self, snapshot: &Arc<Snapshot>) {
         self.adopt_beside_workers(snapshot);
         self.workers.adopt(snapshot);
     }
 
-    /// Has all but the workers act on a snapshot.
+    /// All but the workers act on this snapshot from now on.
     pub fn adopt_beside_workers(&self, snapshot: &Arc<Snapshot>) {
         if !self.waiting {
             self.others.iter().for_each(|engine| engine.adopt(snapshot));

@@ -2,7 +2,7 @@
 //!
 //! # How it works
 //!
-//! Whoever has something to say makes the line himself and puts it into a bounded queue; one thread writes. Lines stay in
+//! The thread that logs formats the line and puts it into a bounded queue; one thread writes. Lines stay in
 //! the order in which they were put there. A queue that is full costs a line, which is counted, never a wait: a worker that
 //! waited for the reader of a pipe would not serve, an election that did would lose its addresses.
 //!
@@ -11,8 +11,8 @@
 //!
 //! # Last words
 //!
-//! [`finish`] waits until all lines are out, for [`FINISH_MAX`] at most, so an end or a panic is told in full to whoever
-//! reads and delays nobody who does not.
+//! [`finish`] waits until all lines are out, for [`FINISH_MAX`] at most, so that the end or a panic is
+//! logged in full and a reader that does not read delays nothing.
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};

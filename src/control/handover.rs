@@ -91,7 +91,7 @@ impl Control {
                 // The engines of the other process may have begun.
                 self.publish();
                 if phase == Phase::Stopping {
-                    // Who is queued there is served; nobody else is.
+                    // Clients in the queues are served, later ones are not.
                     self.engines.workers.close(&endpoints);
                     self.closing = Some(self.engines.workers.barrier());
                     log::info!("upgrade given up: {reason}");
@@ -99,8 +99,8 @@ impl Control {
                 }
                 self.upgrade_failed(reason);
             }
-            // The order to stop and the successor's word that it serves have crossed: it has been told to stop as well, and
-            // has the sockets.
+            // This process was told to stop while the successor was about to say that it serves: it has the sockets, and has been
+            // told to stop as well.
             Event::Done(_) if phase == Phase::Stopping => self.upgrade.predecessor = None,
             Event::Done(done) => {
                 let grace = self.config.shutdown_grace;
@@ -163,7 +163,7 @@ impl Control {
                 log::error!("upgrade: the old process gave it up");
                 return false;
             }
-            // It serves already: who has come to it may finish.
+            // It serves already, and its connections may finish.
             Event::Abandoned if phase != Phase::Stopping => {
                 log::info!("upgrade: the old process has been told to stop, and so does this one");
                 self.begin_stop();

@@ -1,23 +1,39 @@
-//! The control-plane shell: configuration, health, publication, administration.
+//! The control plane: configuration, health, publication, administration.
 //!
 //! # How it works
 //!
-//! One thread owns all of its state ([`Control`]) and works off one bounded queue of [`Input`]s; everybody else (signal handler,
-//! prober, workers, admin socket, HTTP, election) only sends. Whoever asks something sends a [`Request`] with a reply channel in
-//! it and waits with a limit. A round of the thread is: note that it lives (the election looks), let time do its work on pools,
-//! publish what changed, show life to the service manager, take one input.
+//! One thread owns all state ([`Control`]) and takes one [`Input`] at a time from a bounded queue. The signal handler, the prober,
+//! the observer (admin socket and HTTP) and an upgrade under way only send. A question has a reply channel in it, and whoever asks
+//! waits for the answer with a limit. Failures of backends that real traffic has seen come on a channel of their own, which drops
+//! what it has no room for: they are samples.
 //!
-//! A change of anything that engines act on ends in one publication (`Control::publish`) at the end of the round that made it.
+//! A round of the thread:
+//!
+//! 1. note that it is alive, which the election looks at;
+//! 2. bring the counters that engines keep elsewhere up to date;
+//! 3. let time act on pools: probes that are due, ejections that end, ramps, drains;
+//! 4. publish, if anything has changed that engines act on; then shed connections, then log: whoever reads of a change can rely
+//!    on it;
+//! 5. send signs of life to the service manager, as long as every worker turns;
+//! 6. end, if it was told to stop and nothing is open any more, or the time for that is up;
+//! 7. take one input, or sleep until something is due, for a second at most.
+//!
+//! # Invariants
+//!
+//! 1. State changes in this thread alone.
+//! 2. What engines act on leaves as one snapshot (`Control::publish`). Versions grow; a worker takes the newest and may skip others.
+//! 3. A change that can be refused has two steps: *prepare*, which changes nothing, and *commit*, which cannot fail.
+//! 4. Of the two processes of an upgrade one acts as the service at any time (`phase`).
 //!
 //! | file or folder | is about |
 //! |---|---|
 //! | `thread` | the state, start, the rounds, the end |
 //! | `reload` | one configuration replaced by another, whole or not at all |
 //! | `handover` | its part in an upgrade, as the old process and as the new one |
-//! | `answers` | what operators ask and order |
-//! | `engines` | the table of what carries connections: when each of them hears of what |
-//! | [`phase`] | which orders a process takes at which point of its life |
-//! | [`publication`] | what workers act on: pools and health, listeners and sockets, the workers themselves |
+//! | `answers` | the operators' questions and orders |
+//! | `engines` | the table of engines, and the order in which they hear of a change |
+//! | `phase` | which operations a process takes at which point of its life |
+//! | `publication` | what engines act on: pools and health, listeners and sockets, the worker threads |
 //! | [`discovery`] | members of pools that come and go: watching their sources |
 //! | [`operator`] | the admin socket, HTTP, status, metrics, history, the page |
 //! | [`upgrade`] | the conversation between two processes |
@@ -26,8 +42,8 @@
 //!
 //! # What it never does
 //!
-//! It never touches a connection, and never waits for a descriptor that somebody else has to read or write. It waits for
-//! workers, for [`SETTLE_MAX`](publication::workers::SETTLE_MAX) at most each time.
+//! It never touches a connection, and never waits for a peer, a client or a disk: logs and sockets of operators have threads of
+//! their own. It waits for workers, for `SETTLE_MAX` (2 s) at most each time.
 
 pub mod access_log;
 mod answers;
@@ -41,7 +57,7 @@ mod handover;
 mod notifier;
 pub mod operator;
 mod phase;
-pub mod publication;
+mod publication;
 mod reload;
 pub mod request;
 mod source;

@@ -1,7 +1,7 @@
 //! What the service manager is told: readiness, reloads, the end, a line of status, and signs of life.
 //!
-//! A sign of life (WATCHDOG=1) speaks for the whole process: control sends it, so control turns, and it does so only
-//! while every worker turns. Without a service manager all of this does nothing.
+//! A sign of life (WATCHDOG=1) stands for the whole process: control sends it, and only while every worker turns. Without a
+//! service manager all of this does nothing.
 //!
 //! While an upgrade hands the service over, exactly one of the two processes speaks: the old one until it has named the
 //! new one (MAINPID=), the new one from then on. A silent notifier remembers that it is ready and says so when its turn
@@ -27,7 +27,7 @@ pub struct Notifier {
     watchdog: Option<Watchdog>,
     status: String,
     status_at: Instant,
-    /// What the service manager had no room for, oldest first.
+    /// Notifications that the service manager's socket had no room for, oldest first.
     unsent: VecDeque<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Where a process is in its life, and which orders it takes there.
+//! Where a process is in its life, and which operations it takes there.
 //!
 //! ```text
 //!  started by an operator                          -> Serving <-> Upgrading -> HandedOver -> ends
@@ -8,7 +8,7 @@
 //!
 //! A process that is on its way out must not do anything that only the service does: bind an address (it would join the
 //! SO_REUSEPORT group of its successor, and take connections with it when it ends), start an election, write in the
-//! service's name. Such an order is refused, and whoever gave it is told why, in the log or in the answer.
+//! service's name. Such an operation is refused, with the reason in the log or in the answer.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ pub enum Operation {
     Look,
 }
 
-/// What comes of an order.
+/// What comes of being told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It is carried out.
@@ -66,7 +66,7 @@ pub enum Answer {
     Refuse(Why),
 }
 
-/// Why an order is refused.
+/// Why an operation is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// This process is about to be replaced, or replaces another one.
@@ -87,7 +87,7 @@ impl fmt::Display for Why {
     }
 }
 
-/// Whether `order` is taken in `phase`.
+/// Whether an operation is taken in a phase.
 pub fn answer(operation: Operation, phase: Phase) -> Answer {
     use Phase::{Arriving, HandedOver, Serving, Stopping, Upgrading, Waiting};
     let refuse = Answer::Refuse;
@@ -101,12 +101,12 @@ pub fn answer(operation: Operation, phase: Phase) -> Answer {
         (_, Serving) => Answer::Take,
         // It closes connections that are left.
         (Operation::Backend, Stopping) => Answer::Take,
-        // The process before has told what it knew, and the pools are served here.
+        // The predecessor has told what it knew, and the pools are served here.
         (Operation::Backend, Arriving) => Answer::Take,
         // The election goes over with everything that it knows.
         (Operation::Vip, Upgrading) => Answer::Take,
 
-        // What is changed now, the next process would not know.
+        // The successor would not know of the change.
         (_, Waiting | Arriving | Upgrading) => refuse(Why::Upgrading),
         (_, Stopping) => refuse(Why::Stopping),
         (_, HandedOver { successor, .. }) => refuse(Why::Replaced(successor)),

@@ -1,8 +1,8 @@
 //! One configuration replaced by another: whole, or not at all.
 //!
 //! Everything that can fail comes first and changes nothing: reading, checking, binding, starting workers, opening the log
-//! ([`Control::prepare`], whose outcome gives everything back when it is dropped). Then the election, which is asked and follows in
-//! one step. What is left cannot fail ([`Control::commit`]).
+//! ([`Control::prepare`], whose outcome gives everything back when it is dropped). The rest cannot fail ([`Control::commit`]). The
+//! election is prepared before and follows after: the pools that its addresses require must be published first.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -24,8 +24,7 @@ use crate::snapshot::Snapshot;
 use crate::sys::sandbox;
 
 impl Control {
-    /// Gets hold of what `config` asks for and what is not there yet. Nothing is changed by it; dropping the outcome gives
-    /// everything back.
+    /// Acquires what `config` needs and what is not there yet. It changes nothing; dropping the outcome gives everything back.
     pub(super) fn prepare(&mut self, config: &Config, capacity: Capacity) -> Result<Prepared, Refusal> {
         if let Some(failover) = &config.failover {
             election::check(failover).map_err(|error| format!("failover: {error}"))?;
@@ -75,20 +74,20 @@ impl Control {
         self.budget = capacity.budget;
         let snapshot = self.next_snapshot();
         self.engines.adopt_beside_workers(&snapshot);
-        // A client who waits in a queue is served by the listener that he came to: before workers learn that it is gone.
+        // Clients in a queue are served by the listener that they connected to: before workers learn that it is gone.
         self.engines.workers.close_and_wait(&closed_streams);
         self.engines.workers.adopt(&snapshot);
         self.engines.workers.serve(self.upgrade.hold(assigned), Vec::new());
         // A socket that takes the place of another one at the same address must be there before that one goes.
         self.engines.workers.close_and_wait(&closed_datagrams);
-        // After that: what is closed moves no more.
+        // After that, so that no socket moves that is about to be closed.
         for (endpoint, positions) in lacking {
             self.engines.workers.spread(&endpoint, positions);
         }
         self.engines.workers.retire(workers);
     }
 
-    /// Has engines act on what is in force now.
+    /// Engines act on what is in force now.
     pub(super) fn publish(&mut self) {
         let snapshot = self.next_snapshot();
         self.engines.adopt(&snapshot);
@@ -112,7 +111,7 @@ impl Control {
     /// Reads the configuration again and puts it in force.
     pub(super) fn reload(&mut self) -> Result<String, Refusal> {
         if let Err(why) = self.admit(Operation::Reload) {
-            // A service manager that has sent HUP waits until it hears of the reload.
+            // systemd has sent HUP and waits until the reload is over.
             if self.phase() == Phase::Upgrading {
                 self.notifier.reloading();
                 self.notifier.ready(self.status_line());
@@ -183,7 +182,7 @@ impl Control {
         Ok(())
     }
 
-    /// Serves HTTP elsewhere, or nowhere. Whoever asked over the old socket hears the answer.
+    /// Serves HTTP elsewhere, or nowhere. Requests under way on the old socket are answered.
     fn move_http(&mut self, http: Option<TcpListener>) -> std::io::Result<()> {
         let served = http.as_ref().map(TcpListener::try_clone).transpose()?;
         self.http = http;

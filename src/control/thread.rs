@@ -29,8 +29,7 @@ use super::upgrade::{Inheritance, State as Upgrade};
 use crate::config::{Budget, Config};
 use crate::link::{Failure, Record, Shared, SpawnWorker, StartEngine};
 
-/// Inputs that may wait: more than probes that run, clients that may ask and steps of an upgrade come to. Signals beyond wait in
-/// the kernel.
+/// Inputs that may wait: more than all probes, clients and steps of an upgrade together. Further signals wait in the kernel.
 const INPUTS_MAX: usize = 4096;
 /// Failures seen by real traffic that may wait.
 const FAILURES_MAX: usize = 4096;
@@ -45,7 +44,7 @@ const IDLE_MAX: Duration = Duration::from_secs(1);
 pub struct Control {
     pub(super) source: Source,
     pub(super) config: Config,
-    /// Of the limit on open files when the configuration came into force: what is lowered after that shows when calls fail.
+    /// Computed when the configuration came into force: a limit on open files that is lowered later shows when calls fail.
     pub(super) budget: Budget,
     pub(super) shared: Arc<Shared>,
     pub(super) inputs: Receiver<Input>,
@@ -94,7 +93,7 @@ impl Control {
         let notify =
             Arc::new(move |changed: Changed| !matches!(told.try_send(changed.into()), Err(TrySendError::Full(_))));
         let (failure_sender, failures) = bounded(FAILURES_MAX);
-        // First of all: it finds out whether another weir is running here.
+        // First, because it finds out whether another weir is running here.
         let inherited = &mut upgrade.inherited;
         let admin = match inherited.claim_own(&admin::inherited_name(&config.admin)) {
             Some(fd) => fd.into(),
@@ -187,7 +186,7 @@ impl Control {
     pub fn run(mut self) -> anyhow::Result<()> {
         for (ix, (name, local)) in self.endpoints.bound().enumerate() {
             log::info!("listening: {name} {local}");
-            // Thousands of them are more than may wait; who does not read in a second loses some.
+            // Thousands of lines are more than the queue holds; a reader that is slower than a second loses some.
             if ix % 1024 == 1023 {
                 event_log::finish();
             }
@@ -252,21 +251,21 @@ impl Control {
         }
     }
 
-    /// Lets time do its work on pools, and workers know what came of that and of orders.
+    /// Lets time act on pools, and publishes what has changed by that or by orders.
     pub(super) fn follow_pools(&mut self, now: Instant) {
         let changed = self.pools.tick(now);
         self.start_probes(now);
         if changed {
             self.publish();
         }
-        // After that: a worker that sheds does not choose that backend again.
+        // After publication, so that a worker that sheds does not choose that backend again.
         for shed in self.pools.take_shed() {
             self.engines.shed(shed);
         }
         self.pools.tell();
     }
 
-    /// Has probes carried out that are due.
+    /// Starts probes that are due.
     fn start_probes(&mut self, now: Instant) {
         for probe in self.pools.take_probes() {
             let run = probe.run;
@@ -291,7 +290,7 @@ impl Control {
         }
     }
 
-    /// Whether workers have accepted what was queued on the sockets that they were told to close, and nothing is open any more.
+    /// Whether workers have emptied and closed their listening sockets, and nothing is open any more.
     fn is_idle(&mut self) -> bool {
         if self.upgrade.is_upgrading() || self.close_at.is_some() {
             return false;
@@ -346,7 +345,7 @@ impl Control {
         }
     }
 
-    /// Whether an order is taken at this time. Whoever gave it by signal finds the reason in the log.
+    /// Whether an operation is taken at this time. The reason of a refusal is logged, for those who sent a signal.
     pub(super) fn admit(&self, operation: Operation) -> Result<(), Why> {
         match phase::answer(operation, self.phase()) {
             Answer::Refuse(why) => {
@@ -365,7 +364,7 @@ impl Control {
             "stopping: {open} connections may finish within {}",
             humantime::format_duration(grace)
         );
-        // First of all: the next node takes over while this one still serves.
+        // First, so that the next node takes over while this one still serves.
         let withdrawn = self.vips.stop();
         let now = Instant::now();
         self.stopping = Some(now + grace);

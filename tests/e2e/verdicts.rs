@@ -256,6 +256,84 @@ struct Ledger {
     parked: Mutex<HashMap<u64, TcpStream>>,
 }
 
+/// What one end of a connection does next.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Write,
+    /// The end, if it is cut off.
+    WriteOrEnd,
+    Fin,
+    Read(usize),
+    ReadAll,
+    ReadToEnd,
+    /// Waits until the other end has everything.
+    Acknowledged,
+    /// Waits until the connection is gone, without reading.
+    Hangup,
+    /// Says that both ends know of each other.
+    Established,
+    /// Keeps the connection until the client has seen the end.
+    Park,
+    /// Always the last.
+    Reset,
+}
+
+fn acts(kind: Kind, side: Side) -> &'static [Act] {
+    use Act::*;
+    use Kind::*;
+    use Side::{Backend, Client};
+    match (kind, side) {
+        (ClientEndsFirst, Client) | (BackendEndsFirst, Backend) => &[Write, Fin, ReadToEnd],
+        (ClientEndsFirst, Backend) | (BackendEndsFirst, Client) => &[ReadToEnd, Write, Fin],
+        (ClientResets, Client) => &[Write, ReadAll, Acknowledged, Reset],
+        (BackendResets, Backend) => &[ReadAll, Write, Acknowledged, Reset],
+        (ClientResetsAmid, Client) | (BackendResetsAmid, Backend) => &[Write, Read(1 << 20), Reset],
+        // The write meets the reset, and what the backend sent before is still there.
+        (BackendResetsAmid, Client) => &[Write, ReadToEnd],
+        (ClientResetsAmid | IdleStalled, Backend) => &[ReadAll, WriteOrEnd, ReadToEnd],
+        (IdleStalled, Client) => &[Write, Hangup, ReadToEnd],
+        (HalfClosed, Client) => &[Write, Fin, ReadToEnd],
+        (HalfClosed, Backend) => &[ReadToEnd, Park],
+        (HalfClosedStalled, Client) => &[Write, Fin, Hangup, ReadToEnd],
+        (HalfClosedStalled, Backend) => &[ReadToEnd, Write, Park],
+        (_, Client) => &[Write, ReadAll, Established, ReadToEnd],
+        (_, Backend) => &[ReadAll, Write, ReadToEnd],
+    }
+}
+
+/// Plays one end of a connection, and says what it saw.
+fn play(ledger: &Ledger, stream: TcpStream, plan: Plan, side: Side, established: impl FnOnce()) -> Account {
+    let mut worker = Worker::new(plan, side, &stream);
+    let (acts, mut established) = (acts(plan.kind, side), Some(established));
+    for act in acts {
+        match act {
+            Act::Write => drop(worker.write()),
+            Act::WriteOrEnd if !worker.write() => break,
+            Act::WriteOrEnd => {}
+            Act::Fin => worker.fin(),
+            Act::Read(bytes) => drop(worker.read(*bytes)),
+            Act::ReadAll => worker.read_all(),
+            Act::ReadToEnd => worker.read_to_end(),
+            Act::Acknowledged => client::wait_until_acknowledged(&stream),
+            Act::Hangup => wait_for_hangup(&stream),
+            Act::Established => established.take().into_iter().for_each(|tell| tell()),
+            Act::Park => drop(
+                ledger
+                    .parked
+                    .lock()
+                    .unwrap()
+                    .insert(plan.number, stream.try_clone().unwrap()),
+            ),
+            Act::Reset => worker.account.end = End::Reset,
+        }
+    }
+    let account = worker.account;
+    if let Some(Act::Reset) = acts.last() {
+        client::reset(stream);
+    }
+    account
+}
+
 fn serve(ledger: &Ledger, stream: TcpStream) {
     let mut preface = [0; 16];
     if (&stream).read_exact(&mut preface).is_err() {
@@ -264,125 +342,15 @@ fn serve(ledger: &Ledger, stream: TcpStream) {
     let plan = Plan::from_preface(preface);
     // Some hold a place until all others have ended.
     stream.set_read_timeout(Some(20 * PATIENCE)).unwrap();
-    let mut worker = Worker::new(plan, Side::Backend, &stream);
-    use Kind::*;
-    match plan.kind {
-        ClientEndsFirst => {
-            worker.read_to_end();
-            worker.write();
-            worker.fin();
-        }
-        BackendEndsFirst => {
-            worker.write();
-            worker.fin();
-            worker.read_to_end();
-        }
-        BackendResets => {
-            worker.read_all();
-            worker.write();
-            client::wait_until_acknowledged(&stream);
-            worker.account.end = End::Reset;
-        }
-        BackendResetsAmid => {
-            worker.write();
-            worker.read(1 << 20);
-            worker.account.end = End::Reset;
-        }
-        ClientResetsAmid | IdleStalled => {
-            worker.read_all();
-            if worker.write() {
-                worker.read_to_end();
-            }
-        }
-        HalfClosed | HalfClosedStalled => {
-            worker.read_to_end();
-            if plan.kind == HalfClosedStalled {
-                worker.write();
-            }
-            ledger
-                .parked
-                .lock()
-                .unwrap()
-                .insert(plan.number, stream.try_clone().unwrap());
-        }
-        _ => {
-            worker.read_all();
-            worker.write();
-            worker.read_to_end();
-        }
-    }
-    let account = worker.account;
-    if matches!(plan.kind, BackendResets | BackendResetsAmid) {
-        client::reset(stream);
-    }
+    let account = play(ledger, stream, plan, Side::Backend, || {});
     let before = ledger.servers.lock().unwrap().insert(plan.number, account);
     assert!(before.is_none(), "{plan:?} twice");
 }
 
-/// Makes a connection and says what its client saw.
-fn connect(ledger: &Ledger, address: &str, plan: Plan, established: impl FnOnce()) -> Account {
+fn connect(address: &str, plan: Plan) -> TcpStream {
     let stream = client::connect(address);
     (&stream).write_all(&plan.preface()).unwrap();
-    let mut worker = Worker::new(plan, Side::Client, &stream);
-    use Kind::*;
-    match plan.kind {
-        ClientEndsFirst => {
-            worker.write();
-            worker.fin();
-            worker.read_to_end();
-        }
-        BackendEndsFirst => {
-            worker.read_to_end();
-            worker.write();
-            worker.fin();
-        }
-        ClientResets => {
-            worker.write();
-            worker.read_all();
-            client::wait_until_acknowledged(&stream);
-            worker.account.end = End::Reset;
-        }
-        ClientResetsAmid => {
-            worker.write();
-            worker.read(1 << 20);
-            worker.account.end = End::Reset;
-        }
-        BackendResetsAmid => {
-            // The write meets the reset, and what the backend sent before is still there.
-            worker.write();
-            worker.read_to_end();
-        }
-        IdleStalled => {
-            worker.write();
-            wait_for_hangup(&stream);
-            worker.read_to_end();
-        }
-        HalfClosed => {
-            worker.write();
-            worker.fin();
-            worker.read_to_end();
-        }
-        HalfClosedStalled => {
-            worker.write();
-            worker.fin();
-            wait_for_hangup(&stream);
-            worker.read_to_end();
-        }
-        _ => {
-            worker.write();
-            worker.read_all();
-            established();
-            worker.read_to_end();
-        }
-    }
-    let account = worker.account;
-    if matches!(plan.kind, ClientResets | ClientResetsAmid) {
-        client::reset(stream);
-    } else {
-        drop(stream);
-    }
-    ledger.parked.lock().unwrap().remove(&plan.number);
-    account
+    stream
 }
 
 fn turned_away(address: &str, kind: Kind) {
@@ -408,17 +376,15 @@ struct Held {
 impl Held {
     fn new(address: &str, number: u64) -> Held {
         let plan = Plan::new(Kind::ClientEndsFirst, number);
-        let stream = client::connect(address);
-        (&stream).write_all(&plan.preface()).unwrap();
-        Held { plan, stream }
+        Held {
+            plan,
+            stream: connect(address, plan),
+        }
     }
 
     fn finish(self, ledger: &Ledger) {
-        let mut worker = Worker::new(self.plan, Side::Client, &self.stream);
-        worker.write();
-        worker.fin();
-        worker.read_to_end();
-        let entry = (self.plan.kind, Some(worker.account));
+        let account = play(ledger, self.stream, self.plan, Side::Client, || {});
+        let entry = (self.plan.kind, Some(account));
         ledger.clients.lock().unwrap().insert(self.plan.number, entry);
     }
 }
@@ -450,7 +416,13 @@ impl Stage {
                 turned_away(address, kind);
                 None
             }
-            false => Some(connect(&self.ledger, address, Plan::new(kind, number), established)),
+            false => {
+                let plan = Plan::new(kind, number);
+                let stream = connect(address, plan);
+                let account = play(&self.ledger, stream, plan, Side::Client, established);
+                self.ledger.parked.lock().unwrap().remove(&number);
+                Some(account)
+            }
         };
         self.ledger.clients.lock().unwrap().insert(number, (kind, account));
     }

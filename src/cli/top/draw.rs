@@ -6,7 +6,8 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Sparkline, Table, TableState};
 
-use super::model::{Mode, Model, View, detail_lines};
+use super::model::{Mode, Model, detail_lines};
+use super::view::View;
 use crate::cli::table::{Tone, age, count, rate};
 
 /// Below this height the graphs are left out.

@@ -5,6 +5,7 @@
 
 pub mod draw;
 pub mod model;
+mod view;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -20,7 +21,8 @@ use serde_json::{Value, json};
 use super::client::{self, Client, Error, Options};
 use super::table;
 use crate::api::question::Question;
-use model::{Model, Press, Sample, View, Wish};
+use model::{Model, Press, Sample, Wish};
+use view::View;
 
 /// Connections asked for; with more of them alive the busiest of these are shown.
 const CONNECTIONS_MAX: usize = 2000;

@@ -1,5 +1,4 @@
-//! Asking the control thread, which has other things to do: with a limit in time, and the same thing once for everybody who wants to
-//! know.
+//! Asking the control thread: with a limit in time, and the same question once for all clients that wait for its answer.
 
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ impl Asker {
             Err(TrySendError::Full(_)) => return Err("the control thread has too much to do; ask again".into()),
             Err(TrySendError::Disconnected(_)) => return Err("weir is ending".into()),
         }
-        // A place in the pool of waiting threads, not the observer's own time.
+        // A thread of the pool waits, not the observer.
         match tokio::task::spawn_blocking(move || answer.recv_timeout(patience)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(RecvTimeoutError::Timeout)) => Err(format!("the control thread has not answered for {patience:?}")),

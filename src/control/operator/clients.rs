@@ -24,7 +24,7 @@ pub(super) async fn accept<S>(accept: impl AsyncFn() -> io::Result<S>, mut serve
     }
 }
 
-/// Places for clients of one socket.
+/// Slots for the clients of one socket.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     next: u64,
@@ -41,7 +41,7 @@ struct Slot {
     task: Option<AbortHandle>,
 }
 
-/// One taken place; free again when this is dropped.
+/// One taken slot; free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     id: u64,

@@ -74,8 +74,8 @@ impl History {
         self.series.retain(|_, series| series.align(length));
     }
 
-    /// [`since`](Self::since) as text. However many ask between two samples, few answers are made: one for each of the latest
-    /// numbers, and one with all samples for everybody else.
+    /// [`since`](Self::since) as text. However many clients ask between two samples, few texts are made: one for each of the
+    /// latest numbers, and one with all samples for all others.
     pub fn text_since(&mut self, since: u64) -> Bytes {
         let recent = self.seq.saturating_sub(Self::RECENT)..=self.seq;
         let since = if recent.contains(&since) { since } else { 0 };

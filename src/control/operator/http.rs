@@ -52,7 +52,7 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything comes from here, nothing is sent anywhere, nobody puts the page into a frame.
+/// The page loads nothing from elsewhere, sends nothing anywhere and cannot be framed.
 const FIELDS: [(HeaderName, HeaderValue); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,

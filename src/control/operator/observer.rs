@@ -13,7 +13,8 @@
 //! - requests are bounded in size and time, connections in life;
 //! - the thread gives way to workers and control when CPUs are short;
 //! - HTTP asks control each kind of question once at a time and not more often than every
-//!   [`QUESTION_GAP`](super::ask::QUESTION_GAP); everybody who asked before that question was sent shares its answer (`Coalesced`). Nobody gets an answer older than the question.
+//!   [`QUESTION_GAP`](super::ask::QUESTION_GAP); clients that asked before the question was sent share its answer (`Coalesced`), so
+//!   no answer is older than its question.
 //!
 //! The admin socket is only for the socket file's owner and group; it skips the sharing but not the bounds.
 

@@ -1,9 +1,9 @@
 //! Which listeners exist, which addresses they are bound to, and what a new configuration changes about that.
 //!
 //! A socket is never closed while the configuration wants its address. A listener of another name that has an address of
-//! one that goes is that one, renamed: it keeps its sockets and counts. An address that moves to a listener
-//! that stays takes its sockets along as duplicates, so that whoever waits in the queue is served: by the listener before if
-//! its worker gets to it, else by the one after.
+//! one that goes is that one, renamed: it keeps its sockets and counts. An address that moves to a listener that stays takes its
+//! sockets along as duplicates, so that clients in the queue are served: by the old listener if its worker gets to them, else by
+//! the new one.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -206,7 +206,7 @@ impl Endpoints {
                 prepared.moved.push(Moved { to, binding, sockets });
             }
         }
-        // These last: from then on the kernel puts clients into their queues, who would be lost if the prepared failed.
+        // Last, because from then on the kernel puts clients into their queues, who would be lost if something else failed.
         for (ix, id, wanted, binding) in more {
             let missing = workers - binding.sockets;
             let bound = sockets::bind(&listeners[ix], id, &binding.local, missing, inherited)?;
@@ -284,8 +284,8 @@ impl Endpoints {
         changes
     }
 
-    /// Which of the active workers have no socket of an address, when there are `workers` of them and were `before`, although
-    /// there are enough: others have more than one, from workers that have retired.
+    /// Endpoints that have sockets enough for `workers`, but where those beyond the first `before` workers have none: others have
+    /// more than one, from workers that have retired.
     pub fn lacking(&self, before: usize, workers: usize) -> Vec<(Endpoint, Range<usize>)> {
         let of_entry = |entry: &Entry| {
             let id = entry.listener.id;

@@ -1,7 +1,7 @@
-//! Pools and their backends as control sees them: health, orders, draining, and what workers are told of it.
+//! Pools and their backends as control sees them: health, orders, drains.
 //!
-//! Judgement is [`crate::health`]'s; here it is fed (probe verdicts, failures seen by real traffic, orders, time), its
-//! changes are logged, and the outcome becomes [`Pool`]s of the next snapshot. What is known of a backend belongs to its
+//! [`crate::health`] judges. It is fed here with probe verdicts, failures seen by real traffic, orders and time; its changes are
+//! logged, and the outcome becomes the [`Pool`]s of the next snapshot. What is known of a backend belongs to its
 //! identity (pool and address) and survives reloads.
 
 mod knowledge;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use knowledge::Knowledge;
-pub use members::Changes;
 use news::{News, Supply};
 
 use super::probe::{Probe, Verdict};
@@ -139,8 +138,8 @@ impl Pools {
         entries.map(|entry| entry.backend.config.clone()).collect()
     }
 
-    /// Lets time do its work: starts probes that are due, ends ejections, moves ramps and drains. True if workers should
-    /// be told of something that happened since the last call.
+    /// Lets time act: starts probes that are due, ends ejections, moves ramps and drains. True if something has changed since
+    /// the last call that engines act on.
     pub fn tick(&mut self, now: Instant) -> bool {
         if self.probes_from.is_none_or(|from| from <= now) {
             self.start_probes(now);
@@ -152,7 +151,7 @@ impl Pools {
         std::mem::take(&mut self.changed)
     }
 
-    /// Has the probes started that are due.
+    /// Prepares the probes that are due.
     fn start_probes(&mut self, now: Instant) {
         while let Some(run) = self.schedule.start(now) {
             self.probes_from = Some(now + PROBES_PAUSE);
@@ -176,7 +175,7 @@ impl Pools {
         std::mem::take(&mut self.probes)
     }
 
-    /// Whoever carries out the probes has died. Those that were under way are due again, after a pause.
+    /// The prober has died. Probes that were under way are due again, after a pause.
     pub fn on_probes_lost(&mut self, now: Instant) {
         self.probes.clear();
         self.schedule.lose_all(now);
@@ -332,7 +331,7 @@ impl Pools {
         self.after(pool, ix, change);
     }
 
-    /// The operator has spoken.
+    /// Carries out an operator's order.
     pub fn order(&mut self, pool: &str, name: &str, order: BackendOrder, now: Instant) -> Result<String, String> {
         let names = |list: Vec<&str>| list.join(", ");
         let Some(p) = self.pools.iter().position(|entry| entry.config.name == pool) else {

@@ -124,8 +124,8 @@ pub fn bind(
     })
 }
 
-/// Deals sockets out to workers, by position: the sockets of one address go to different workers, the newest workers
-/// first served (the others have theirs already); those that stand alone go round.
+/// Assigns sockets to workers, by position: the sockets of one address to different workers, beginning with the newest (the
+/// others have theirs already); addresses with one socket take turns.
 pub fn assign(bound: Vec<Bound>, workers: usize) -> Assigned {
     let mut assigned = Assigned::new();
     for (rotation, bound) in bound.into_iter().enumerate() {
@@ -141,17 +141,17 @@ pub fn assign(bound: Vec<Bound>, workers: usize) -> Assigned {
     assigned
 }
 
-/// Deals sockets out again that all workers have let go: those of one address to as many workers as there are, whatever the
-/// order in which they come.
+/// Assigns sockets that all workers have let go: those of one address to as many workers as there are, in whatever order they
+/// come.
 pub fn reassign(sockets: Vec<ListenSocket>, workers: usize) -> Assigned {
     let mut by_endpoint: HashMap<Endpoint, usize> = HashMap::new();
     let mut assigned = Assigned::new();
     for socket in sockets {
-        let places = by_endpoint.len();
+        let known = by_endpoint.len();
         // Addresses with fewer sockets than there are workers (a unix socket has one) do not all begin with the same worker.
         let next = by_endpoint
             .entry((socket.listener, socket.local.clone()))
-            .or_insert(places);
+            .or_insert(known);
         assigned.entry(*next % workers.max(1)).or_default().push(socket);
         *next += 1;
     }

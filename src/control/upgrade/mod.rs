@@ -5,7 +5,7 @@
 //! ```text
 //! predecessor                                             successor
 //!   duplicates every listening socket
-//!   starts the binary, one end of a channel in its hand ->  reads the file, meets the same checks as any start
+//!   starts the binary with one end of a channel         ->  reads the file, meets the same checks as any start
 //!   Socket.. (descriptors), Everything                  ->  binds what it did not inherit, starts its threads
 //!   (serves all the while)                              <-  Ready {unused}, or Refused {reason}
 //!   workers let go of the sockets, Sessions.., Go       ->  workers take the sockets, with their UDP sessions
@@ -17,7 +17,7 @@
 //!
 //! # Invariants
 //!
-//! 1. *No listening socket is closed.* A duplicate is in the predecessor's hand until the successor serves. The members
+//! 1. *No listening socket is closed.* The predecessor keeps a duplicate until the successor serves. The members
 //!    of a SO_REUSEPORT group stay the same sockets, so the kernel neither moves nor resets a queued connection.
 //! 2. *Until Go the predecessor alone accepts*, and until Serving it can take everything back. Whatever fails before that
 //!    (no such file, a refused configuration, a crash, silence for [`START_MAX`]) leaves it as it was, with the reason in
@@ -118,7 +118,7 @@ pub enum Event {
     Abandoned,
 }
 
-/// What nobody serves at the moment, in the predecessor's hand.
+/// What the predecessor has and nobody serves at the moment.
 #[derive(Debug, Default)]
 pub struct Back {
     /// Listening sockets.

@@ -133,9 +133,9 @@ fn hand_over(
     let outcome = introduce(handover, &line, sockets, &mut ready, back);
     match &outcome {
         Ok(_) => {}
-        // Whoever did not answer in time may do so later, when nobody listens any more.
+        // It may answer later, when nothing listens any more.
         Err(error) if is_timeout(error) => process::kill(pid),
-        // It may not look at the channel for long, and holds the sockets: clients would queue up at nobody.
+        // It holds the sockets and may not look at the channel for long: clients would wait in queues that nobody serves.
         Err(_) if abandoned.load(Ordering::SeqCst) && !ready => process::kill(pid),
         Err(_) => {
             let _ = line.say(&Note::Abandon);

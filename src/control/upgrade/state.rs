@@ -76,14 +76,14 @@ impl State {
         }
     }
 
-    /// Gives an upgrade under way up. It is over when its [`Event`](super::Event) comes, with the sockets that nobody serves meanwhile.
+    /// Aborts an upgrade under way. It is over when its [`Event`](super::Event) comes, with the sockets that nobody serves meanwhile.
     pub fn abandon(&self) {
         if let Some(predecessor) = &self.predecessor {
             predecessor.abandon();
         }
     }
 
-    /// Whether sockets may be in nobody's hand but an upgrade's.
+    /// Whether an upgrade may hold sockets that nobody serves.
     pub fn is_upgrading(&self) -> bool {
         self.predecessor.is_some()
     }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::members::Changes;
 use super::*;
 use crate::base::Rng;
 use crate::config;
