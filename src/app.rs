@@ -12,12 +12,13 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
 use crate::config::model::{AccessTarget, BackendAddress, Bind, EtcdEndpoint, EtcdServers, Protocol};
+use crate::config::{self, Config};
 use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
 use crate::control::{Capacity, Control, Input, Source};
+use crate::kernel::{Attached, Kernel};
 use crate::link::{self, Address, Shared, StartEngine};
 use crate::sys::sandbox::{self, Needs, Unlisted};
 use crate::sys::ways;
@@ -103,6 +104,13 @@ pub fn launch(
         }
         _ => None,
     };
+    let carries = |listener: &config::model::Listener| listener.engine == config::model::Engine::Kernel;
+    let attached = match inheritance.is_succession() {
+        false if config.listeners.iter().any(carries) => {
+            Some(Attached::find(&config).context("the kernel engine cannot be started")?)
+        }
+        _ => None,
+    };
     // Made here, because the directory above it is out of reach later.
     if let Some(directory) = needs.as_ref().and_then(|needs| needs.write.first()) {
         let _ = std::fs::create_dir(directory);
@@ -115,7 +123,7 @@ pub fn launch(
     let pipes = capacity.budget.pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
     let spawn = Box::new(spawn);
-    let (control, inputs) = Control::start(source, config, capacity, inheritance, spawn, engines(), helpers)?;
+    let (control, inputs) = Control::start(source, config, capacity, inheritance, spawn, engines(attached), helpers)?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if let Some(needs) = &needs
@@ -131,8 +139,8 @@ pub fn launch(
 }
 
 /// What carries connections beside the workers: a row each.
-fn engines() -> Vec<StartEngine> {
-    Vec::new()
+fn engines(attached: Option<Attached>) -> Vec<StartEngine> {
+    vec![Box::new(|shared, inherit| Kernel::start(shared, attached, inherit))]
 }
 
 impl Running {

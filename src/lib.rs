@@ -22,7 +22,7 @@
 //! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] | shared memory between the shells; what operators and the process say to each other |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
 //! | runner | [`runner`] | the operator's commands, in a process of its own |
-//! | shells | [`worker`] [`control`] | sockets, files, processes, the clock |
+//! | shells | [`worker`] [`kernel`] [`control`] | sockets, files, processes, the clock |
 //! | rim | [`cli`] [`app`] | everything |
 //!
 //! ## Vocabulary
@@ -79,6 +79,7 @@ pub mod keeper;
 pub mod runner;
 
 pub mod control;
+pub mod kernel;
 pub mod worker;
 
 pub mod app;

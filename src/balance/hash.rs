@@ -26,6 +26,11 @@ pub fn identity(pool: &str, address: &str) -> u64 {
     }))
 }
 
+/// Where the keys of IPv4 and of IPv6 clients begin: for an engine that computes them itself.
+pub fn seeds(config: &SourceHash) -> (u64, u64) {
+    (mix2(config.seed, 4), mix2(config.seed, 6))
+}
+
 /// What `source_hash` keeps of a client: the configured prefix of its address, its port if asked for, and the seed.
 ///
 /// A v4-mapped IPv6 address is the IPv4 address it carries, so that a dual-stack listener and a plain one agree.
@@ -35,14 +40,14 @@ pub fn source_key(config: &SourceHash, source: SocketAddr) -> u64 {
             let kept = u32::MAX
                 .checked_shl(32 - u32::from(config.prefix_v4.min(32)))
                 .unwrap_or(0);
-            mix2(mix2(config.seed, 4), u64::from(ip.to_bits() & kept))
+            mix2(seeds(config).0, u64::from(ip.to_bits() & kept))
         }
         IpAddr::V6(ip) => {
             let kept = u128::MAX
                 .checked_shl(128 - u32::from(config.prefix_v6.min(128)))
                 .unwrap_or(0);
             let bits = ip.to_bits() & kept;
-            mix2(mix2(mix2(config.seed, 6), (bits >> 64) as u64), bits as u64)
+            mix2(mix2(seeds(config).1, (bits >> 64) as u64), bits as u64)
         }
     };
     if config.port {

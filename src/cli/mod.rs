@@ -76,6 +76,9 @@ enum Command {
         #[arg(short, long, default_value = DEFAULT_CONFIG, requires = "sweep")]
         config: PathBuf,
     },
+    /// The process that holds the kernel engine's program; started by `weir run`, never by hand.
+    #[command(hide = true, name = crate::kernel::helper::SUBCOMMAND)]
+    KernelHelper,
     /// The process that runs the operator's commands; started by `weir run`, never by hand.
     #[command(hide = true, name = crate::runner::SUBCOMMAND)]
     Runner,
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Keeper { sweep: true, config } => crate::keeper::sweep(&config),
         Command::Keeper { sweep: false, .. } => crate::keeper::main(),
+        Command::KernelHelper => crate::kernel::helper::main(),
         Command::Runner => crate::runner::main(),
         Command::ConfigReference => reference::run(),
         Command::Generate(args) => generate::run(&args),

@@ -210,9 +210,15 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("limits.udp_sessions", "auto", "Live UDP sessions; auto = what the descriptor limit can carry.").or("auto").unit("sessions").range("1..10000000"),
     value::<Duration>("shutdown_grace", "30s", "How long connections may finish after TERM.").range("0s..24h"),
 
+    section("kernel", "The kernel engine: listeners with `engine: kernel`."),
+    list::<Interface>("kernel.interfaces", Means("auto, every Ethernet interface, also one that appears later"), "auto", "Interfaces that packets of clients and backends arrive at.").or("auto").range("0..256"),
+    value::<u32>("kernel.flows", "auto", "Established connections and sessions at most; auto = 262144. Each takes about 500 bytes of kernel memory. A change takes a restart.").or("auto").unit("flows").range("1024..4194304"),
+    value::<Duration>("kernel.restart_grace", "30s", "How long connections go on when weir has ended or was killed: a weir that is started within that time takes them over.").range("0s..1h"),
+
     named("listeners", Refused, "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
     section("listeners.*", "A named set of addresses that share a pool and a policy."),
     value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp"),
+    value::<Engine>("listeners.*.engine", "proxy", "What carries it. proxy: sockets of weir. kernel: packets are translated in the kernel; needs CAP_BPF and CAP_NET_ADMIN, see docs/kernel-engine.md."),
     list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
     required::<Name>("listeners.*.pool", "web", "The pool that serves it.").udp("dns"),
     list::<IpNet>("listeners.*.allow", Means("everybody"), "[10.0.0.0/8]", "If given, other sources are refused. A bare address means itself alone.").range("1..100000"),
@@ -286,6 +292,8 @@ pub static FIELDS: &[Field] = &[
     value::<AllDown>("pools.*.all_down", "refuse", "When no backend is up: refuse, or try every one as if it were up."),
     value::<SendProxy>("pools.*.send_proxy", "off", "PROXY header sent to the backend.").udp("v2"),
     optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5"),
+    section("pools.*.kernel", "How the kernel engine sends to these backends."),
+    value::<KernelMode>("pools.*.kernel.mode", "nat", "nat: backends see an address of this host. keep: they see the client, and answer through this host. dsr: they have the service's address themselves, and answer the client directly."),
 
     section("failover", "Virtual IP addresses that move between nodes.").off(),
     required::<Name>("failover.node", "a", "This node, a key of `nodes`."),

@@ -16,6 +16,7 @@ pub mod model;
 
 mod address;
 mod check;
+mod engine;
 mod flags;
 mod load;
 mod meant;
@@ -33,6 +34,7 @@ mod tests;
 
 use std::fmt;
 
+pub use check::KERNEL_POOLS_MAX;
 pub use load::load;
 pub use model::Config;
 pub use reference::reference;

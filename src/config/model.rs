@@ -2,6 +2,8 @@
 //!
 //! Nothing here parses or prints; `check.rs` builds these values and is the only place that refuses input.
 
+pub use super::engine::{Engine, FLOWS_AUTO, Kernel, KernelMode, Protocol};
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -33,6 +35,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// VIP failover; `None` = off.
     pub failover: Option<Failover>,
+    /// The kernel engine.
+    pub kernel: Kernel,
 }
 
 impl Config {
@@ -87,15 +91,6 @@ pub struct ProcessLimits {
     pub udp_sessions: Option<u32>,
 }
 
-/// Transport protocol of a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Byte streams.
-    Tcp,
-    /// Datagrams.
-    Udp,
-}
-
 /// One `bind:` entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Bind {
@@ -141,6 +136,8 @@ pub struct Listener {
     pub name: String,
     /// Transport.
     pub protocol: Protocol,
+    /// What carries it.
+    pub engine: Engine,
     /// Addresses, at least one.
     pub bind: Vec<Bind>,
     /// Those of `bind` that are virtual addresses of `failover`: they can be bound while this host does not have them.
@@ -288,6 +285,8 @@ pub struct PoolPolicy {
     pub send_proxy: SendProxy,
     /// Local address of connections to backends.
     pub source_address: Option<IpAddr>,
+    /// What backends see of the kernel engine.
+    pub kernel_mode: KernelMode,
 }
 
 impl PoolPolicy {

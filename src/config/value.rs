@@ -200,6 +200,8 @@ fn not_a_word(text: &str, words: &[&str]) -> String {
 
 words!(bool { "true" => true, "false" => false } "yes" => true, "on" => true, "no" => false, "off" => false);
 words!(Protocol { "tcp" => Protocol::Tcp, "udp" => Protocol::Udp });
+words!(Engine { "proxy" => Engine::Proxy, "kernel" => Engine::Kernel });
+words!(KernelMode { "nat" => KernelMode::Nat, "keep" => KernelMode::Keep, "dsr" => KernelMode::Dsr });
 words!(LogFormat { "text" => LogFormat::Text, "json" => LogFormat::Json });
 words!(log::LevelFilter {
     "error" => log::LevelFilter::Error, "warn" => log::LevelFilter::Warn, "info" => log::LevelFilter::Info,

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg, sendmsg,
-    setsockopt, shutdown, socketpair, sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -24,6 +24,24 @@ pub const MESSAGE_MAX: usize = 128 << 10;
 /// One end of the pair.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
+
+impl From<OwnedFd> for Channel {
+    fn from(fd: OwnedFd) -> Channel {
+        Channel(fd)
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> OwnedFd {
+        channel.0
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// A message and the descriptors that came with it.
 #[derive(Debug)]
@@ -59,6 +77,41 @@ impl Channel {
         Ok(Channel(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// One that waits for peers at an abstract address, which leaves no file behind.
+    pub fn listen_abstract(name: &str) -> io::Result<OwnedFd> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        listen(&socket, Backlog::new(4)?)?;
+        Ok(socket)
+    }
+
+    /// The next peer of a socket of [`listen_abstract`](Self::listen_abstract), if it belongs to this user or to root.
+    pub fn accept(socket: &OwnedFd) -> io::Result<Channel> {
+        let fd = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: the kernel has just made it; nobody else knows it.
+        Channel(unsafe { OwnedFd::from_raw_fd(fd) }).trusted()
+    }
+
+    /// A connection to a peer that waits at an abstract address, if it belongs to this user or to root.
+    pub fn connect_abstract(name: &str) -> io::Result<Channel> {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        Channel(socket).trusted()
+    }
+
+    /// Anybody may use an abstract address.
+    fn trusted(self) -> io::Result<Channel> {
+        let peer = getsockopt(&self.0, sockopt::PeerCredentials)?.uid();
+        if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("the peer belongs to user {peer}"),
+            ));
+        }
+        setsockopt(&self.0, sockopt::SndBuf, &(2 * MESSAGE_MAX))?;
+        Ok(self)
+    }
+
     /// How long [`send`](Self::send) and [`receive`](Self::receive) wait; zero = for ever.
     pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         let time = TimeVal::milliseconds(timeout.as_millis() as i64);
@@ -88,12 +141,21 @@ impl Channel {
 
     /// Waits for a message; `None` = the peer has gone. `WouldBlock` = the timeout has passed.
     pub fn receive(&self) -> io::Result<Option<Message>> {
+        self.receive_with(MsgFlags::empty())
+    }
+
+    /// The same without waiting.
+    pub fn try_receive(&self) -> io::Result<Option<Message>> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with(&self, flags: MsgFlags) -> io::Result<Option<Message>> {
         let mut bytes = vec![0; MESSAGE_MAX];
         let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
         let (length, flags, descriptors) = {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let fd = self.0.as_raw_fd();
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
             let message = loop {
                 match recvmsg::<()>(fd, &mut parts, Some(&mut space), flags) {
                     Err(Errno::EINTR) => {}

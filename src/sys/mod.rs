@@ -2,6 +2,7 @@
 //!
 //! Calls return named outcomes where the caller must tell them apart, and `io::Error` where it need not.
 
+pub mod bpf;
 pub mod epoll;
 pub mod handover;
 pub mod limits;

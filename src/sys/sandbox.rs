@@ -31,6 +31,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::bpf;
 use caps::{CapSet, Capability};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
@@ -256,6 +257,7 @@ fn programs(needs: &Needs, unlisted: Unlisted) -> Result<Vec<BpfProgram>, String
     }
     allowed.insert(libc::SYS_socket, families()?);
     allowed.insert(libc::SYS_clone, vec![no_namespaces()?]);
+    allowed.insert(libc::SYS_bpf, bpf::allowed()?);
     let unlisted = match unlisted {
         Unlisted::Refuse => no_such_call.clone(),
         Unlisted::Kill => SeccompAction::KillProcess,
@@ -264,6 +266,11 @@ fn programs(needs: &Needs, unlisted: Unlisted) -> Result<Vec<BpfProgram>, String
         program(allowed, unlisted, SeccompAction::Allow)?,
         program(listed(ABSENT), SeccompAction::Allow, no_such_call)?,
         program(listed(HOSTILE), SeccompAction::Allow, SeccompAction::KillProcess)?,
+        program(
+            BTreeMap::from([(libc::SYS_bpf, bpf::refused()?)]),
+            SeccompAction::Allow,
+            SeccompAction::KillProcess,
+        )?,
     ])
 }
 
@@ -345,7 +352,6 @@ const ABSENT: &[i64] = &[libc::SYS_clone3];
 const HOSTILE: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
-    libc::SYS_bpf,
     libc::SYS_chroot,
     libc::SYS_delete_module,
     libc::SYS_finit_module,

@@ -35,6 +35,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
     let listener = Listener {
         name: section.name().to_string(),
         protocol,
+        engine: section.value("engine"),
         bind: binds.into_iter().map(|bind| bind.value).collect(),
         // Known when `failover` has been read.
         virtual_addresses: Vec::new(),

@@ -5,8 +5,11 @@
 
 mod binds;
 mod failover;
+mod kernel;
 mod listener;
 mod pool;
+
+pub use kernel::POOLS_MAX as KERNEL_POOLS_MAX;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -56,6 +59,8 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
         .map(|section| failover::check(notes, &section, &names, &mut bound));
     bound.report(notes);
 
+    let kernel = root.section("kernel");
+    kernel::check(notes, &root, &listeners, &listener_sections, &pools, &pool_sections);
     let log = root.section("log");
     let limits = root.section("limits");
     Config {
@@ -82,6 +87,15 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             .collect(),
         pools,
         failover,
+        kernel: Kernel {
+            interfaces: kernel
+                .list::<Interface>("interfaces")
+                .into_iter()
+                .map(|i| i.value.0)
+                .collect(),
+            flows: kernel.optional("flows"),
+            restart_grace: kernel.value("restart_grace"),
+        },
     }
 }
 

@@ -76,6 +76,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         all_down: section.value("all_down"),
         send_proxy: section.value("send_proxy"),
         source_address: source_address(notes, section, &backends),
+        kernel_mode: section.section("kernel").value("mode"),
     };
     let backups = backends.iter().filter(|backend| backend.value.backup).count();
     let unwatched = policy.health.kind == ProbeKind::None && policy.passive.is_none();

@@ -79,7 +79,7 @@ pub const ROWS: &[(char, &str, &[&str])] = &[
         "1:1: upstreams: unknown key; did you mean `pools`?",
     ]),
     ('R', "frobnicate: 1", &[
-        "1:1: frobnicate: unknown key; known here: workers, admin, metrics, log, limits, shutdown_grace, listeners, pools, failover",
+        "1:1: frobnicate: unknown key; known here: workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, failover",
     ]),
     ('R', "workers: 1
 workers: 2", &[
@@ -557,12 +557,42 @@ beat: 1ms", &[
     ('F', "notify: /bin/notify --all", &[
         "9:9: failover.notify: is one path, spaces included: write arguments as a list, `[/bin/notify, --all]`",
     ]),
+    // The kernel engine: what needs a socket, and what it does not have.
+    ('L', "engine: kernal", &[
+        "2:9: listeners.web.engine: `kernal` is not known here; did you mean `kernel`?",
+    ]),
+    ('L', "engine: kernel\nbind: \"unix:/run/web\"", &[
+        "3:1: listeners.web.bind: a unix socket has no packets by `engine: kernel`: write another address, or `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nbind: \"10.0.0.1:0\"", &[
+        "3:1: listeners.web.bind: port 0 asks a socket for a port, and there is none by `engine: kernel`: write another address, or `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nbind: \"127.0.0.1:80\"", &[
+        "3:1: listeners.web.bind: packets of the loopback interface are not seen by `engine: kernel`: write another address, or `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nallow: 10.0.0.0/8", &[
+        "3:1: listeners.web.allow: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nlimits: {per_source: 3, download: 1MB/s}", &[
+        "3:10: listeners.web.limits.per_source: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+        "3:25: listeners.web.limits.download: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\naccept_proxy: {from: 10.0.0.1}", &[
+        "3:1: listeners.web.accept_proxy: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nbind: \"[2001:db8::1]:80\"", &[
+        "7:1: pools.web.backends: `10.0.0.1:80` is of another family than the listener's addresses, and `engine: kernel` does not translate between them: write an address of the same family, or `engine: proxy`",
+        "7:1: pools.web.backends: `10.0.0.2:80` is of another family than the listener's addresses, and `engine: kernel` does not translate between them: write an address of the same family, or `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nbind: [\"0.0.0.0:80\", \"[::]:80\"]", &[
+        "7:1: pools.web.backends: listeners of both IPv4 and IPv6 addresses use this pool, and `engine: kernel` does not translate between them: give each family a listener and a pool",
+    ]),
     ('W', "", &[
         r#"1:1: listeners: missing; for example `listeners: {web: {bind: "0.0.0.0:80", pool: web}}`"#,
         r#"1:1: pools: missing; for example `pools: {web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}`"#,
     ]),
     ('W', "- a", &[
-        "1:3: expected keys (workers, admin, metrics, log, limits, shutdown_grace, listeners, pools, failover), found a list",
+        "1:3: expected keys (workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, failover), found a list",
     ]),
     ('W', "listeners: {a: [}", &[
         "1:17: not valid YAML: did not find expected node content, while parsing a flow node",

@@ -342,6 +342,7 @@ mod tests {
         let config = model::Listener {
             name: listener.into(),
             protocol: Protocol::Tcp,
+            engine: model::Engine::Proxy,
             bind: vec![],
             virtual_addresses: vec![],
             pool: 0,

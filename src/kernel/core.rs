@@ -1,0 +1,533 @@
+//! What the engine knows: who stands where in the maps, and what control has published. Writes snapshots into the maps, and
+//! accounts for flows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::NAME;
+use super::flows::Policy;
+use super::layout::{
+    BACKEND_ACTIVE, Backend as BackendShape, END_BACKEND_RESET, END_CLIENT_RESET, END_REFUSED, Ended, FLOW_ENDED,
+    FLOW_OPEN, Flow, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape, Service, ServiceKey, Slot,
+    Tally, Tuple, address,
+};
+use super::maps::Maps;
+use super::places::{Identified, Places};
+use super::tables;
+use crate::base::rng::mix;
+use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
+use crate::config::model::{self, BackendAddress, Bind, KernelMode, Protocol};
+use crate::link::{self, FailureKind, Record, Shared};
+use crate::relay::{By, Cause};
+use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
+use crate::sys::netlink::Netlink;
+
+/// A bank that has just been left may be in use for so long by a packet under way.
+const GRACE: Duration = Duration::from_millis(2);
+
+/// What is known of listeners, backends and this host.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) listeners: Places<Listener>,
+    pub(super) backends: Places<Backend>,
+    /// When flows at each place of a listener end.
+    pub(super) policies: HashMap<u32, Policy>,
+    /// Addresses of this host and their interfaces.
+    pub(super) locals: BTreeMap<IpAddr, u32>,
+    /// How each backend is reached: our address towards it.
+    ways: HashMap<IpAddr, Option<IpAddr>>,
+    /// Where each pool stands in the bank in force.
+    pool_places: HashMap<String, u32>,
+    turned: Option<Instant>,
+    /// What the process's gauges have from here.
+    totals: [u32; 2],
+    said: BTreeSet<String>,
+}
+
+/// How a flow ended.
+struct End<'a> {
+    key: &'a Tuple,
+    up: &'a Flow,
+    bytes_down: u64,
+    /// Nanoseconds, as the program counts them.
+    at: u64,
+    cause: Cause,
+    by: By,
+}
+
+/// Addresses of this host with their interfaces, but for those that mean nothing outside.
+pub(super) fn locals() -> io::Result<BTreeMap<IpAddr, u32>> {
+    let addresses = Netlink::open()?.addresses()?;
+    let mut locals = BTreeMap::new();
+    for found in addresses {
+        let ip = found.net.addr();
+        let is_inner = ip.is_loopback() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if !is_inner {
+            locals.insert(ip, found.interface);
+        }
+    }
+    Ok(locals)
+}
+
+/// The address that this host would speak to another one from.
+fn source_towards(to: IpAddr) -> Option<IpAddr> {
+    let any: SocketAddr = match to {
+        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    // Nothing is sent by it. The port is not looked at.
+    socket.connect((to, 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// Address and port of a backend; port 0 = the one that the client used.
+fn whereabouts(backend: &Backend) -> Option<(IpAddr, u16)> {
+    match &backend.config.address {
+        BackendAddress::Ip(address) => Some((address.ip(), address.port())),
+        BackendAddress::SamePort(ip) => Some((*ip, 0)),
+        BackendAddress::Unix(_) => None,
+    }
+}
+
+fn protocol(listener: &model::Listener) -> u8 {
+    match listener.protocol {
+        Protocol::Tcp => libc::IPPROTO_TCP as u8,
+        Protocol::Udp => libc::IPPROTO_UDP as u8,
+    }
+}
+
+impl Core {
+    /// Nobody yet.
+    pub(super) fn new() -> Core {
+        Core {
+            snapshot: Arc::default(),
+            listeners: Places::new(std::iter::empty()),
+            backends: Places::new(std::iter::empty()),
+            policies: HashMap::new(),
+            locals: BTreeMap::new(),
+            ways: HashMap::new(),
+            pool_places: HashMap::new(),
+            turned: None,
+            totals: [0; 2],
+            said: BTreeSet::new(),
+        }
+    }
+
+    /// Who stands where in maps that another process may have worked on.
+    pub(super) fn find_places(&mut self, maps: &Maps) {
+        let counted = |identity: u64, place: u32, tally: fn(&Maps, u32) -> Tally| match identity {
+            0 => Tally::default(),
+            _ => tally(maps, place),
+        };
+        self.listeners = Places::new((0..maps.listeners.length()).map(|place| {
+            let identity = ListenerShape::of(&maps.listeners.get(place)).identity;
+            (identity, counted(identity, place as u32, Maps::listener_tally))
+        }));
+        self.backends = Places::new((0..maps.backends.length()).map(|place| {
+            let identity = BackendShape::of(&maps.backends.get(place)).identity;
+            (identity, counted(identity, place as u32, Maps::backend_tally))
+        }));
+    }
+
+    /// Frees places that nothing refers to any more.
+    pub(super) fn sweep_places(&mut self, maps: &Maps) {
+        let now = Instant::now();
+        let active = |place: u32| maps.listeners.words(place as usize)[LISTENER_ACTIVE].load(Relaxed);
+        for place in self.listeners.sweep(now, active) {
+            self.policies.remove(&place);
+            maps.listeners.put(place as usize, &ListenerShape::default().bytes());
+        }
+        let active = |place: u32| maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
+        for place in self.backends.sweep(now, active) {
+            maps.backends.put(place as usize, &BackendShape::default().bytes());
+        }
+    }
+
+    /// Listeners of this engine with their pools.
+    fn carried(&self) -> Vec<(Arc<Listener>, Arc<Pool>)> {
+        let listeners = self.snapshot.listeners.iter().filter(|l| l.owner == Owner(NAME));
+        let with_pool = listeners.filter_map(|l| Some((l.clone(), self.snapshot.pool_of(l)?.clone())));
+        with_pool.collect()
+    }
+
+    /// Says something once, until it is not so any more.
+    fn say(&mut self, now_so: BTreeSet<String>) {
+        for line in now_so.difference(&self.said) {
+            log::warn!("{line}");
+        }
+        self.said = now_so;
+    }
+
+    /// Looks up our address towards each backend that is not known yet, or all of them. True if one has changed.
+    pub(super) fn look_up_ways(&mut self, all: bool) -> bool {
+        let mut wanted = BTreeSet::new();
+        for (_, pool) in self.carried() {
+            wanted.extend(pool.backends.iter().filter_map(|backend| Some(whereabouts(backend)?.0)));
+        }
+        let before = self.ways.clone();
+        self.ways.retain(|ip, way| !all && way.is_some() && wanted.contains(ip));
+        for ip in wanted {
+            self.ways.entry(ip).or_insert_with(|| source_towards(ip));
+        }
+        self.ways != before
+    }
+
+    /// Writes the snapshot into the maps and has it come into force.
+    pub(super) fn publish(&mut self, maps: &Maps) {
+        let now = Instant::now();
+        self.look_up_ways(false);
+        let carried = self.carried();
+        let mut trouble = BTreeSet::new();
+
+        let listeners: Vec<Arc<Listener>> = carried.iter().map(|(listener, _)| listener.clone()).collect();
+        let listener_places = self
+            .listeners
+            .settle(&listeners, now, |place| maps.listener_tally(place));
+        let mut pools: Vec<Arc<Pool>> = Vec::new();
+        for (_, pool) in &carried {
+            if !pools.iter().any(|known| known.config.name == pool.config.name) {
+                pools.push(pool.clone());
+            }
+        }
+        let backends: Vec<Arc<Backend>> = pools.iter().flat_map(|pool| pool.backends.clone()).collect();
+        let backend_places = self.backends.settle(&backends, now, |place| maps.backend_tally(place));
+        for ((listener, pool), place) in carried.iter().zip(&listener_places) {
+            let Some(place) = *place else { continue };
+            self.policies.insert(place, Policy::new(&listener.config, &pool.config));
+            let words = maps.listeners.words(place as usize);
+            let shape = ListenerShape {
+                identity: listener.identity(),
+                active: words[LISTENER_ACTIVE].load(Relaxed),
+                active_max: listener.config.limits.connections.unwrap_or(0),
+            };
+            put_around(words, &shape.bytes(), LISTENER_ACTIVE);
+        }
+
+        let bank = 1 - maps.bank();
+        if let Some(turned) = self.turned {
+            std::thread::sleep((turned + GRACE).saturating_duration_since(now));
+        }
+        let half = maps.table.length() / 2;
+        let mut next_slot = half * usize::from(bank);
+        let mut backend_places = backend_places.into_iter();
+        let mut pool_places = HashMap::new();
+        for (ix, pool) in pools.iter().enumerate().take(POOLS_MAX) {
+            let places: Vec<Option<u32>> = pool
+                .backends
+                .iter()
+                .enumerate()
+                .map(|(ix, backend)| {
+                    let Some(place) = backend_places.next().flatten() else {
+                        let name = format!("{}/{}", backend.pool, backend.config.name);
+                        trouble.insert(format!(
+                            "kernel engine: there is no room for backend {name}, which gets no connections: a restart makes it"
+                        ));
+                        return None;
+                    };
+                    let is_reached = self.put_backend(maps, place, pool, ix, backend, &mut trouble);
+                    is_reached.then_some(place)
+                })
+                .collect();
+            let mut slots: Vec<Slot> = tables::slots(pool, |ix| places[ix]);
+            slots.truncate(half * usize::from(bank) + half - next_slot);
+            for (at, slot) in slots.iter().enumerate() {
+                maps.table.put(next_slot + at, &slot.bytes());
+            }
+            let mut shape = tables::shape(pool, &slots, next_slot as u32);
+            // From where the one before has come to.
+            shape.turn = match self.pool_places.get(&pool.config.name) {
+                Some(&before) => PoolShape::of(&maps.pools.get(before as usize)).turn,
+                None => mix(self.snapshot.version) >> 1,
+            };
+            let place = usize::from(bank) * POOLS_MAX + ix;
+            maps.pools.put(place, &shape.bytes());
+            pool_places.insert(pool.config.name.clone(), place as u32);
+            next_slot += slots.len();
+        }
+
+        let mut wanted: HashMap<ServiceKey, Service> = HashMap::new();
+        for ((listener, pool), place) in carried.iter().zip(listener_places) {
+            let (Some(place), Some(&pool)) = (place, pool_places.get(&pool.config.name)) else {
+                continue;
+            };
+            for (ip, port) in self.addresses(&listener.config) {
+                let key = ServiceKey {
+                    address: address(ip),
+                    port: port.to_be_bytes(),
+                    protocol: protocol(&listener.config),
+                    bank,
+                };
+                wanted.insert(key, Service { listener: place, pool });
+            }
+        }
+        let outcome = maps.services(bank).and_then(|there| {
+            let gone = there.iter().filter(|key| !wanted.contains_key(key));
+            gone.map(|key| maps.withdraw(key)).collect::<io::Result<Vec<_>>>()?;
+            wanted.iter().try_for_each(|(key, service)| maps.serve(key, service))
+        });
+        match outcome {
+            Ok(()) => {
+                maps.turn_over();
+                self.pool_places = pool_places;
+                self.turned = Some(Instant::now());
+            }
+            Err(error) => {
+                trouble.insert(format!(
+                    "kernel engine: the tables cannot be written, the ones before stay in force: {error}"
+                ));
+            }
+        }
+        self.say(trouble);
+    }
+
+    /// Addresses and ports that a listener serves; a wildcard stands for every address of this host.
+    fn addresses(&self, listener: &model::Listener) -> Vec<(IpAddr, u16)> {
+        let of = |bind: &Bind| match bind {
+            Bind::Ip { ip, ports, .. } if ip.is_unspecified() => {
+                let own = self
+                    .locals
+                    .keys()
+                    .copied()
+                    .filter(|local| local.is_ipv4() == ip.is_ipv4());
+                own.flat_map(|local| ports.clone().map(move |port| (local, port)))
+                    .collect::<Vec<_>>()
+            }
+            Bind::Ip { ip, ports, .. } => ports.clone().map(|port| (*ip, port)).collect(),
+            Bind::Unix(_) => Vec::new(),
+        };
+        listener.bind.iter().flat_map(of).collect()
+    }
+
+    /// Writes a backend to its place; whether it can be reached.
+    fn put_backend(
+        &self,
+        maps: &Maps,
+        place: u32,
+        pool: &Pool,
+        ix: usize,
+        backend: &Backend,
+        trouble: &mut BTreeSet<String>,
+    ) -> bool {
+        let Some((ip, port)) = whereabouts(backend) else {
+            return false;
+        };
+        let name = format!("{}/{}", backend.pool, backend.config.name);
+        let way = self.ways.get(&ip).copied().flatten();
+        let is_here = self.locals.contains_key(&ip);
+        if is_here && pool.config.kernel_mode != KernelMode::Dsr {
+            trouble.insert(format!(
+                "kernel engine: backend {name} is on this host and gets no connections: write an address of another host, or `engine: proxy`"
+            ));
+        } else if way.is_none() {
+            trouble.insert(format!(
+                "kernel engine: there is no route to backend {name}: it gets no connections"
+            ));
+        }
+        let source = match pool.config.source_address {
+            Some(stated) => Some(stated),
+            None => way,
+        };
+        let ready = pool.eligibility.first.get(ix) && pool.picker.members()[ix].weight > 0;
+        let words = maps.backends.words(place as usize);
+        let shape = BackendShape {
+            identity: backend.identity,
+            address: address(ip),
+            source: source.map_or([0; 16], address),
+            port: port.to_be_bytes(),
+            pad: 0,
+            ifindex: way.and_then(|way| self.locals.get(&way)).copied().unwrap_or(0),
+            active: 0,
+            active_max: backend.config.max_connections.unwrap_or(0),
+            ready: u32::from(ready),
+            pad2: 0,
+        };
+        put_around(words, &shape.bytes(), BACKEND_ACTIVE);
+        way.is_some() && !is_here
+    }
+
+    /// Brings statistics up to date.
+    pub(super) fn collect(&mut self, maps: &Maps, shared: &Shared) {
+        let mut totals = [0u32; 2];
+        for (place, tenant) in self.listeners.iter_mut() {
+            let active = maps.listeners.words(place as usize)[LISTENER_ACTIVE].load(Relaxed);
+            let Some(listener) = &tenant.who else { continue };
+            let is_udp = listener.config.protocol == Protocol::Udp;
+            totals[usize::from(is_udp)] += active;
+            listener
+                .stats
+                .active
+                .follow(std::mem::replace(&mut tenant.active, active), active);
+            let (tally, before) = (maps.listener_tally(place), &tenant.before);
+            let shard = listener.stats.shards.kept_elsewhere();
+            shard.accepted.set(tally.opened - before.opened);
+            shard.bytes_in.set(tally.bytes_up - before.bytes_up);
+            shard.bytes_out.set(tally.bytes_down - before.bytes_down);
+            if is_udp {
+                shard.datagrams_in.set(tally.packets_up - before.packets_up);
+                shard.datagrams_out.set(tally.packets_down - before.packets_down);
+            }
+        }
+        for (place, tenant) in self.backends.iter_mut() {
+            let active = maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
+            let Some(backend) = &tenant.who else { continue };
+            backend
+                .stats
+                .active
+                .follow(std::mem::replace(&mut tenant.active, active), active);
+            let (tally, before) = (maps.backend_tally(place), &tenant.before);
+            let shard = backend.stats.shards.kept_elsewhere();
+            shard.total.set(tally.opened - before.opened);
+            shard.bytes_in.set(tally.bytes_up - before.bytes_up);
+            shard.bytes_out.set(tally.bytes_down - before.bytes_down);
+        }
+        let gauges = [&shared.process.connections, &shared.process.udp_sessions];
+        for ((gauge, is), was) in gauges.into_iter().zip(totals).zip(self.totals) {
+            gauge.follow(was, is);
+        }
+        self.totals = totals;
+    }
+
+    /// Takes what is live here out of all gauges.
+    pub(super) fn forget(&mut self, shared: &Shared) {
+        for (_, tenant) in self.listeners.iter_mut() {
+            let was = std::mem::take(&mut tenant.active);
+            tenant
+                .who
+                .iter()
+                .for_each(|listener| listener.stats.active.follow(was, 0));
+        }
+        for (_, tenant) in self.backends.iter_mut() {
+            let was = std::mem::take(&mut tenant.active);
+            tenant
+                .who
+                .iter()
+                .for_each(|backend| backend.stats.active.follow(was, 0));
+        }
+        shared.process.connections.follow(self.totals[0], 0);
+        shared.process.udp_sessions.follow(self.totals[1], 0);
+        self.totals = [0; 2];
+    }
+
+    /// Accounts for an ended flow.
+    fn account(&self, shared: &Shared, end: &End) {
+        let End {
+            key,
+            up,
+            bytes_down,
+            at,
+            cause,
+            by,
+        } = *end;
+        let (Some(listener), backend) = (self.listeners.get(up.listener), self.backends.get(up.backend)) else {
+            return;
+        };
+        let duration_us = at.saturating_sub(up.opened) / 1000;
+        let shard = listener.stats.shards.kept_elsewhere();
+        shard.closed[cause as usize].add(1);
+        shard.seconds.observe_us(duration_us);
+        let connect_us = (up.connect_us > 0).then_some(u64::from(up.connect_us));
+        if let Some(backend) = backend {
+            let shard = backend.stats.shards.kept_elsewhere();
+            match cause {
+                Cause::ConnectFailed => {
+                    shard.refused.add(1);
+                    shared.failed(backend.identity, FailureKind::Refused, Instant::now());
+                }
+                Cause::ConnectTimeout => {
+                    shard.timed_out.add(1);
+                    shared.failed(backend.identity, FailureKind::TimedOut, Instant::now());
+                }
+                _ => {}
+            }
+            connect_us.iter().for_each(|&us| shard.connect.observe_us(us));
+        }
+        if shared.wants_records() {
+            shared.record(Record {
+                time: SystemTime::now(),
+                id: up.id,
+                listener: listener.clone(),
+                client: Some(key.source()),
+                local: Arc::new(link::Address::Ip(key.destination())),
+                backend: backend.cloned(),
+                attempts: 1,
+                bytes_up: up.bytes,
+                bytes_down,
+                connect_us,
+                first_byte_us: None,
+                duration_us,
+                spliced: 0,
+                closed_by: by,
+                cause,
+                interim: false,
+            });
+        }
+    }
+
+    /// An end that the program has told.
+    pub(super) fn on_end(&self, shared: &Shared, ended: &Ended) {
+        let (cause, by) = match ended.end {
+            END_CLIENT_RESET => (Cause::ClientReset, By::Client),
+            END_BACKEND_RESET => (Cause::BackendReset, By::Backend),
+            END_REFUSED => (Cause::ConnectFailed, By::Backend),
+            // Whoever's FIN came first is not noted; most often it is the client's.
+            _ => (Cause::Finished, By::Client),
+        };
+        self.account(
+            shared,
+            &End {
+                key: &ended.key,
+                up: &ended.up,
+                bytes_down: ended.bytes_down,
+                at: ended.at,
+                cause,
+                by,
+            },
+        );
+    }
+
+    /// Ends a flow, or removes the entries of one that has ended.
+    pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, cause: Cause) {
+        let Some(up) = maps.take(key) else { return };
+        let down = maps.take(&up.to.turned()).unwrap_or_default();
+        if up.flags & FLOW_ENDED != 0 {
+            return;
+        }
+        if up.flags & FLOW_OPEN != 0 {
+            let gauges = [
+                (&maps.listeners, up.listener, LISTENER_ACTIVE),
+                (&maps.backends, up.backend, BACKEND_ACTIVE),
+            ];
+            for (array, place, word) in gauges {
+                array.words(place as usize)[word].fetch_sub(1, Relaxed);
+            }
+        }
+        self.account(
+            shared,
+            &End {
+                key,
+                up: &up,
+                bytes_down: down.bytes,
+                at: up.last.max(down.last),
+                cause,
+                by: By::Weir,
+            },
+        );
+    }
+}
+
+/// Writes an element but for one word, which belongs to the program.
+fn put_around(words: &[std::sync::atomic::AtomicU32], bytes: &[u8], except: usize) {
+    let new = bytes.as_chunks::<4>().0;
+    assert_eq!(words.len(), new.len());
+    for (ix, (word, new)) in words.iter().zip(new).enumerate() {
+        if ix != except {
+            word.store(u32::from_ne_bytes(*new), Relaxed);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The maps as the engine uses them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::layout::{
+    Backend, DROPS, Ended, Flow, Listener, Plain, Pool, Service, ServiceKey, Slot, State, Tally, Tuple,
+};
+use super::program::{NAMES, Sizes};
+use crate::sys::bpf::{self, Array, Map, Ring};
+
+/// Entries read at a time, more than share a bucket.
+const AT_ONCE: usize = 1024;
+
+/// All of them.
+#[derive(Debug)]
+pub struct Maps {
+    state: Array,
+    services: Map,
+    /// Both banks.
+    pub pools: Array,
+    /// Both banks.
+    pub table: Array,
+    /// Places of listeners.
+    pub listeners: Array,
+    /// Places of backends.
+    pub backends: Array,
+    flows: Map,
+    half: Map,
+    listener_tallies: Map,
+    backend_tallies: Map,
+    drops: Map,
+    events: Ring,
+}
+
+/// Which of the two tables of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Those that are established.
+    Settled,
+    /// Those that are not.
+    Half,
+}
+
+impl Maps {
+    /// From descriptors in the order of [`NAMES`].
+    pub fn new(descriptors: Vec<OwnedFd>) -> io::Result<Maps> {
+        let count = descriptors.len();
+        let descriptors: [OwnedFd; NAMES.len()] = descriptors
+            .try_into()
+            .map_err(|_| io::Error::other(format!("{count} maps of {} have come", NAMES.len())))?;
+        let [
+            state,
+            services,
+            pools,
+            table,
+            listeners,
+            backends,
+            flows,
+            half,
+            listener_tallies,
+            backend_tallies,
+            drops,
+            events,
+        ] = descriptors;
+        let maps = Maps {
+            state: Array::new(state)?,
+            services: Map::new(services)?,
+            pools: Array::new(pools)?,
+            table: Array::new(table)?,
+            listeners: Array::new(listeners)?,
+            backends: Array::new(backends)?,
+            flows: Map::new(flows)?,
+            half: Map::new(half)?,
+            listener_tallies: Map::new(listener_tallies)?,
+            backend_tallies: Map::new(backend_tallies)?,
+            drops: Map::new(drops)?,
+            events: Ring::new(events)?,
+        };
+        maps.assert_shapes();
+        Ok(maps)
+    }
+
+    /// The program and this process mean the same by their bytes.
+    fn assert_shapes(&self) {
+        let arrays = [
+            (&self.state, State::SIZE),
+            (&self.pools, Pool::SIZE),
+            (&self.table, Slot::SIZE),
+            (&self.listeners, Listener::SIZE),
+            (&self.backends, Backend::SIZE),
+        ];
+        for (array, size) in arrays {
+            assert_eq!(array.words(0).len() * 4, size);
+        }
+        let tables = [
+            (&self.services, ServiceKey::SIZE, Service::SIZE),
+            (&self.flows, Tuple::SIZE, Flow::SIZE),
+            (&self.half, Tuple::SIZE, Flow::SIZE),
+        ];
+        for (map, key, value) in tables {
+            assert_eq!((map.key_size(), map.value_size()), (key, value));
+        }
+    }
+
+    /// Second descriptors, in the order of [`NAMES`].
+    pub fn duplicate(&self) -> io::Result<Vec<OwnedFd>> {
+        Ok(vec![
+            self.state.try_clone_fd()?,
+            self.services.try_clone_fd()?,
+            self.pools.try_clone_fd()?,
+            self.table.try_clone_fd()?,
+            self.listeners.try_clone_fd()?,
+            self.backends.try_clone_fd()?,
+            self.flows.try_clone_fd()?,
+            self.half.try_clone_fd()?,
+            self.listener_tallies.try_clone_fd()?,
+            self.backend_tallies.try_clone_fd()?,
+            self.drops.try_clone_fd()?,
+            self.events.try_clone_fd()?,
+        ])
+    }
+
+    /// What they were made for.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            flows: self.flows.entries() as u32 / 2,
+            table: self.table.length() as u32,
+            services: self.services.entries() as u32,
+            listeners: self.listeners.length() as u32,
+            backends: self.backends.length() as u32,
+        }
+    }
+
+    /// The bank in force.
+    pub fn bank(&self) -> u8 {
+        (self.state.words(0)[0].load(Relaxed) & 1) as u8
+    }
+
+    /// Has everything that was written to the other bank come into force at once.
+    pub fn turn_over(&self) {
+        bpf::publish();
+        let bank = u32::from(1 - self.bank());
+        self.state.words(0)[0].store(bank, Relaxed);
+        bpf::publish();
+    }
+
+    /// Whether nothing new is taken.
+    pub fn set_closed(&self, closed: bool) {
+        self.state.words(0)[1].store(u32::from(closed), Relaxed);
+    }
+
+    /// The services of a bank.
+    pub fn services(&self, bank: u8) -> io::Result<Vec<ServiceKey>> {
+        let mut keys = Vec::new();
+        self.services.walk(AT_ONCE, |key, _| {
+            keys.push(ServiceKey::of(key));
+            true
+        })?;
+        keys.retain(|key| key.bank == bank);
+        Ok(keys)
+    }
+
+    /// Adds or changes a service.
+    pub fn serve(&self, key: &ServiceKey, service: &Service) -> io::Result<()> {
+        self.services.update(&key.bytes(), &service.bytes())
+    }
+
+    /// Takes a service out.
+    pub fn withdraw(&self, key: &ServiceKey) -> io::Result<bool> {
+        self.services.delete(&key.bytes())
+    }
+
+    fn of(&self, kind: Kind) -> &Map {
+        match kind {
+            Kind::Settled => &self.flows,
+            Kind::Half => &self.half,
+        }
+    }
+
+    /// Goes through a table of flows; false stops.
+    pub fn walk(&self, kind: Kind, mut each: impl FnMut(Tuple, Flow) -> bool) -> io::Result<()> {
+        self.of(kind)
+            .walk(AT_ONCE, |key, flow| each(Tuple::of(key), Flow::of(flow)))
+    }
+
+    /// A flow of either table.
+    pub fn flow(&self, key: &Tuple) -> Option<Flow> {
+        let (key, mut value) = (key.bytes(), vec![0; Flow::SIZE]);
+        [Kind::Settled, Kind::Half]
+            .into_iter()
+            .any(|kind| self.of(kind).lookup(&key, &mut value).unwrap_or(false))
+            .then(|| Flow::of(&value))
+    }
+
+    /// Removes a flow of either table and tells what it was.
+    pub fn take(&self, key: &Tuple) -> Option<Flow> {
+        let (key, mut value) = (key.bytes(), vec![0; Flow::SIZE]);
+        [Kind::Settled, Kind::Half]
+            .into_iter()
+            .any(|kind| self.of(kind).take(&key, &mut value).unwrap_or(false))
+            .then(|| Flow::of(&value))
+    }
+
+    /// Counters of a listener.
+    pub fn listener_tally(&self, place: u32) -> Tally {
+        tally(&self.listener_tallies, place)
+    }
+
+    /// Counters of a backend.
+    pub fn backend_tally(&self, place: u32) -> Tally {
+        tally(&self.backend_tallies, place)
+    }
+
+    /// Packets that were not passed on, by reason.
+    pub fn drops(&self) -> [u64; DROPS.len()] {
+        std::array::from_fn(|ix| {
+            let mut value = vec![0; self.drops.value_size()];
+            let _ = self.drops.lookup(&(ix as u32).bytes(), &mut value);
+            value.chunks(u64::SIZE).map(u64::of).sum()
+        })
+    }
+
+    /// Hands every end that was told to `each`.
+    pub fn ends(&self, mut each: impl FnMut(Ended)) {
+        self.events.read(|bytes| each(Ended::of(bytes)));
+    }
+
+    /// Readable when there are ends.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+fn tally(map: &Map, place: u32) -> Tally {
+    let mut value = vec![0; map.value_size()];
+    // A place beyond the map has counted nothing.
+    let _ = map.lookup(&place.bytes(), &mut value);
+    value
+        .chunks(Tally::SIZE)
+        .map(Tally::of)
+        .fold(Tally::default(), |a, b| Tally {
+            opened: a.opened + b.opened,
+            packets_up: a.packets_up + b.packets_up,
+            bytes_up: a.bytes_up + b.bytes_up,
+            packets_down: a.packets_down + b.packets_down,
+            bytes_down: a.bytes_down + b.bytes_down,
+        })
+}

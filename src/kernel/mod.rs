@@ -1,0 +1,45 @@
+//! The kernel engine: packets of its listeners are translated by a program at TC and never reach a socket.
+//!
+//! # How it works
+//! `weir.bpf.c` is the program; its first comment is how packets and flows go. A helper process loads it, attaches it and holds it
+//! ([`helper`]); this process works on the maps through descriptors, inside its sandbox. [`Kernel`] is the engine that control
+//! knows: it writes each snapshot into the bank of the maps that is not in force and turns them over; a thread reads what flows
+//! ended, ends those that are idle, and follows addresses of this host.
+//!
+//! | file | does |
+//! |---|---|
+//! | `weir.bpf.c`, `weir.h` | the program; `weir.bpf.o` is what clang makes of it (`scripts/kernel-object`) |
+//! | `layout` | the shapes of the maps |
+//! | `program` | loading and attaching |
+//! | `helper`, `handle` | the process that holds them, and the main process's end |
+//! | `maps` | the maps as the engine uses them |
+//! | `tables`, `flows` | decisions: slots of a pool, fates of flows |
+//! | `places` | which listener and backend stands where in the maps |
+//! | `core` | what is known; publication, statistics, accounts |
+//! | `task` | the thread: sweeps, orders, news |
+//! | `engine` | the engine as control knows it |
+//!
+//! # Invariants
+//! * A packet sees one snapshot: services, pools and slots change with one store.
+//! * A place in `listeners` and `backends` belongs to one identity until nothing refers to it any more; so counts of live flows are
+//!   right over reloads, upgrades and restarts, and a process that finds maps of another one knows whose flows they are.
+//! * Flows outlive this process, however it ends, for `restart_grace`.
+
+mod core;
+mod engine;
+mod flows;
+mod handle;
+pub mod helper;
+pub mod layout;
+mod maps;
+mod places;
+mod program;
+mod tables;
+mod task;
+
+pub use engine::Kernel;
+pub use handle::Attached;
+pub use program::{Program, Sizes};
+
+/// As a listener's `engine` names it.
+const NAME: &str = "kernel";

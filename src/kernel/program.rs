@@ -1,0 +1,192 @@
+//! Loading the program and attaching it to interfaces: the only part that takes privileges, in the process that has them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::maps::MapData;
+use aya::programs::tc::{self, SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::netlink::Netlink;
+
+/// Entries of the maps whose size follows from the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Established flows.
+    pub flows: u32,
+    /// Slots of all pools, both banks.
+    pub table: u32,
+    /// Addresses and ports, both banks.
+    pub services: u32,
+    /// Places for listeners.
+    pub listeners: u32,
+    /// Places for backends.
+    pub backends: u32,
+}
+
+/// The maps that the engine works on, in the order in which their descriptors travel.
+pub const NAMES: [&str; 12] = [
+    "state",
+    "services",
+    "pools",
+    "table",
+    "listeners",
+    "backends",
+    "flows",
+    "half",
+    "listener_tallies",
+    "backend_tallies",
+    "drops",
+    "events",
+];
+
+/// The name of the program in the object.
+const PROGRAM: &str = "ingress";
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("weir.bpf.o");
+
+/// What says that two builds have the same program and the same maps.
+pub fn digest() -> String {
+    use sha2::Digest;
+    let hash = sha2::Sha256::digest(OBJECT);
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The loaded program and where it is attached. Dropping it detaches it.
+pub struct Program {
+    ebpf: Ebpf,
+    attached: BTreeMap<u32, (String, SchedClassifierLinkId)>,
+}
+
+/// An error and all of its causes in one sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut text = error.to_string();
+    for cause in causes {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
+}
+
+impl Program {
+    /// Makes the maps and loads the program.
+    pub fn load(sizes: &Sizes) -> Result<Program, String> {
+        let mut ebpf = EbpfLoader::new()
+            // Nothing in it depends on the kernel's own types.
+            .btf(None)
+            .verifier_log_level(VerifierLogLevel::STATS)
+            // Each has an entry for both directions.
+            .map_max_entries("flows", sizes.flows.saturating_mul(2))
+            .map_max_entries("table", sizes.table)
+            .map_max_entries("services", sizes.services)
+            .map_max_entries("listeners", sizes.listeners)
+            .map_max_entries("backends", sizes.backends)
+            .map_max_entries("listener_tallies", sizes.listeners)
+            .map_max_entries("backend_tallies", sizes.backends)
+            .load(OBJECT)
+            .map_err(|error| format!("the maps cannot be made: {}", sentence(&error)))?;
+        let program = classifier(&mut ebpf);
+        program.load().map_err(|error| match error {
+            ProgramError::LoadError { io_error, .. } => format!("the kernel refuses the program: {io_error}"),
+            other => format!("the kernel refuses the program: {}", sentence(&other)),
+        })?;
+        Ok(Program {
+            ebpf,
+            attached: BTreeMap::new(),
+        })
+    }
+
+    /// Descriptors of [`NAMES`].
+    pub fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        NAMES
+            .into_iter()
+            .map(|name| {
+                let map = self.ebpf.map(name).expect("the object has it");
+                data(map).fd().as_fd().try_clone_to_owned()
+            })
+            .collect()
+    }
+
+    /// Brings the attachments in line with `wanted` (empty = every Ethernet interface) and with what interfaces there are. Returns
+    /// what could not be done, in words.
+    pub fn follow(&mut self, wanted: &[String]) -> Vec<String> {
+        let interfaces = match Netlink::open().and_then(|mut netlink| netlink.interfaces()) {
+            Ok(interfaces) => interfaces,
+            Err(error) => return vec![format!("interfaces cannot be listed: {error}")],
+        };
+        let mut trouble = Vec::new();
+        let mut gone: Vec<u32> = self.attached.keys().copied().collect();
+        for interface in interfaces {
+            let is_wanted = match wanted.is_empty() {
+                // The loopback interface's is zero.
+                true => interface.mac.is_some_and(|mac| mac != [0; 6]),
+                false => wanted.contains(&interface.name),
+            };
+            if !is_wanted {
+                continue;
+            }
+            gone.retain(|&index| index != interface.index);
+            if !self.attached.contains_key(&interface.index) {
+                match attach(classifier(&mut self.ebpf), &interface.name) {
+                    Ok(link) => {
+                        self.attached.insert(interface.index, (interface.name, link));
+                    }
+                    Err(error) => trouble.push(format!("{}: {error}", interface.name)),
+                }
+            }
+        }
+        for index in gone {
+            if let Some((_, link)) = self.attached.remove(&index) {
+                // Of an interface that has gone: there is nothing to detach from.
+                let _ = classifier(&mut self.ebpf).detach(link);
+            }
+        }
+        for name in wanted {
+            if !self.attached.values().any(|(attached, _)| attached == name)
+                && !trouble.iter().any(|line| line.starts_with(name))
+            {
+                trouble.push(format!("{name}: there is no such interface"));
+            }
+        }
+        trouble
+    }
+
+    /// Names of the interfaces that it is attached to.
+    pub fn attached(&self) -> Vec<String> {
+        self.attached.values().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+fn classifier(ebpf: &mut Ebpf) -> &mut SchedClassifier {
+    let program = ebpf.program_mut(PROGRAM).expect("the object has it");
+    program.try_into().expect("it is a classifier")
+}
+
+/// As the first of the interface's programs: others would see half of a conversation.
+fn attach(program: &mut SchedClassifier, interface: &str) -> Result<SchedClassifierLinkId, String> {
+    let tcx = TcAttachOptions::TcxOrder(LinkOrder::first());
+    match program.attach_with_options(interface, TcAttachType::Ingress, tcx) {
+        Ok(link) => Ok(link),
+        // Kernels before 6.6: a filter of the clsact discipline.
+        Err(_) => {
+            let _ = tc::qdisc_add_clsact(interface);
+            program
+                .attach(interface, TcAttachType::Ingress)
+                .map_err(|error| sentence(&error))
+        }
+    }
+}
+
+fn data(map: &aya::maps::Map) -> &MapData {
+    use aya::maps::Map::*;
+    match map {
+        Array(data) | PerCpuArray(data) | HashMap(data) | LruHashMap(data) | RingBuf(data) => data,
+        other => unreachable!("the object has no {other:?}"),
+    }
+}

@@ -1,0 +1,1164 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * The kernel engine's data path: one program at the TC ingress of each interface.
+ *
+ * Theory of operation
+ *
+ * A packet is a key: who sends to whom. Each connection or session has two entries under such keys, one as its client sends and
+ * one as its backend does; an entry says what the packet becomes (`to`), and its `to`, turned round, is the key of the other. A
+ * packet with an entry is rewritten and leaves by bpf_redirect_neigh, past the host's own forwarding. A packet without one that
+ * opens something (a SYN, a datagram) and is addressed to a service gets a backend, and two entries. Everything else is the
+ * host's affair: it has no socket at a service's address, so it answers RST to strays and to clients that cannot be served, and
+ * a port unreachable to datagrams.
+ *
+ * Entries begin in `half`, an LRU table. When both sides have been heard (TCP: the client's answer to the SYN-ACK; UDP: the
+ * client's next datagram after an answer) they move to `flows`, where nothing is ever evicted: a flood of spoofed packets
+ * cannot finish a handshake, so it only displaces its like. `flows` is bounded; whoever finds it full stays in `half`. Only what
+ * is in `flows` counts as active. Entries leave either table by the hand of the process in user space, some time after their
+ * end, so that late packets still find their way; it also ends what is idle. The end itself is told here, once (FLOW_ENDED of
+ * the client's entry is taken by an atomic or), through `events`.
+ *
+ * A snapshot (services, pools, slots) is written into the bank that is not in force, and comes into force by one store to
+ * `state`. Backends and listeners lie outside the banks, in places that are theirs as long as anything refers to them.
+ *
+ * What this never does: it does not loop over anything that grows, does not wait, does not touch a packet of somebody else, and
+ * passes on nothing that it could not rewrite completely.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/pkt_cls.h>
+
+#include "weir.h"
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
+/* Verified where it is called: what a pointer is there is known, and none of them can be null. */
+#define APART static __attribute__((noinline))
+#define AF_INET 2
+#define AF_INET6 10
+#define bpf_htons(x) __builtin_bswap16(x)
+#define bpf_htonl(x) __builtin_bswap32(x)
+
+/* By number, as the kernel documents them: no library is needed. */
+static void *(*map_lookup)(void *map, const void *key) = (void *)1;
+static long (*map_update)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*map_delete)(void *map, const void *key) = (void *)3;
+static __u32 (*prandom)(void) = (void *)7;
+static __u32 (*cpu)(void) = (void *)8;
+static long (*store_bytes)(struct __sk_buff *skb, __u32 at, const void *from, __u32 length, __u64 flags) = (void *)9;
+static long (*l4_csum_replace)(struct __sk_buff *skb, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static long (*load_bytes)(const struct __sk_buff *skb, __u32 at, void *to, __u32 length) = (void *)26;
+static __s64 (*csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __u32 seed) = (void *)28;
+static long (*fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int length, __u32 flags) = (void *)69;
+static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
+static void (*ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int length, __u64 flags) = (void *)152;
+static __u64 (*ktime_ns)(void) = (void *)5;
+static long (*check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu, __s32 diff, __u64 flags) = (void *)163;
+
+struct map {
+	__u32 type;
+	__u32 key_size;
+	__u32 value_size;
+	__u32 max_entries;
+	__u32 map_flags;
+	__u32 id;
+	__u32 pinning;
+};
+
+/* The loader sets the sizes of those that depend on the configuration. */
+#define MAP(name, kind, key, value, entries, flags) \
+	struct map SEC("maps") name = {kind, sizeof(key), sizeof(value), entries, flags, 0, 0}
+
+MAP(state, BPF_MAP_TYPE_ARRAY, __u32, struct state, 1, BPF_F_MMAPABLE);
+MAP(services, BPF_MAP_TYPE_HASH, struct service_key, struct service, 8192, 0);
+MAP(pools, BPF_MAP_TYPE_ARRAY, __u32, struct pool, 512, BPF_F_MMAPABLE);
+MAP(table, BPF_MAP_TYPE_ARRAY, __u32, struct slot, 524288, BPF_F_MMAPABLE);
+MAP(listeners, BPF_MAP_TYPE_ARRAY, __u32, struct listener, 1024, BPF_F_MMAPABLE);
+MAP(backends, BPF_MAP_TYPE_ARRAY, __u32, struct backend, 4096, BPF_F_MMAPABLE);
+MAP(flows, BPF_MAP_TYPE_HASH, struct tuple, struct flow, 524288, BPF_F_NO_PREALLOC);
+MAP(half, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 65536, 0);
+MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 4096, 0);
+MAP(listener_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 1024, 0);
+MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
+MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
+MAP(scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct flow, 2, 0);
+struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
+
+#define TCP_FIN 1u
+#define TCP_SYN 2u
+#define TCP_RST 4u
+#define TCP_ACK 16u
+
+/* 65,537 is what src/balance/maglev.rs fills; the rest of that file is repeated in `by_hash`. */
+#define SLOTS 65537u
+#define PROBES 64
+#define EXTENSIONS 4
+#define PORT_TRIES 24
+#define LEAST_SEEN 64
+#define OPTIONS 12
+#define ROUTE_SECONDS 1
+
+enum fragment { WHOLE, FIRST, LATER };
+
+struct packet {
+	struct tuple key;
+	/* From the start of the frame. */
+	__u32 l3;
+	__u32 l4;
+	__u32 payload;
+	__u32 fragment_id;
+	__u8 fragment;
+	__u8 is_v6;
+	__u8 hops;
+	__u8 flags;
+	/* IPv4: as it is. */
+	__u16 check;
+	__u16 l4_check;
+	__u32 seq;
+	__u32 ack;
+};
+
+enum { PASS = TC_ACT_UNSPEC, DROP = TC_ACT_SHOT };
+
+INLINE void count_drop(__u32 why)
+{
+	__u64 *n = map_lookup(&drops, &why);
+	if (n)
+		*n += 1;
+}
+
+INLINE int drop(__u32 why)
+{
+	count_drop(why);
+	return DROP;
+}
+
+INLINE __u64 mix(__u64 z)
+{
+	z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+	z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+	return z ^ (z >> 31);
+}
+
+INLINE __u64 mix2(__u64 a, __u64 b)
+{
+	return mix(mix(a + 0x9E3779B97F4A7C15ull) ^ b);
+}
+
+/* ---- what a packet is ---- */
+
+/* Reads addresses and ports. False: not for this program. */
+APART int parse(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 proto, at;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	p->l3 = at = ETH_HLEN;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct {
+			__u8 version;
+			__u8 tos;
+			__u16 length;
+			__u16 id;
+			__u16 offset;
+			__u8 hops;
+			__u8 protocol;
+			__u16 check;
+			__u32 src;
+			__u32 dst;
+		} ip;
+		__u32 header;
+
+		if (load_bytes(skb, at, &ip, sizeof(ip)))
+			return 0;
+		header = (ip.version & 15) * 4;
+		if (ip.version >> 4 != 4 || header < 20)
+			return 0;
+		p->key.src[2] = p->key.dst[2] = bpf_htonl(0xffff);
+		p->key.src[3] = ip.src;
+		p->key.dst[3] = ip.dst;
+		p->hops = ip.hops;
+		p->check = ip.check;
+		proto = ip.protocol;
+		if (ip.offset & bpf_htons(0x1fff))
+			p->fragment = LATER;
+		else if (ip.offset & bpf_htons(0x2000))
+			p->fragment = FIRST;
+		p->fragment_id = ip.id;
+		at += header;
+		p->payload = bpf_htons(ip.length) - header;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct {
+			__u32 version;
+			__u16 length;
+			__u8 next;
+			__u8 hops;
+			__u32 src[4];
+			__u32 dst[4];
+		} ip;
+
+		if (load_bytes(skb, at, &ip, sizeof(ip)))
+			return 0;
+		p->is_v6 = 1;
+		__builtin_memcpy(p->key.src, ip.src, 16);
+		__builtin_memcpy(p->key.dst, ip.dst, 16);
+		p->hops = ip.hops;
+		proto = ip.next;
+		at += sizeof(ip);
+		for (int i = 0; i < EXTENSIONS; i++) {
+			struct {
+				__u8 next;
+				__u8 length;
+				__u16 offset;
+				__u32 id;
+			} extension;
+
+			if (proto != IPPROTO_HOPOPTS && proto != IPPROTO_DSTOPTS && proto != IPPROTO_ROUTING &&
+			    proto != IPPROTO_FRAGMENT)
+				break;
+			if (p->fragment == LATER || load_bytes(skb, at, &extension, sizeof(extension)))
+				break;
+			if (proto == IPPROTO_FRAGMENT) {
+				p->fragment = extension.offset & bpf_htons(0xfff8) ? LATER : FIRST;
+				/* An atomic fragment is whole. */
+				if (!(extension.offset & bpf_htons(0xfff9)))
+					p->fragment = WHOLE;
+				p->fragment_id = extension.id;
+				at += 8;
+			} else {
+				at += (extension.length + 1) * 8;
+			}
+			proto = extension.next;
+		}
+		p->payload = skb->len - at;
+	} else {
+		return 0;
+	}
+	p->key.protocol = proto;
+	p->l4 = at;
+	if (p->fragment == LATER)
+		return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
+	if (proto == IPPROTO_TCP) {
+		struct {
+			__u16 sport;
+			__u16 dport;
+			__u32 seq;
+			__u32 ack;
+			__u8 offset;
+			__u8 flags;
+			__u16 window;
+			__u16 check;
+			__u16 urgent;
+		} tcp;
+		__u32 header;
+
+		if (load_bytes(skb, at, &tcp, sizeof(tcp)))
+			return 0;
+		header = (tcp.offset >> 4) * 4;
+		if (header < 20)
+			return 0;
+		p->key.sport = tcp.sport;
+		p->key.dport = tcp.dport;
+		p->flags = tcp.flags;
+		p->l4_check = tcp.check;
+		p->seq = bpf_htonl(tcp.seq);
+		p->ack = bpf_htonl(tcp.ack);
+		/* A merged packet may be longer than its length field can say. */
+		p->payload = skb->len - at;
+		p->payload = p->payload > header ? p->payload - header : 0;
+	} else if (proto == IPPROTO_UDP) {
+		struct {
+			__u16 sport;
+			__u16 dport;
+			__u16 length;
+			__u16 check;
+		} udp;
+
+		if (load_bytes(skb, at, &udp, sizeof(udp)))
+			return 0;
+		p->key.sport = udp.sport;
+		p->key.dport = udp.dport;
+		p->l4_check = udp.check;
+		p->payload = p->payload > 8 ? p->payload - 8 : 0;
+	} else {
+		return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6;
+	}
+	return 1;
+}
+
+INLINE void turn_round(struct tuple *into, const struct tuple *t)
+{
+	__builtin_memcpy(into->src, t->dst, 16);
+	__builtin_memcpy(into->dst, t->src, 16);
+	into->sport = t->dport;
+	into->dport = t->sport;
+	into->protocol = t->protocol;
+	into->pad[0] = into->pad[1] = into->pad[2] = 0;
+}
+
+INLINE int is_v4(const __u32 *address)
+{
+	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
+}
+
+/* ---- choosing a backend ---- */
+
+INLINE struct slot *slot_at(const struct pool *pool, __u32 at)
+{
+	__u32 ix = pool->table + at;
+	return map_lookup(&table, &ix);
+}
+
+INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
+{
+	__u64 key;
+
+	if (!p->is_v6) {
+		key = mix2(pool->seed_v4, bpf_htonl(p->key.src[3]) & pool->mask_v4);
+	} else {
+		__u64 high = (__u64)bpf_htonl(p->key.src[0] & pool->mask_v6[0]) << 32 |
+			     bpf_htonl(p->key.src[1] & pool->mask_v6[1]);
+		__u64 low = (__u64)bpf_htonl(p->key.src[2] & pool->mask_v6[2]) << 32 |
+			    bpf_htonl(p->key.src[3] & pool->mask_v6[3]);
+		key = mix2(mix2(pool->seed_v6, high), low);
+	}
+	return pool->with_port ? mix2(key, bpf_htons(p->key.sport)) : key;
+}
+
+/* Whether a backend has room. */
+INLINE int has_room(const struct backend *b)
+{
+	return !b->active_max || b->active < b->active_max;
+}
+
+/* All of them: index of the backend plus one, or 0. */
+INLINE __u32 by_hash(const struct pool *pool, __u64 key)
+{
+	__u32 at = key % SLOTS;
+	__u32 step = 1 + (__u32)(mix2(key, 1) >> 48);
+
+	for (int probe = 0; probe <= PROBES; probe++) {
+		struct slot *slot = slot_at(pool, at);
+		if (slot && slot->weight) {
+			__u32 ix = slot->backend;
+			struct backend *b = map_lookup(&backends, &ix);
+			if (b && has_room(b) &&
+			    (slot->weight >= 1024 || mix2(key, b->identity) % 1024 < slot->weight))
+				return ix + 1;
+		}
+		at += step;
+		if (at >= SLOTS)
+			at -= SLOTS;
+	}
+	/* Nearly all are out. Behind the slots stand those that are not: whoever draws the highest for this key. */
+	__u32 best = 0;
+	__u64 highest = 0;
+	for (int i = 0; i < LEAST_SEEN; i++) {
+		struct slot *slot;
+		struct backend *b;
+		__u64 drawn;
+		__u32 ix;
+
+		if (SLOTS + i >= pool->length)
+			break;
+		slot = slot_at(pool, SLOTS + i);
+		if (!slot || !slot->weight)
+			continue;
+		ix = slot->backend;
+		b = map_lookup(&backends, &ix);
+		if (!b || !has_room(b))
+			continue;
+		drawn = mix2(key, b->identity) >> 11;
+		if (!best || drawn > highest) {
+			best = ix + 1;
+			highest = drawn;
+		}
+	}
+	return best;
+}
+
+INLINE __u32 by_turn(struct pool *pool)
+{
+	__u64 turn = __sync_fetch_and_add(&pool->turn, 1);
+
+	for (int i = 0; i < LEAST_SEEN; i++) {
+		struct slot *slot = slot_at(pool, (turn + i) % pool->length);
+		if (slot && slot->weight) {
+			__u32 ix = slot->backend;
+			struct backend *b = map_lookup(&backends, &ix);
+			if (b && has_room(b))
+				return ix + 1;
+		}
+	}
+	return 0;
+}
+
+/* Of `seen` slots from `first`, the one whose backend would have the least for its weight. */
+INLINE __u32 least_of(const struct pool *pool, __u32 first, __u32 seen)
+{
+	__u32 best = 0;
+	__u64 best_active = 0, best_weight = 1;
+
+	for (int i = 0; i < LEAST_SEEN; i++) {
+		struct slot *slot;
+		struct backend *b;
+		__u64 active;
+		__u32 ix;
+
+		if (i >= seen)
+			break;
+		slot = slot_at(pool, (first + i) % pool->length);
+		if (!slot || !slot->weight)
+			continue;
+		ix = slot->backend;
+		b = map_lookup(&backends, &ix);
+		if (!b || !has_room(b))
+			continue;
+		active = (__u64)b->active + 1;
+		if (!best || active * best_weight < best_active * slot->weight) {
+			best = ix + 1;
+			best_active = active;
+			best_weight = slot->weight;
+		}
+	}
+	return best;
+}
+
+APART __u32 choose(struct pool *pool, struct packet *p)
+{
+	if (!pool->length)
+		return 0;
+	if (pool->only) {
+		__u32 ix = pool->only - 1;
+		struct backend *b = map_lookup(&backends, &ix);
+		return b && has_room(b) ? pool->only : 0;
+	}
+	switch (pool->balance) {
+	case BALANCE_HASH:
+		return by_hash(pool, source_key(pool, p));
+	case BALANCE_TURN:
+		return by_turn(pool);
+	case BALANCE_CHANCE: {
+		__u32 one = least_of(pool, prandom() % pool->length, 1);
+		__u32 two = least_of(pool, prandom() % pool->length, 1);
+		__u32 a = one - 1, b = two - 1;
+		struct backend *first, *second;
+		if (!one || !two)
+			break;
+		first = map_lookup(&backends, &a);
+		second = map_lookup(&backends, &b);
+		return first && second && second->active < first->active ? two : one;
+	}
+	}
+	return least_of(pool, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN);
+}
+
+/* ---- flows ---- */
+
+INLINE struct flow *find(const struct tuple *key)
+{
+	struct flow *flow = map_lookup(&flows, key);
+	return flow ? flow : map_lookup(&half, key);
+}
+
+INLINE void forget(const struct tuple *key, const struct tuple *other)
+{
+	map_delete(&half, key);
+	map_delete(&half, other);
+	map_delete(&flows, key);
+	map_delete(&flows, other);
+}
+
+INLINE void add(__u32 *gauge, int n)
+{
+	__sync_fetch_and_add(gauge, n);
+}
+
+/* Counts a flow as active, or not any more. */
+INLINE void count_active(const struct flow *flow, int n)
+{
+	__u32 ix = flow->listener;
+	struct listener *listener = map_lookup(&listeners, &ix);
+	struct backend *backend;
+
+	if (listener)
+		add(&listener->active, n);
+	ix = flow->backend;
+	backend = map_lookup(&backends, &ix);
+	if (backend)
+		add(&backend->active, n);
+}
+
+INLINE void count_opened(const struct flow *flow)
+{
+	__u32 ix = flow->listener;
+	struct tally *tally = map_lookup(&listener_tallies, &ix);
+
+	if (tally)
+		tally->opened++;
+	ix = flow->backend;
+	tally = map_lookup(&backend_tallies, &ix);
+	if (tally)
+		tally->opened++;
+}
+
+INLINE void count_bytes(const struct flow *flow, __u64 packets, __u64 bytes, int up)
+{
+	__u32 ix = flow->listener;
+	struct tally *one = map_lookup(&listener_tallies, &ix);
+	struct tally *two;
+
+	ix = flow->backend;
+	two = map_lookup(&backend_tallies, &ix);
+	if (!one || !two)
+		return;
+	one->packets_up += up ? packets : 0;
+	one->bytes_up += up ? bytes : 0;
+	one->packets_down += up ? 0 : packets;
+	one->bytes_down += up ? 0 : bytes;
+	two->packets_up += up ? packets : 0;
+	two->bytes_up += up ? bytes : 0;
+	two->packets_down += up ? 0 : packets;
+	two->bytes_down += up ? 0 : bytes;
+}
+
+/* Tells of the end of a flow; `up` is its client's entry under `key`. */
+APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, __u32 how)
+{
+	struct ended *ended;
+
+	if (__sync_fetch_and_or(&up->flags, FLOW_ENDED) & FLOW_ENDED)
+		return 0;
+	if (up->flags & FLOW_OPEN)
+		count_active(up, -1);
+	ended = ringbuf_reserve(&events, sizeof(*ended), 0);
+	if (!ended) {
+		count_drop(DROP_UNTOLD);
+		return 0;
+	}
+	ended->key = *key;
+	ended->up = *up;
+	ended->packets_down = down ? down->packets : 0;
+	ended->bytes_down = down ? down->bytes : 0;
+	ended->at = now;
+	ended->end = how;
+	ended->pad = 0;
+	ringbuf_submit(ended, 0);
+	return 0;
+}
+
+/* Both sides have been heard: moves a flow where no flood reaches it. `key` is the client's. */
+APART int settle(struct tuple *key)
+{
+	struct flow *up, *down;
+	struct tuple other;
+
+	up = map_lookup(&half, key);
+	if (!up)
+		return 0;
+	turn_round(&other, &up->to);
+	down = map_lookup(&half, &other);
+	if (!down && !(up->flags & FLOW_DSR))
+		return 0;
+	if (__sync_fetch_and_or(&up->flags, FLOW_OPEN) & FLOW_OPEN)
+		return 0;
+	if (map_update(&flows, key, up, BPF_NOEXIST))
+		goto full;
+	if (down && map_update(&flows, &other, down, BPF_NOEXIST)) {
+		map_delete(&flows, key);
+		goto full;
+	}
+	count_active(up, 1);
+	if (key->protocol == IPPROTO_TCP)
+		count_opened(up);
+	map_delete(&half, key);
+	map_delete(&half, &other);
+	return 0;
+full:
+	count_drop(DROP_FLOWS);
+	__sync_fetch_and_and(&up->flags, ~FLOW_OPEN);
+	return 0;
+}
+
+/* Looks up the way that a flow's packets take. */
+APART int find_way(struct __sk_buff *skb, struct flow *flow, __u32 fallback, __u32 seconds)
+{
+	struct bpf_fib_lookup way = {};
+	struct backend *backend;
+	__u32 ix;
+	long found;
+
+	ix = flow->backend;
+	flow->routed = seconds;
+	way.ifindex = skb->ifindex;
+	way.l4_protocol = flow->to.protocol;
+	if (is_v4(flow->to.dst)) {
+		way.family = AF_INET;
+		way.ipv4_src = flow->to.src[3];
+		way.ipv4_dst = flow->to.dst[3];
+	} else {
+		way.family = AF_INET6;
+		__builtin_memcpy(way.ipv6_src, flow->to.src, 16);
+		__builtin_memcpy(way.ipv6_dst, flow->to.dst, 16);
+	}
+	if (flow->flags & FLOW_DSR) {
+		backend = map_lookup(&backends, &ix);
+		if (!backend)
+			return 0;
+		if (way.family == AF_INET)
+			way.ipv4_dst = backend->address[3];
+		else
+			__builtin_memcpy(way.ipv6_dst, backend->address, 16);
+	}
+	found = fib_lookup(skb, &way, sizeof(way), 0);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		flow->ifindex = way.ifindex;
+		flow->hop_family = way.family;
+		if (way.family == AF_INET) {
+			flow->hop[0] = way.ipv4_dst;
+			flow->hop[1] = flow->hop[2] = flow->hop[3] = 0;
+		} else {
+			__builtin_memcpy(flow->hop, way.ipv6_dst, 16);
+		}
+		flow->flags |= FLOW_HOP;
+	} else if (!flow->ifindex) {
+		/* Nothing is forwarded here, so only neighbours and what the host itself reaches that way. */
+		flow->ifindex = fallback;
+		if (flow->flags & FLOW_DSR) {
+			flow->hop_family = way.family;
+			backend = map_lookup(&backends, &ix);
+			if (backend && way.family == AF_INET)
+				flow->hop[0] = backend->address[3];
+			else if (backend)
+				__builtin_memcpy(flow->hop, backend->address, 16);
+			flow->flags |= FLOW_HOP;
+		}
+	}
+	return 0;
+}
+
+/* Of the ports from 1024, those that sockets of this host do not choose by themselves (net.ipv4.ip_local_port_range). */
+#define PORTS (65536 - 1024 - (61000 - 32768))
+
+/* Enters a flow's way back under a key, unless that is taken. */
+APART int take_port(struct tuple *key, struct flow *down)
+{
+	if (map_lookup(&flows, key))
+		return 1;
+	return map_update(&half, key, down, BPF_NOEXIST) != 0;
+}
+
+/* Opens a flow for a packet without one. 0: entries are there. */
+APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
+{
+	__u32 zero = 0, one = 1, ix, chosen;
+	struct state *in_force = map_lookup(&state, &zero);
+	struct flow *up = map_lookup(&scratch, &zero), *down = map_lookup(&scratch, &one);
+	struct service_key wanted = {};
+	struct service *service;
+	struct listener *listener;
+	struct backend *backend;
+	struct pool *pool;
+	struct tuple other;
+
+	if (!in_force || !up || !down)
+		return PASS;
+	wanted.port = p->key.dport;
+	wanted.protocol = p->key.protocol;
+	wanted.bank = in_force->bank & 1;
+	__builtin_memcpy(wanted.address, p->key.dst, 16);
+	service = map_lookup(&services, &wanted);
+	if (!service || in_force->closed)
+		return PASS;
+	ix = service->listener;
+	listener = map_lookup(&listeners, &ix);
+	ix = service->pool;
+	pool = map_lookup(&pools, &ix);
+	if (!listener || !pool)
+		return PASS;
+	if (listener->active_max && listener->active >= listener->active_max) {
+		count_drop(DROP_FULL);
+		return PASS;
+	}
+	chosen = choose(pool, p);
+	if (!chosen) {
+		count_drop(DROP_NO_BACKEND);
+		return PASS;
+	}
+	chosen--;
+	backend = map_lookup(&backends, &chosen);
+	if (!backend)
+		return PASS;
+	/* Members come and go; one of another family cannot be spoken to. */
+	if (p->is_v6 == is_v4(backend->address)) {
+		count_drop(DROP_NO_BACKEND);
+		return PASS;
+	}
+
+	__builtin_memset(up, 0, sizeof(*up));
+	up->to.protocol = p->key.protocol;
+	__builtin_memcpy(up->to.dst, backend->address, 16);
+	up->to.dport = backend->port ? backend->port : p->key.dport;
+	__builtin_memcpy(up->to.src, pool->mode == MODE_NAT ? backend->source : p->key.src, 16);
+	up->to.sport = p->key.sport;
+	/* Apart from those of the workers, and exact in a double. */
+	up->id = 1ull << 52 | ((now << 6 | (cpu() & 63)) & ((1ull << 52) - 1));
+	up->opened = up->last = now;
+	up->listener = service->listener;
+	up->backend = chosen;
+	up->flags = FLOW_CLIENT;
+	if (pool->mode == MODE_DSR) {
+		up->flags |= FLOW_DSR;
+		__builtin_memcpy(up->to.dst, p->key.dst, 16);
+		up->to.dport = p->key.dport;
+	}
+	find_way(skb, up, backend->ifindex, now / 1000000000ull);
+	if (pool->mode != MODE_DSR) {
+		__builtin_memset(down, 0, sizeof(*down));
+		turn_round(&down->to, &p->key);
+		down->id = up->id;
+		down->opened = down->last = now;
+		down->listener = up->listener;
+		down->backend = chosen;
+		find_way(skb, down, skb->ifindex, now / 1000000000ull);
+		turn_round(&other, &up->to);
+		if (pool->mode == MODE_KEEP) {
+			/* The client's own address: this can only be its own flow, of an earlier time or another service. */
+			if (map_update(&half, &other, down, BPF_ANY))
+				return drop(DROP_PORTS);
+		} else {
+			__u32 first = prandom() % PORTS, own = bpf_htons(p->key.sport);
+			int taken = 1;
+
+			other.dport = p->key.sport;
+			if (own >= 1024 && !(own >= 32768 && own <= 60999))
+				taken = take_port(&other, down);
+			for (int i = 0; taken && i < PORT_TRIES; i++) {
+				__u32 port = (first + i * 7919) % PORTS;
+
+				port += 1024 + (port >= 32768 - 1024) * (61000 - 32768);
+				other.dport = bpf_htons(port);
+				taken = take_port(&other, down);
+			}
+			if (taken) {
+				count_drop(DROP_PORTS);
+				return PASS;
+			}
+			up->to.sport = other.dport;
+		}
+	}
+	if (map_update(&half, &p->key, up, BPF_ANY))
+		return drop(DROP_FLOWS);
+	if (p->key.protocol == IPPROTO_UDP)
+		count_opened(up);
+	return 0;
+}
+
+/* ---- rewriting ---- */
+
+INLINE __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* Folds a difference into a checksum of 16 bits. */
+INLINE __u16 patch(__u16 check, __u32 difference)
+{
+	return ~fold((__u32)fold(difference) + (__u16)~check);
+}
+
+/* A sum that covers addresses elsewhere (a pseudo header); kernels before 6.16 know no flag for IPv6 and need none here. */
+INLINE long replace_pseudo(struct __sk_buff *skb, __u32 at, __u32 difference, __u64 flags, int is_v6)
+{
+	if (is_v6 && !l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR | 1ull << 7))
+		return 0;
+	return l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR);
+}
+
+/* Addresses of the IP header, and one hop less. What the addresses changed by goes into `difference`. */
+INLINE long rewrite_ip(struct __sk_buff *skb, const struct packet *p, const __u32 *src, const __u32 *dst,
+		       __u32 *difference)
+{
+	if (p->is_v6) {
+		struct {
+			__u8 hops;
+			__u8 addresses[32];
+		} __attribute__((packed)) new;
+		__u32 both[8];
+
+		__builtin_memcpy(both, src, 16);
+		__builtin_memcpy(both + 4, dst, 16);
+		/* `key` begins with both addresses. */
+		*difference = csum_diff(&p->key, 32, both, 32, 0);
+		new.hops = p->hops - 1;
+		__builtin_memcpy(new.addresses, both, 32);
+		return store_bytes(skb, p->l3 + 7, &new, sizeof(new), 0);
+	}
+	struct {
+		__u8 hops;
+		__u8 protocol;
+		__u16 check;
+		__u32 src;
+		__u32 dst;
+	} new = {p->hops - 1, p->key.protocol, p->check, src[3], dst[3]};
+	__u32 old[2] = {p->key.src[3], p->key.dst[3]};
+
+	*difference = csum_diff(old, 8, &new.src, 8, 0);
+	/* One less in the first byte of a word: in network order, 0x0100 less. */
+	new.check = patch(patch(p->check, *difference), (__u16)~bpf_htons(0x0100));
+	return store_bytes(skb, p->l3 + 8, &new, sizeof(new), 0);
+}
+
+INLINE int rewrite(struct __sk_buff *skb, const struct packet *p, const struct tuple *to)
+{
+	__u32 difference, at;
+	__u64 flags = 0;
+
+	if (rewrite_ip(skb, p, to->src, to->dst, &difference))
+		return drop(DROP_MALFORMED);
+	if (p->fragment == LATER)
+		return 0;
+	if (p->key.protocol == IPPROTO_UDP) {
+		at = p->l4 + 6;
+		/* No checksum stays none. */
+		flags = BPF_F_MARK_MANGLED_0;
+	} else {
+		at = p->l4 + 16;
+	}
+	{
+		__u32 old = p->key.sport | (__u32)p->key.dport << 16;
+		__u32 new = to->sport | (__u32)to->dport << 16;
+
+		if (difference && replace_pseudo(skb, at, difference, flags, p->is_v6))
+			return drop(DROP_MALFORMED);
+		if (old != new && (l4_csum_replace(skb, at, old, new, flags | 4) ||
+				   store_bytes(skb, p->l4, &new, 4, 0)))
+			return drop(DROP_MALFORMED);
+	}
+	return 0;
+}
+
+/* A SYN may not promise segments that do not fit through both sides of this host. */
+APART int clamp_mss(struct __sk_buff *skb, struct packet *p, __u32 ifindex)
+{
+	__u32 mtu_in = 0, mtu_out = 0, most, at, end;
+
+	check_mtu(skb, skb->ifindex, &mtu_in, 0, 0);
+	check_mtu(skb, ifindex, &mtu_out, 0, 0);
+	most = mtu_in < mtu_out ? mtu_in : mtu_out;
+	most = most > 100 ? most - (p->is_v6 ? 60 : 40) : 0;
+	if (!most)
+		return 0;
+	at = p->l4 + 20;
+	end = skb->len - p->payload;
+	for (int i = 0; i < OPTIONS; i++) {
+		struct {
+			__u8 kind;
+			__u8 length;
+			__u16 mss;
+		} option = {};
+
+		if (at + 4 > end || load_bytes(skb, at, &option, 4))
+			break;
+		if (option.kind == 0)
+			break;
+		if (option.kind == 1) {
+			at++;
+			continue;
+		}
+		if (option.kind == 2 && option.length == 4) {
+			__u16 mss = bpf_htons(most);
+			if (bpf_htons(option.mss) > most && !((at - p->l4) & 1)) {
+				l4_csum_replace(skb, p->l4 + 16, option.mss, mss, 2);
+				store_bytes(skb, at + 2, &mss, 2, 0);
+			}
+			break;
+		}
+		if (option.length < 2)
+			break;
+		at += option.length;
+	}
+	return 0;
+}
+
+INLINE int leave(const struct flow *flow)
+{
+	struct bpf_redir_neigh hop = {};
+
+	if (!(flow->flags & FLOW_HOP))
+		return redirect_neigh(flow->ifindex, 0, 0, 0);
+	hop.nh_family = flow->hop_family;
+	__builtin_memcpy(hop.ipv6_nh, flow->hop, 16);
+	return redirect_neigh(flow->ifindex, &hop, sizeof(hop), 0);
+}
+
+/* ---- errors about what was passed on ---- */
+
+/* An ICMP error about a packet that left here belongs to whoever sent that packet first. */
+APART int error(struct __sk_buff *skb, struct packet *p, __u64 now)
+{
+	struct packet inner;
+	struct tuple key;
+	struct flow *flow;
+	__u32 at, difference, embedded, ports_old, ports_new;
+	__u8 type;
+
+	if (load_bytes(skb, p->l4, &type, 1))
+		return PASS;
+	__builtin_memset(&inner, 0, sizeof(inner));
+	at = p->l4 + 8;
+	inner.l3 = at;
+	if (!p->is_v6) {
+		struct {
+			__u8 version;
+			__u8 rest[7];
+			__u8 hops;
+			__u8 protocol;
+			__u16 check;
+			__u32 src;
+			__u32 dst;
+		} ip;
+
+		/* Unreachable, time exceeded, parameter problem. */
+		if (type != 3 && type != 11 && type != 12)
+			return PASS;
+		if (load_bytes(skb, at, &ip, sizeof(ip)) || (ip.version & 15) < 5)
+			return PASS;
+		inner.key.src[2] = inner.key.dst[2] = bpf_htonl(0xffff);
+		inner.key.src[3] = ip.src;
+		inner.key.dst[3] = ip.dst;
+		inner.key.protocol = ip.protocol;
+		inner.check = ip.check;
+		at += (ip.version & 15) * 4;
+	} else {
+		struct {
+			__u8 rest[6];
+			__u8 next;
+			__u8 hops;
+			__u32 src[4];
+			__u32 dst[4];
+		} ip;
+
+		/* Unreachable, too big, time exceeded, parameter problem. */
+		if (type < 1 || type > 4)
+			return PASS;
+		if (load_bytes(skb, at, &ip, sizeof(ip)))
+			return PASS;
+		inner.is_v6 = 1;
+		__builtin_memcpy(inner.key.src, ip.src, 16);
+		__builtin_memcpy(inner.key.dst, ip.dst, 16);
+		inner.key.protocol = ip.next;
+		at += 40;
+	}
+	if (inner.key.protocol != IPPROTO_TCP && inner.key.protocol != IPPROTO_UDP)
+		return PASS;
+	if (load_bytes(skb, at, &inner.key.sport, 4))
+		return PASS;
+	turn_round(&key, &inner.key);
+	flow = find(&key);
+	if (!flow)
+		return PASS;
+	if (p->hops <= 1)
+		return drop(DROP_TTL);
+	/* Outside, it comes from where that side believes to send to; inside stands what that side has sent. */
+	if (rewrite_ip(skb, p, flow->to.src, flow->to.dst, &difference))
+		return drop(DROP_MALFORMED);
+	if (p->is_v6 && replace_pseudo(skb, p->l4 + 2, difference, 0, 1))
+		return drop(DROP_MALFORMED);
+	ports_old = inner.key.sport | (__u32)inner.key.dport << 16;
+	ports_new = flow->to.dport | (__u32)flow->to.sport << 16;
+	if (inner.is_v6) {
+		__u32 both[8];
+
+		__builtin_memcpy(both, flow->to.dst, 16);
+		__builtin_memcpy(both + 4, flow->to.src, 16);
+		embedded = csum_diff(&inner.key, 32, both, 32, 0);
+		if (store_bytes(skb, inner.l3 + 8, both, 32, 0) ||
+		    l4_csum_replace(skb, p->l4 + 2, 0, embedded, 0))
+			return drop(DROP_MALFORMED);
+	} else {
+		__u32 old[2] = {inner.key.src[3], inner.key.dst[3]};
+		__u32 new[2] = {flow->to.dst[3], flow->to.src[3]};
+		__u16 check;
+
+		/* What the addresses change in the sum over the whole, the header's own sum takes back. */
+		embedded = csum_diff(old, 8, new, 8, 0);
+		check = patch(inner.check, embedded);
+		if (store_bytes(skb, inner.l3 + 12, new, 8, 0) || store_bytes(skb, inner.l3 + 10, &check, 2, 0))
+			return drop(DROP_MALFORMED);
+	}
+	if (store_bytes(skb, at, &ports_new, 4, 0) ||
+	    l4_csum_replace(skb, p->l4 + 2, ports_old, ports_new, 4))
+		return drop(DROP_MALFORMED);
+	flow->last = now;
+	return leave(flow);
+}
+
+/* Payload that has not been seen before: what is sent again counts once. */
+INLINE __u32 fresh(struct flow *flow, const struct packet *p)
+{
+	__u32 end = p->seq + p->payload + (p->flags & TCP_SYN ? 1 : 0), start = p->seq + (p->flags & TCP_SYN ? 1 : 0);
+	__s32 ahead;
+
+	if (p->flags & TCP_ACK)
+		flow->ack = p->ack;
+	if (!flow->packets)
+		flow->next = start;
+	ahead = end - flow->next;
+	/* Further ahead than any window: a reset's number may be anything. */
+	if (ahead < 0 || ahead > 1 << 30 || p->flags & TCP_RST)
+		return 0;
+	/* A FIN takes a number, too. */
+	flow->next = end + (p->flags & TCP_FIN ? 1 : 0);
+	return ahead;
+}
+
+/* ---- the whole ---- */
+
+/* A fragment's place: whose it is, without ports. */
+INLINE void fragment_key(struct tuple *key, const struct packet *p)
+{
+	*key = p->key;
+	key->sport = p->fragment_id;
+	key->dport = p->fragment_id >> 16;
+}
+
+INLINE int later_fragment(struct __sk_buff *skb, struct packet *p)
+{
+	struct tuple key;
+	struct flow *flow;
+
+	fragment_key(&key, p);
+	flow = map_lookup(&fragments, &key);
+	if (!flow)
+		return PASS;
+	if (p->hops <= 1)
+		return drop(DROP_TTL);
+	if (rewrite(skb, p, &flow->to))
+		return DROP;
+	count_bytes(flow, 1, p->payload, flow->flags & FLOW_CLIENT);
+	return leave(flow);
+}
+
+SEC("classifier/ingress")
+int ingress(struct __sk_buff *skb)
+{
+	struct packet p;
+	struct flow *flow, *other_flow;
+	struct tuple other;
+	__u64 now, packets;
+	__u32 up, mtu = 0, bytes;
+	int verdict;
+
+	/* 0: for this host. Tagged frames come again, through their own interface. */
+	if (skb->pkt_type != 0 || skb->vlan_present)
+		return PASS;
+	if (!parse(skb, &p))
+		return PASS;
+	now = ktime_ns();
+	if (p.fragment == LATER)
+		return later_fragment(skb, &p);
+	if (p.key.protocol != IPPROTO_TCP && p.key.protocol != IPPROTO_UDP)
+		return p.fragment == WHOLE ? error(skb, &p, now) : PASS;
+
+	flow = find(&p.key);
+	if (flow && (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT) {
+		__u32 ix = flow->backend;
+		struct backend *backend = map_lookup(&backends, &ix);
+
+		turn_round(&other, &flow->to);
+		/* After an end the client may use its port again. Before the first answer, the backend may have been found down. */
+		if (flow->flags & FLOW_ENDED ||
+		    (!(flow->flags & (FLOW_ANSWERED | FLOW_DSR)) &&
+		     (!backend || !backend->ready || !map_lookup(&half, &other)))) {
+			forget(&p.key, &other);
+			flow = 0;
+		}
+	}
+	if (!flow) {
+		int taken;
+
+		if (p.key.protocol == IPPROTO_TCP && (p.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+			return PASS;
+		taken = open(skb, &p, now);
+		if (taken)
+			return taken;
+		flow = map_lookup(&half, &p.key);
+		if (!flow)
+			return PASS;
+	}
+	if (p.hops <= 1)
+		return drop(DROP_TTL);
+	if (p.key.protocol == IPPROTO_UDP && p.is_v6 && !p.l4_check)
+		return drop(DROP_MALFORMED);
+	if (now / 1000000000ull > (__u64)flow->routed + ROUTE_SECONDS)
+		find_way(skb, flow, flow->ifindex, now / 1000000000ull);
+	if (!skb->gso_size) {
+		long fits = check_mtu(skb, flow->ifindex, &mtu, 0, 0);
+		if (fits > 0)
+			return drop(DROP_TOO_BIG);
+	}
+	if (p.key.protocol == IPPROTO_TCP && p.flags & TCP_SYN)
+		clamp_mss(skb, &p, flow->ifindex);
+	if (rewrite(skb, &p, &flow->to))
+		return DROP;
+	if (p.fragment == FIRST) {
+		fragment_key(&other, &p);
+		map_update(&fragments, &other, flow, BPF_ANY);
+	}
+
+	up = flow->flags & FLOW_CLIENT;
+	packets = skb->gso_segs ? skb->gso_segs : 1;
+	flow->last = now;
+	bytes = p.key.protocol == IPPROTO_TCP ? fresh(flow, &p) : p.payload;
+	__sync_fetch_and_add(&flow->packets, packets);
+	__sync_fetch_and_add(&flow->bytes, bytes);
+	count_bytes(flow, packets, bytes, up);
+
+	/* Before anything that may move the entry. */
+	verdict = leave(flow);
+	turn_round(&other, &flow->to);
+	if (!up && !(flow->flags & FLOW_ANSWERED)) {
+		__sync_fetch_and_or(&flow->flags, FLOW_ANSWERED);
+		other_flow = find(&other);
+		if (other_flow && !(p.flags & TCP_RST)) {
+			other_flow->connect_us = (now - other_flow->opened) / 1000 + 1;
+			__sync_fetch_and_or(&other_flow->flags, FLOW_ANSWERED);
+		}
+	}
+	if (p.key.protocol == IPPROTO_UDP) {
+		if (up && (flow->flags & (FLOW_ANSWERED | FLOW_OPEN)) == FLOW_ANSWERED)
+			settle(&p.key);
+		return verdict;
+	}
+	if (p.flags & (TCP_RST | TCP_FIN)) {
+		__u32 how = END_FINISHED;
+		struct flow *client = up ? flow : find(&other), *down = up ? find(&other) : flow;
+
+		__sync_fetch_and_or(&flow->flags, FLOW_FIN);
+		if (p.flags & TCP_RST) {
+			how = up ? END_CLIENT_RESET : END_BACKEND_RESET;
+			if (!up && client && !(client->flags & FLOW_ANSWERED))
+				how = END_REFUSED;
+		} else if (!client || !down || !(client->flags & FLOW_FIN) || !(down->flags & FLOW_FIN)) {
+			/* Without a view of the other side, a FIN is the end as far as this side knows. */
+			if (!client || !(client->flags & FLOW_DSR))
+				return verdict;
+		}
+		if (client)
+			end(up ? &p.key : &other, client, down, now, how);
+		return verdict;
+	}
+	if (up && p.flags & TCP_ACK && !(p.flags & TCP_SYN) && !(flow->flags & FLOW_OPEN) &&
+	    flow->flags & (FLOW_ANSWERED | FLOW_DSR))
+		settle(&p.key);
+	return verdict;
+}
+
+/* Some helpers are for GPL-compatible programs only. */
+char dual_license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the program in the kernel and the process that feeds it have in common: the shapes of their maps.
+ * src/kernel/layout.rs is the same in Rust; a test holds them together. Addresses are 16 bytes in network order,
+ * IPv4 as ::ffff:a.b.c.d; ports are in network order; times are nanoseconds of CLOCK_MONOTONIC.
+ */
+#ifndef WEIR_H
+#define WEIR_H
+
+#include <linux/types.h>
+
+/* Who sends a packet to whom; as a key, the packet as it arrives. */
+struct tuple {
+	__u32 src[4];
+	__u32 dst[4];
+	__u16 sport;
+	__u16 dport;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* Everything that changes with a snapshot lies in two banks; this says which one is in force. */
+struct state {
+	__u32 bank;
+	/* Nothing new is taken. */
+	__u32 closed;
+};
+
+struct service_key {
+	__u32 address[4];
+	__u16 port;
+	__u8 protocol;
+	__u8 bank;
+};
+
+struct service {
+	/* Index into `listeners`. */
+	__u32 listener;
+	/* Index into `pools`, the bank included. */
+	__u32 pool;
+};
+
+/* How a pool chooses. */
+enum balance {
+	/* The slot that the source's key names, past whoever does not take it. */
+	BALANCE_HASH,
+	/* Slot after slot. */
+	BALANCE_TURN,
+	/* Two slots by chance, the less loaded one. */
+	BALANCE_CHANCE,
+	/* The least loaded of all. */
+	BALANCE_LEAST,
+};
+
+enum mode {
+	/* Backends see an address of this host. */
+	MODE_NAT,
+	/* Backends see the client and answer through this host. */
+	MODE_KEEP,
+	/* Backends have the service's address themselves and answer the client. */
+	MODE_DSR,
+};
+
+struct pool {
+	__u32 balance;
+	__u32 mode;
+	/* Its part of `table`. */
+	__u32 table;
+	__u32 length;
+	/* The only backend that takes work, plus one; 0 if there are several. */
+	__u32 only;
+	/* Whether the source's port counts. */
+	__u32 with_port;
+	__u64 turn;
+	/* Seeds of source_hash by family, and what counts of an address. */
+	__u64 seed_v4;
+	__u64 seed_v6;
+	__u32 mask_v4;
+	__u32 pad;
+	__u32 mask_v6[4];
+};
+
+/* A slot of a pool: who, and how much. */
+struct slot {
+	/* Index into `backends`. */
+	__u32 backend;
+	/* BALANCE_LEAST: weight; BALANCE_HASH: share in 1/1024; 0 = takes nothing. */
+	__u32 weight;
+};
+
+struct listener {
+	/* Of its name; 0 = nobody has this place. */
+	__u64 identity;
+	__u32 active;
+	/* 0 = any number. */
+	__u32 active_max;
+};
+
+struct backend {
+	/* Of its pool and address; 0 = nobody has this place. */
+	__u64 identity;
+	__u32 address[4];
+	/* Local address towards it (MODE_NAT). */
+	__u32 source[4];
+	/* 0 = the port that the client used. */
+	__u16 port;
+	__u16 pad;
+	/* Way out, where the forwarding table cannot be asked. */
+	__u32 ifindex;
+	__u32 active;
+	/* 0 = any number. */
+	__u32 active_max;
+	/* Whether new work goes there. */
+	__u32 ready;
+	__u32 pad2;
+};
+
+/* Flags of a flow. */
+#define FLOW_CLIENT 1u      /* from the client; the entry from the backend has the rest of the flags clear, but FLOW_FIN */
+#define FLOW_ANSWERED 2u    /* the backend has answered */
+#define FLOW_OPEN 4u        /* both sides have answered: counted, and beyond the reach of floods */
+#define FLOW_ENDED 8u       /* told of */
+#define FLOW_FIN 16u        /* this side has sent its FIN */
+#define FLOW_DSR 32u        /* only the way to the backend is seen */
+#define FLOW_HOP 64u        /* `hop` is known */
+
+/* One direction of a connection or session. */
+struct flow {
+	/* What the packet becomes. Turned round it is the key of the other direction. */
+	struct tuple to;
+	__u32 hop[4];
+	__u64 id;
+	__u64 packets;
+	/* Payload, each byte once. */
+	__u64 bytes;
+	__u64 last;
+	__u64 opened;
+	__u32 ifindex;
+	/* When the way was looked up, seconds. */
+	__u32 routed;
+	__u32 listener;
+	__u32 backend;
+	__u32 flags;
+	/* From the first packet to the first answer. */
+	__u32 connect_us;
+	__u32 hop_family;
+	/* TCP: what comes next from this side, and what it expects next. */
+	__u32 next;
+	__u32 ack;
+	__u32 pad;
+};
+
+/* Why a flow ended. */
+enum end {
+	END_FINISHED,
+	END_CLIENT_RESET,
+	END_BACKEND_RESET,
+	/* The backend refused the connection. */
+	END_REFUSED,
+};
+
+/* An ended flow. */
+struct ended {
+	/* As the client sends. */
+	struct tuple key;
+	struct flow up;
+	__u64 packets_down;
+	__u64 bytes_down;
+	__u64 at;
+	__u32 end;
+	__u32 pad;
+};
+
+/* Of a listener or a backend, on one CPU. */
+struct tally {
+	__u64 opened;
+	__u64 packets_up;
+	__u64 bytes_up;
+	__u64 packets_down;
+	__u64 bytes_down;
+};
+
+/* What became of packets that were not passed on, or not as they should have been. */
+enum drop {
+	/* No backend: the host answers. */
+	DROP_NO_BACKEND,
+	/* The listener or the backends have as many as they may. */
+	DROP_FULL,
+	/* No port of this host was free. */
+	DROP_PORTS,
+	/* The flow table is full: the flow goes on where floods reach it. */
+	DROP_FLOWS,
+	DROP_TTL,
+	DROP_MALFORMED,
+	/* Larger than the way out takes. */
+	DROP_TOO_BIG,
+	/* No room to tell of an end. */
+	DROP_UNTOLD,
+	DROPS,
+};
+
+#endif

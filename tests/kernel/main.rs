@@ -1,0 +1,12 @@
+//! The kernel engine end to end: client, balancer and backends in network namespaces of their own, with real programs; one file
+//! a subject. They need root.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod hosts;
+
+mod object;
+mod packets;
+mod service;
+mod streams;
