@@ -6,12 +6,9 @@ use weir::failover::bounds;
 use weir::failover::timers::Timers;
 use weir::failover::words::State;
 
+use crate::faults::Fault;
 use crate::network::DELAY_MAX;
 use crate::world::{MS, S, World, us};
-
-/// A node that could serve waits at most so long once nothing happens any more: `startup_delay`, the pause after a failed
-/// installation, and a second.
-const NOBODY_MAX: u64 = 6 * S;
 
 impl World {
     /// The safe set that follows from what the node is configured with, whatever it uses.
@@ -76,6 +73,9 @@ impl World {
         if self.network.partition.is_some() || !self.network.lost.is_empty() {
             self.broken = Some(self.now);
         }
+        if !self.network.lost.is_empty() {
+            self.cut = Some(self.now);
+        }
         for vip in 0..self.watches.len() {
             let who = self.holders(vip);
             if std::mem::replace(&mut self.watches[vip].held, !who.is_empty()) && who.is_empty() {
@@ -108,12 +108,16 @@ impl World {
         };
         self.watches[vip].overlap_since = Some(since);
         // Without a quorum a broken link leaves both holding, as documented; the clock starts when it is mended.
+        // So does one between two nodes that both reach the witness, which answers everybody.
         let may_both = self
             .nodes
             .iter()
             .enumerate()
             .any(|(n, node)| self.setups[node.setup][n].quorum <= 1);
-        let mended = self.broken.filter(|_| may_both);
+        let mended = match may_both {
+            true => self.broken,
+            false => self.cut.filter(|_| self.witnesses > 0),
+        };
         let healing = |n: &usize| us(bounds::healed(&self.timers_of(*n)) - bounds::HEARING);
         let healing = who.iter().map(healing).max().unwrap_or(0);
         let from = mended.map_or(since, |at| since.max(at + healing));
@@ -164,31 +168,70 @@ impl World {
         })
     }
 
-    fn nobody_max(&self) -> u64 {
+    /// By when somebody holds again after a fault, as [`bounds`] states it for the slowest node.
+    pub fn until_held(&self, fault: &Fault) -> u64 {
+        let case = match fault {
+            // Who starts, listens.
+            Fault::Start(_) | Fault::LinkUp(..) => "a node starts, and hears nobody",
+            _ => "the holder is cut off",
+        };
+        // Patience that was heard of once is reckoned with for ever.
+        let setups = self.used.iter().flat_map(|which| &self.setups[*which]);
+        let stated = setups.map(|setup| {
+            let timers = Timers::derive(setup.timers.beat, setup.timers.dead_after);
+            let all = bounds::bounds(&timers, setup.startup_delay, setup.quorum, self.witnesses);
+            let all = if self.strict {
+                bounds::strictly(all, &timers)
+            } else {
+                all
+            };
+            let row = all.into_iter().find(|row| row.case == case).expect("a stated case");
+            let listen = match fault {
+                // Who goes on after it stood still listens first, and may be the only one who can.
+                Fault::Thaw(_) | Fault::Unpause(..) => timers.listen,
+                _ => Duration::ZERO,
+            };
+            us(row.until_held + listen)
+        });
+        let lossy = if self.network.loss > 0 {
+            us(self.timers.beat) + 2 * DELAY_MAX
+        } else {
+            0
+        };
+        let pause = match fault {
+            // An address that was taken away twice is left alone for a while.
+            Fault::Delete(_) => 4 * S,
+            Fault::LinkUp(_, later) => *later,
+            _ => 0,
+        };
         // The vote of a node that is gone comes back with its lease: 5 s, and what a new leader and lateness add to that.
-        // Strict waits for kernels besides.
-        NOBODY_MAX + if self.arbiter { 9 * S } else { 0 } + if self.strict { 3 * S } else { 0 }
+        let lease = if self.arbiter { 9 * S } else { 0 };
+        stated.max().unwrap_or(0) + lossy + pause + lease
     }
 
     fn observe_nobody(&mut self, vip: usize, who: &[usize]) {
         let now = self.now;
-        if !who.is_empty() || now < self.disturbed + self.nobody_max() || !self.majority_serves() {
+        if !who.is_empty() || !self.majority_serves() {
             self.watches[vip].free_since = now;
-        } else if now > self.watches[vip].free_since + S {
+            return;
+        }
+        let since = self.watches[vip].free_since;
+        if now > self.held_by.max(since + self.until_held(&Fault::Heal)) {
             let views: Vec<_> = self
                 .nodes
                 .iter()
                 .map(|n| n.table.as_ref().map(|t| t.vip(vip)))
                 .collect();
             self.fail(format!(
-                "nobody holds address {vip} although it could be held: {views:?}"
+                "nobody holds address {vip} for {} ms although it could be held: {views:?}",
+                (now - since) / MS
             ));
         }
     }
 
     /// After everything is well: one holder, the right one, and no more moves.
     pub fn settle(&mut self) {
-        self.run_until(self.now + self.nobody_max() + S);
+        self.run_until(self.held_by + 2 * S);
         let before = self.moved;
         for _ in 0..20 {
             self.run_until(self.now + 100 * MS);

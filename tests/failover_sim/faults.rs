@@ -82,11 +82,10 @@ impl World {
             let b = (a + 1 + self.rng.below(n - 1) as usize) % n as usize;
             let w = self.rng.below(self.witnesses.max(1) as u64) as usize;
             let (begin, end) = match self.rng.below(28) {
-                // A witness cannot stop two nodes that both reach it, so with one the network splits cleanly.
-                0 | 1 if self.witnesses == 0 => (Fault::Cut(a, b), Some(Fault::Mend(a, b))),
-                2 if self.witnesses == 0 => (Fault::Lose(a, b), Some(Fault::Mend(a, b))),
-                3 | 4 if self.witnesses == 0 => (Fault::Mute(a), Some(Fault::Hear(a))),
-                5 if self.witnesses == 0 => (Fault::Deafen(a), Some(Fault::Hear(a))),
+                0 | 1 => (Fault::Cut(a, b), Some(Fault::Mend(a, b))),
+                2 => (Fault::Lose(a, b), Some(Fault::Mend(a, b))),
+                3 | 4 => (Fault::Mute(a), Some(Fault::Hear(a))),
+                5 => (Fault::Deafen(a), Some(Fault::Hear(a))),
                 6 | 7 => {
                     let mask = self.rng.between(1, (1 << everybody) - 2);
                     (Fault::Partition(mask), Some(Fault::Heal))

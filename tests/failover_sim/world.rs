@@ -1,6 +1,6 @@
 //! Nodes, each with its machine, its keeper and its kernel, on a virtual clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use weir::failover::lease::{self, Leases, Op, Output, Report};
@@ -191,6 +191,8 @@ pub struct World {
     pub agenda: BTreeMap<(u64, u64), Event>,
     /// Configurations; the first is what all end with. For each, one setup a node.
     pub setups: Vec<Vec<Setup>>,
+    /// Those that some node has had.
+    pub used: BTreeSet<usize>,
     pub timers: Timers,
     pub nodes: Vec<Node>,
     pub witnesses: usize,
@@ -212,8 +214,10 @@ pub struct World {
     /// Last time at which the network split in another way than just before.
     pub shifted: Option<u64>,
     pub healed: Option<u64>,
-    /// Last time at which anything went wrong, or was put right.
-    pub disturbed: u64,
+    /// Last time at which a link between some nodes was cut, or carried in one direction only.
+    pub cut: Option<u64>,
+    /// By then what went wrong, or was put right, must have been dealt with.
+    pub held_by: u64,
     pub moved: usize,
     /// How often an address was held by nobody after it had been held.
     pub gaps: usize,
@@ -372,6 +376,7 @@ impl World {
             count: 0,
             agenda: BTreeMap::new(),
             setups,
+            used: BTreeSet::from([0]),
             timers,
             nodes: (0..n).map(node).collect(),
             witnesses: case.witnesses,
@@ -388,7 +393,8 @@ impl World {
             broken: None,
             shifted: None,
             healed: None,
-            disturbed: 0,
+            cut: None,
+            held_by: 0,
             moved: 0,
             gaps: 0,
             story: Vec::new(),
@@ -402,6 +408,7 @@ impl World {
             }
             if case.drift {
                 world.nodes[node].setup = world.rng.below(world.setups.len() as u64) as usize;
+                world.used.insert(world.nodes[node].setup);
             }
         }
         world
@@ -906,6 +913,7 @@ impl World {
 
     fn reload(&mut self, n: usize, which: usize) {
         self.nodes[n].setup = which;
+        self.used.insert(which);
         if !self.runs(n) {
             return;
         }
@@ -927,7 +935,6 @@ impl World {
 
     pub fn fault(&mut self, fault: Fault) {
         self.note(|| format!("fault: {fault:?}"));
-        self.disturbed = self.now;
         match fault {
             Fault::Lose(a, b) => drop(self.network.lost.insert((a, b))),
             Fault::Mute(n) | Fault::Deafen(n) => {
@@ -962,7 +969,6 @@ impl World {
             Fault::LinkUp(n, later) => {
                 if self.network.down.remove(&n) {
                     self.network.forwards_at[n] = self.now + later;
-                    self.disturbed = self.now + later;
                     self.tell_main(n, ToMain::Link(true));
                 }
             }
@@ -1016,6 +1022,7 @@ impl World {
             Fault::Reload(n, which) => self.reload(n, which),
             Fault::Upgrade(n) => self.reload(n, self.nodes[n].setup),
         }
+        self.held_by = self.held_by.max(self.now + self.until_held(&fault));
         self.reconnect();
     }
 
@@ -1173,7 +1180,7 @@ impl World {
                 for n in 0..self.network.forwards_at.len() {
                     if self.network.forwards_at[n] != 0 && self.network.forwards_at[n] <= self.now {
                         self.network.forwards_at[n] = 0;
-                        self.disturbed = self.now;
+                        self.held_by = self.held_by.max(self.now + self.until_held(&Fault::Start(n)));
                         self.note(|| format!("the port of {n} forwards"));
                         self.reconnect();
                     }

@@ -17,6 +17,7 @@ mod lock;
 mod moves;
 mod notify;
 mod quorum;
+mod reloads;
 mod repairs;
 mod steady;
 mod strangers;
