@@ -1,4 +1,33 @@
-//! The election thread's loop.
+//! The election thread: turns what happens into inputs of the machine, and what the machine wants into effects.
+//!
+//! # How it works
+//! One round: sleep until something is due; let time pass (`tick`); take what has come, in the order in which it was sent by whoever
+//! sent it; then say what is to be said. All inputs of a round carry the time that was read when it began.
+//!
+//! | part of a round | why there |
+//! |---|---|
+//! | the keeper's answers, before the tick and after it | what it has answered counts before we complain that it has not |
+//! | the tick | first of all inputs, so that the machine finds a gap before it acts on what piled up in it |
+//! | beats, answers of witnesses, of the arbiter, and about what is tracked | after the tick; whatever has come is not overdue |
+//! | commands | after the news: an order is carried out on what is known now |
+//! | one beat, if any input asked for one | once a round, however many inputs ask for it |
+//! | releases whose connections have ended, packets to the keeper | last: one write for all that was asked in the round |
+//! | what people are shown | after everything else |
+//!
+//! | file | does |
+//! |---|---|
+//! | `keeping` | what is said to the keeper, and what its answers mean |
+//! | `commands` | orders, another configuration, the end |
+//! | `show` | what people are shown |
+//!
+//! # Invariants
+//! * Every input is recorded before the machine takes it, and every action of the machine is carried out in order, or void because the
+//!   keeper is not relied on ([`Trust`]).
+//! * Nothing here waits: sockets do not block, slow work has threads of its own, and a release waits `LEAVING_MAX` at most.
+//! * Proofs of life are given by nobody else: when this thread stands still, addresses go.
+//!
+//! # What it never does
+//! Decide who holds what, or read a file.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,12 +44,15 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use super::arbiter::{self, Arbiter};
 use super::links::{Links, News};
 use super::notify::{Note, Notes};
+use super::plan::Plan;
 use super::record::Recorder;
+use super::told::{Refusals, Told};
 use super::track::Tracks;
+use super::trust::Trust;
 use super::witness::{Answer, Witnesses};
 use super::{
-    ArbiterStatus, Detached, Event, NodeStatus, Order, Plan, Prepared, Process, Remembered, Status, TrackStatus,
-    VipStatus, WitnessStatus,
+    ArbiterStatus, Detached, Event, NodeStatus, Order, Prepared, Process, Remembered, Status, TrackStatus, VipStatus,
+    WitnessStatus,
 };
 use crate::failover::arbiter::Answer as FromArbiter;
 use crate::failover::beat::{Rejected, from_wire, to_wire};
@@ -31,15 +63,16 @@ use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::link::Finished;
 use crate::sys::sched;
 
+mod commands;
+mod keeping;
+mod show;
+
 const WAKER: Token = Token(0);
 const KEEPER: Token = Token(1);
 /// Links count upwards from here, witnesses from half of the space on, what is tracked from three quarters.
 const LINKS: usize = 16;
 const WITNESSES: usize = usize::MAX / 2;
 const TRACKS: usize = usize::MAX / 4 * 3;
-
-/// How long a refused signature is shown.
-const SECRET_MEMORY: Duration = Duration::from_secs(5);
 
 /// How long an address waits for its connections to be ended before it is released.
 const LEAVING_MAX: Duration = Duration::from_millis(20);
@@ -62,14 +95,16 @@ enum Ending {
     Detach(Sender<Detached>),
 }
 
-/// State of the channel to the keeper.
-enum Keeper {
-    Works,
-    /// Waits for the answer to this reset.
-    Silent(u64),
-    /// The reset could not even be sent yet.
-    Stuck,
-    Useless,
+/// What the driver has to do with.
+pub struct Outside {
+    pub keeper: KeeperHandle,
+    /// For beats.
+    pub listener: OwnedFd,
+    pub process: Process,
+    pub notes: Notes,
+    /// Where it says what people are shown.
+    pub status: Arc<ArcSwap<Status>>,
+    pub inbox: Receiver<Command>,
 }
 
 pub struct Driver {
@@ -85,14 +120,10 @@ pub struct Driver {
     tracks: Tracks,
     arbiter: Option<(Arbiter, Receiver<FromArbiter>)>,
     keeper: KeeperHandle,
-    keeper_state: Keeper,
-    resets: u64,
-    /// When the oldest proof that was not acknowledged was given.
-    unacked: Option<Instant>,
-    /// When the keeper ended.
-    keeper_ended: Option<Instant>,
+    trust: Trust,
     process: Process,
-    told: Local,
+    /// What the machine was told last of how this process is doing.
+    local: Local,
     /// Addresses that are released as soon as their connections have been ended, or at this time.
     leaving: Vec<(Target, Weak<Finished>, Instant)>,
     /// For each address, whether there may be connections to it.
@@ -105,31 +136,24 @@ pub struct Driver {
     stop_by: Option<Instant>,
     beat_due: bool,
     publish_due: bool,
-    told_nodes: Vec<(bool, Option<String>)>,
-    told_witnesses: HashMap<SocketAddr, bool>,
-    told_arbiter: Option<ArbiterStatus>,
-    /// When each node's signature was refused last.
-    bad_secret: Vec<Option<Instant>>,
+    told: Told,
+    refusals: Refusals,
     transitions: Vec<u64>,
-    rejected: [u64; Rejected::ALL.len()],
-    rejection_told: Option<Instant>,
     buffer: Vec<u8>,
     actions: Vec<Action>,
 }
 
 impl Driver {
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        plan: Plan,
-        table: Table,
-        resets: u64,
-        keeper: KeeperHandle,
-        listener: OwnedFd,
-        process: Process,
-        notes: Notes,
-        status: Arc<ArcSwap<Status>>,
-        inbox: Receiver<Command>,
-    ) -> io::Result<Driver> {
+    /// `resets`: how often the keeper has been asked to begin anew.
+    pub fn new(plan: Plan, table: Table, resets: u64, outside: Outside) -> io::Result<Driver> {
+        let Outside {
+            keeper,
+            listener,
+            process,
+            notes,
+            status,
+            inbox,
+        } = outside;
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, WAKER)?);
@@ -146,16 +170,9 @@ impl Driver {
             tracks: tracks(&plan, now, &table),
             arbiter: None,
             keeper,
-            // One that failed a predecessor is asked to begin anew, or nobody would ever hear that it works again.
-            keeper_state: match table.keeper_problem() {
-                None => Keeper::Works,
-                Some(_) => Keeper::Stuck,
-            },
-            resets,
-            unacked: None,
-            keeper_ended: None,
+            trust: Trust::new(resets, table.keeper_problem().is_some()),
             process,
-            told: Local::default(),
+            local: Local::default(),
             leaving: Vec::new(),
             visited: vec![true; plan.targets.len()],
             notes,
@@ -166,14 +183,10 @@ impl Driver {
             stop_by: None,
             beat_due: false,
             publish_due: true,
-            told_nodes: vec![(false, None); plan.identity.nodes.len()],
-            told_witnesses: HashMap::new(),
-            told_arbiter: None,
-            bad_secret: vec![None; plan.identity.nodes.len()],
+            told: Told::new(plan.identity.nodes.len()),
+            refusals: Refusals::new(plan.identity.nodes.len()),
             vips: places(&plan),
             transitions: vec![0; plan.targets.len()],
-            rejected: [0; Rejected::ALL.len()],
-            rejection_told: None,
             buffer: Vec::new(),
             actions: Vec::new(),
             table,
@@ -295,8 +308,8 @@ impl Driver {
         self.hear_keeper(now);
         self.step(now, Input::Tick);
         let local = (self.process.local)();
-        if local != self.told {
-            self.told = local.clone();
+        if local != self.local {
+            self.local = local.clone();
             self.step(now, Input::Local(local));
         }
         self.check_keeper(now);
@@ -345,23 +358,14 @@ impl Driver {
         }
     }
 
-    fn count(&mut self, now: Instant, why: Rejected, from: Option<std::net::SocketAddr>) {
-        let slot = Rejected::ALL.iter().position(|r| *r == why).unwrap_or(0);
-        self.rejected[slot] += 1;
-        if why == Rejected::Signature
-            && let Some(from) = from
-        {
+    fn count(&mut self, now: Instant, why: Rejected, from: Option<SocketAddr>) {
+        let is_it = |from: SocketAddr| {
             let nodes = &self.plan.identity.nodes;
-            let is_it = |p: &super::links::Peer| p.addresses.iter().any(|a| a.ip() == from.ip());
-            if let Some(n) = nodes.iter().position(is_it) {
-                self.bad_secret[n] = Some(now);
-            }
-        }
-        let quiet = self
-            .rejection_told
-            .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1));
-        if !quiet {
-            self.rejection_told = Some(now);
+            nodes
+                .iter()
+                .position(|p| p.addresses.iter().any(|a| a.ip() == from.ip()))
+        };
+        if self.refusals.count(now, why, from.and_then(is_it)) {
             let from = from.map_or_else(|| "?".into(), |a| a.to_string());
             self.tell(Event::Rejected { why, from });
         }
@@ -383,7 +387,7 @@ impl Driver {
             Action::Prove => {
                 let at = sched::monotonic();
                 if self.ask(ToKeeper::Prove { at }) {
-                    self.unacked.get_or_insert(now);
+                    self.trust.proved(now);
                 }
             }
             Action::Hold { vip } => {
@@ -511,135 +515,6 @@ impl Driver {
         }
     }
 
-    // ---- the keeper ----
-
-    /// Tells a keeper that works, whoever started it, what we are about.
-    fn instruct(&mut self) {
-        let timers = self.plan.setup.timers;
-        let kept = self.plan.kept.clone();
-        self.ask(ToKeeper::Setup { timers });
-        let interfaces = self.tracks.interfaces();
-        self.ask(ToKeeper::Watch { kept, interfaces });
-    }
-
-    /// Notes what the keeper is told at the end of this round, unless it is known not to listen; whether that was noted.
-    fn ask(&mut self, message: ToKeeper) -> bool {
-        if !matches!(self.keeper_state, Keeper::Works) {
-            return false;
-        }
-        self.keeper.send(message);
-        true
-    }
-
-    fn check_keeper(&mut self, now: Instant) {
-        let patience = self.plan.setup.timers.keeper_patience;
-        let late = self
-            .unacked
-            .is_some_and(|at| now.saturating_duration_since(at) > patience);
-        if late && matches!(self.keeper_state, Keeper::Works) {
-            self.keeper_stuck(now, "does not answer");
-        }
-        if matches!(self.keeper_state, Keeper::Stuck) {
-            // What was asked before is void; sent once, when there is room, and answered once.
-            let number = self.resets + 1;
-            self.keeper.send(ToKeeper::Reset { number });
-            self.resets = number;
-            self.keeper_state = Keeper::Silent(number);
-        }
-    }
-
-    fn keeper_stuck(&mut self, now: Instant, why: &str) {
-        if matches!(self.keeper_state, Keeper::Works) {
-            self.keeper_state = Keeper::Stuck;
-            self.keeper_fails(now, why);
-        }
-    }
-
-    fn keeper_fails(&mut self, now: Instant, why: &str) {
-        self.tell(Event::Keeper(Some(why.into())));
-        self.step(now, Input::Keeper(Err(why.into())));
-    }
-
-    fn hear_keeper(&mut self, now: Instant) {
-        for _ in 0..ROUND_MAX {
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let received = self.keeper.receive(&mut buffer);
-            self.buffer = buffer;
-            match received {
-                Ok(Some(messages)) => messages.into_iter().for_each(|message| self.heard(now, message)),
-                Ok(None) => return,
-                Err(_) if matches!(self.keeper_state, Keeper::Useless) => return,
-                Err(_) => {
-                    self.keeper_state = Keeper::Useless;
-                    let raw = self.keeper.as_fd().as_raw_fd();
-                    let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
-                    self.keeper_ended = Some(now);
-                    return self.keeper_fails(now, "has ended; this process ends too, to be started again");
-                }
-            }
-        }
-        // More is waiting, and the event for it has been used up.
-        let _ = self.waker.wake();
-    }
-
-    fn heard(&mut self, now: Instant, message: FromKeeper) {
-        match message {
-            FromKeeper::Reset { number } => {
-                if matches!(self.keeper_state, Keeper::Silent(n) if n == number) {
-                    self.keeper_state = Keeper::Works;
-                    self.unacked = None;
-                    self.instruct();
-                    self.tell(Event::Keeper(None));
-                    self.step(now, Input::Keeper(Ok(())));
-                }
-                return;
-            }
-            FromKeeper::Note { text } => return self.tell(Event::Note(text)),
-            FromKeeper::Ready { problem: None } => return,
-            FromKeeper::Ready { problem: Some(why) } => {
-                self.keeper_state = Keeper::Useless;
-                return self.keeper_fails(now, &why);
-            }
-            // Facts, not answers.
-            FromKeeper::Link { interface, up } => {
-                self.tracks.link(&interface, up);
-                for vip in 0..self.plan.targets.len() {
-                    if self.plan.targets[vip].interface == interface {
-                        self.step(now, Input::Link { vip, up });
-                    }
-                }
-                return;
-            }
-            FromKeeper::Foreign { target, present } => {
-                if let Some(vip) = self.vip(&target) {
-                    self.step(now, Input::Foreign { vip, present });
-                }
-                return;
-            }
-            _ => {}
-        }
-        if !matches!(self.keeper_state, Keeper::Works) {
-            // Answers to what was asked before the reset mean nothing any more.
-            return;
-        }
-        let done = |vip, effect, result| Input::Done { vip, effect, result };
-        let (target, make): (Target, Box<dyn FnOnce(VipIx) -> Input>) = match message {
-            FromKeeper::Ack => {
-                self.unacked = None;
-                return;
-            }
-            FromKeeper::Held { target } => (target, Box::new(move |v| done(v, Effect::Hold, Ok(())))),
-            FromKeeper::Failed { target, why } => (target, Box::new(move |v| done(v, Effect::Hold, Err(why)))),
-            FromKeeper::Released { target } => (target, Box::new(move |v| done(v, Effect::Release, Ok(())))),
-            FromKeeper::Lost { target, why } => (target, Box::new(move |vip| Input::Lost { vip, why })),
-            FromKeeper::Expired { target } => (target, Box::new(|vip| Input::Expired { vip })),
-            _ => return,
-        };
-        if let Some(vip) = self.vip(&target) {
-            self.step(now, make(vip));
-        }
-    }
-
     fn vip(&self, target: &Target) -> Option<VipIx> {
         self.vips.get(target).copied()
     }
@@ -652,251 +527,10 @@ impl Driver {
         self.links.beat(self.poll.registry(), now, to, words, news);
     }
 
-    // ---- commands ----
-
-    fn obey(&mut self, now: Instant, command: Command) -> Option<Ending> {
-        match command {
-            Command::Order(order, reply) => {
-                let _ = reply.try_send(self.order(now, order));
-            }
-            Command::Reconfigure(prepared, reply) => {
-                let _ = reply.try_send(self.reconfigure(now, *prepared));
-            }
-            Command::Stop => {
-                let timers = self.plan.setup.timers;
-                self.step(now, Input::Admin(TableOrder::Stop));
-                // One handover, the keeper's answers, and a little.
-                self.stop_by = Some(now + timers.handover + timers.keeper_patience);
-            }
-            Command::Abandon => return Some(Ending::Stopped),
-            Command::Detach(reply) => return Some(Ending::Detach(reply)),
-        }
-        None
-    }
-
-    fn order(&mut self, now: Instant, order: Order) -> Result<String, String> {
-        let (Order::Demote(ip) | Order::Allow(ip)) = order;
-        let vip = self
-            .plan
-            .addresses
-            .iter()
-            .position(|a| *a == ip)
-            .ok_or_else(|| format!("{ip} is not a virtual address of this configuration"))?;
-        let held = self.table.claims()[vip].phase != Phase::Free;
-        let heir = (0..self.plan.identity.nodes.len())
-            .any(|n| self.table.peer_claim(n, vip).is_some_and(|c| c.fit == Fit::Ready));
-        Ok(match order {
-            Order::Demote(_) if self.is_shared(vip) => {
-                self.step(now, Input::Admin(TableOrder::Demote(vip)));
-                format!("{ip}: withdrawn from this node; what is open may go on, the other nodes are not asked")
-            }
-            Order::Demote(_) => {
-                self.step(now, Input::Admin(TableOrder::Demote(vip)));
-                match (held, heir) {
-                    (false, _) => format!("{ip}: this node stays away from it"),
-                    (true, true) => format!("{ip}: moving to the next node"),
-                    (true, false) => {
-                        format!("{ip}: no other node can take it now; it moves as soon as one can")
-                    }
-                }
-            }
-            Order::Allow(_) => {
-                self.step(now, Input::Admin(TableOrder::Allow(vip)));
-                format!("{ip}: this node takes part again")
-            }
-        })
-    }
-
-    fn reconfigure(&mut self, now: Instant, prepared: Prepared) -> io::Result<()> {
-        let Prepared { plan, listener, .. } = prepared;
-        let (old, new) = (&self.plan.identity, &plan.identity);
-        if old.nodes == new.nodes && old.me == new.me {
-            self.links.adjust(plan.identity.clone());
-        } else {
-            let identity = plan.identity.clone();
-            self.links.rebuild(self.poll.registry(), listener, identity)?;
-        }
-        let table = plan.carried(&self.table, &self.plan.known());
-        // What is not watched any more is released by the keeper.
-        let transitions = plan
-            .targets
-            .iter()
-            .map(|t| self.vip(t).map_or(0, |v| self.transitions[v]))
-            .collect();
-        self.notes.reload(!plan.notify.is_empty());
-        self.transitions = transitions;
-        self.visited = vec![true; plan.targets.len()];
-        self.told_nodes = vec![(false, None); plan.identity.nodes.len()];
-        self.bad_secret = vec![None; plan.identity.nodes.len()];
-        let asked = std::mem::replace(&mut self.witnesses, witnesses(&plan, now));
-        self.witnesses.carry(asked);
-        let tracked = std::mem::replace(&mut self.tracks, tracks(&plan, now, &table));
-        self.tracks.carry(tracked);
-        self.table = table;
-        self.vips = places(&plan);
-        self.plan = plan;
-        self.arbiter = self.start_arbiter().unwrap_or_else(|error| {
-            self.tell(Event::Note(format!("no thread for the arbiter: {error}")));
-            None
-        });
-        self.recorder = Recorder::new(now, &self.table);
-        self.instruct();
-        self.step(now, Input::Tick);
-        self.beat_due = true;
-        self.publish_due = true;
-        Ok(())
-    }
-
-    fn hand_over(self, reply: &Sender<Detached>) {
-        let (runner, untold) = self.notes.hand_over();
-        let remembered = Remembered {
-            untold,
-            keeper_protocol: keeper::PROTOCOL,
-            boot: self.plan.identity.boot,
-            resets: self.resets,
-            known: self.plan.known(),
-            table: self.table,
-        };
-        let raw = self.keeper.as_fd().as_raw_fd();
-        let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
-        let listener = self.links.close(self.poll.registry(), true);
-        if let Ok(state) = serde_json::to_vec(&remembered) {
-            let _ = reply.try_send(Detached {
-                keeper: self.keeper.into_fd(),
-                listener,
-                runner,
-                state,
-            });
-        }
-    }
-
     // ---- people ----
 
     fn tell(&self, event: Event) {
         self.notes.send(Note::Event(event));
-    }
-
-    /// The arbiter as it is now; tells what has changed.
-    fn arbiter_status(&mut self) -> Option<ArbiterStatus> {
-        let voter = self.table.arbiter()?;
-        let ours = |(unit, (vip, _)): (String, (VipIx, _))| self.table.has_arbiters_vote(vip).then_some(unit);
-        let status = ArbiterStatus {
-            up: voter.up().map(|up| up.is_ok()),
-            problem: voter.up().and_then(Result::err).map(str::to_owned),
-            votes: self
-                .units()
-                .into_iter()
-                .zip(self.table.units())
-                .filter_map(ours)
-                .collect(),
-        };
-        let told = self.told_arbiter.replace(status.clone());
-        let told = told.unwrap_or(ArbiterStatus {
-            up: Some(true),
-            problem: None,
-            votes: Vec::new(),
-        });
-        if status.up.is_some() && status.up != told.up {
-            let problem = status.problem.clone();
-            self.tell(Event::Arbiter { problem });
-        }
-        let (now, before) = (&status.votes, &told.votes);
-        for unit in now.iter().filter(|unit| !before.contains(unit)) {
-            let unit = unit.clone();
-            self.tell(Event::Vote { unit, ours: true });
-        }
-        for unit in before.iter().filter(|unit| !now.contains(unit)) {
-            let unit = unit.clone();
-            self.tell(Event::Vote { unit, ours: false });
-        }
-        Some(status)
-    }
-
-    fn publish(&mut self, now: Instant) {
-        let me = self.plan.identity.me;
-        let nodes: Vec<NodeStatus> = (0..self.plan.names.len())
-            .map(|n| {
-                let view = self.table.node(n);
-                let lately = |at: Instant| now.saturating_duration_since(at) < SECRET_MEMORY;
-                let other_secret = !view.alive && self.bad_secret[n].is_some_and(lately);
-                NodeStatus {
-                    name: self.plan.names[n].clone(),
-                    alive: view.alive,
-                    last_beat_ms: view.last_beat.filter(|_| n != me).map(|d| d.as_millis() as u64),
-                    mismatch: match other_secret {
-                        true => Some("signs with another secret; see `secret_files`".into()),
-                        false => view.mismatch,
-                    },
-                }
-            })
-            .collect();
-        for (n, node) in nodes.iter().enumerate().filter(|(n, _)| *n != me) {
-            let (alive, mismatch) = (node.alive, node.mismatch.clone());
-            let before = std::mem::replace(&mut self.told_nodes[n], (alive, mismatch.clone()));
-            if before.0 != alive {
-                let name = node.name.clone();
-                self.tell(Event::Node { name, alive });
-            }
-            if let (true, Some(what)) = (before.1 != mismatch, mismatch) {
-                let name = node.name.clone();
-                self.tell(Event::Mismatch { name, what });
-            }
-        }
-        let witnesses: Vec<WitnessStatus> = self
-            .witnesses
-            .up(now)
-            .map(|(address, up)| WitnessStatus { address, up })
-            .collect();
-        for witness in &witnesses {
-            let Some(up) = witness.up else { continue };
-            if self.told_witnesses.insert(witness.address, up).unwrap_or(true) != up {
-                let address = witness.address;
-                self.tell(Event::Witness { address, up });
-            }
-        }
-        let arbiter = self.arbiter_status();
-        let rejected = Rejected::ALL
-            .iter()
-            .zip(self.rejected)
-            .map(|(why, count)| (why.word(), count))
-            .collect();
-        self.status.store(Arc::new(Status {
-            vips: (0..self.plan.targets.len()).map(|v| self.vip_status(v)).collect(),
-            nodes,
-            witnesses,
-            arbiter,
-            tracks: (0..self.tracks.len()).map(|ix| self.tracks.status(ix)).collect(),
-            rejected,
-            keeper: self.table.keeper_problem().map(str::to_string),
-            // Whatever it held has lapsed by then, and is elsewhere if there is anybody to take it.
-            useless: self
-                .keeper_ended
-                .is_some_and(|at| at.elapsed() >= self.plan.setup.timers.frozen_bound()),
-        }));
-    }
-
-    fn vip_status(&self, v: VipIx) -> VipStatus {
-        let names = &self.plan.names;
-        let view = self.table.vip(v);
-        let obstacles = view.nobody.map(|all| {
-            let one = |(n, lacks): (NodeIx, Option<Lack>)| {
-                let why = lacks.map_or("is not heard", Lack::text);
-                format!("{} {why}", names[n])
-            };
-            all.into_iter().map(one).collect()
-        });
-        VipStatus {
-            address: self.plan.targets[v].net.to_string(),
-            interface: self.plan.targets[v].interface.clone(),
-            hold: self.plan.setup.vips[v].hold,
-            state: view.state,
-            holder: view.holder.map(|n| names[n].clone()),
-            since_s: view.since.as_secs(),
-            reason: view.reason.text(|n| names[n].as_str()),
-            demoted: view.demoted,
-            obstacles,
-            transitions: self.transitions[v],
-        }
     }
 }
 

@@ -20,6 +20,8 @@
 //! | file | decides |
 //! |---|---|
 //! | `arbiter` | when a voter with a memory of its own is asked, and what `strict` adds |
+//! | `take` | what each input changes in the view |
+//! | `unit` | nothing: what is known of addresses that are held together |
 //! | `votes` | whom this node backs, and whether enough back it: who may promise what, and until when |
 //! | `rank` | who comes first, and how fit this node is |
 //! | `decide` | what each unit does next |
@@ -71,6 +73,7 @@ use super::words::{
     VipView,
 };
 use super::{NodeIx, VipIx};
+use unit::{Member, Trouble, Unit, Yield};
 use votes::Vote;
 
 mod arbiter;
@@ -78,6 +81,8 @@ mod carry;
 mod decide;
 mod rank;
 mod show;
+mod take;
+mod unit;
 mod votes;
 
 /// Microseconds since the machine was made; kept instead of `Instant` so that a machine can be written down.
@@ -124,79 +129,6 @@ impl Peer {
             claims: vec![Claim::NONE; setup.vips.len()],
         }
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Yield {
-    to: NodeIx,
-    /// Until then it must have begun.
-    until: At,
-    /// Until then it must hold.
-    finish: At,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Trouble {
-    why: String,
-    until: At,
-}
-
-/// An address within its unit.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Member {
-    vip: VipIx,
-    link_up: bool,
-    foreign: bool,
-    /// The keeper has it installed.
-    installed: bool,
-    /// The keeper was asked to remove it, and has not answered.
-    leaving: bool,
-}
-
-/// Addresses that are held together; most have one.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Unit {
-    members: Vec<Member>,
-    /// Of the first member, requiring what any of them does.
-    rule: Rule,
-    /// See [`Claim::rules`].
-    mark: u32,
-    /// Never `Fault`: that is derived.
-    state: State,
-    /// Why we hold it, or why we let it go last.
-    reason: Reason,
-    since: At,
-    shown: State,
-    demoted: bool,
-    trouble: Option<Trouble>,
-    troubles: u32,
-    yields: Option<Yield>,
-    /// Successors that did not take it in time, and until when they are passed over.
-    snubbed: Vec<(NodeIx, At)>,
-    /// Since when we have been fit without a break.
-    ready_since: Option<At>,
-    last_holder: Option<NodeIx>,
-    insist: bool,
-    rivals: bool,
-    /// Some live node has other rules for it.
-    disputed: bool,
-    /// When we began to listen on it: process started, link came up, address configured.
-    began: At,
-    /// When a peer was heard first after that.
-    heard: Option<At>,
-    vote: Option<Vote>,
-    /// What the vote of the last step said.
-    backs: Option<NodeIx>,
-    /// Number of the first beat that says that we back ourselves.
-    candidate_since: Option<u64>,
-    /// Votes may be lacking until then: a planned move to this node has failed, and they are on their way back.
-    excused: Option<(NodeIx, At)>,
-    /// When the keeper was asked first, and last.
-    asked: (At, At),
-    /// Since when enough have backed us without a break; kept only with `strict`.
-    backed_since: Option<At>,
-    /// Until then our kernel may have it although nobody here holds it; kept only with `strict`.
-    lingers_until: At,
 }
 
 /// Which units an input concerns.
@@ -515,217 +447,6 @@ impl Table {
         self.peers[n].proved.is_none_or(|at| self.now - at > late)
     }
 
-    // ---- inputs ----
-
-    fn scope(&self, input: &Input) -> Scope {
-        match input {
-            Input::Done { vip, .. }
-            | Input::Lost { vip, .. }
-            | Input::Link { vip, .. }
-            | Input::Foreign { vip, .. }
-            | Input::Admin(Order::Demote(vip) | Order::Allow(vip)) => Scope::One(self.unit_of[*vip]),
-            _ => Scope::All,
-        }
-    }
-
-    fn take(&mut self, input: Input, out: &mut Vec<Action>) {
-        let now = self.now;
-        match input {
-            Input::Tick => {}
-            Input::Beat { from, beat, age_max } => self.heard(from, beat, micros(age_max)),
-            Input::Gone { node } => {
-                if let Some(peer) = self.peers.get_mut(node) {
-                    peer.gone = Some(now);
-                    // Another process numbers its beats anew.
-                    peer.number = None;
-                }
-            }
-            Input::Witness { ix, asked } => {
-                let asked = now.saturating_sub(micros(asked));
-                if let Some(witness) = self.witnesses.get_mut(ix) {
-                    *witness = (*witness).max(Some(asked));
-                }
-            }
-            Input::Track { ix, holds } => {
-                let changed = |track: &mut bool| std::mem::replace(track, holds) != holds;
-                if self.tracks.get_mut(ix).is_some_and(changed) {
-                    self.scores_since = now;
-                    if holds {
-                        // In good health only from now on, as `preempt_delay` counts it.
-                        self.units.iter_mut().for_each(|unit| unit.ready_since = None);
-                    }
-                }
-            }
-            Input::Local(local) => self.local = local,
-            Input::Frozen { gap } => {
-                if let Some(arbiter) = &mut self.arbiter {
-                    arbiter.stood_still(micros(gap));
-                }
-                self.frozen(gap.as_millis() as u64, out);
-            }
-            Input::Done { vip, effect, result } => self.done(vip, effect, result, out),
-            Input::Lost { vip, why } => {
-                if self.installed(vip) {
-                    self.trouble(vip, why, out);
-                }
-            }
-            Input::Expired { vip } => {
-                if self.installed(vip) {
-                    let proofs_stopped = micros(self.setup.timers.keeper_patience) / 1_000;
-                    self.member(vip).forget();
-                    let unit = &mut self.units[self.unit_of[vip]];
-                    if !unit.members.iter().any(|m| m.installed || m.leaving) {
-                        unit.state = State::Standby;
-                        unit.yields = None;
-                    }
-                    self.frozen(proofs_stopped, out);
-                    self.settle(self.unit_of[vip]);
-                }
-            }
-            Input::Link { vip, up } => {
-                let member = self.member(vip);
-                let came_up = up && !member.link_up;
-                member.link_up = up;
-                if came_up {
-                    self.units[self.unit_of[vip]].begin(now);
-                }
-            }
-            Input::Foreign { vip, present } => self.member(vip).foreign = present,
-            Input::Keeper(state) => {
-                if state.is_err() && self.keeper.is_ok() {
-                    // Nobody can remove them for us now; the leases will.
-                    let linger = self.lingering();
-                    for unit in &mut self.units {
-                        if unit.state != State::Standby {
-                            unit.lingers_until = linger;
-                        }
-                        unit.members.iter_mut().for_each(Member::forget);
-                        unit.state = State::Standby;
-                        unit.yields = None;
-                    }
-                }
-                self.keeper = state;
-            }
-            Input::Arbiter(answer) => {
-                if let Some(arbiter) = &mut self.arbiter {
-                    arbiter.answer(now, answer);
-                }
-            }
-            Input::Admin(Order::Demote(v)) => self.units[self.unit_of[v]].demoted = true,
-            Input::Admin(Order::Allow(v)) => {
-                let unit = &mut self.units[self.unit_of[v]];
-                unit.demoted = false;
-                unit.trouble = None;
-                unit.troubles = 0;
-            }
-            Input::Admin(Order::Stop) => self.stopping = true,
-        }
-    }
-
-    fn heard(&mut self, from: NodeIx, beat: Beat, age_max: At) {
-        let now = self.now;
-        let me = self.setup.me;
-        let echoed = beat
-            .echo
-            .and_then(|echo| self.sent.iter().rev().find(|(number, _)| *number == echo))
-            .map(|(_, at)| *at);
-        let Some(peer) = self.peers.get_mut(from) else {
-            return;
-        };
-        if from == me || beat.claims.len() != self.setup.vips.len() || peer.number.is_some_and(|n| beat.number < n) {
-            return;
-        }
-        let runs = |claims: &[Claim], v: VipIx| claims[v].backs == Some(from);
-        // Who has just begun to ask for votes waits for the answer.
-        self.beat_now |=
-            self.setup.quorum > 1 && (0..beat.claims.len()).any(|v| runs(&beat.claims, v) && !runs(&peer.claims, v));
-        peer.heard = Some(now);
-        peer.proved = peer.proved.max(echoed).max(now.checked_sub(age_max));
-        peer.gone = None;
-        peer.number = Some(beat.number);
-        (peer.echo, peer.echoed) = (beat.echo, echoed);
-        peer.beat = micros(beat.beat);
-        peer.dead_after = micros(beat.dead_after);
-        peer.patience = micros(beat.patience).max(peer.patience);
-        if std::mem::replace(&mut peer.score, beat.score) != beat.score {
-            self.scores_since = now;
-        }
-        peer.settings = beat.settings;
-        peer.claims = beat.claims;
-    }
-
-    fn done(&mut self, vip: VipIx, effect: Effect, result: Result<(), String>, out: &mut Vec<Action>) {
-        let u = self.unit_of[vip];
-        match (effect, self.units[u].state, result) {
-            (Effect::Hold, State::Claiming, Ok(())) => {
-                self.member(vip).installed = true;
-                let unit = &mut self.units[u];
-                if unit.members.iter().all(|m| m.installed) {
-                    unit.state = State::Active;
-                    let insist = unit.insist;
-                    // The routing daemon sees it by itself, and no neighbour asks for it.
-                    let told = unit.members.iter().filter(|_| !unit.is_shared());
-                    out.extend(told.map(|m| Action::Announce { vip: m.vip, insist }));
-                }
-            }
-            // One that has joined a group, or the keeper's news of a repaired address.
-            (Effect::Hold, State::Active, Ok(())) => {
-                if !std::mem::replace(&mut self.member(vip).installed, true) {
-                    out.push(Action::Announce { vip, insist: false });
-                }
-            }
-            (Effect::Hold, State::Claiming | State::Active, Err(why)) => self.trouble(vip, why, out),
-            // Nobody wants it any more.
-            (Effect::Hold, State::Standby, Ok(())) => out.push(Action::Release { vip }),
-            // A request that was withdrawn since.
-            (Effect::Hold, ..) => {}
-            (Effect::Release, State::Releasing, _) => {
-                self.member(vip).forget();
-                self.settle(u);
-            }
-            (Effect::Release, ..) => {}
-        }
-    }
-
-    /// The address cannot be held here for a while: 1 s, 2 s, 4 s ... 60 s. Those of its group go with it.
-    fn trouble(&mut self, vip: VipIx, why: String, out: &mut Vec<Action>) {
-        let u = self.unit_of[vip];
-        let now = self.now;
-        let unit = &mut self.units[u];
-        let pause = Duration::from_secs((1u64 << unit.troubles.min(6)).min(60));
-        unit.troubles += 1;
-        unit.trouble = Some(Trouble {
-            why: why.clone(),
-            until: now + micros(pause),
-        });
-        self.member(vip).forget();
-        self.release_but(u, Some(vip), Reason::Fault(why), out);
-        self.settle(u);
-    }
-
-    fn frozen(&mut self, gap_ms: u64, out: &mut Vec<Action>) {
-        self.frozen_until = self.now + self.listen();
-        self.frozen_ms = gap_ms;
-        for u in 0..self.units.len() {
-            if matches!(self.units[u].state, State::Active | State::Claiming) && !self.units[u].is_shared() {
-                self.release(u, Reason::Frozen { gap_ms }, out);
-            }
-        }
-    }
-
-    /// A witness answers a node that comes out of isolation at once; the nodes that live have to find it first. Those whose
-    /// process has ended say so, and are not waited for.
-    fn rejoin(&mut self) {
-        let apart = self.reached() < self.setup.quorum;
-        if std::mem::replace(&mut self.apart, apart) && !apart {
-            let me = self.setup.me;
-            let missing = |n: usize| n != me && !self.alive(n) && self.peers[n].gone.is_none();
-            if (0..self.peers.len()).any(missing) {
-                self.rejoins_until = self.now + 3 * micros(self.setup.timers.beat);
-            }
-        }
-    }
-
     // ---- the view ----
 
     fn unit(&self, vip: VipIx) -> &Unit {
@@ -801,58 +522,6 @@ impl Table {
             (State::Standby | State::Fault, _) if self.now < self.units[u].lingers_until => Phase::Leaving,
             (State::Standby | State::Fault, _) => Phase::Free,
         }
-    }
-}
-
-impl Unit {
-    fn new(rule: Rule, mark: u32) -> Unit {
-        Unit {
-            members: Vec::new(),
-            rule,
-            mark,
-            state: State::Standby,
-            reason: Reason::Starting,
-            since: 0,
-            shown: State::Standby,
-            demoted: false,
-            trouble: None,
-            troubles: 0,
-            yields: None,
-            snubbed: Vec::new(),
-            ready_since: None,
-            last_holder: None,
-            insist: false,
-            rivals: false,
-            disputed: false,
-            began: 0,
-            heard: None,
-            vote: None,
-            backs: None,
-            candidate_since: None,
-            excused: None,
-            asked: (0, 0),
-            backed_since: None,
-            lingers_until: 0,
-        }
-    }
-
-    /// Whether other nodes may hold it at the same time.
-    fn is_shared(&self) -> bool {
-        self.rule.hold == Holders::All
-    }
-
-    /// Listens from now on.
-    fn begin(&mut self, now: At) {
-        self.began = now;
-        self.heard = None;
-        self.ready_since = None;
-    }
-}
-
-impl Member {
-    fn forget(&mut self) {
-        self.installed = false;
-        self.leaving = false;
     }
 }
 
