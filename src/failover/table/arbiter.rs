@@ -13,9 +13,18 @@
 
 use super::*;
 use crate::failover::arbiter::{View, Voter, Wish};
+use crate::failover::bounds::HEARING;
 use crate::failover::timers::{STRICT_LATENESS, Timers};
 
 impl Table {
+    /// Until when the keeper of a holder whose process has ended may still be about its work: it is quick, but on a busy machine our
+    /// claim can be quicker, and who has an arbiter wants one holder rather than some milliseconds.
+    pub(super) fn keeper_clears_until(&self, u: UnitIx) -> At {
+        let holder = self.units[u].last_holder.filter(|_| self.arbiter.is_some());
+        let ended = holder.and_then(|n| self.peers[n].gone);
+        ended.map_or(0, |at| at + micros(HEARING))
+    }
+
     /// Says what is wanted of the arbiter, and puts the questions that are due.
     pub(super) fn consult(&mut self, out: &mut Vec<Action>) {
         if self.arbiter.is_none() {

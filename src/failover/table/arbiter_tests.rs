@@ -136,6 +136,26 @@ fn another_node_asks_when_the_holders_votes_have_ended() {
     assert!(desk.until_asked(50, &[]).is_some());
 }
 
+/// The keeper of a process that has ended has the time that it is stated to need, though the vote is there at once.
+#[test]
+fn the_keeper_of_a_process_that_has_ended_is_waited_for() {
+    let mut desk = with_arbiter(1, 2, false);
+    desk.pass(1_000, &[(0, holds(0))]);
+    let ended = desk.now;
+    desk.tell(Input::Gone { node: 0 });
+    let Some((_, Question::Vote { number, .. })) = desk.until_asked(50, &[]) else {
+        panic!("it asks at once")
+    };
+    let mut got = desk.answer(number, Outcome::Granted);
+    while got.is_empty() {
+        desk.now += 5;
+        assert!(desk.now <= ended + 80, "and no longer than it must");
+        got = desk.tell(Input::Tick);
+    }
+    assert_eq!(got, [HOLD]);
+    assert!(desk.now >= ended + 40, "{} ms", desk.now - ended);
+}
+
 /// Of three nodes one that is alone could not hold with the arbiter's vote, and the other two need it: it leaves it to them.
 #[test]
 fn a_vote_that_would_not_do_is_not_asked_for() {

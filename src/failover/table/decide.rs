@@ -276,7 +276,8 @@ impl Table {
     /// Why we may claim now, if we may.
     fn may_claim(&self, u: UnitIx) -> Option<Reason> {
         let reason = self.would_claim(u)?;
-        let backed = self.backed_to_claim(u).is_ok() && self.now >= self.strictly_quiet_until(u);
+        let quiet_until = self.strictly_quiet_until(u).max(self.keeper_clears_until(u));
+        let backed = self.backed_to_claim(u).is_ok() && self.now >= quiet_until;
         let may = backed || self.units[u].is_shared();
         may.then_some(reason)
     }

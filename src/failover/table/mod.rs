@@ -363,6 +363,7 @@ impl Table {
             if self.arbiter.is_some() {
                 consider(self.asks_arbiter_at(u));
                 consider(self.strictly_quiet_until(u));
+                consider(self.keeper_clears_until(u));
                 consider(unit.lingers_until);
             }
         }
