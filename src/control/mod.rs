@@ -45,7 +45,7 @@
 //! It never touches a connection, and never waits for a peer, a client or a disk: logs and sockets of operators have threads of
 //! their own. It waits for workers, for `SETTLE_MAX` (2 s) at most each time.
 
-pub mod access_log;
+mod access_log;
 mod answers;
 mod capacity;
 pub mod discovery;

@@ -186,7 +186,7 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Break tried: comparing with the whole limit instead of half of it.
+    /// Seen to fail comparing with the whole limit instead of half of it.
     #[test]
     fn a_worker_is_stuck_from_half_of_the_limit_on() {
         let ms = Duration::from_millis;

@@ -117,7 +117,7 @@ pub fn answer(operation: Operation, phase: Phase) -> Answer {
 mod tests {
     use super::*;
 
-    /// Break tried: reloading while stopping.
+    /// Seen to fail with a reload that is taken while stopping.
     #[test]
     fn orders_by_phase() {
         const ENDS: Answer = Answer::End;

@@ -12,7 +12,7 @@
 //! It never stops and never blocks a worker. A batch that cannot be written (disk full, reader gone, no room for a second) is
 //! dropped whole and counted, with one warning a second at most; the next batch is tried again. If half a line got out before the failure,
 //! the next batch begins with a line feed, so that no two records share a line. A record that was in the channel before
-//! [`Handle::reopen`] was called goes to the old file or to the new one, never to neither.
+//! [`Handle::retarget`] was called goes to the old file or to the new one, never to neither.
 
 mod line;
 
@@ -46,16 +46,10 @@ const WRITE_MAX: Duration = Duration::from_secs(1);
 /// What became of the records that reached the thread.
 #[derive(Debug, Default)]
 pub struct AccessLogStats {
-    written: AtomicU64,
     lost: AtomicU64,
 }
 
 impl AccessLogStats {
-    /// Records written.
-    pub fn written(&self) -> u64 {
-        self.written.load(Relaxed)
-    }
-
     /// Records that could not be written.
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
@@ -72,7 +66,6 @@ pub struct Handle {
 }
 
 enum Message {
-    Reopen(Sender<()>),
     Retarget(Target, LogFormat),
     Finish,
 }
@@ -133,15 +126,8 @@ fn start_on(target: Target, format: LogFormat) -> io::Result<(Sender<Record>, Ha
 }
 
 impl Handle {
-    /// Has the file opened again under its name (after a rotation). Returns at once; the receiver hears when it is done. If
-    /// it cannot be opened the old one stays in use and a warning says so.
-    pub fn reopen(&self) -> Receiver<()> {
-        let (done, wait) = bounded(1);
-        let _ = self.messages.try_send(Message::Reopen(done));
-        wait
-    }
-
-    /// Writes to another place or in another form from now on. On error nothing changes. Returns at once.
+    /// Writes to another place or in another form from now on, or to a new file of the same name, after a rotation. On error
+    /// nothing changes. Returns at once.
     pub fn retarget(&self, opened: Opened) -> io::Result<()> {
         self.messages
             .try_send(Message::Retarget(opened.target, opened.format))
@@ -180,13 +166,6 @@ impl Target {
                 path: path.clone(),
             },
         })
-    }
-
-    fn reopen(&mut self) -> io::Result<()> {
-        if let Target::File { path, file } = self {
-            *file = open_file(path)?;
-        }
-        Ok(())
     }
 
     fn file(&mut self) -> Option<&mut File> {
@@ -245,12 +224,6 @@ impl Writer {
             self.drain(records);
             match order {
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(Message::Reopen(done)) => {
-                    if let Err(error) = self.target.reopen() {
-                        log::warn!("{error}: writing to the old file");
-                    }
-                    let _ = done.send(());
-                }
                 Ok(Message::Retarget(target, format)) => {
                     (self.target, self.format, self.torn) = (target, format, false);
                 }
@@ -304,7 +277,6 @@ impl Writer {
         if written == lines {
             self.torn = false;
         }
-        self.stats.written.fetch_add(written, Relaxed);
         self.batch = batch;
         self.batch.clear();
     }
@@ -436,6 +408,18 @@ mod tests {
             .collect()
     }
 
+    fn open(path: &Path, format: LogFormat) -> io::Result<Opened> {
+        Opened::new(&AccessTarget::File(path.into()), format)
+    }
+
+    fn until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn every_record_is_written_in_order_and_finish_flushes() {
         let dir = tempfile::tempdir().unwrap();
@@ -448,7 +432,7 @@ mod tests {
             ids(&std::fs::read_to_string(path).unwrap()),
             (0..5000).collect::<Vec<_>>()
         );
-        assert_eq!((stats.written(), stats.lost()), (5000, 0));
+        assert_eq!(stats.lost(), 0);
     }
 
     #[test]
@@ -458,12 +442,13 @@ mod tests {
         let (records, handle) = start_file(&path);
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
         std::fs::rename(&path, &rotated).unwrap();
-        handle.reopen().recv().unwrap();
+        handle.retarget(open(&path, LogFormat::Text).unwrap()).unwrap();
         (100..200).for_each(|id| records.send(numbered(id)).unwrap());
         handle.finish();
         let read = |path| ids(&std::fs::read_to_string(path).unwrap());
-        assert_eq!(read(&rotated), (0..100).collect::<Vec<_>>());
-        assert_eq!(read(&path), (100..200).collect::<Vec<_>>());
+        let (old, new) = (read(&rotated), read(&path));
+        assert!(old.len() >= 100, "what came before the change goes to the old file");
+        assert_eq!([old, new].concat(), (0..200).collect::<Vec<_>>());
     }
 
     #[test]
@@ -473,7 +458,8 @@ mod tests {
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         let (records, handle) = start_file(&path);
         std::fs::rename(path.parent().unwrap(), &moved).unwrap();
-        handle.reopen().recv().unwrap();
+        let error = open(&path, LogFormat::Text).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
         records.send(numbered(1)).unwrap();
         handle.finish();
         assert_eq!(ids(&std::fs::read_to_string(moved.join("access.log")).unwrap()), [1]);
@@ -485,16 +471,14 @@ mod tests {
         (0..50).for_each(|id| records.send(numbered(id)).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        let file = Opened::new(&AccessTarget::File(path.clone()), LogFormat::Json);
-        handle.retarget(file.unwrap()).unwrap();
-        // An order ends the batch that was gathered before it.
-        handle.reopen().recv().unwrap();
+        handle.retarget(open(&path, LogFormat::Json).unwrap()).unwrap();
         let stats = handle.stats.clone();
-        assert_eq!((stats.written(), stats.lost()), (0, 50));
+        // What came before the change has been written, or not, when it takes effect.
+        until(|| stats.lost() == 50);
         records.send(numbered(50)).unwrap();
         handle.finish();
         assert!(std::fs::read_to_string(path).unwrap().contains("\"id\":50,"));
-        assert_eq!((stats.written(), stats.lost()), (1, 50));
+        assert_eq!(stats.lost(), 50);
     }
 
     #[test]
@@ -504,8 +488,7 @@ mod tests {
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
         let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         records.send(numbered(1)).unwrap();
-        handle.reopen().recv().unwrap();
-        assert_eq!(handle.stats.lost(), 1);
+        until(|| handle.stats.lost() == 1);
         handle.finish();
     }
 
@@ -518,7 +501,8 @@ mod tests {
         let target = Target::Stdout(std::os::fd::OwnedFd::from(writer).into());
         let (records, handle) = start_on(target, LogFormat::Text).unwrap();
         (0..100).for_each(|id| records.send(numbered(id)).unwrap());
-        handle.reopen().recv().unwrap();
+        // The rest of the batch is given up when there is no room for a second.
+        until(|| handle.stats.lost() > 0);
         let mut text = vec![0; 4096];
         reader.read_exact(&mut text).unwrap();
         records.send(numbered(777)).unwrap();
@@ -529,7 +513,7 @@ mod tests {
         let whole = lines.iter().filter(|line| line.ends_with("cause=finished")).count() as u64;
         assert!(lines.last().unwrap().contains(" id=777 "), "{lines:?}");
         assert_eq!(lines.len() as u64, whole + 1, "one line is torn, the others are whole");
-        assert_eq!((stats.written(), stats.lost()), (whole, 101 - whole));
+        assert_eq!(stats.lost(), 101 - whole);
     }
 
     #[test]

@@ -176,7 +176,7 @@ mod tests {
     /// Workers answer one after the other with all that they have: two addresses, a socket of each for each of two workers, and
     /// a unix socket that the second one has.
     ///
-    /// Break tried: dealing by position in the list, which is how it was: each worker had both sockets of one address.
+    /// Seen to fail with sockets assigned by their position in the list, as they once were: each worker had both of one address.
     #[test]
     fn sockets_that_come_back_are_assigned_so_that_each_worker_has_one_of_each_address() {
         let socket = |port: u16| ListenSocket {

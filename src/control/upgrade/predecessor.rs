@@ -300,7 +300,7 @@ mod tests {
     /// The short version of `a_successor_that_hangs_is_given_up` in `tests/service/upgrade.rs`: whoever hangs has to be
     /// killed, whoever has ended has not.
     ///
-    /// Break tried: calling both the same.
+    /// Seen to fail with both called the same.
     #[test]
     fn silence_is_told_from_an_end() {
         let silent = meet(Some);
