@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,15 @@ pub fn until(limit_ms: u64, what: &str, mut holds: impl FnMut() -> bool) -> f64 
     began.elapsed().as_secs_f64() * 1000.0
 }
 
-pub static ALONE: Mutex<()> = Mutex::new(());
+/// Tests that measure run alone; those that only look at who holds what run beside each other.
+static ALONE: RwLock<()> = RwLock::new(());
+
+/// Keeps others away for as long as a network is there.
+enum Turn {
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+    Beside { _guard: RwLockReadGuard<'static, ()> },
+}
+
 pub static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// A bridge in a namespace of its own, and hosts on it: `10.9.0.N/24`, `fd09::N/64`, N counting from 1.
@@ -70,13 +78,24 @@ pub struct Net {
     pub tag: String,
     pub hosts: Vec<&'static str>,
     pub dir: tempfile::TempDir,
-    pub _alone: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Net {
+    /// For a test that measures.
     pub fn new(hosts: &[&'static str]) -> Net {
-        let alone = ALONE.lock().unwrap_or_else(|broken| broken.into_inner());
-        // Who measures must not wait for a CPU longer than who is measured.
+        let guard = ALONE.write().unwrap_or_else(|broken| broken.into_inner());
+        Net::build(hosts, Turn::Alone { _guard: guard })
+    }
+
+    /// For a test that measures nothing.
+    pub fn beside(hosts: &[&'static str]) -> Net {
+        let guard = ALONE.read().unwrap_or_else(|broken| broken.into_inner());
+        Net::build(hosts, Turn::Beside { _guard: guard })
+    }
+
+    fn build(hosts: &[&'static str], turn: Turn) -> Net {
+        // Who measures must not wait for a CPU longer than who is measured; and nodes inherit it.
         urgent_thread();
         let tag = format!("w{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().unwrap();
@@ -87,7 +106,7 @@ impl Net {
             tag,
             hosts: hosts.to_vec(),
             dir,
-            _alone: alone,
+            _turn: turn,
         };
         let bridge = net.ns("br");
         sh(&format!(

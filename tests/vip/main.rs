@@ -1,6 +1,6 @@
 //! Real nodes in network namespaces: processes are killed and stopped, links cut, and what clients see is measured.
 //!
-//! Every test builds its own bridge with hosts on it, and takes it down. They run one at a time, because they measure. The long
+//! Every test builds its own bridge with hosts on it, and takes it down. Those that measure run one at a time. The long
 //! variants are ignored by default (`cargo test --test vip -- --ignored`).
 //!
 //! Needs root, and `ip`, `bridge`, `arping` (iputils), `setpriv`; the long ones `stress-ng`. The helper that is a node without a

@@ -30,6 +30,16 @@ fn longest_both(a: &Changes, b: &Changes) -> f64 {
     both.fold(0.0, f64::max)
 }
 
+/// Waits until a node holds its addresses, and not just for a moment of its start.
+fn settled(node: &Node) {
+    node.wait_holds(true);
+    // The start of everything at once is the busiest moment of all.
+    until(20_000, "settled", || {
+        let vip = &node.status()["vips"][0];
+        vip["state"] == json!("active") && vip["since_s"].as_u64().unwrap() >= 1
+    });
+}
+
 fn never(changes: &Changes) -> bool {
     changes.iter().all(|(_, there)| !there)
 }
@@ -63,7 +73,7 @@ fn a_holder_that_is_not_heard_lets_go_before_another_one_claims() {
     let net = Net::new(&["a", "b", "d"]);
     let nodes = ["a", "b", "d"];
     let (a, b, _d) = (net.start("a", &nodes), net.start("b", &nodes), net.start("d", &nodes));
-    a.wait_holds(true);
+    settled(&a);
     let (watch_a, watch_b) = (a.watch(VIP), b.watch(VIP));
     let since = now_ms();
     nft(
@@ -86,7 +96,7 @@ fn a_holder_that_is_not_heard_lets_go_before_another_one_claims() {
 /// Seen to fail with `Unit::begin` left out where a link comes up.
 #[test]
 fn a_link_that_comes_up_claims_nothing_before_it_has_heard_somebody() {
-    let net = Net::new(&["a", "b", "c"]);
+    let net = Net::beside(&["a", "b", "c"]);
     let config = |node: &str| {
         let mut config = net.config(node, &["a", "b"]);
         config["startup_delay_ms"] = json!(3_000);
@@ -96,7 +106,7 @@ fn a_link_that_comes_up_claims_nothing_before_it_has_heard_somebody() {
         net.start_with("a", &config("a"), &[]),
         net.start_with("b", &config("b"), &[]),
     );
-    a.wait_holds(true);
+    settled(&a);
     net.bridge_link("a", "down");
     until(2_000, "the other one takes it", || b.holds(VIP) && !a.holds(VIP));
     nft(&net, "a", MUTE);
@@ -114,7 +124,7 @@ fn a_link_that_comes_up_claims_nothing_before_it_has_heard_somebody() {
 /// Seen to fail with `disputed` always false.
 #[test]
 fn nodes_that_each_prefer_themselves_have_one_holder() {
-    let net = Net::new(&["a", "b"]);
+    let net = Net::beside(&["a", "b"]);
     let config = |node: &str, prefer: [&str; 2]| {
         let mut config = net.config(node, &["a", "b"]);
         config["vips"]
@@ -125,7 +135,7 @@ fn nodes_that_each_prefer_themselves_have_one_holder() {
         config
     };
     let b = net.start_with("b", &config("b", ["b", "a"]), &[]);
-    b.wait_holds(true);
+    settled(&b);
     let a = net.start_with("a", &config("a", ["a", "b"]), &[]);
     let sees = |node: &Node, other: usize| node.status()["nodes"][other]["mismatch"].is_string();
     until(5_000, "they see that they differ", || sees(&a, 1) && sees(&b, 0));
@@ -148,14 +158,14 @@ fn nodes_that_each_prefer_themselves_have_one_holder() {
 /// Seen to fail with `alive` by the hearer's `dead_after`.
 #[test]
 fn a_slower_node_is_not_taken_for_dead() {
-    let net = Net::new(&["a", "b"]);
+    let net = Net::beside(&["a", "b"]);
     let slow = {
         let mut config = net.config("b", &["b", "a"]);
         (config["beat_ms"], config["dead_after_ms"]) = (json!(300), json!(1_500));
         config
     };
     let b = net.start_with("b", &slow, &[]);
-    b.wait_holds(true);
+    settled(&b);
     let a = net.start("a", &["b", "a"]);
     // It has listened to the end, and would take the address now.
     until(10_000, "ready to take it", || {
@@ -175,7 +185,7 @@ fn a_slower_node_is_not_taken_for_dead() {
 /// Seen to fail with a verifier that knows the first secret only.
 #[test]
 fn a_secret_is_changed_node_by_node() {
-    let net = Net::new(&["a", "b"]);
+    let net = Net::beside(&["a", "b"]);
     let (a, mut b) = net.pair();
     let [old, new] = ["secret", "new"].map(|name| net.dir.path().join(name));
     fs::write(&new, "another secret of the test bench").unwrap();
@@ -216,7 +226,7 @@ fn a_secret_is_changed_node_by_node() {
 /// Seen to fail with the second path of `b` left out.
 #[test]
 fn one_of_two_paths_is_enough() {
-    let net = Net::new(&["a", "b"]);
+    let net = Net::beside(&["a", "b"]);
     let (ns_a, ns_b) = (net.ns("a"), net.ns("b"));
     sh(&format!(
         "ip link add eth1 netns {ns_a} type veth peer name eth1 netns {ns_b} &&
@@ -232,7 +242,7 @@ fn one_of_two_paths_is_enough() {
         net.start_with("a", &config("a"), &[]),
         net.start_with("b", &config("b"), &[]),
     );
-    a.wait_holds(true);
+    settled(&a);
     pause(300);
     let (watch_a, watch_b) = (a.watch(VIP), b.watch(VIP));
     // The first path, then that one again and the other one.
@@ -256,7 +266,7 @@ fn one_of_two_paths_is_enough() {
 /// Seen to fail without `group` in the configuration.
 #[test]
 fn a_group_moves_together() {
-    let net = Net::new(&["a", "b"]);
+    let net = Net::beside(&["a", "b"]);
     let config = |node: &str| {
         let mut config = net.config(node, &["a", "b"]);
         config["vips"]
@@ -270,7 +280,7 @@ fn a_group_moves_together() {
         net.start_with("a", &config("a"), &[]),
         net.start_with("b", &config("b"), &[]),
     );
-    a.wait_holds(true);
+    settled(&a);
     pause(300);
     let holds = |node: &Node| [VIP, VIP6].map(|ip| node.holds(ip));
     a.ask(&format!("demote {VIP}"));
@@ -306,7 +316,7 @@ fn the_end_of_a_standby_moves_nothing() {
     };
     let a = net.start_with("a", &config("a"), &[]);
     let mut b = net.start_with("b", &config("b"), &[]);
-    a.wait_holds(true);
+    settled(&a);
     for round in 0..2 {
         until(5_000, "heard", || a.status()["nodes"][1]["alive"] == json!(true));
         let watch = a.watch(VIP);
@@ -360,7 +370,7 @@ fn a_thousand_addresses_move() {
     let took = died + until(10_000, "all have moved", || count(&b) == 1_000);
     until(5_000, "none is left", || count(&a) == 0);
     // 500 ms is what an idle machine does; this one may have others to serve.
-    assert_within("a thousand addresses moved", took, 2_500.0);
+    assert_within("a thousand addresses moved", took, 5_000.0);
     pause(300);
     assert_eq!(count(&b), 1_000);
 }
