@@ -204,7 +204,7 @@ impl Pool {
                 full = true;
                 mask.to_mut().clear(ix);
             }
-            // Whoever comes after them is for the time when these are out, not for when they are busy.
+            // The second set is for when the first is down, not for when it is busy.
             if full {
                 return Choice::Full;
             }

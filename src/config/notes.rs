@@ -1,4 +1,4 @@
-//! What is found on the way: errors and doubts, with their places.
+//! What is found on the way: errors and warnings, with their places.
 
 use std::cell::{Cell, RefCell};
 

@@ -1,6 +1,6 @@
 //! From what a file says to what it means; the only place that refuses input.
 //!
-//! Every rule reports and goes on, so one run shows all errors. A [`Config`] made beside errors holds stand-ins and is
+//! Every rule reports and goes on, so one run shows all errors. A [`Config`] made beside errors holds defaults in their place and is
 //! thrown away by the caller.
 
 mod binds;

@@ -50,7 +50,7 @@ struct Shared {
     watcher: Rc<watcher::Watcher>,
 }
 
-/// Whoever waits until a source has spoken.
+/// For those who wait until a source has answered.
 #[derive(Debug, Default)]
 struct Bell {
     rung: Mutex<()>,

@@ -63,7 +63,7 @@ pub enum Event {
         /// Why it does not hold.
         problem: Option<String>,
     },
-    /// The keeper became of use, or of no use for this reason.
+    /// The keeper can install addresses again, or cannot for this reason.
     Keeper(Option<String>),
     /// A beat was refused; at most one a second is told, all are counted.
     Rejected {
