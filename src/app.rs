@@ -187,6 +187,12 @@ fn needs(source: &Source, config: &Config) -> Needs {
         .into_iter()
         .chain(config.failover.iter().flat_map(|f| &f.secret_files));
     let files = files.chain(servers.clone().flat_map(EtcdServers::files));
+    let files = files.chain(
+        config
+            .pools
+            .iter()
+            .filter_map(|pool| pool.policy.health.tls.as_ref()?.ca.as_ref()),
+    );
     needs.read = files.flat_map(|path| ways::directories(path)).collect();
     // Names are looked up while it runs.
     if servers

@@ -11,6 +11,8 @@ pub enum Purpose {
     Serve(Option<u16>),
     /// A health probe.
     Probe,
+    /// A question to the agent beside it, at this port.
+    Agent(u16),
 }
 
 /// The way to a backend of a pool with this policy.
@@ -18,14 +20,18 @@ pub fn resolve(backend: &Backend, policy: &PoolPolicy, purpose: Purpose) -> Rout
     let target = match (&backend.address, purpose) {
         (BackendAddress::Unix(path), _) => Target::Unix(path.clone()),
         (BackendAddress::Ip(address), Purpose::Serve(_)) => Target::Ip(*address),
-        (BackendAddress::Ip(address), Purpose::Probe) => {
+        (BackendAddress::Ip(address), Purpose::Probe | Purpose::Agent(_)) => {
             // A link-local address keeps its interface.
             let mut address = *address;
-            address.set_port(policy.health.port.unwrap_or(address.port()));
+            address.set_port(match purpose {
+                Purpose::Agent(port) => port,
+                _ => policy.health.port.unwrap_or(address.port()),
+            });
             Target::Ip(address)
         }
         // The configuration check refuses such a backend behind a unix socket, and demands `health.port` for its probes.
         (BackendAddress::SamePort(ip), Purpose::Serve(used)) => Target::Ip((*ip, used.unwrap_or(0)).into()),
+        (BackendAddress::SamePort(ip), Purpose::Agent(port)) => Target::Ip((*ip, port).into()),
         (BackendAddress::SamePort(ip), Purpose::Probe) => Target::Ip((*ip, policy.health.port.unwrap_or(0)).into()),
     };
     Route {
@@ -43,7 +49,7 @@ mod tests {
     /// Broken on purpose: the probe's port for clients, the client's port for a backend that has one.
     #[test]
     fn where_connections_go() {
-        use Purpose::{Probe, Serve};
+        use Purpose::{Agent, Probe, Serve};
         #[rustfmt::skip]
         let rows = [
             ("10.0.0.1:80", "", Serve(Some(443)), "10.0.0.1:80", None),
@@ -59,6 +65,9 @@ mod tests {
             ("[fe80::1%2]:80", "", Serve(Some(443)), "[fe80::1%2]:80", None),
             ("[fe80::1%2]:80", "health: {port: 81}", Probe, "[fe80::1%2]:81", None),
             ("unix:/run/a", "", Probe, "unix:/run/a", None),
+            ("10.0.0.1:80", "source_address: '10.0.0.9'", Agent(9), "10.0.0.1:9", Some("10.0.0.9")),
+            ("10.0.0.1", "health: {port: 81}", Agent(9), "10.0.0.1:9", None),
+            ("[fe80::1%2]:80", "", Agent(9), "[fe80::1%2]:9", None),
         ];
         for (address, keys, purpose, target, source) in rows {
             let comma = if keys.is_empty() { "" } else { ", " };

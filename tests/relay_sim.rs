@@ -339,6 +339,7 @@ fn run(seed: u64) -> [u64; 3] {
             Cause::Drained,
             Cause::Killed,
             Cause::BackendDown,
+            Cause::PrimaryBack,
             Cause::VipMoved,
             Cause::Shutdown,
         ];

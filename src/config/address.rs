@@ -352,7 +352,7 @@ impl FromText for EtcdEndpoint {
 }
 
 /// A name of letters, digits, hyphens and dots, or an IPv4 address, which is made of the same.
-fn is_host(text: &str) -> bool {
+pub fn is_host(text: &str) -> bool {
     let label = |label: &str| {
         let inside = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         (1..=63).contains(&label.len()) && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::address::VipAddress;
+use super::http::*;
 use super::model::*;
 use super::value::*;
 
@@ -273,6 +274,18 @@ pub static FIELDS: &[Field] = &[
     optional::<u16>("pools.*.health.port", "the backend's own", "Port to probe.").range("1..65535").example("8081"),
     optional::<Payload>("pools.*.health.send", "nothing is sent", "Bytes to send: text, or hex:00ff1a.").example("\"PING\\r\\n\"").udp("\"hex:0001 0100 0001 0000 0000 0000 00 0002 0001\""),
     optional::<Payload>("pools.*.health.expect", "any answer", "Bytes that the answer must contain.").example("\"+PONG\""),
+    section("pools.*.health.http", "Ask in HTTP/1.1, in place of `send` and `expect`; of the answer only the status counts.").or("off").off(),
+    value::<HttpMethod>("pools.*.health.http.method", "GET", "How it is asked for."),
+    value::<HttpPath>("pools.*.health.http.path", "/", "What is asked for.").example("/healthz"),
+    optional::<HttpHost>("pools.*.health.http.host", "the backend's address", "The `Host` header.").example("www.example.org"),
+    list::<Statuses>("pools.*.health.http.expect", Means("200-399"), "[200]", "Statuses that pass, ranges among them.").range("1..100"),
+    value::<bool>("pools.*.health.tls", "false", "Speak TLS first; the certificate is not verified unless `ca` is given.").example("true"),
+    optional::<AbsolutePath>("pools.*.health.ca", "certificates are not verified", "Certificates (PEM) that must have signed that of the backend.").example("/etc/weir/ca.pem"),
+    optional::<ServerName>("pools.*.health.server_name", "none; with `ca` the address is looked for", "Sent as the server's name, and looked for in its certificate.").example("www.example.org"),
+    section("pools.*.health.agent", "A program beside each backend that says, in a line, how it is: `up`, `down`, `ready`, `drain`, `maint`, `75%` (of its weight), as HAProxy's agent-check. What it says holds until it says something else; no answer changes nothing.").or("off").off(),
+    required::<u16>("pools.*.health.agent.port", "9777", "Port of the agent, at the backend's address.").range("1..65535"),
+    value::<Duration>("pools.*.health.agent.interval", "2s", "Between questions.").range("50ms..1h"),
+    optional::<Payload>("pools.*.health.agent.send", "nothing is sent", "Bytes to send: text, or hex:00ff1a.").example("\"weir\\n\""),
     section("pools.*.passive", "Ejection by failures of real traffic; never the last backend.").or("off"),
     value::<u32>("pools.*.passive.failures", "3", "Failures within the window that eject.").unit("failures").range("1..10000"),
     value::<Duration>("pools.*.passive.window", "10s", "The window.").range("100ms..1h"),
@@ -287,6 +300,7 @@ pub static FIELDS: &[Field] = &[
     value::<Duration>("pools.*.connect.keepalive.user_timeout", "2m", "Bytes under way to a peer that has not given any sign of life for so long end the connection. One that answers, but does not read, lives.").or("off").range("1s..24h"),
     value::<Duration>("pools.*.slow_start", "off", "A returning backend gets its full share only after so long.").or("off").range("100ms..1h").example("30s"),
     optional::<OnDown>("pools.*.on_down", "keep for connections, repick for UDP sessions", "What happens to what is live at a backend that goes down. keep: it goes on. close: connections are reset, sessions move. repick: sessions move to another backend with their next datagram, as long as there is one; connections go on.").example("keep").udp("repick"),
+    value::<OnMarkedUp>("pools.*.on_marked_up", "keep", "What happens to what is live at backups when a primary comes up. keep: it goes on. close_backup: connections are reset (cause `primary_back`), UDP sessions go to the primary."),
     section("pools.*.on_drain", "Connections of a backend that is drained."),
     value::<Duration>("pools.*.on_drain.finish", "60s", "They may go on for so long, then are closed, spread over the last part.").or("off").range("0s..24h"),
     value::<AllDown>("pools.*.all_down", "refuse", "When no backend is up: refuse, or try every one as if it were up."),

@@ -18,6 +18,7 @@ mod address;
 mod check;
 mod engine;
 mod flags;
+mod http;
 mod load;
 mod meant;
 mod notes;

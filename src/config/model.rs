@@ -2,6 +2,8 @@
 //!
 //! Nothing here parses or prints; `check.rs` builds these values and is the only place that refuses input.
 
+mod health;
+
 pub use super::engine::{Engine, FLOWS_AUTO, Kernel, KernelMode, Protocol};
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +15,7 @@ use indexmap::IndexMap;
 use ipnet::IpNet;
 
 pub use crate::failover::words::Holders;
+pub use health::*;
 
 /// A whole, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -277,6 +280,8 @@ pub struct PoolPolicy {
     /// What happens to live connections and sessions of a backend that goes down, if the file says it: see
     /// [`on_down`](Self::on_down).
     pub on_down: Option<OnDown>,
+    /// What happens to what backups have when a primary comes back.
+    pub on_marked_up: OnMarkedUp,
     /// How long connections of a draining backend may go on; `None` = as long as they like.
     pub on_drain_finish: Option<Duration>,
     /// What happens when no backend is up.
@@ -346,38 +351,6 @@ pub struct Backend {
     pub backup: bool,
 }
 
-/// `pools.NAME.health`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Health {
-    /// Kind of probe.
-    pub kind: ProbeKind,
-    /// Time between probes of one backend.
-    pub interval: Duration,
-    /// Time one probe may take, connect to verdict.
-    pub timeout: Duration,
-    /// Successes in a row that bring a backend up.
-    pub rise: u32,
-    /// Failures in a row that take it down.
-    pub fall: u32,
-    /// Port if not the backend's own.
-    pub port: Option<u16>,
-    /// Bytes sent after connecting.
-    pub send: Vec<u8>,
-    /// Bytes that the answer must contain.
-    pub expect: Vec<u8>,
-}
-
-/// `pools.NAME.health.type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// Connect; optionally send and expect.
-    Tcp,
-    /// Send a datagram and expect an answer.
-    Udp,
-    /// No probes: always up.
-    None,
-}
-
 /// `pools.NAME.passive`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Passive {
@@ -409,6 +382,15 @@ pub enum OnDown {
     Close,
     /// UDP sessions go to another backend with their next datagram; TCP connections go on.
     Repick,
+}
+
+/// `pools.NAME.on_marked_up`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnMarkedUp {
+    /// It goes on.
+    Keep,
+    /// Connections at backups are reset; sessions there go to another backend.
+    CloseBackup,
 }
 
 /// `pools.NAME.all_down`.

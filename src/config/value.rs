@@ -213,6 +213,8 @@ words!(Balance {
 });
 words!(ProbeKind { "tcp" => ProbeKind::Tcp, "udp" => ProbeKind::Udp, "none" => ProbeKind::None } "off" => ProbeKind::None);
 words!(OnDown { "keep" => OnDown::Keep, "close" => OnDown::Close, "repick" => OnDown::Repick });
+words!(OnMarkedUp { "keep" => OnMarkedUp::Keep, "close_backup" => OnMarkedUp::CloseBackup });
+words!(HttpMethod { "GET" => HttpMethod::Get, "HEAD" => HttpMethod::Head, "OPTIONS" => HttpMethod::Options });
 words!(AllDown { "refuse" => AllDown::Refuse, "try_all" => AllDown::TryAll });
 words!(Holders { "one" => Holders::One, "all" => Holders::All });
 words!(SendProxy { "off" => SendProxy::Off, "v1" => SendProxy::V1, "v2" => SendProxy::V2 } "false" => SendProxy::Off);

@@ -56,9 +56,7 @@ fn inline(entry: &Entry, indent: usize) -> bool {
         Value::List(nodes) => nodes.is_empty() || nodes.iter().all(plain) && fits(),
         Value::Map(entries) => {
             let list = |node: &Node| matches!(&node.value, Value::List(nodes) if nodes.iter().all(plain));
-            let short = entries
-                .iter()
-                .all(|e| plain(&e.node) || entries.len() == 1 && indent > 2 && list(&e.node));
+            let short = entries.iter().all(|e| plain(&e.node) || indent > 2 && list(&e.node));
             entries.is_empty() || indent > 0 && short && fits()
         }
     }

@@ -4,6 +4,7 @@
 //! ([`Control::prepare`], whose outcome gives everything back when it is dropped). The rest cannot fail ([`Control::commit`]). The
 //! election is prepared before and follows after: the pools that its addresses require must be published first.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +16,7 @@ use super::event_log;
 use super::operator::http;
 use super::phase::{Operation, Phase};
 use super::publication::endpoints::{Changes, PreparedEndpoints};
+use super::publication::probe::tls::{self, Secured};
 use super::publication::workers::NewWorkers;
 use super::thread::Control;
 use crate::api::question::Refusal;
@@ -31,6 +33,7 @@ impl Control {
         }
         let discovery = self.discovery.prepare(config);
         discovery.map_err(|error| format!("members: cannot watch their sources: {error}"))?;
+        let secured = tls::load(&config.pools)?;
         let workers = capacity.workers;
         let new = self.engines.workers.start(workers);
         let new = new.map_err(|error| format!("workers: cannot start: {error}"))?;
@@ -46,6 +49,7 @@ impl Control {
             capacity,
             endpoints,
             new,
+            secured,
         })
     }
 
@@ -55,12 +59,14 @@ impl Control {
             capacity,
             endpoints,
             new,
+            secured,
         } = prepared;
         let workers = capacity.workers;
         let lacking = self.endpoints.lacking(self.engines.workers.size(), workers);
         self.engines.workers.activate(new);
         let probes = capacity.budget.probes;
         self.prober.set_sockets_max((probes * FDS_PER_PROBE) as usize);
+        self.pools.secure(secured);
         self.discovery.follow(&config, |pool| self.pools.members(pool));
         let pools = self.discovery.fill(&config.pools);
         self.pools.configure(&pools, workers, probes as usize, Instant::now());
@@ -215,4 +221,5 @@ pub(super) struct Prepared {
     capacity: Capacity,
     endpoints: PreparedEndpoints,
     new: NewWorkers,
+    secured: HashMap<String, Secured>,
 }

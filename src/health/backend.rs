@@ -1,13 +1,14 @@
 //! One backend as everybody sees it: probes, real traffic and the operator's orders in one state.
 //!
-//! Three machines run side by side and never look at each other: the [`Verdict`] of the probes, the [`Outlier`] of real
-//! traffic, and the last [`Order`] of the operator. The state word is derived from them, most binding first:
+//! Four machines run side by side and never look at each other: the [`Verdict`] of the probes, the [`Outlier`] of real
+//! traffic, what the backend's agent said last ([`Report`]), and the last [`Order`] of the operator. The state word is derived
+//! from them, most binding first:
 //!
 //! | state | when | new work |
 //! |---|---|---|
-//! | `disabled` | the operator said down | none |
-//! | `drain` | the operator said drain | none, what it has goes on |
-//! | `down` | probes fail | none |
+//! | `disabled` | the operator, or the agent, said down | none |
+//! | `drain` | the operator, or the agent, said drain | none, what it has goes on |
+//! | `down` | probes fail, or the agent said so | none |
 //! | `ejected` | real traffic fails | none |
 //! | `starting` | no probe result yet | yes |
 //! | `up` | otherwise | yes |
@@ -21,6 +22,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::agent::Report;
+pub use super::order::Order;
 use super::outlier::Outlier;
 use super::slow_start;
 use super::verdict::{Condition, Verdict};
@@ -52,16 +55,8 @@ impl State {
     }
 }
 
-/// What the operator said last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// Let health decide.
-    Ready,
-    /// No new work.
-    Drain,
-    /// Out of service.
-    Down,
-}
+/// Largest weight, as in the configuration.
+const WEIGHT_MAX: u32 = 65_535;
 
 /// What becomes of the operator's orders when a pool changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +87,8 @@ pub enum Standing {
 pub struct Policy {
     /// Whether there are probes at all.
     pub probed: bool,
+    /// Whether it has an agent.
+    pub agent: bool,
     /// Time between probes.
     pub interval: Duration,
     /// Successes in a row that bring a backend up.
@@ -108,6 +105,7 @@ impl From<&PoolPolicy> for Policy {
     fn from(pool: &PoolPolicy) -> Policy {
         Policy {
             probed: pool.health.kind != ProbeKind::None,
+            agent: pool.health.agent.is_some(),
             interval: pool.health.interval,
             rise: pool.health.rise,
             fall: pool.health.fall,
@@ -128,6 +126,22 @@ pub struct Change {
     pub reason: String,
 }
 
+/// What an agent has said so far.
+#[derive(Debug, Clone, PartialEq)]
+struct Agent {
+    /// Its words when it said that the backend is not fit.
+    unfit: Option<String>,
+    order: Order,
+    percent: u32,
+}
+
+impl Default for Agent {
+    fn default() -> Agent {
+        let (unfit, order, percent) = (None, Order::Ready, 100);
+        Agent { unfit, order, percent }
+    }
+}
+
 /// State of one backend. Survives reloads: call [`BackendState::adopt`] with the new policy.
 #[derive(Debug, Clone)]
 pub struct BackendState {
@@ -135,6 +149,7 @@ pub struct BackendState {
     verdict: Verdict,
     outlier: Outlier,
     order: Order,
+    agent: Agent,
     /// Last words of the probes and of the traffic.
     probe_reason: String,
     eject_reason: String,
@@ -153,6 +168,7 @@ impl BackendState {
             verdict: Verdict::default(),
             outlier: Outlier::default(),
             order: Order::Ready,
+            agent: Agent::default(),
             probe_reason: String::new(),
             eject_reason: String::new(),
             since: now,
@@ -175,10 +191,11 @@ impl BackendState {
 
     /// The state word.
     pub fn state(&self) -> State {
-        match (self.order, self.verdict.condition()) {
+        match (self.order.max(self.agent.order), self.verdict.condition()) {
             (Order::Down, _) => State::Disabled,
             (Order::Drain, _) => State::Drain,
             (Order::Ready, Condition::Down) => State::Down,
+            (Order::Ready, _) if self.agent.unfit.is_some() => State::Down,
             (Order::Ready, _) if self.outlier.is_ejected() => State::Ejected,
             (Order::Ready, Condition::Starting) => State::Starting,
             (Order::Ready, Condition::Up) => State::Up,
@@ -188,8 +205,13 @@ impl BackendState {
     /// Why it is in this state, in words.
     pub fn reason(&self) -> &str {
         match self.state() {
-            State::Disabled | State::Drain => "by order",
+            State::Disabled | State::Drain if self.order >= self.agent.order => "by order",
+            State::Disabled | State::Drain => "its agent says so",
             State::Ejected => &self.eject_reason,
+            State::Down if self.verdict.condition() != Condition::Down => match &self.agent.unfit {
+                Some(words) => words,
+                None => &self.probe_reason,
+            },
             State::Up | State::Down | State::Starting => &self.probe_reason,
         }
     }
@@ -210,12 +232,33 @@ impl BackendState {
         }
     }
 
-    /// Its share of its weight in 1/1024ths: less than the whole while it ramps up.
+    /// Its share of its weight in 1/1024ths: less than the whole while it ramps up, or if its agent wants less.
     pub fn share(&self, now: Instant) -> u32 {
-        match (self.state(), self.returned, self.policy.slow_start) {
+        let ramped = match (self.state(), self.returned, self.policy.slow_start) {
             (State::Up, Some(returned), Some(ramp)) => slow_start::share(returned, ramp, now),
             _ => slow_start::WHOLE,
+        };
+        (ramped * self.agent.percent.min(100) / 100).max(1)
+    }
+
+    /// The weight that its agent makes of this one: none, or more than it has. Less of it is a matter of
+    /// [`share`](Self::share), which is finer.
+    pub fn weight(&self, weight: u32) -> u32 {
+        match self.agent.percent {
+            0 => 0,
+            1..=100 => weight,
+            percent => (u64::from(weight) * u64::from(percent) / 100).min(u64::from(WEIGHT_MAX)) as u32,
         }
+    }
+
+    /// What the operator said last.
+    pub fn ordered(&self) -> Order {
+        self.order
+    }
+
+    /// What the probes say.
+    pub fn condition(&self) -> Condition {
+        self.verdict.condition()
     }
 
     /// When [`tick`](BackendState::tick) has something to do or the share has moved on; `None` = not before something
@@ -291,6 +334,22 @@ impl BackendState {
         })
     }
 
+    /// The agent spoke; `words` are what it said.
+    pub fn agent_said(&mut self, now: Instant, report: Report, words: &str) -> Option<Change> {
+        if !self.policy.agent {
+            return None;
+        }
+        self.change(now, |state| {
+            match report.fit {
+                Some(true) => state.agent.unfit = None,
+                Some(false) => state.agent.unfit = Some(format!("its agent says: {words}")),
+                None => {}
+            }
+            state.agent.order = report.order.unwrap_or(state.agent.order);
+            state.agent.percent = report.percent.unwrap_or(state.agent.percent);
+        })
+    }
+
     /// Time has come ([`deadline`](BackendState::deadline)).
     pub fn tick(&mut self, now: Instant) -> Option<Change> {
         self.change(now, |state| {
@@ -311,6 +370,9 @@ impl BackendState {
             }
             if switched {
                 state.start_over();
+            }
+            if !state.policy.agent {
+                state.agent = Agent::default();
             }
         })
     }
@@ -381,6 +443,7 @@ mod tests {
     fn policy(probed: bool) -> Policy {
         Policy {
             probed,
+            agent: true,
             interval: 2 * SECOND,
             rise: 2,
             fall: 3,
@@ -599,5 +662,51 @@ mod tests {
                 prop_assert!(steps < 300);
             }
         }
+    }
+
+    /// What an agent says holds until it says something else, beside the probes and below the operator.
+    /// Seen to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
+    #[test]
+    fn agents() {
+        use crate::health::agent::parse;
+        let mut now = Instant::now();
+        let mut backend = BackendState::new(now, policy(true));
+        apply(&mut backend, &mut now, Pass);
+        for (line, state, share, weight, reason) in [
+            ("up", State::Up, 1024, 10, "connect ok"),
+            ("down # disk", State::Down, 1024, 10, "its agent says: down # disk"),
+            ("75%", State::Down, 768, 10, "its agent says: down # disk"),
+            ("up", State::Up, 768, 10, "connect ok"),
+            ("drain", State::Drain, 768, 10, "its agent says so"),
+            ("maint 200%", State::Disabled, 1024, 20, "its agent says so"),
+            ("nonsense", State::Disabled, 1024, 20, "its agent says so"),
+            ("ready 0%", State::Up, 1, 0, "connect ok"),
+            ("100%", State::Up, 1024, 10, "connect ok"),
+        ] {
+            let change = backend.agent_said(now, parse(line), line);
+            // Beyond the ramp of a backend that returns.
+            now += 20 * SECOND;
+            let seen = (
+                backend.state(),
+                backend.share(now),
+                backend.weight(10),
+                backend.reason(),
+            );
+            assert_eq!(seen, (state, share, weight, reason), "{line} {change:?}");
+        }
+        backend.agent_said(now, parse("drain"), "drain");
+        backend.order(now, Order::Down);
+        assert_eq!((backend.state(), backend.reason()), (State::Disabled, "by order"));
+        backend.order(now, Order::Ready);
+        assert_eq!(backend.state(), State::Drain, "the agent has not changed its mind");
+        backend.adopt(
+            now,
+            Policy {
+                agent: false,
+                ..policy(true)
+            },
+            Orders::End,
+        );
+        assert_eq!(backend.state(), State::Up, "there is no agent any more");
     }
 }

@@ -37,6 +37,8 @@ words! {
         MaxAge = "max_age",
         /// The backend went down and its pool says `on_down: close`.
         BackendDown = "backend_down",
+        /// A primary came back, and its pool says `on_marked_up: close_backup`.
+        PrimaryBack = "primary_back",
         /// The backend is draining and `on_drain.finish` passed.
         Drained = "drained",
         /// A UDP session made room at a cap: it had been silent for longer than half of its idle time.

@@ -77,6 +77,7 @@ impl Cause {
             | Cause::BadProxyHeader
             | Cause::MaxAge
             | Cause::BackendDown
+            | Cause::PrimaryBack
             | Cause::Drained
             | Cause::Evicted
             | Cause::Killed
@@ -130,7 +131,7 @@ mod tests {
         Never,
     }
 
-    const CAUSES: [(Cause, When); 21] = [
+    const CAUSES: [(Cause, When); 22] = [
         (Cause::Finished, When::Complete),
         (Cause::ClientReset, When::Never),
         (Cause::BackendReset, When::Never),
@@ -147,6 +148,7 @@ mod tests {
         (Cause::BadProxyHeader, When::Never),
         (Cause::MaxAge, When::Never),
         (Cause::BackendDown, When::Never),
+        (Cause::PrimaryBack, When::Never),
         (Cause::Drained, When::Never),
         (Cause::Evicted, When::Never),
         (Cause::Killed, When::Never),
@@ -154,7 +156,7 @@ mod tests {
         (Cause::Shutdown, When::Never),
     ];
 
-    /// All causes in all states of both lanes: 20 x 12 x 12.
+    /// All causes in all states of both lanes: 21 x 12 x 12.
     #[test]
     fn fin_or_rst() {
         assert!(CAUSES.iter().map(|(cause, _)| *cause).eq(Cause::ALL.iter().copied()));

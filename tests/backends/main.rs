@@ -12,6 +12,7 @@ mod explain;
 mod limits;
 mod passive;
 mod probes;
+mod questions;
 mod recovery;
 
 use std::collections::BTreeMap;

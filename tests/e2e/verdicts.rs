@@ -685,8 +685,8 @@ fn verdicts(count: usize) {
     });
     assert_eq!(counted, bytes);
     let all: Vec<Cause> = KINDS.iter().map(|row| row.6).collect();
-    // Those of UDP and of virtual addresses have tests of their own.
-    let other = [Cause::Evicted, Cause::VipMoved];
+    // Those of UDP, of backups and of virtual addresses have tests of their own.
+    let other = [Cause::Evicted, Cause::PrimaryBack, Cause::VipMoved];
     let missing = Cause::ALL
         .iter()
         .find(|cause| !other.contains(cause) && !all.contains(cause));

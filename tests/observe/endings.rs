@@ -395,6 +395,8 @@ fn endings_say_why_who_and_how_much() {
     causes.dedup();
     // An address that moves takes two nodes: `tests/vip`.
     causes.push("vip_moved");
+    // And a primary that comes back a backup: `tests/backends/questions`.
+    causes.push("primary_back");
     let all: Vec<&str> = weir::relay::Cause::ALL.iter().map(|cause| cause.as_str()).collect();
     assert!(all.iter().all(|cause| causes.contains(cause)), "{causes:?} of {all:?}");
 }

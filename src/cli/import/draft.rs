@@ -61,6 +61,12 @@ impl Section {
         *self.at(path, from) = scalar(place(from), text);
     }
 
+    /// Sets a list; the last one counts.
+    pub fn put_list<'t>(&mut self, path: &str, from: &Statement, texts: impl Iterator<Item = &'t str>) {
+        let nodes = texts.map(|text| scalar(place(from), text)).collect();
+        self.at(path, from).value = Value::List(nodes);
+    }
+
     /// Adds to a list.
     pub fn push(&mut self, path: &str, from: &Statement, text: impl Into<String>) {
         self.push_node(path, from, scalar(place(from), text));

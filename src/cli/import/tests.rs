@@ -182,6 +182,26 @@ fn haproxy_lines() {
             &[],
         ),
         (
+            "bind :80\ndefault-server check\noption httpchk GET /h\nhttp-check send hdr Host h\nhttp-check expect status 200,204",
+            "http: {method: GET, path: /h, host: h, expect: [200, 204]}",
+            &[],
+        ),
+        (
+            "bind :80\ndefault-server check check-ssl check-sni h ca-file /ca.pem",
+            "health: {tls: true, server_name: h, ca: /ca.pem}",
+            &[],
+        ),
+        (
+            "bind :80\ndefault-server agent-check agent-port 9 agent-inter 3s agent-send x",
+            "agent: {port: 9, interval: 3s, send: x}",
+            &[],
+        ),
+        (
+            "bind :80\ndefault-server on-marked-up shutdown-backup-sessions",
+            "on_marked_up: close_backup",
+            &[],
+        ),
+        (
             "bind :80\nstick-table type ip size 1m\nstick on src\nlog global\nnonsense",
             "",
             &[2, 3, 4, 5],
@@ -395,23 +415,22 @@ fn keepalived_lines() {
         ),
         (
             "real_server 10.0.0.2 80 {\nHTTP_GET {\nurl {\npath /\n}\n}\n}",
-            "health: {type: tcp}",
-            &[2, 3],
+            "http: {path: /}",
+            &[],
+        ),
+        (
+            "virtualhost h\nreal_server 10.0.0.2 80 {\nSSL_GET {\nurl {\npath /a\nstatus_code 200 204-299\ndigest x\n}\nurl {\n}\n}\n}",
+            "http: {path: /a, host: h, expect: [200, \"204-299\"]}",
+            &[7, 9],
         ),
         ("real_server web1 80 {\n}", "- {address: \"10.0.0.1:80\"}", &[1]),
         ("quorum 2\nalpha", "", &[1, 2]),
     ];
-    for row in rows {
-        // The last remark is about the binding.
-        let mut lines = vec![0];
-        lines.extend(row.2);
-        let row: &[Row] = &[(row.0, row.1, Box::leak(lines.into_boxed_slice()))];
-        hold(
-            "virtual_server 10.1.0.1 80 {\n",
-            row,
-            "real_server 10.0.0.1 80 {\n}\n}\n",
-        );
-    }
+    hold(
+        "virtual_server 10.1.0.1 80 {\n",
+        rows,
+        "real_server 10.0.0.1 80 {\n}\n}\n",
+    );
     let text = "\
 vrrp_instance one {
   interface eth0

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::config::http::*;
 use crate::config::model::*;
 use crate::config::notes::{Notes, Spot};
 use crate::config::raw::Section;
@@ -72,6 +73,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         },
         slow_start: section.optional("slow_start"),
         on_down: section.optional("on_down"),
+        on_marked_up: section.value("on_marked_up"),
         on_drain_finish: on_drain.optional("finish"),
         all_down: section.value("all_down"),
         send_proxy: section.value("send_proxy"),
@@ -235,11 +237,14 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         port: health.optional("port"),
         send: bytes("send"),
         expect: bytes("expect"),
+        http: http(&health),
+        tls: tls(&health),
+        agent: agent(&health, addresses),
     };
-    let unused: Vec<_> = ["interval", "timeout", "rise", "fall", "port", "send", "expect"]
-        .into_iter()
-        .filter(|key| health.has(key))
-        .collect();
+    let own = [
+        "interval", "timeout", "rise", "fall", "port", "send", "expect", "http", "tls",
+    ];
+    let unused: Vec<_> = own.into_iter().filter(|key| health.has(key)).collect();
     let unix = |a: &&BackendAddress| matches!(a, BackendAddress::Unix(_));
     let portless = addresses.iter().find(|a| matches!(a, BackendAddress::SamePort(_)));
     match kind {
@@ -263,6 +268,11 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         }
         _ => {}
     }
+    for (key, given) in [("http", result.http.is_some()), ("tls", result.tls.is_some())] {
+        if kind == ProbeKind::Udp && given {
+            health.error(key, "goes over tcp: write `type: tcp`, or leave it out");
+        }
+    }
     if kind == ProbeKind::Udp && addresses.iter().any(unix) {
         health.error(
             "type",
@@ -285,6 +295,63 @@ fn health(section: &Section, users: &Users, addresses: &[&BackendAddress]) -> He
         );
     }
     result
+}
+
+/// A question in HTTP.
+fn http(health: &Section) -> Option<HttpProbe> {
+    let http = health.switchable("http")?;
+    let host: Option<HttpHost> = http.optional("host");
+    let HttpPath(path) = http.value("path");
+    let mut expect: Vec<_> = http.list::<Statuses>("expect").into_iter().map(|s| s.value.0).collect();
+    if expect.is_empty() {
+        expect = vec![200..=399];
+    }
+    for key in ["send", "expect"] {
+        if health.has(key) {
+            health.warn(key, "has no effect beside `http`");
+        }
+    }
+    Some(HttpProbe {
+        method: http.value("method"),
+        path,
+        host: host.map(|HttpHost(host)| host),
+        expect,
+    })
+}
+
+/// TLS, and what it is verified by.
+fn tls(health: &Section) -> Option<ProbeTls> {
+    let ca: Option<AbsolutePath> = health.optional("ca");
+    let server_name: Option<ServerName> = health.optional("server_name");
+    if !health.value::<bool>("tls") {
+        for key in ["ca", "server_name"] {
+            if health.has(key) {
+                health.error(key, "belongs to TLS: write `tls: true`, or leave it out");
+            }
+        }
+        return None;
+    }
+    Some(ProbeTls {
+        ca: ca.map(|AbsolutePath(path)| path),
+        server_name: server_name.map(|ServerName(name)| name),
+    })
+}
+
+/// The agents, which need an address to be asked at.
+fn agent(health: &Section, addresses: &[&BackendAddress]) -> Option<Agent> {
+    let agent = health.switchable("agent")?;
+    if let Some(unix) = addresses.iter().find(|a| matches!(a, BackendAddress::Unix(_))) {
+        health.error(
+            "agent",
+            format!("`{unix}` has no address at which an agent could be asked: leave it out"),
+        );
+    }
+    let send: Option<Payload> = agent.optional("send");
+    Some(Agent {
+        port: agent.value("port"),
+        interval: agent.value("interval"),
+        send: send.map(|Payload(bytes)| bytes).unwrap_or_default(),
+    })
 }
 
 fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) -> Option<IpAddr> {

@@ -163,7 +163,14 @@ fn a_file_full_of_mistakes_shows_all_of_them() {
 #[test]
 fn every_row_of_the_table_is_read() {
     // With accept_proxy and members left out there is nothing to read below them, nor below an arbiter or a track that is not there.
-    let few: &[&str] = &["accept_proxy.", "failover.arbiter", "failover.track.", "members."];
+    let few: &[&str] = &[
+        "accept_proxy.",
+        "failover.arbiter",
+        "failover.track.",
+        "members.",
+        "health.http.",
+        "health.agent.",
+    ];
     for (text, left_out) in [(reference(), &[][..]), (file('F', "beat: 20ms"), few)] {
         let notes = notes::Notes::default();
         let tree = yaml::read(&text).unwrap();
@@ -222,8 +229,12 @@ fn defaults_are_those_of_the_contract() {
             port: None,
             send: vec![],
             expect: vec![],
+            http: None,
+            tls: None,
+            agent: None,
         }
     );
+    assert_eq!(pool.policy.on_marked_up, OnMarkedUp::Keep);
     assert_eq!(
         pool.policy.passive,
         Some(Passive {

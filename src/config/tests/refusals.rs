@@ -344,7 +344,7 @@ allow: [10.0.0.0/8]", &[
         "6:16: pools.web.health.send: `hex:0g` is not hexadecimal: write pairs of digits such as `hex:00 ff 1a`",
     ]),
     ('P', r#"health: {expect: "OK", uri: /}"#, &[
-        "6:24: pools.web.health.uri: unknown key; known here: type, interval, timeout, rise, fall, port, send, expect",
+        "6:24: pools.web.health.uri: unknown key; known here: type, interval, timeout, rise, fall, port, send, expect, http, tls, ca, server_name, agent",
     ]),
     ('P', "backends: [unix:/run/b]
 health: {port: 80}", &[
@@ -360,6 +360,33 @@ health: {port: 80}", &[
     ]),
     ('P', "slow_start: 1ms", &[
         "6:13: pools.web.slow_start: `1ms` is out of range: 100ms to 1h, or `off`",
+    ]),
+    ('P', "health: {http: {path: x}}", &[
+        "6:23: pools.web.health.http.path: `x` is not the path of a URL: begin with `/`, write others than printable ASCII characters as `%20`",
+    ]),
+    ('P', "health: {http: {expect: 999}}", &[
+        "6:25: pools.web.health.http.expect: `999` is not a status of HTTP: write one such as `200`, or a range such as `200-399`",
+    ]),
+    ('P', "health: {http: {expect: 300-200}}", &[
+        "6:25: pools.web.health.http.expect: `300-200` is not a status of HTTP: write one such as `200`, or a range such as `200-399`",
+    ]),
+    ('P', "health: {http: {host: a b}}", &[
+        "6:23: pools.web.health.http.host: `a b` is not a host: write a name or an address",
+    ]),
+    ('P', "health: {ca: /etc/ca.pem}", &[
+        "6:10: pools.web.health.ca: belongs to TLS: write `tls: true`, or leave it out",
+    ]),
+    ('P', "health: {tls: true, server_name: -x}", &[
+        "6:34: pools.web.health.server_name: `-x` is not the name of a server: write one such as `www.example.org`",
+    ]),
+    ('P', "health: {type: udp, send: x, port: 53, tls: true}", &[
+        "6:40: pools.web.health.tls: goes over tcp: write `type: tcp`, or leave it out",
+    ]),
+    ('P', "health: {agent: {}}", &[
+        "6:10: pools.web.health.agent.port: missing; for example `port: 9777`",
+    ]),
+    ('P', "on_marked_up: close", &[
+        "6:15: pools.web.on_marked_up: `close` is not known here; did you mean `close_backup`?",
     ]),
     ('P', "on_down: kill", &[
         "6:10: pools.web.on_down: `kill` is not known here; it is one of keep, close, repick",

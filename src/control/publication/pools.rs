@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 pub use knowledge::Knowledge;
 use news::{News, Supply};
 
+use super::probe::tls::Secured;
 use super::probe::{Probe, Verdict};
 use crate::api::question::BackendOrder;
 use crate::balance::Picker;
 use crate::base::Rng;
-use crate::config::model::{self, OnDown, PoolPolicy, Protocol};
+use crate::config::model::{self, OnDown, OnMarkedUp, PoolPolicy, Protocol};
+use crate::health::agent;
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
@@ -66,7 +68,7 @@ pub struct Entry {
 impl Entry {
     /// The weight in force.
     pub fn weight(&self) -> u32 {
-        self.weight.unwrap_or(self.backend.config.weight)
+        self.state.weight(self.weight.unwrap_or(self.backend.config.weight))
     }
 }
 
@@ -90,7 +92,9 @@ pub struct Pools {
     leaving: BTreeMap<u64, Entry>,
     sheds: Vec<Shed>,
     rng: Rng,
-    /// Where each backend is, pool and position in it, by identity.
+    /// How probes speak TLS, by pool.
+    secured: HashMap<String, Secured>,
+    /// Where each backend is, pool and position in it, by identity, and by the key under which its agent is asked.
     positions: HashMap<u64, (usize, usize)>,
     /// No probe starts before.
     probes_from: Option<Instant>,
@@ -116,6 +120,7 @@ impl Pools {
             leaving: BTreeMap::new(),
             sheds: Vec::new(),
             rng: Rng::new(seed),
+            secured: HashMap::new(),
             positions: HashMap::new(),
             probes_from: None,
             looked: None,
@@ -159,8 +164,12 @@ impl Pools {
                 Some((pool, ix)) => {
                     let pool = &self.pools[pool];
                     let Entry { backend, state, .. } = &pool.entries[ix];
-                    self.probes
-                        .push(Probe::new(run, &pool.config, backend, state.probe_insists()));
+                    let tls = self.secured.get(&pool.config.name);
+                    let probe = match run.key == backend.identity {
+                        true => Some(Probe::new(run, &pool.config, tls, backend, state.probe_insists())),
+                        false => Probe::agent(run, &pool.config, backend),
+                    };
+                    self.probes.extend(probe);
                 }
                 None => {
                     self.schedule.remove(run.key);
@@ -291,6 +300,9 @@ impl Pools {
             Err(reason) => (false, reason),
         };
         let entry = &mut self.pools[pool].entries[ix];
+        if verdict.run.key != entry.backend.identity {
+            return self.on_agent(verdict, pool, ix, now);
+        }
         let change = if verdict.untried {
             log::debug!("probe of {} could not be made: {reason}", news::name(&entry.backend));
             None
@@ -305,6 +317,31 @@ impl Pools {
         let next_in = entry.state.next_probe_in();
         self.schedule
             .finish(now, verdict.run, next_in, self.rng.next_u64() as u32);
+        self.after(pool, ix, change);
+    }
+
+    /// A backend's agent has answered, or has not, which says nothing of the backend.
+    fn on_agent(&mut self, verdict: &Verdict, pool: usize, ix: usize, now: Instant) {
+        let interval = self.pools[pool]
+            .config
+            .health
+            .agent
+            .as_ref()
+            .map(|agent| agent.interval);
+        let next_in = interval.unwrap_or(LOOK_MAX);
+        self.schedule
+            .finish(now, verdict.run, next_in, self.rng.next_u64() as u32);
+        let entry = &mut self.pools[pool].entries[ix];
+        let words = match &verdict.result {
+            Ok(words) => words,
+            Err(reason) => return log::debug!("agent of {}: {reason}", news::name(&entry.backend)),
+        };
+        let before = (entry.weight(), entry.state.share(now));
+        let change = entry.state.agent_said(now, agent::parse(words), words);
+        if before != (entry.weight(), entry.state.share(now)) {
+            self.pools[pool].refresh_picker();
+            self.changed = true;
+        }
         self.after(pool, ix, change);
     }
 
@@ -399,6 +436,17 @@ impl Pools {
                     cause: Cause::BackendDown,
                 });
             }
+        }
+        let backup = |entry: &&Entry| entry.backend.config.backup;
+        let back = change.to == State::Up && !backup(&&entries[ix]);
+        if back && config.on_marked_up == OnMarkedUp::CloseBackup {
+            self.sheds.extend(entries.iter().filter(backup).map(|entry| Shed {
+                backend: entry.backend.identity,
+                protocol: None,
+                count: usize::MAX,
+                first: 0,
+                cause: Cause::PrimaryBack,
+            }));
         }
         self.changed = true;
     }

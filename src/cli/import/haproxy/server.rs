@@ -36,6 +36,26 @@ struct PoolWide<'s> {
     observe: bool,
     error_limit: Option<&'s str>,
     eject: bool,
+    close_backups: bool,
+    tls: Tls<'s>,
+    agent: Agent<'s>,
+}
+
+/// TLS of checks.
+#[derive(Clone, Default, PartialEq)]
+struct Tls<'s> {
+    on: bool,
+    server_name: Option<&'s str>,
+    ca: Option<&'s str>,
+    unverified: bool,
+}
+
+#[derive(Clone, Default, PartialEq)]
+struct Agent<'s> {
+    on: bool,
+    port: Option<&'s str>,
+    interval: Option<Duration>,
+    send: Option<&'s str>,
 }
 
 /// Parameters without a counterpart: how many words follow, and why. "" = it is so anyway.
@@ -64,19 +84,9 @@ const PARAMETERS: &[(&str, usize, &str)] = &[
     ),
     ("check-send-proxy", 0, "probes send no PROXY header"),
     ("check-via-socks4", 0, "SOCKS is not spoken"),
-    ("check-sni", 1, "probes speak no TLS"),
-    ("check-ssl", 0, "probes speak no TLS: the port is connected to"),
-    ("check-alpn", 1, "probes speak no TLS"),
+    ("check-alpn", 1, "TLS of probes has no such choice"),
     ("check-proto", 1, "probes speak no HTTP/2"),
-    (
-        "agent-check",
-        0,
-        "agents are not asked: `weir backend POOL/NAME drain` and `weight N` do by hand what an agent says",
-    ),
-    ("agent-port", 1, "agents are not asked"),
-    ("agent-addr", 1, "agents are not asked"),
-    ("agent-inter", 1, "agents are not asked"),
-    ("agent-send", 1, "agents are not asked"),
+    ("agent-addr", 1, "an agent is asked at the backend's own address"),
     ("no-agent-check", 0, ""),
     ("init-addr", 1, "names are not resolved"),
     ("resolvers", 1, "names are not resolved"),
@@ -101,15 +111,12 @@ const PARAMETERS: &[(&str, usize, &str)] = &[
     ("enabled", 0, ""),
     ("stick", 0, ""),
     ("non-stick", 0, ""),
-    ("on-marked-up", 1, "connections at a backup finish there"),
     ("proxy-v2-options", 1, "the PROXY header carries addresses alone"),
     ("set-proxy-v2-tlv-fmt", 1, "the PROXY header carries addresses alone"),
     ("log-proto", 1, "belongs to log forwarding"),
     ("ws", 1, "belongs to HTTP"),
     ("shard", 1, "belongs to peers"),
-    ("verify", 1, ""),
     ("verifyhost", 1, ""),
-    ("ca-file", 1, ""),
     ("ca-verify-file", 1, ""),
     ("crl-file", 1, ""),
     ("crt", 1, ""),
@@ -261,6 +268,17 @@ fn parameters<'s>(line: &'s Statement, mut at: usize, server: &mut Server<'s>, d
             }
             "no-send-proxy" | "no-send-proxy-v2" => (server.pool.send_proxy, takes) = (None, 0),
             "on-marked-down" => server.pool.close_on_down = value == "shutdown-sessions",
+            "on-marked-up" => server.pool.close_backups = value == "shutdown-backup-sessions",
+            "check-ssl" => (server.pool.tls.on, takes) = (true, 0),
+            "no-check-ssl" => (server.pool.tls.on, takes) = (false, 0),
+            "check-sni" => server.pool.tls.server_name = Some(value),
+            "ca-file" => server.pool.tls.ca = Some(value),
+            "verify" => server.pool.tls.unverified = value == "none",
+            "agent-check" => (server.pool.agent.on, takes) = (true, 0),
+            "no-agent-check" => (server.pool.agent.on, takes) = (false, 0),
+            "agent-port" => server.pool.agent.port = Some(value),
+            "agent-inter" => server.pool.agent.interval = time::haproxy(value),
+            "agent-send" => server.pool.agent.send = Some(value),
             "observe" => server.pool.observe = value == "layer4",
             "error-limit" => server.pool.error_limit = Some(value),
             "on-error" => server.pool.eject = matches!(value, "mark-down" | "sudden-death" | "fail-check"),
@@ -307,6 +325,18 @@ fn pool_wide(proxy: &Proxy, server: &Server, section: &mut Section) {
     }
     if wide.close_on_down {
         section.put("on_down", from, "close");
+    }
+    if wide.close_backups {
+        section.put("on_marked_up", from, "close_backup");
+    }
+    if let (true, Some(port)) = (wide.agent.on, wide.agent.port) {
+        section.put("health.agent.port", from, port);
+        if let Some(interval) = wide.agent.interval {
+            section.put("health.agent.interval", from, time::text(interval));
+        }
+        if let Some(send) = wide.agent.send {
+            section.put("health.agent.send", from, send);
+        }
     }
     if wide.observe && wide.eject {
         section.put("passive.failures", from, wide.error_limit.unwrap_or("10"));
@@ -407,6 +437,15 @@ fn checks(proxy: &Proxy, first: &Server, section: &mut Section, draft: &mut Draf
     if let Some(inter) = wide.inter {
         section.put("health.interval", from, time::text(inter));
     }
+    if wide.tls.on {
+        section.put("health.tls", from, "true");
+        if let Some(name) = wide.tls.server_name {
+            section.put("health.server_name", from, name);
+        }
+        if let Some(ca) = wide.tls.ca.filter(|_| !wide.tls.unverified) {
+            section.put("health.ca", from, ca);
+        }
+    }
     for (key, value) in [("rise", wide.rise), ("fall", wide.fall), ("port", wide.port)] {
         if let Some(value) = value {
             section.put(&format!("health.{key}"), from, value);
@@ -419,12 +458,59 @@ fn checks(proxy: &Proxy, first: &Server, section: &mut Section, draft: &mut Draf
                 section.put("health.expect", line, "+PONG");
             }
             ("option", "smtpchk") => section.put("health.expect", line, "220"),
+            ("option", "ssl-hello-chk") => section.put("health.tls", line, "true"),
             ("option", "httpchk") => {
-                draft.remark(line, "probes speak no HTTP: the port is connected to");
+                let words: Vec<&str> = line.words[2..].iter().map(String::as_str).collect();
+                let (method, path) = match words.as_slice() {
+                    [] => ("OPTIONS", "/"),
+                    [path] => ("OPTIONS", *path),
+                    [method, path, ..] => (*method, *path),
+                };
+                section.put("health.http.method", line, method);
+                section.put("health.http.path", line, path);
+                if let Some(header) = words.get(3) {
+                    draft.remark(
+                        line,
+                        format!("`{}`: write `health.http.host`", crate::config::shorten(header)),
+                    );
+                }
             }
+            ("http-check", what) => http_check(what, line, section, draft),
             ("tcp-check", what) => tcp_check(what, line, section, draft),
             _ => {}
         }
+    }
+}
+
+/// `http-check send` and `expect`.
+fn http_check(what: &str, line: &Statement, section: &mut Section, draft: &mut Draft) {
+    let mut words = line.words[2..].iter().map(String::as_str);
+    match what {
+        "send" => {
+            while let Some(word) = words.next() {
+                let value = words.next().unwrap_or_default();
+                match word {
+                    "meth" => section.put("health.http.method", line, value),
+                    "uri" => section.put("health.http.path", line, value),
+                    "ver" => {}
+                    "hdr" if value.eq_ignore_ascii_case("host") => {
+                        section.put("health.http.host", line, words.next().unwrap_or_default());
+                    }
+                    "hdr" => {
+                        words.next();
+                        draft.remark(line, "of the headers only `host` can be chosen");
+                    }
+                    _ => draft.remark(line, format!("`{}` has no meaning here", crate::config::shorten(word))),
+                }
+            }
+        }
+        "expect" => match (words.next(), words.next()) {
+            (Some("status"), Some(statuses)) => {
+                section.put_list("health.http.expect", line, statuses.split(','));
+            }
+            _ => draft.remark(line, "of an answer only the status counts: `health.http.expect`"),
+        },
+        _ => draft.remark(line, "a probe asks once: `health.http`"),
     }
 }
 

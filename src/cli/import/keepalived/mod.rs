@@ -351,6 +351,7 @@ fn virtual_server(server: &Statement, groups: &[&Statement], draft: &mut Draft) 
     let around = Around {
         udp,
         persistent: child(server, "persistence_timeout").is_some(),
+        virtualhost: child(server, "virtualhost").map(|line| line.word(1).to_string()),
         port: first.rsplit(':').next().unwrap_or_default().to_string(),
     };
     for line in &server.block {
@@ -359,10 +360,6 @@ fn virtual_server(server: &Statement, groups: &[&Statement], draft: &mut Draft) 
     let name = draft.pool_name(&wanted);
     listener.put("pool", server, &name);
     let listener_name = draft.listener_name(&wanted);
-    draft.remark(
-        server,
-        "a node binds the address before it holds it: sysctl net.ipv4.ip_nonlocal_bind=1 (net.ipv6.ip_nonlocal_bind), or the wildcard",
-    );
     draft.listener(listener_name, server, listener);
     draft.pool(name, server, pool);
 }
@@ -373,6 +370,8 @@ struct Around {
     /// Clients are kept with their servers, whatever the algorithm.
     persistent: bool,
     port: String,
+    /// For probes in HTTP.
+    virtualhost: Option<String>,
 }
 
 /// One line of a virtual server.
@@ -429,7 +428,7 @@ fn pool_line(line: &Statement, around: &Around, pool: &mut Section, draft: &mut 
                 draft.remark(line, "is neither a netmask nor a prefix length");
             }
         }
-        "virtualhost" => draft.remark(line, "probes speak no HTTP: the port is connected to"),
+        "virtualhost" => {}
         "sorry_server" => {
             let mut backend = Section::new(line);
             backend.put("address", line, server_address(line, around));
@@ -470,7 +469,26 @@ fn real_server(server: &Statement, around: &Around, pool: &mut Section, draft: &
             "uthreshold" => backend.put("max_connections", line, line.word(1)),
             "TCP_CHECK" => check(line, "tcp", pool, draft),
             "HTTP_GET" | "SSL_GET" => {
-                draft.remark(line, "probes speak no HTTP and no TLS: the port is connected to");
+                if line.word(0) == "SSL_GET" {
+                    pool.put("health.tls", line, "true");
+                }
+                pool.put("health.http.path", line, "/");
+                if let Some(host) = &around.virtualhost {
+                    pool.put("health.http.host", line, host);
+                }
+                let urls: Vec<&Statement> = line.block.iter().filter(|inner| inner.word(0) == "url").collect();
+                urls.iter().skip(1).for_each(|url| draft.remark(url, "a probe asks for one path: that of the first `url`"));
+                for inner in urls.first().iter().flat_map(|url| &url.block) {
+                    match inner.word(0) {
+                        "path" => pool.put("health.http.path", inner, inner.word(1)),
+                        "virtualhost" => pool.put("health.http.host", inner, inner.word(1)),
+                        "status_code" => {
+                            let statuses = inner.words[1..].iter().map(String::as_str);
+                            pool.put_list("health.http.expect", inner, statuses);
+                        }
+                        _ => draft.remark(inner, "of an answer only the status counts: `health.http.expect`"),
+                    }
+                }
                 check(line, "tcp", pool, draft);
             }
             "SMTP_CHECK" => {
@@ -516,7 +534,7 @@ fn check_line(line: &Statement, pool: &mut Section, draft: &mut Draft) {
             Ok(retries) => pool.put("health.fall", line, retries.saturating_add(1).to_string()),
             Err(_) => draft.remark(line, "is no number"),
         },
-        "url" => draft.remark(line, "probes speak no HTTP"),
+        "url" => {}
         "delay_before_retry" | "warmup" | "inhibit_on_failure" => remark(line, draft),
         word if word.starts_with("notify_") || REMARKS.iter().any(|(row, _)| *row == word) => remark(line, draft),
         _ => draft.remark(line, PROBE),

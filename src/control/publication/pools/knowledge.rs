@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Pools;
 use crate::api::question::BackendOrder;
-use crate::health::State;
+use crate::health::verdict::Condition;
+use crate::health::{Order, State};
 
 /// Of one backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,23 +35,20 @@ impl Pools {
     /// Everything worth telling.
     pub fn knowledge(&self) -> Vec<Knowledge> {
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
-        let known = entries.map(|entry| {
-            let state = entry.state.state();
-            Knowledge {
-                backend: entry.backend.identity,
-                healthy: match state {
-                    State::Up => Some(true),
-                    State::Down => Some(false),
-                    _ => None,
-                },
-                reason: entry.state.reason().chars().take(200).collect(),
-                order: match state {
-                    State::Drain => Some(Withdrawn::Drain),
-                    State::Disabled => Some(Withdrawn::Down),
-                    _ => None,
-                },
-                weight: entry.weight,
-            }
+        let known = entries.map(|entry| Knowledge {
+            backend: entry.backend.identity,
+            healthy: match (entry.state.state(), entry.state.condition()) {
+                (State::Up, _) => Some(true),
+                (State::Down, Condition::Down) => Some(false),
+                _ => None,
+            },
+            reason: entry.state.reason().chars().take(200).collect(),
+            order: match entry.state.ordered() {
+                Order::Drain => Some(Withdrawn::Drain),
+                Order::Down => Some(Withdrawn::Down),
+                Order::Ready => None,
+            },
+            weight: entry.weight,
         });
         known
             .filter(|k| k.healthy.is_some() || k.order.is_some() || k.weight.is_some())

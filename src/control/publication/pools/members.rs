@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 
+use super::super::probe::tls::Secured;
 use super::{Entry, PoolEntry, Pools, news};
 use crate::balance::{MEMBERS_MAX, Member, Picker, identity};
+use crate::base::rng::mix;
 use crate::config::model::{self, PoolPolicy, ProbeKind};
 use crate::health::backend::Orders;
 use crate::health::drain::Drain;
@@ -33,6 +35,11 @@ pub struct Changes {
 }
 
 impl Pools {
+    /// How the probes of the configuration that follows speak TLS, by pool.
+    pub fn secure(&mut self, secured: HashMap<String, Secured>) {
+        self.secured = secured;
+    }
+
     /// Takes over a configuration: pools by name with their policies, and their members. The operator's orders end. Up to
     /// `probes_max` probes may run at a time.
     pub fn configure(&mut self, pools: &[model::Pool], shards: usize, probes_max: usize, now: Instant) {
@@ -97,6 +104,7 @@ impl Pools {
             (entry.weight, entry.drain) = (None, None);
             if probed_anew {
                 self.schedule.renew(now, entry.backend.identity);
+                self.schedule.renew(now, agent_key(&entry.backend));
             }
         }
         pool.config = Arc::new(policy.clone());
@@ -174,15 +182,28 @@ impl Pools {
         changes.went = before.len();
         for entry in before.into_values() {
             self.positions.remove(&entry.backend.identity);
+            self.positions.remove(&agent_key(&entry.backend));
             self.leave(entry, config.on_drain_finish, now);
         }
         let identities: Vec<u64> = entries.iter().map(|entry| entry.backend.identity).collect();
-        let places = identities.iter().enumerate();
-        self.positions
-            .extend(places.map(|(ix, &identity)| (identity, (pool, ix))));
-        match config.health.kind {
-            ProbeKind::None => identities.iter().for_each(|&identity| self.schedule.remove(identity)),
-            _ => self.schedule.add(now, pace(&config), &identities),
+        let agents: Vec<u64> = entries.iter().map(|entry| agent_key(&entry.backend)).collect();
+        let health = &config.health;
+        let probed = (health.kind != ProbeKind::None).then_some(health.interval);
+        let asked = health.agent.as_ref().map(|agent| agent.interval);
+        let mut place = |keys: &[u64]| {
+            let places = keys.iter().enumerate();
+            self.positions.extend(places.map(|(ix, &key)| (key, (pool, ix))));
+        };
+        place(&identities);
+        if asked.is_some() {
+            place(&agents);
+        }
+        for (interval, keys) in [(probed, &identities), (asked, &agents)] {
+            let timeout = health.timeout;
+            match interval {
+                None => keys.iter().for_each(|&key| self.schedule.remove(key)),
+                Some(interval) => self.schedule.add(now, Pace { interval, timeout }, keys),
+            }
         }
         self.pools[pool].entries = entries;
         self.pools[pool].refresh_picker();
@@ -193,6 +214,7 @@ impl Pools {
     fn leave(&mut self, mut entry: Entry, finish: Option<Duration>, now: Instant) {
         let identity = entry.backend.identity;
         self.schedule.remove(identity);
+        self.schedule.remove(agent_key(&entry.backend));
         entry.drain = finish.map(|finish| Drain::new(now, finish));
         self.leaving.insert(identity, entry);
     }
@@ -222,11 +244,9 @@ impl PoolEntry {
     }
 }
 
-fn pace(pool: &PoolPolicy) -> Pace {
-    Pace {
-        interval: pool.health.interval,
-        timeout: pool.health.timeout,
-    }
+/// Under which a backend's agent is asked: another number than the backend's own, as stable.
+fn agent_key(backend: &Backend) -> u64 {
+    mix(backend.identity)
 }
 
 /// Members by identity, in order, each once and with a name of its own.

@@ -1,5 +1,13 @@
 //! Carries out health probes: one thread, one epoll instance, any number of probes at once.
 //!
+//! | file | |
+//! |---|---|
+//! | [`question`] | what is asked of whom |
+//! | [`wire`] | its bytes on a socket, as they are or within TLS |
+//! | [`tls`] | by whose word a certificate is taken |
+//!
+//! What an answer means is [`crate::health::answer`]'s.
+//!
 //! When a probe is due and what its outcome means is decided elsewhere ([`crate::health`]); here one probe runs from
 //! connecting to verdict. One lost packet must not fail it, and the kernel repeats a SYN only after a second: while nothing
 //! answers, further sockets try beside the first ([`tries`]), unless the backend is down anyway. A verdict is final when it
@@ -9,6 +17,10 @@
 //!
 //! The schedule bounds the probes, and so the orders that wait here; the sockets are bounded once more where they are
 //! opened ([`Prober::set_sockets_max`]), because those that linger are not the schedule's.
+
+mod question;
+pub mod tls;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,55 +35,20 @@ use mio::{Events, Interest, Poll, Waker};
 
 use crate::base::{Key, Slab, Timers};
 use crate::config::PROBES_MAX;
-use crate::config::model::{PoolPolicy, ProbeKind};
+use crate::health::answer::{ANSWER_MAX, Expected, Judged, excerpt};
 use crate::health::schedule::{Run, tries};
-use crate::route::{self, Purpose};
-use crate::snapshot::Backend;
-use crate::sys::route::{Route, Target};
+use crate::sys::route::Target;
 use crate::sys::socket::{self, ConnectError, Transfer};
+pub use question::Probe;
+use wire::{Got, Sent, Wire, words};
 
-/// Bytes of an answer that are looked at.
-const ANSWER_MAX: usize = 16 << 10;
 /// Orders that wait at most. Twice what may run: those of a prober that hangs are given up and made again.
 const QUEUE_MAX: usize = 2 * PROBES_MAX as usize;
 /// How long a decided probe waits for the backend's FIN.
 const LINGER: Duration = Duration::from_millis(500);
+/// Bytes that are thrown away while a decided probe waits: a backend that never stops is not listened to for ever.
+const DISCARD_MAX: usize = 256 << 10;
 const WAKE: mio::Token = mio::Token(usize::MAX);
-
-/// One probe to carry out.
-#[derive(Debug, Clone)]
-pub struct Probe {
-    /// Handed back with the verdict.
-    pub run: Run,
-    /// Where to, and from where.
-    pub route: Route,
-    /// How; `ProbeKind::None` is never probed.
-    pub kind: ProbeKind,
-    /// From start to verdict.
-    pub timeout: Duration,
-    /// Whether further sockets try while nothing answers.
-    pub insists: bool,
-    /// What to send; empty = nothing.
-    pub send: Arc<[u8]>,
-    /// What the answer must contain; empty = anything (for UDP: any answer).
-    pub expect: Arc<[u8]>,
-}
-
-impl Probe {
-    /// A probe of this backend by the rules of its pool.
-    pub fn new(run: Run, pool: &PoolPolicy, backend: &Backend, insists: bool) -> Probe {
-        let health = &pool.health;
-        Probe {
-            run,
-            route: route::resolve(&backend.config, pool, Purpose::Probe),
-            kind: health.kind,
-            timeout: health.timeout,
-            insists,
-            send: health.send.as_slice().into(),
-            expect: health.expect.as_slice().into(),
-        }
-    }
-}
 
 /// What came of a probe.
 #[derive(Debug, Clone)]
@@ -183,8 +160,11 @@ struct Live {
     /// Times of the further attempts, latest first.
     tries: Vec<Instant>,
     started: Instant,
-    sent: bool,
+    /// What goes over the socket that has answered first.
+    wire: Option<Wire>,
+    sent: Sent,
     answer: Vec<u8>,
+    discarded: usize,
     /// The verdict is out; only the end of the stream is waited for.
     decided: bool,
 }
@@ -244,12 +224,15 @@ impl<I: From<Verdict>> Running<I> {
             .collect();
         later.reverse();
         let key = self.probes.insert(Live {
-            sent: probe.kind == ProbeKind::Udp,
+            // A datagram is sent as its socket is opened.
+            sent: if probe.datagram { Sent::All } else { Sent::Blocked },
             probe,
             sockets: Vec::new(),
             tries: later,
             started,
+            wire: None,
             answer: Vec::new(),
+            discarded: 0,
             decided: false,
         });
         self.attempt(key);
@@ -265,8 +248,8 @@ impl<I: From<Verdict>> Running<I> {
         if !room {
             return self.set_timer(key, next);
         }
-        let opened = match (&live.probe.route.target, live.probe.kind) {
-            (Target::Ip(address), ProbeKind::Udp) => connect_udp(*address, &live.probe),
+        let opened = match (&live.probe.route.target, live.probe.datagram) {
+            (Target::Ip(address), true) => connect_udp(*address, &live.probe),
             _ => socket::connect(&live.probe.route).map_err(io::Error::from),
         };
         let registered = opened.and_then(|fd| {
@@ -318,7 +301,7 @@ impl<I: From<Verdict>> Running<I> {
         }
         match live.look(fd, error) {
             // Connected, and waiting for an answer: no need to try on.
-            Seen::Wait if live.sent && live.probe.kind == ProbeKind::Tcp => {
+            Seen::Wait if live.sent != Sent::Blocked && !live.probe.datagram => {
                 live.tries.clear();
                 let end = live.started + live.probe.timeout;
                 self.set_timer(key, end);
@@ -350,7 +333,8 @@ impl<I: From<Verdict>> Running<I> {
             return;
         };
         live.decided = true;
-        let lingers = result.is_ok() && live.probe.kind == ProbeKind::Tcp;
+        // Whoever has answered, whatever it was, sees FIN.
+        let lingers = !live.probe.datagram && (result.is_ok() || !live.answer.is_empty());
         let verdict = Verdict {
             run: live.probe.run,
             result,
@@ -360,7 +344,10 @@ impl<I: From<Verdict>> Running<I> {
         let _ = self.inputs.send(verdict.into());
         match live.sockets.first().map(AsRawFd::as_raw_fd).filter(|_| lingers) {
             Some(fd) => {
-                socket::shut_write(fd);
+                match &mut live.wire {
+                    Some(wire) => wire.finish(fd),
+                    None => socket::shut_write(fd),
+                }
                 if matches!(live.look(fd, false), Seen::Over) {
                     self.remove(key);
                 } else {
@@ -379,58 +366,93 @@ impl<I: From<Verdict>> Running<I> {
 
 impl Live {
     fn look(&mut self, fd: RawFd, error: bool) -> Seen {
-        if error && !self.decided {
+        if self.decided {
+            return self.discard(fd);
+        }
+        if error {
             return Seen::Verdict(Err(words(socket::connect_error(fd))));
         }
-        if self.probe.kind == ProbeKind::Tcp {
+        if !self.probe.datagram {
             // This one is connected; the others are not needed any more.
             self.sockets.retain(|socket| socket.as_raw_fd() == fd);
         }
-        if !self.sent && !self.decided {
-            if !self.probe.send.is_empty() {
-                match socket::send(fd, &self.probe.send) {
-                    Transfer::Bytes(n) if n == self.probe.send.len() => {}
-                    Transfer::Blocked | Transfer::Starved => return Seen::Wait,
-                    _ => return Seen::Verdict(Err("connection lost while sending".into())),
-                }
-            }
-            self.sent = true;
-            if self.probe.expect.is_empty() && self.probe.kind == ProbeKind::Tcp {
-                return Seen::Verdict(Ok("connect ok".into()));
-            }
+        match self.converse(fd) {
+            Ok(None) => Seen::Wait,
+            Ok(Some(words)) => Seen::Verdict(Ok(words)),
+            Err(words) => Seen::Verdict(Err(words)),
         }
-        self.read(fd)
     }
 
-    fn read(&mut self, fd: RawFd) -> Seen {
+    /// Sends and receives until there is a verdict, or nothing more for now.
+    fn converse(&mut self, fd: RawFd) -> Result<Option<String>, String> {
         let mut buffer = [0; 4096];
+        if self.wire.is_none() {
+            self.wire = Some(self.probe.wire()?);
+        }
+        let wire = self.wire.as_mut().expect("made above");
         loop {
-            match socket::recv(fd, &mut buffer) {
-                Transfer::Bytes(_) if self.decided => {}
-                Transfer::Bytes(n) => {
+            if self.sent != Sent::All {
+                self.sent = wire.send(fd)?;
+            }
+            match self.sent {
+                Sent::Blocked => return Ok(None),
+                Sent::All if self.probe.expected == Expected::Connection => {
+                    let words = if self.probe.tls.is_some() {
+                        "TLS ok"
+                    } else {
+                        "connect ok"
+                    };
+                    return Ok(Some(words.into()));
+                }
+                Sent::All | Sent::Begun => {}
+            }
+            let ended = match wire.receive(fd, &mut buffer) {
+                // TLS has moved on, and may have something to say.
+                Got::Bytes(0) => continue,
+                Got::Bytes(n) => {
                     let room = ANSWER_MAX - self.answer.len();
                     self.answer.extend_from_slice(&buffer[..n.min(room)]);
-                    let expect = &*self.probe.expect;
-                    if expect.is_empty() || self.answer.windows(expect.len()).any(|part| part == expect) {
-                        return Seen::Verdict(Ok("answer ok".into()));
-                    }
-                    if self.answer.len() == ANSWER_MAX {
-                        return Seen::Verdict(Err(format!("unexpected answer {}", excerpt(&self.answer))));
-                    }
+                    false
                 }
-                Transfer::Blocked | Transfer::Starved => return Seen::Wait,
-                Transfer::Eof | Transfer::Failed if self.decided => return Seen::Over,
-                Transfer::Eof if self.probe.kind == ProbeKind::Udp && self.probe.expect.is_empty() => {
-                    return Seen::Verdict(Ok("answer ok".into()));
-                }
-                Transfer::Eof => {
-                    let got = excerpt(&self.answer);
-                    return Seen::Verdict(Err(format!("closed before the expected answer, got {got}")));
-                }
-                Transfer::Failed => {
-                    return Seen::Verdict(Err(words(socket::connect_error(fd))));
-                }
+                Got::Blocked => return Ok(None),
+                Got::End => true,
+                Got::Lost => return Err(words(socket::connect_error(fd))),
+                Got::Broken(words) => return Err(words),
+            };
+            match self.probe.expected.judge(&self.answer, ended) {
+                Judged::More => {}
+                Judged::Passed(words) => return Ok(Some(words)),
+                Judged::Failed(words) => return Err(words),
             }
+        }
+    }
+
+    /// Waits for the end of the stream.
+    fn discard(&mut self, fd: RawFd) -> Seen {
+        let mut buffer = [0; 4096];
+        while self.discarded < DISCARD_MAX {
+            match socket::recv(fd, &mut buffer) {
+                Transfer::Bytes(n) => self.discarded += n,
+                Transfer::Blocked | Transfer::Starved => return Seen::Wait,
+                Transfer::Eof | Transfer::Failed => return Seen::Over,
+            }
+        }
+        Seen::Over
+    }
+}
+
+impl Probe {
+    fn wire(&self) -> Result<Wire, String> {
+        match &self.tls {
+            Some(tls) => {
+                let address = match &self.route.target {
+                    Target::Ip(address) => Some(address.ip()),
+                    Target::Unix(_) => None,
+                };
+                Wire::secured(tls.connect(address)?, &self.send).map_err(|e| format!("TLS: {e}"))
+            }
+            None if self.datagram => Ok(Wire::Plain([].into(), 0)),
+            None => Ok(Wire::Plain(self.send.clone(), 0)),
         }
     }
 }
@@ -442,31 +464,6 @@ fn connect_udp(address: SocketAddr, probe: &Probe) -> io::Result<OwnedFd> {
     socket.connect(&address.into())?;
     socket.send(&probe.send)?;
     Ok(socket.into())
-}
-
-fn words(error: ConnectError) -> String {
-    match error {
-        ConnectError::Refused => "connection refused",
-        ConnectError::Reset => "connection reset",
-        ConnectError::TimedOut => "connection timed out",
-        ConnectError::Unreachable => "no route to the backend",
-        ConnectError::Denied => {
-            "permission denied (EACCES): by the mode of the unix socket's file, a firewall or a `prohibit` route"
-        }
-        ConnectError::NoPorts => "no local port is free",
-        ConnectError::Exhausted => "out of descriptors or memory",
-    }
-    .into()
-}
-
-/// The first bytes of an answer, safe to print.
-fn excerpt(bytes: &[u8]) -> String {
-    let shown = &bytes[..bytes.len().min(32)];
-    format!(
-        "\"{}\"{}",
-        shown.escape_ascii(),
-        if bytes.len() > 32 { "..." } else { "" }
-    )
 }
 
 #[cfg(test)]
@@ -484,15 +481,16 @@ mod tests {
         for number in 0..100_000 {
             let probe = Probe {
                 run: Run { key: 1, number },
-                route: Route {
+                route: crate::sys::route::Route {
                     target: Target::Unix("/nonexistent/socket".into()),
                     source: None,
                 },
-                kind: ProbeKind::Tcp,
+                datagram: false,
+                tls: None,
                 timeout: Duration::from_secs(60),
                 insists: false,
                 send: [].into(),
-                expect: [].into(),
+                expected: Expected::Connection,
             };
             prober.start_probe(probe).unwrap();
             let sent = Instant::now();

@@ -1,0 +1,210 @@
+//! What an answer to a probe means, as far as it has come.
+//!
+//! Of an HTTP answer only the first line is looked at: headers without an end and bodies of any length change nothing.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// Bytes of an answer that are looked at.
+pub const ANSWER_MAX: usize = 16 << 10;
+/// Longest first line of an HTTP answer, and longest line of an agent.
+const LINE_MAX: usize = 1024;
+
+/// What has to come for a probe to pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing: to be connected is enough.
+    Connection,
+    /// These bytes, somewhere in the answer; none = any answer.
+    Bytes(Arc<[u8]>),
+    /// An HTTP answer with one of these statuses.
+    Http(Arc<[RangeInclusive<u16>]>),
+    /// A line of an agent, which is handed on.
+    Line,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judged {
+    /// It may still come.
+    More,
+    /// As expected; a few words, or the agent's line.
+    Passed(String),
+    /// Not as expected; a few words.
+    Failed(String),
+}
+
+impl Expected {
+    /// Judges what has come so far; `ended`: nothing more will.
+    pub fn judge(&self, answer: &[u8], ended: bool) -> Judged {
+        let full = answer.len() >= ANSWER_MAX;
+        match self {
+            Expected::Connection => Judged::Passed("connect ok".into()),
+            Expected::Bytes(expect) if expect.is_empty() && (!answer.is_empty() || ended) => passed("answer ok"),
+            Expected::Bytes(expect) if contains(answer, expect) => passed("answer ok"),
+            Expected::Bytes(_) if full => Judged::Failed(format!("unexpected answer {}", excerpt(answer))),
+            Expected::Http(statuses) => match first_line(answer, ended) {
+                Some(line) => http(line, statuses),
+                None if ended => Judged::Failed(closed(answer)),
+                None => Judged::More,
+            },
+            Expected::Line => match first_line(answer, ended) {
+                Some(line) => line_of_an_agent(line),
+                None if ended => Judged::Failed("the agent closed without a word".into()),
+                None => Judged::More,
+            },
+            Expected::Bytes(_) if ended => Judged::Failed(closed(answer)),
+            Expected::Bytes(_) => Judged::More,
+        }
+    }
+}
+
+fn passed(words: &str) -> Judged {
+    Judged::Passed(words.into())
+}
+
+fn closed(answer: &[u8]) -> String {
+    format!("closed before the expected answer, got {}", excerpt(answer))
+}
+
+fn contains(answer: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && answer.windows(part.len()).any(|window| window == part)
+}
+
+/// The first line with its end; what there is if nothing more comes, or if it is too long for a line.
+fn first_line(answer: &[u8], ended: bool) -> Option<&[u8]> {
+    match answer.iter().position(|byte| *byte == b'\n') {
+        Some(end) => Some(&answer[..=end]),
+        None if answer.len() > LINE_MAX || ended && !answer.is_empty() => Some(answer),
+        None => None,
+    }
+}
+
+fn http(line: &[u8], statuses: &[RangeInclusive<u16>]) -> Judged {
+    let mut response = httparse::Response::new(&mut []);
+    // One line is never a whole answer; what was read of it is there all the same.
+    let read = response.parse(line);
+    match (read, response.code) {
+        (Ok(_), Some(code)) if statuses.iter().any(|range| range.contains(&code)) => {
+            Judged::Passed(format!("HTTP {code}"))
+        }
+        (Ok(_), Some(code)) => {
+            let shown = |range: &RangeInclusive<u16>| match range.start() == range.end() {
+                true => range.start().to_string(),
+                false => format!("{}-{}", range.start(), range.end()),
+            };
+            let wanted: Vec<String> = statuses.iter().map(shown).collect();
+            Judged::Failed(format!("HTTP {code}, not {}", wanted.join(", ")))
+        }
+        _ => Judged::Failed(format!("no HTTP answer, got {}", excerpt(line))),
+    }
+}
+
+fn line_of_an_agent(line: &[u8]) -> Judged {
+    match std::str::from_utf8(line) {
+        Ok(text) if line.len() <= LINE_MAX => Judged::Passed(text.trim().into()),
+        _ => Judged::Failed(format!("no line of an agent, got {}", excerpt(line))),
+    }
+}
+
+/// The first bytes of an answer, safe to print.
+pub fn excerpt(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(32)];
+    let more = if bytes.len() > 32 { "..." } else { "" };
+    format!("\"{}\"{more}", shown.escape_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Judged::*;
+
+    fn bytes(expect: &[u8]) -> Expected {
+        Expected::Bytes(expect.into())
+    }
+
+    /// Seen to fail when the whole answer is parsed (endless headers: `More` for ever) and when `ended` is forgotten.
+    #[test]
+    fn answers() {
+        let ok = || Expected::Http([200..=200, 300..=399].into());
+        let endless = [b"HTTP/1.1 200 OK\r\n".as_slice(), &b"a: b\r\n".repeat(9000)].concat();
+        let long = vec![b'x'; ANSWER_MAX];
+        for (expected, answer, ended, judged) in [
+            (Expected::Connection, &b""[..], false, Passed("connect ok".into())),
+            (bytes(b""), b"", false, More),
+            (bytes(b""), b"x", false, Passed("answer ok".into())),
+            (bytes(b""), b"", true, Passed("answer ok".into())),
+            (bytes(b"+PONG"), b"+PO", false, More),
+            (bytes(b"+PONG"), b"hello +PONG", false, Passed("answer ok".into())),
+            (
+                bytes(b"+PONG"),
+                b"+PO",
+                true,
+                Failed("closed before the expected answer, got \"+PO\"".into()),
+            ),
+            (
+                bytes(b"+PONG"),
+                &long,
+                false,
+                Failed(format!("unexpected answer {}", excerpt(&long))),
+            ),
+            (ok(), b"HTTP/1.1 200 OK\r", false, More),
+            (ok(), b"HTTP/1.1 200 OK\r\n", false, Passed("HTTP 200".into())),
+            (ok(), b"HTTP/1.0 200\n", false, Passed("HTTP 200".into())),
+            (ok(), &endless, false, Passed("HTTP 200".into())),
+            (
+                ok(),
+                b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n",
+                true,
+                Passed("HTTP 302".into()),
+            ),
+            (
+                ok(),
+                b"HTTP/1.1 503 No\r\n",
+                false,
+                Failed("HTTP 503, not 200, 300-399".into()),
+            ),
+            (
+                ok(),
+                b"SSH-2.0-OpenSSH\r\n",
+                false,
+                Failed("no HTTP answer, got \"SSH-2.0-OpenSSH\\r\\n\"".into()),
+            ),
+            (
+                ok(),
+                b"HTTP/1.1 2000 OK\r\n",
+                false,
+                Failed("no HTTP answer, got \"HTTP/1.1 2000 OK\\r\\n\"".into()),
+            ),
+            (
+                ok(),
+                b"",
+                true,
+                Failed("closed before the expected answer, got \"\"".into()),
+            ),
+            (
+                ok(),
+                &long,
+                false,
+                Failed(format!("no HTTP answer, got {}", excerpt(&long))),
+            ),
+            (Expected::Line, b"75%", false, More),
+            (Expected::Line, b"75%", true, Passed("75%".into())),
+            (Expected::Line, b"up 75%\nrest", false, Passed("up 75%".into())),
+            (
+                Expected::Line,
+                b"",
+                true,
+                Failed("the agent closed without a word".into()),
+            ),
+            (
+                Expected::Line,
+                b"\xff\n",
+                false,
+                Failed("no line of an agent, got \"\\xff\\n\"".into()),
+            ),
+        ] {
+            assert_eq!(expected.judge(answer, ended), judged, "{}", excerpt(answer));
+        }
+    }
+}
