@@ -313,6 +313,14 @@ impl Leases {
             .is_some_and(|at| now.saturating_duration_since(at) > self.timers.lease + KERNEL_LATENESS)
     }
 
+    /// Whether the kernel may have removed it already. A renewal would put it on anew, and another node may have waited for just
+    /// its end: a keeper that goes on after it stood still, with a main process that does so too, has a fresh proof at once.
+    fn may_have_lapsed(&self, now: Instant, vip: VipIx) -> bool {
+        let entry = &self.entries[vip];
+        let ended = |at: Instant| now.saturating_duration_since(at) >= self.timers.lease;
+        entry.held && entry.flight.is_none() && entry.leased.is_some_and(ended)
+    }
+
     fn let_go(&mut self, now: Instant, vip: VipIx, report: Report, out: &mut Vec<Output>) {
         self.entries[vip].hold_no_longer();
         self.entries[vip].owed = Some(report);
@@ -445,7 +453,7 @@ impl Leases {
             if !self.entries[vip].wanted {
                 continue;
             }
-            if !fresh {
+            if !fresh || self.may_have_lapsed(now, vip) {
                 self.let_go(now, vip, Report::Expired(vip), out);
                 continue;
             }
@@ -580,6 +588,19 @@ mod tests {
         assert_eq!(out, [Output::Say(Report::Expired(0))]);
         let mut rig = Rig::held(0);
         assert_eq!(rig.at(2_600, Input::Tick)[0], Output::Do(Op::Remove(0)));
+    }
+
+    /// All of the node stood still, and its main process proves life before anything else happens.
+    #[test]
+    fn a_lease_that_may_have_lapsed_is_not_renewed() {
+        let mut rig = Rig::held(0);
+        let out = rig.proof(2_000);
+        assert_eq!(out, [Output::Do(Op::Remove(0)), Output::Say(Report::Expired(0))]);
+        let mut rig = Rig::held(0);
+        assert_eq!(rig.proof(1_999), [Output::Do(Op::Renew(0))]);
+        // One that is under way, and waits for the kernel's lock, is waited for: nobody else can remove it either.
+        assert_eq!(rig.proof(2_100), []);
+        assert!(rig.leases.holds(0));
     }
 
     #[test]

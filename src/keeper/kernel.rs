@@ -40,7 +40,8 @@ pub struct Change {
 }
 
 enum Work {
-    Changes(Vec<Change>, Duration),
+    /// With the lease that they give, and when they were asked for.
+    Changes(Vec<Change>, Duration, Duration),
     Sweep(u32, IpNet),
     Accept(IpAddr, bool),
     Addresses,
@@ -107,7 +108,7 @@ impl Kernel {
 
     /// Carries these out in their order; each is answered.
     pub fn change(&self, changes: Vec<Change>, lease: Duration) {
-        let _ = self.work.send(Work::Changes(changes, lease));
+        let _ = self.work.send(Work::Changes(changes, lease, sched::monotonic()));
     }
 
     /// Removes what nobody here has put on.
@@ -157,9 +158,9 @@ impl Thread {
         sched::urgent_thread();
         for work in works {
             match work {
-                Work::Changes(changes, lease) => {
+                Work::Changes(changes, lease, asked) => {
                     for turn in changes.chunks(TURN_MAX) {
-                        self.turn(turn, lease);
+                        self.turn(turn, lease, asked);
                     }
                 }
                 Work::Sweep(interface, net) => {
@@ -189,10 +190,16 @@ impl Thread {
         let _ = self.ring.write(&[1]);
     }
 
-    fn turn(&mut self, changes: &[Change], lease: Duration) {
-        let proved = sched::monotonic().as_nanos() < u128::from(self.proved_until.load(Ordering::Acquire));
-        let (timely, late): (Vec<&Change>, Vec<&Change>) =
-            changes.iter().partition(|c| proved || matches!(c.op, Op::Remove(_)));
+    fn turn(&mut self, changes: &[Change], lease: Duration, asked: Duration) {
+        let now = sched::monotonic();
+        let proved = now.as_nanos() < u128::from(self.proved_until.load(Ordering::Acquire));
+        // A renewal that has waited for long may find nothing to renew, and would put it on anew.
+        let waited = now.saturating_sub(asked) >= lease / 2;
+        let (timely, late): (Vec<&Change>, Vec<&Change>) = changes.iter().partition(|c| match c.op {
+            Op::Remove(_) => true,
+            Op::Renew(_) => proved && !waited,
+            _ => proved,
+        });
         for change in late {
             self.say(News::Did(change.op, Instant::now(), Err(Refusal::Stale)));
         }
