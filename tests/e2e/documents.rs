@@ -69,6 +69,29 @@ fn every_documented_configuration_starts() {
     fs::write(&secret, "an example, and long enough for a secret of 32 bytes").unwrap();
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    // An authority, and what it has signed: itself. Nobody will be asked for it.
+    let [ca, cert, key] = ["etcd-ca.pem", "etcd.pem", "etcd.key"].map(|name| files.path().join(name));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            "/CN=example",
+        ])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&ca)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    fs::copy(&ca, &cert).unwrap();
+    fs::copy(&secret, files.path().join("etcd-password")).unwrap();
     let directory = files.path().display().to_string();
     for (place, text) in examples() {
         println!("{place}");
