@@ -39,6 +39,29 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
+/// What sources of members say: a file's list, a container engine's list, values of keys. Refused, or members that a pool can have.
+pub fn members(bytes: &[u8]) {
+    use weir::discovery::{Heard, Keys, containers};
+    let like = weir::config::model::MemberDefaults::default();
+    let check = |heard: Heard| {
+        if let Heard::Members(members) | Heard::Partly(members, _) = heard {
+            let addresses: std::collections::HashSet<_> = members.iter().map(|member| &member.address).collect();
+            assert_eq!(addresses.len(), members.len());
+        }
+    };
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(members) = weir::config::members::parse("fuzz", text, &weir::config::Rules::default())
+    {
+        check(Heard::Members(members));
+    }
+    check(containers::members(bytes, 80, None, &like));
+    let mut keys = Keys::default();
+    for (number, value) in bytes.split(|byte| *byte == 0).enumerate() {
+        keys.put(number.to_string().as_bytes(), value.to_vec());
+    }
+    check(keys.members(&like));
+}
+
 /// The first bytes of a connection that must start with a PROXY header, as they come in piece by piece.
 pub fn proxy_header(bytes: &[u8]) {
     let seen = &bytes[..bytes.len().min(HEADER_MAX)];

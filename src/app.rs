@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::config::model::{AccessTarget, BackendAddress, Bind, EtcdEndpoint, EtcdServers, Protocol};
+use crate::config::model::{AccessTarget, BackendAddress, Bind, EtcdEndpoint, EtcdServers, MembersFrom, Protocol};
 use crate::config::{self, Config};
 use crate::control::election::Helpers;
 use crate::control::event_log;
@@ -186,6 +186,7 @@ fn needs(source: &Source, config: &Config) -> Needs {
     let files = file
         .into_iter()
         .chain(config.failover.iter().flat_map(|f| &f.secret_files));
+    let servers = servers.into_iter().chain(config.member_etcd());
     let files = files.chain(servers.clone().flat_map(EtcdServers::files));
     let files = files.chain(
         config
@@ -195,9 +196,11 @@ fn needs(source: &Source, config: &Config) -> Needs {
     );
     needs.read = files.flat_map(|path| ways::directories(path)).collect();
     // Names are looked up while it runs.
-    if servers
-        .flat_map(|servers| &servers.endpoints)
-        .any(EtcdEndpoint::is_name)
+    let is_name = |from: &MembersFrom| matches!(from, MembersFrom::Dns { .. } | MembersFrom::Srv { .. });
+    if config.sources().any(is_name)
+        || servers
+            .flat_map(|servers| &servers.endpoints)
+            .any(EtcdEndpoint::is_name)
     {
         needs.read.extend(sandbox::NAMES.map(PathBuf::from));
     }
@@ -232,6 +235,11 @@ fn needs(source: &Source, config: &Config) -> Needs {
             _ => None,
         })
         .collect();
+    let engines = config.sources().filter_map(|from| match from {
+        MembersFrom::Docker { socket, .. } => Some(socket.clone()),
+        _ => None,
+    });
+    needs.connect.extend(engines);
     needs
 }
 

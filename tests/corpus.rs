@@ -44,6 +44,12 @@ fn beats() {
     replay("beats", entries::beats);
 }
 
+/// Seen to fail when a key's member was added without a look at the addresses of the others.
+#[test]
+fn members() {
+    replay("members", entries::members);
+}
+
 #[test]
 fn admin() {
     replay("admin", entries::admin);

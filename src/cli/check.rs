@@ -58,7 +58,9 @@ fn member_files(config: &Config) -> Vec<Diagnostic> {
     for (ix, pool) in config.pools.iter().enumerate() {
         let rules = Rules::of(config, ix);
         for source in &pool.members {
-            let MembersFrom::File(path) = &source.from;
+            let MembersFrom::File(path) = &source.from else {
+                continue;
+            };
             found.extend(
                 members::load(path, &rules)
                     .err()

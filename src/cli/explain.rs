@@ -93,13 +93,17 @@ fn fill(config: &mut Config) -> Vec<(usize, String)> {
     for ix in 0..config.pools.len() {
         let rules = Rules::of(config, ix);
         let pool = &mut config.pools[ix];
-        let mut lists = Vec::new();
+        let (mut lists, name) = (Vec::new(), &pool.policy.name);
         for MemberSource { from, .. } in &pool.members {
             match from {
                 MembersFrom::File(path) => match members::load(path, &rules) {
                     Ok(list) => lists.push(list),
                     Err(errors) => doubts.push((ix, errors.to_string())),
                 },
+                from => doubts.push((
+                    ix,
+                    format!("members by {from} are not known here: ask `weir members {name}`"),
+                )),
             }
         }
         pool.backends = merge(&pool.backends, lists.iter().map(Vec::as_slice), &[]).members;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::model::*;
-use super::value::{FromText, SocketPath};
+use super::value::{FromText, Label, SocketPath};
 use super::yaml::shorten;
 
 /// What was written where an address belongs, taken apart.
@@ -180,6 +180,11 @@ impl FromText for Bind {
 }
 
 impl BackendAddress {
+    /// Whether a backend can have this name.
+    pub fn is_label(text: &str) -> bool {
+        Label::from_text(text).is_ok()
+    }
+
     /// Reads it as it is written in a file.
     ///
     /// # Errors
@@ -219,6 +224,75 @@ impl FromText for BackendAddress {
     }
 }
 
+/// A host name, without a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(pub String);
+
+impl FromText for HostName {
+    const KIND: &'static str = "host name";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let shown = shorten(text);
+        if text.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
+            return Err(format!("`{shown}` is an address: write it under `backends`"));
+        }
+        if let Some((name, port)) = text.split_once(':') {
+            return Err(format!(
+                "`{shown}` has a port: write `{}`, and `port: {}`",
+                shorten(name),
+                shorten(port)
+            ));
+        }
+        let bare = text.strip_suffix('.').unwrap_or(text);
+        match is_host(bare) {
+            true => Ok(HostName(text.to_ascii_lowercase())),
+            false => Err(format!(
+                "`{shown}` is not a host name: write one such as `web.internal` or `_http._tcp.web.internal`"
+            )),
+        }
+    }
+}
+
+/// Where a backend is: an address, or a name that has addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendPlace {
+    /// There.
+    At(BackendAddress),
+    /// Wherever the name leads to.
+    Behind {
+        /// The name.
+        name: String,
+        /// The port; `None` = the one that the client used.
+        port: Option<u16>,
+    },
+}
+
+impl FromText for BackendPlace {
+    const KIND: &'static str = "address";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let error = match BackendAddress::from_text(text) {
+            Ok(address) => return Ok(BackendPlace::At(address)),
+            Err(error) => error,
+        };
+        let (name, to) = match text.split_once(':') {
+            Some((name, to)) => (name, Some(to)),
+            None => (text, None),
+        };
+        // A slip in an address is no name.
+        let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+        let named = last.starts_with(|c: char| c.is_ascii_alphabetic()) && (last.len() > 1 || last == name);
+        let bare = name.strip_suffix('.').unwrap_or(name);
+        if name == "localhost" || !named || !is_host(bare) {
+            return Err(error);
+        }
+        let port = match to.map(port).transpose()? {
+            Some(0) => return Err(format!("`{text}`: port 0 cannot be connected to: 1 to 65535")),
+            port => port,
+        };
+        let name = name.to_ascii_lowercase();
+        Ok(BackendPlace::Behind { name, port })
+    }
+}
+
 /// An IP address and port other than 0.
 impl FromText for SocketAddr {
     const KIND: &'static str = "address";
@@ -233,6 +307,21 @@ impl FromText for SocketAddr {
                 0 => Err(format!("`{text}`: port 0 is not possible here: 1 to 65535")),
                 to => Ok(host.with_port(to)),
             },
+        }
+    }
+}
+
+/// A name server; without a port it is that of DNS.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NameServer(pub SocketAddr);
+
+impl FromText for NameServer {
+    const KIND: &'static str = "address";
+    fn from_text(text: &str) -> Result<Self, String> {
+        const DNS: u16 = 53;
+        match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            Ok(ip) => Ok(NameServer((ip, DNS).into())),
+            Err(_) => SocketAddr::from_text(text).map(NameServer),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::address::VipAddress;
+use super::address::{BackendPlace, HostName, NameServer, VipAddress};
 use super::http::*;
 use super::model::*;
 use super::value::*;
@@ -67,6 +67,8 @@ pub struct Field {
     pub example_udp: &'static str,
     /// Stands in place of a key that the example has; the reference shows it as a comment.
     pub alternative: bool,
+    /// In the reference it begins an entry of its list: it stands in place of what is before.
+    pub begins_entry: bool,
     /// Meaning, in sentences.
     pub meaning: &'static str,
 }
@@ -91,6 +93,7 @@ impl Field {
             example: "",
             example_udp: "",
             alternative: false,
+            begins_entry: false,
             meaning,
         }
     }
@@ -132,6 +135,12 @@ impl Field {
     }
     const fn example(self, example: &'static str) -> Field {
         Field { example, ..self }
+    }
+    const fn entry(self) -> Field {
+        Field {
+            begins_entry: true,
+            ..self
+        }
     }
     const fn udp(self, example_udp: &'static str) -> Field {
         Field { example_udp, ..self }
@@ -258,13 +267,31 @@ pub static FIELDS: &[Field] = &[
     value::<u64>("pools.*.source_hash.seed", "0", "Nodes that shall agree have the same seed."),
     items("pools.*.backends", "The servers: sections, or plain addresses. Beside `members` they may be left out.").range("1..65535").example(r#"["10.0.0.1:80", "10.0.0.2:80"]"#),
     optional::<Label>("pools.*.backends.*.name", "its address", "Name, unique in the pool.").example("a").udp("ns1"),
-    required::<BackendAddress>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
+    required::<BackendPlace>("pools.*.backends.*.address", "10.0.0.11:8080", "1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, a name db.internal:5432, (tcp) unix:/path; without a port: the port that the client used.").udp("10.0.0.53:53"),
     value::<u32>("pools.*.backends.*.weight", "1", "Share of the work; 0 = no new work.").range("0..65535"),
     value::<u32>("pools.*.backends.*.max_connections", "unlimited", "Live connections or sessions.").or("unlimited").unit("connections").range("1..10000000").example("500"),
     value::<bool>("pools.*.backends.*.backup", "false", "Serves only while no primary is up."),
     items("pools.*.members", "Sources of further backends, which come and go without a reload (docs/discovery.md).").left_out("none").range("1..64").example("[{file: /etc/weir/members/web.yaml}]"),
-    required::<AbsolutePath>("pools.*.members.*.file", "/etc/weir/members/web.yaml", "A file with a list of backends (YAML or JSON), each as under `backends`; applied whenever it changes."),
+    optional::<AbsolutePath>("pools.*.members.*.file", "another source", "A file with a list of backends (YAML or JSON), each as under `backends`; applied whenever it changes.").example("/etc/weir/members/web.yaml").entry(),
     value::<bool>("pools.*.members.*.allow_empty", "false", "Whether an answer without members counts. Else the last ones stay."),
+    optional::<HostName>("pools.*.members.*.dns", "another source", "A name; its A and AAAA records are the members, looked up again when they run out. A name where a backend's address stands is the same.").example("web.internal").entry(),
+    optional::<u16>("pools.*.members.*.port", "the one that the client used", "Port of the members that `dns` names.").range("1..65535").example("8080"),
+    value::<Family>("pools.*.members.*.family", "any", "Which addresses of names are members."),
+    value::<u32>("pools.*.members.*.weight", "1", "Share of each member, unless the source says it.").range("0..65535"),
+    value::<u32>("pools.*.members.*.max_connections", "unlimited", "Live connections or sessions of each member, unless the source says it.").or("unlimited").unit("connections").range("1..10000000"),
+    value::<bool>("pools.*.members.*.backup", "false", "Whether the members serve only while no primary is up, unless the source says it."),
+    optional::<HostName>("pools.*.members.*.srv", "another source", "A service; address, port and weight come from its SRV records. The lowest priority serves, the others are backups.").example("_http._tcp.web.internal").entry(),
+    optional::<MemberPrefix>("pools.*.members.*.etcd", "another source", "A prefix; each key below it is a member, its value an address, or an object such as {\"address\": \"10.0.0.1:80\", \"weight\": 3}. The cluster is that of `etcd`, or else of `failover.arbiter`.").example("/services/web/").entry(),
+    section("pools.*.members.*.docker", "Running containers with a label (Docker, Podman).").off().entry(),
+    value::<String>("pools.*.members.*.docker.label", "weir.pool=web", "The label, KEY or KEY=VALUE."),
+    value::<u16>("pools.*.members.*.docker.port", "8080", "Port of the containers.").range("1..65535"),
+    optional::<Name>("pools.*.members.*.docker.network", "any that gives them an address", "Network in which they are reached.").example("bridge"),
+    value::<AbsolutePath>("pools.*.members.*.docker.socket", "/var/run/docker.sock", "The engine's socket; who may connect to it may do everything on that machine."),
+    section("pools.*.resolver", "How this pool's names are looked up."),
+    list::<NameServer>("pools.*.resolver.servers", Means("the system's, by /etc/resolv.conf"), "[]", "Name servers, such as 10.0.0.2:53, asked in this order.").range("0..16"),
+    value::<Duration>("pools.*.resolver.timeout", "1s", "How long a server may take; each is asked twice.").range("10ms..30s"),
+    value::<Duration>("pools.*.resolver.min_ttl", "1s", "Records that run out sooner are asked for again after so long.").range("50ms..1h"),
+    value::<Duration>("pools.*.resolver.max_ttl", "5m", "Records that last longer are asked for again after so long.").range("50ms..24h"),
     section("pools.*.health", "Active health checks.").or("none").udp("section"),
     optional::<ProbeKind>("pools.*.health.type", "tcp; in a pool that only udp listeners use: udp with `send`, tcp with `port`, else none", "tcp: connect, then send and expect if given. udp: send, and any answer or the expected one. none: always up.").example("tcp").udp("udp"),
     value::<Duration>("pools.*.health.interval", "2s", "Between probes of one backend.").range("50ms..1h"),
@@ -308,6 +335,14 @@ pub static FIELDS: &[Field] = &[
     optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5"),
     section("pools.*.kernel", "How the kernel engine sends to these backends."),
     value::<KernelMode>("pools.*.kernel.mode", "nat", "nat: backends see an address of this host. keep: they see the client, and answer through this host. dsr: they have the service's address themselves, and answer the client directly."),
+
+    section("etcd", "The etcd cluster that members come from.").off(),
+    list::<EtcdEndpoint>("etcd.endpoints", Refused, "[\"https://10.0.0.5:2379\"]", "Its members, or proxies before them.").range("1..16"),
+    optional::<AbsolutePath>("etcd.ca", "none, which only http allows", "Certificates, in PEM, that sign those of the members.").example("/etc/weir/etcd-ca.pem"),
+    optional::<AbsolutePath>("etcd.cert", "none", "This node's certificate, if the members ask for one.").example("/etc/weir/etcd.pem"),
+    optional::<AbsolutePath>("etcd.key", "none", "Its private key; a file that others can read is refused.").example("/etc/weir/etcd.key"),
+    optional::<Name>("etcd.user", "none", "User name, if the cluster has users.").example("weir"),
+    optional::<AbsolutePath>("etcd.password_file", "none", "The user's password; a file that others can read is refused.").example("/etc/weir/etcd-password"),
 
     section("failover", "Virtual IP addresses that move between nodes.").off(),
     required::<Name>("failover.node", "a", "This node, a key of `nodes`."),

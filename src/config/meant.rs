@@ -81,6 +81,11 @@ pub fn deeper(section: &str, typed: &str, paths: impl Iterator<Item = &'static s
         "" => Some(path),
         _ => path.strip_prefix(section)?.strip_prefix('.'),
     };
+    // Another program's word for a key that stands right here.
+    let mut direct = paths.clone().filter_map(below).filter(|path| !path.contains('.'));
+    if direct.any(|path| is_foreign(&typed, path)) {
+        return None;
+    }
     let here = paths
         .filter_map(below)
         .filter(|path| path.contains('.') && !path.contains('*'));

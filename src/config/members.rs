@@ -1,11 +1,12 @@
 //! Files with a list of members.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::check::backends;
 use super::load::{read, text};
 use super::model::*;
-use super::notes::{Finding, Notes};
+use super::notes::{Finding, Notes, Spot};
 use super::raw::Section;
 use super::rules::Rules;
 use super::yaml::{self, Entry, Node, Value};
@@ -66,7 +67,19 @@ pub fn parse(file_name: &str, text: &str, rules: &Rules) -> Result<Vec<Backend>,
         value: Value::Map(vec![list]),
     };
     let notes = Notes::default();
-    let found = backends(&notes, &Section::part(&notes, "pools.*", &pool), rules);
+    let mut names = HashMap::new();
+    let (found, _) = backends(&notes, &Section::part(&notes, "pools.*", &pool), rules, &mut names);
+    for (name, at) in names {
+        let spot = Spot {
+            at,
+            path: "backends".into(),
+            value: (),
+        };
+        notes.error(
+            &spot,
+            format!("`{name}`: a list in a file has addresses; names stand under `members` of the pool"),
+        );
+    }
     // What the listeners say against an address has been said by now.
     for backend in &found {
         if let (true, Some(why)) = (
@@ -101,7 +114,7 @@ mod tests {
     #[test]
     fn texts_of_members() {
         #[rustfmt::skip]
-        let rows: [(&str, &str, Result<&str, &str>); 15] = [
+        let rows: [(&str, &str, Result<&str, &str>); 16] = [
             ("", "- 10.0.0.1:80\n- 10.0.0.2:80\n",                       Ok("10.0.0.1:80 10.0.0.2:80")),
             ("", "[\"10.0.0.1:80\", {\"address\": \"10.0.0.2:80\", \"weight\": 3, \"name\": \"b\"}]", Ok("10.0.0.1:80 b=10.0.0.2:80*3")),
             ("", "- {name: a, address: \"[2001:db8::1]:80\", backup: true}", Ok("a=[2001:db8::1]:80 backup")),
@@ -113,6 +126,7 @@ mod tests {
             ("", "- 10.0.0.1:80\n- {name: b, address: 10.0",               Err("m:")),
             ("", "- 10.0.0.1:80\n- 10.0.0.1:80\n",                       Err("m:2:3: backends[1].address: `10.0.0.1:80` is in this pool already")),
             ("", "- {address: 10.0.0.1:80, wieght: 3}",                      Err("m:1:26: backends[0].wieght: unknown key")),
+            ("", "- db.internal:80",                                         Err("m:1:3: backends: `dns:db.internal:80`: a list in a file has addresses")),
             ("", "- 127.0.0.1:80",                                           Err("m:1:3: backends[0].address: is bound by listener `l` itself")),
             ("", "- 10.0.0.1",                                               Err("m:1:3: backends[0]: 10.0.0.1 has no port")),
             ("health: {type: none}", "- 10.0.0.1",                           Ok("10.0.0.1")),

@@ -6,6 +6,8 @@ mod health;
 
 pub use super::engine::{Engine, FLOWS_AUTO, Kernel, KernelMode, Protocol};
 
+mod members;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 use ipnet::IpNet;
+
+pub use members::{Family, MemberDefaults, MemberSource, MembersFrom, Resolver};
 
 pub use crate::failover::words::Holders;
 pub use health::*;
@@ -36,20 +40,12 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Pools in file order.
     pub pools: Vec<Pool>,
+    /// Where members by etcd come from; `None` = the arbiter's cluster, if there is one.
+    pub etcd: Option<EtcdServers>,
     /// VIP failover; `None` = off.
     pub failover: Option<Failover>,
     /// The kernel engine.
     pub kernel: Kernel,
-}
-
-impl Config {
-    /// Files with lists of members.
-    pub fn member_files(&self) -> impl Iterator<Item = &PathBuf> {
-        let sources = self.pools.iter().flat_map(|pool| &pool.members);
-        sources.map(|source| match &source.from {
-            MembersFrom::File(path) => path,
-        })
-    }
 }
 
 /// `log:`.
@@ -233,31 +229,8 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// Where further backends come from.
     pub members: Vec<MemberSource>,
-}
-
-/// One entry of `pools.NAME.members`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct MemberSource {
-    /// What is watched.
-    pub from: MembersFrom,
-    /// Whether an answer without members counts.
-    pub allow_empty: bool,
-}
-
-/// What a source of members watches.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum MembersFrom {
-    /// A file with a list of backends.
-    File(PathBuf),
-}
-
-impl std::fmt::Display for MembersFrom {
-    /// What it is called in logs, labels and documents.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            MembersFrom::File(path) => write!(f, "file:{}", path.display()),
-        }
-    }
+    /// How names are looked up.
+    pub resolver: Resolver,
 }
 
 /// The rules of a pool, whoever is in it.

@@ -52,6 +52,7 @@ impl Page {
                 Protocol::Udp => !row.example_udp.is_empty() || below_shown(row),
             };
             if shown {
+                dash |= row.begins_entry;
                 self.row(row, indent, &mut dash);
             }
         }

@@ -86,6 +86,9 @@ impl Rules {
     /// Why a member cannot be in the pool.
     pub fn refusal(&self, address: &BackendAddress) -> Option<String> {
         let why = match (address, self.source_address) {
+            (address, _) if address.ip().is_some_and(|ip| !is_a_host(&ip)) => {
+                Some("is not the address of one machine".into())
+            }
             (BackendAddress::Unix(_), Some(_)) => Some("is a unix socket, and the pool has a `source_address`".into()),
             (BackendAddress::Unix(_), None) if self.udp_probe => {
                 Some("is a unix socket, which cannot be probed with datagrams".into())
@@ -100,6 +103,15 @@ impl Rules {
         };
         why.map(|why| format!("{address} {why}"))
     }
+}
+
+/// As name servers that keep a name from being used answer it: 0.0.0.0; or an address that means another host on each interface.
+fn is_a_host(ip: &IpAddr) -> bool {
+    let apart = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some(),
+    };
+    !ip.is_unspecified() && !ip.is_multicast() && !apart
 }
 
 fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {

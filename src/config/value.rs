@@ -119,6 +119,24 @@ impl FromText for KeyPrefix {
     }
 }
 
+/// What keys of a registry begin with, as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemberPrefix(pub String);
+
+impl FromText for MemberPrefix {
+    const KIND: &'static str = "prefix";
+    fn from_text(text: &str) -> Result<Self, String> {
+        match (1..=200).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic()) {
+            true if text.ends_with('/') => Ok(MemberPrefix(text.to_owned())),
+            true => Err(format!("`{text}` would also match `{text}2`: end it with `/`")),
+            false => Err(format!(
+                "`{}` is no prefix of keys: 1 to 200 characters without spaces",
+                shorten(text)
+            )),
+        }
+    }
+}
+
 /// Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Size(pub u64);
@@ -215,6 +233,7 @@ words!(ProbeKind { "tcp" => ProbeKind::Tcp, "udp" => ProbeKind::Udp, "none" => P
 words!(OnDown { "keep" => OnDown::Keep, "close" => OnDown::Close, "repick" => OnDown::Repick });
 words!(OnMarkedUp { "keep" => OnMarkedUp::Keep, "close_backup" => OnMarkedUp::CloseBackup });
 words!(HttpMethod { "GET" => HttpMethod::Get, "HEAD" => HttpMethod::Head, "OPTIONS" => HttpMethod::Options });
+words!(Family { "any" => Family::Any, "v4" => Family::V4, "v6" => Family::V6 } "ipv4" => Family::V4, "ipv6" => Family::V6);
 words!(AllDown { "refuse" => AllDown::Refuse, "try_all" => AllDown::TryAll });
 words!(Holders { "one" => Holders::One, "all" => Holders::All });
 words!(SendProxy { "off" => SendProxy::Off, "v1" => SendProxy::V1, "v2" => SendProxy::V2 } "false" => SendProxy::Off);

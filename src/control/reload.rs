@@ -32,7 +32,7 @@ impl Control {
             election::check(failover).map_err(|error| format!("failover: {error}"))?;
         }
         let discovery = self.discovery.prepare(config);
-        discovery.map_err(|error| format!("members: cannot watch their sources: {error}"))?;
+        discovery.map_err(|error| format!("members: {error}"))?;
         let secured = tls::load(&config.pools)?;
         let workers = capacity.workers;
         let new = self.engines.workers.start(workers);

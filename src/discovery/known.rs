@@ -22,6 +22,10 @@ const SAID_AGAIN: Duration = Duration::from_secs(60);
 pub enum Heard {
     /// These are the members.
     Members(Vec<Backend>),
+    /// These are the members, as far as it is known: somebody who knows more did not answer; a sentence.
+    Partly(Vec<Backend>, String),
+    /// There are no members; why, in a sentence.
+    Nobody(String),
     /// Nothing has changed.
     Same,
     /// It cannot be asked, or its answer cannot be used; a sentence.
@@ -69,6 +73,27 @@ impl Known {
     pub fn hear(&mut self, heard: Heard, allow_empty: bool, now: Instant) -> Outcome {
         match heard {
             Heard::Failed(error) => self.fail(error, now),
+            Heard::Nobody(why) if !allow_empty => self.fail(why, now),
+            Heard::Nobody(_) => self.hear(Heard::Members(Vec::new()), allow_empty, now),
+            Heard::Partly(members, error) => {
+                self.confirmed = Some(now);
+                let change = difference(&self.members, &members);
+                let count = members.len();
+                if change.is_some() {
+                    self.members = members;
+                }
+                let failed = self.fail(error, now);
+                match change {
+                    None => failed,
+                    Some(change) => {
+                        let error = failed.say.map_or(String::new(), |(_, text)| format!("; {text}"));
+                        Outcome {
+                            changed: true,
+                            say: Some((Level::Info, format!("{change}, now {count}{error}"))),
+                        }
+                    }
+                }
+            }
             Heard::Members(members) if members.is_empty() && !self.members.is_empty() && !allow_empty => {
                 self.fail("the answer has no members, and `allow_empty` is not set".into(), now)
             }
@@ -218,31 +243,107 @@ pub(super) mod tests {
         use Heard::{Failed, Members, Same};
         let f = |text: &str| Failed(text.into());
         #[rustfmt::skip]
-        let rows: [(bool, Vec<(u64, Heard, &str, bool, &str)>); 3] = [
-            (false, vec![
-                (0,   f("no such file"),         "",      false, "WARN no such file; no members are known"),
-                (1,   f("no such file"),         "",      false, ""),
-                (2,   Members(list("")),         "",      true,  "INFO it answers again after 2 s"),
-                (3,   Members(list("1 2")),      "1 2",   true,  "INFO came 10.0.0.1:80 10.0.0.2:80, now 2"),
-                (4,   Members(list("2 1")),      "1 2",   false, ""),
-                (5,   Members(list("")),         "1 2",   false, "WARN the answer has no members, and `allow_empty` is not set; its last 2 members stay"),
-                (6,   f("timed out"),            "1 2",   false, ""),
-                (66,  f("refused"),              "1 2",   false, "WARN refused; its last 2 members stay"),
-                (67,  f("timed out"),            "1 2",   false, ""),
-                (70,  Same,                      "1 2",   false, "INFO it answers again after 65 s"),
-                (71,  Members(list("2*3 3b")),   "2*3 3b", true, "INFO came 10.0.0.3:80, went 10.0.0.1:80, changed 10.0.0.2:80, now 2"),
-            ]),
-            (true, vec![
-                (0,   Members(list("1")),        "1",     true,  "INFO came 10.0.0.1:80, now 1"),
-                (1,   f("timed out"),            "1",     false, "WARN timed out; its last member stays"),
-                (2,   Members(list("")),         "",      true,  "INFO went 10.0.0.1:80, now 0; it answers again after 1 s"),
-            ]),
-            (false, vec![
-                (0,   Members(list("")),         "",      true,  "INFO no members yet"),
-                (1,   Members(list("")),         "",      false, ""),
-                (2,   Members(list("1 2 3 4 5 6 7")), "1 2 3 4 5 6 7", true,
-                    "INFO came 10.0.0.1:80 10.0.0.2:80 10.0.0.3:80 10.0.0.4:80 10.0.0.5:80 and 2 more, now 7"),
-            ]),
+        let part = |members: &str, error: &str| Heard::Partly(list(members), error.into());
+        let nobody = || Heard::Nobody("NXDOMAIN".into());
+        let rows: [(bool, Vec<(u64, Heard, &str, bool, &str)>); 5] = [
+            (
+                false,
+                vec![
+                    (0, nobody(), "", false, "WARN NXDOMAIN; no members are known"),
+                    (
+                        1,
+                        part("1", "AAAA: SERVFAIL"),
+                        "1",
+                        true,
+                        "INFO came 10.0.0.1:80, now 1",
+                    ),
+                    (2, part("1", "AAAA: SERVFAIL"), "1", false, ""),
+                    (
+                        61,
+                        part("2", "AAAA: SERVFAIL"),
+                        "2",
+                        true,
+                        "INFO came 10.0.0.2:80, went 10.0.0.1:80, now 1",
+                    ),
+                    (62, nobody(), "2", false, "WARN NXDOMAIN; its last member stays"),
+                    (63, Members(list("2")), "2", false, "INFO it answers again after 63 s"),
+                ],
+            ),
+            (
+                true,
+                vec![
+                    (0, Members(list("1")), "1", true, "INFO came 10.0.0.1:80, now 1"),
+                    (1, nobody(), "", true, "INFO went 10.0.0.1:80, now 0"),
+                ],
+            ),
+            (
+                false,
+                vec![
+                    (
+                        0,
+                        f("no such file"),
+                        "",
+                        false,
+                        "WARN no such file; no members are known",
+                    ),
+                    (1, f("no such file"), "", false, ""),
+                    (2, Members(list("")), "", true, "INFO it answers again after 2 s"),
+                    (
+                        3,
+                        Members(list("1 2")),
+                        "1 2",
+                        true,
+                        "INFO came 10.0.0.1:80 10.0.0.2:80, now 2",
+                    ),
+                    (4, Members(list("2 1")), "1 2", false, ""),
+                    (
+                        5,
+                        Members(list("")),
+                        "1 2",
+                        false,
+                        "WARN the answer has no members, and `allow_empty` is not set; its last 2 members stay",
+                    ),
+                    (6, f("timed out"), "1 2", false, ""),
+                    (66, f("refused"), "1 2", false, "WARN refused; its last 2 members stay"),
+                    (67, f("timed out"), "1 2", false, ""),
+                    (70, Same, "1 2", false, "INFO it answers again after 65 s"),
+                    (
+                        71,
+                        Members(list("2*3 3b")),
+                        "2*3 3b",
+                        true,
+                        "INFO came 10.0.0.3:80, went 10.0.0.1:80, changed 10.0.0.2:80, now 2",
+                    ),
+                ],
+            ),
+            (
+                true,
+                vec![
+                    (0, Members(list("1")), "1", true, "INFO came 10.0.0.1:80, now 1"),
+                    (1, f("timed out"), "1", false, "WARN timed out; its last member stays"),
+                    (
+                        2,
+                        Members(list("")),
+                        "",
+                        true,
+                        "INFO went 10.0.0.1:80, now 0; it answers again after 1 s",
+                    ),
+                ],
+            ),
+            (
+                false,
+                vec![
+                    (0, Members(list("")), "", true, "INFO no members yet"),
+                    (1, Members(list("")), "", false, ""),
+                    (
+                        2,
+                        Members(list("1 2 3 4 5 6 7")),
+                        "1 2 3 4 5 6 7",
+                        true,
+                        "INFO came 10.0.0.1:80 10.0.0.2:80 10.0.0.3:80 10.0.0.4:80 10.0.0.5:80 and 2 more, now 7",
+                    ),
+                ],
+            ),
         ];
         let start = Instant::now();
         for (allow_empty, steps) in rows {
@@ -256,7 +357,8 @@ pub(super) mod tests {
                     .say
                     .map_or(String::new(), |(level, text)| format!("{level} {text}"));
                 assert_eq!(words, said, "{second}: {heard:?}");
-                let failed = matches!(heard, Failed(_)) || words.contains("allow_empty");
+                let failed = matches!(heard, Failed(_) | Heard::Partly(..) | Heard::Nobody(_) if !allow_empty || heard == f("timed out"))
+                    || words.contains("allow_empty");
                 assert_eq!(known.error(now).is_some(), failed, "{second}: {heard:?}");
             }
         }

@@ -4,10 +4,14 @@
 //! an error, silence, a list without members. [`merge`] puts the answers beside the backends that the configuration lists.
 //! [`Settling`] says when a file that changes has changed. All of it is pure; who asks and watches is `control::discovery`.
 
+pub mod containers;
+pub mod dns;
+mod keys;
 mod known;
 mod merge;
 mod settling;
 
+pub use keys::Keys;
 pub use known::{Heard, Known, Outcome};
 pub use merge::{Merged, Origin, merge};
 pub use settling::{Next, Print, Settling};

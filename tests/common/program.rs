@@ -56,6 +56,11 @@ impl Program {
         self.port.address().to_string()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -173,7 +173,12 @@ impl Server {
 
     /// Answers a request and closes first, as a HTTP/1.0 server does; the end is in the same segment as the answer.
     pub fn http() -> Server {
-        Server::each(|mut stream| {
+        Server::http_on(bind((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// The same on this socket.
+    pub fn http_on(listener: TcpListener) -> Server {
+        Server::each_on(listener, |mut stream| {
             if read_head(&mut stream).is_some() {
                 SockRef::from(&stream).set_tcp_cork(true).unwrap();
                 let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok");

@@ -17,13 +17,14 @@ fn leaving_and_returning() {
     let (at_a, at_b) = (a.address.to_string(), b.address.to_string());
     let both = format!("- {at_a}\n- {at_b}\n");
     let list = List::new(&format!("- {at_a}\n"));
-    let weir = Weir::start(&configuration(&list.path(), ", on_drain: {finish: 2s}"));
+    let weir = Weir::start(&configuration(&list.path(), ", on_drain: {finish: 4s}"));
     let mut held = client::connect(&weir.address("web"));
     wait_until("the connection is counted", || {
         members(&weir)["members"][0]["active"] == 1
     });
     list.replace(&format!("- {at_b}\n"));
-    wait_until_answers(&weir, &["b"]);
+    wait_until_up(&weir, &[&at_b]);
+    assert_eq!(answers(&weir, 4), ["b"]);
     list.replace(&both);
     wait_until("it returns with its connection", || {
         let document = members(&weir);

@@ -3,13 +3,19 @@
 //! | file | is about |
 //! |---|---|
 //! | `file` | lists in files: written in one go and in pieces, replaced, broken, absent, behind links |
+//! | `dns` | names and services: nsd, and a server that lies |
+//! | `docker` | containers: an engine in the test |
+//! | `load` | all of them, changing under load |
 //! | `life` | what members and pools go through, whatever the source: drains, reloads, upgrades, the sandbox |
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod dns;
+mod docker;
 mod file;
 mod life;
+mod load;
 
 use std::fs;
 use std::path::{Path, PathBuf};

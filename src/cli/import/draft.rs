@@ -446,7 +446,7 @@ mod tests {
             let backend = |draft: &mut Draft, name: &str| {
                 let mut pool = Section::new(&from);
                 pool.push("backends", &from, "10.0.0.1:80");
-                pool.push("backends", &from, "nonsense");
+                pool.push("backends", &from, "no address");
                 draft.pool(name.into(), &from, pool);
             };
             backend(&mut draft, "web");

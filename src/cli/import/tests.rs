@@ -130,8 +130,8 @@ fn haproxy_lines() {
         ),
         (
             "bind :80\nserver s db.internal:1",
-            "- {name: o, address: \"10.0.0.1:80\"}",
-            &[2],
+            "- {name: s, address: \"db.internal:1\"}",
+            &[],
         ),
         (
             "bind :80\nserver s 10.0.0.2:1 ssl verify none",
@@ -335,7 +335,7 @@ fn nginx_lines() {
             &[],
         ),
         ("server unix:/run/b;", "- {address: \"unix:/run/b\"}", &[]),
-        ("server db.internal:80;", "- {address: \"10.0.0.1:80\"}", &[1]),
+        ("server db.internal:80;", "- {address: \"db.internal:80\"}", &[]),
         (
             "server 10.0.0.2:80 max_fails=2 fail_timeout=30s;",
             "passive: {failures: 2, window: 30s, eject: 30s}",
@@ -423,7 +423,7 @@ fn keepalived_lines() {
             "http: {path: /a, host: h, expect: [200, \"204-299\"]}",
             &[7, 9],
         ),
-        ("real_server web1 80 {\n}", "- {address: \"10.0.0.1:80\"}", &[1]),
+        ("real_server web1 80 {\n}", "- {address: \"web1:80\"}", &[]),
         ("quorum 2\nalpha", "", &[1, 2]),
     ];
     hold(

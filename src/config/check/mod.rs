@@ -4,6 +4,7 @@
 //! thrown away by the caller.
 
 mod binds;
+mod etcd;
 mod failover;
 mod kernel;
 mod listener;
@@ -49,15 +50,17 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             users[pool].push(listener);
         }
     }
+    let has_etcd = root.has("etcd") || root.has("failover") && root.section("failover").has("arbiter");
     let pools: Vec<Pool> = pool_sections
         .iter()
         .zip(&users)
-        .map(|(section, users)| pool::check(notes, section, users))
+        .map(|(section, users)| pool::check(notes, section, users, has_etcd))
         .collect();
     let failover = root
         .switchable("failover")
         .map(|section| failover::check(notes, &section, &names, &mut bound));
     bound.report(notes);
+    let etcd = root.switchable("etcd").map(|section| etcd::servers(notes, &section));
 
     let kernel = root.section("kernel");
     kernel::check(notes, &root, &listeners, &listener_sections, &pools, &pool_sections);
@@ -86,6 +89,7 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             })
             .collect(),
         pools,
+        etcd,
         failover,
         kernel: Kernel {
             interfaces: kernel

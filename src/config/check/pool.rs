@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::config::address::{BackendPlace, HostName, NameServer};
 use crate::config::http::*;
 use crate::config::model::*;
 use crate::config::notes::{Notes, Spot};
@@ -24,7 +25,7 @@ impl Users<'_> {
 }
 
 /// The pool; `users` are the listeners that name it.
-pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
+pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bool) -> Pool {
     let users = Users(users);
     if users.0.is_empty() {
         notes.warn(section.here(), "no listener uses this pool");
@@ -33,11 +34,13 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         section.only_for(Protocol::Udp, "only udp listeners use this pool");
     }
     let rules = Rules::new(users.0.iter().copied());
-    let members = members(notes, section);
-    let backends = match section.has("backends") || !section.has("members") {
-        true => backends(notes, section, &rules),
-        false => Vec::new(),
+    let mut places = HashMap::new();
+    let (backends, mut members) = match section.has("backends") || !section.has("members") {
+        true => backends(notes, section, &rules, &mut places),
+        false => Default::default(),
     };
+    members.extend(sources(notes, section, &mut places, has_etcd));
+    let resolver = resolver(section, &members);
     if !backends.is_empty() && members.is_empty() {
         if backends.iter().all(|b| b.value.weight == 0) {
             section.error(
@@ -107,41 +110,182 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener]) -> Pool {
         policy,
         backends: backends.into_iter().map(|b| b.value).collect(),
         members,
+        resolver,
     }
 }
 
-/// Where further members come from.
-fn members(notes: &Notes, section: &Section) -> Vec<MemberSource> {
-    let mut places: HashMap<MembersFrom, Place> = HashMap::new();
-    let mut sources = Vec::new();
+/// Where further members come from. `places`: those that are known already.
+fn sources(
+    notes: &Notes,
+    section: &Section,
+    places: &mut HashMap<MembersFrom, Place>,
+    has_etcd: bool,
+) -> Vec<MemberSource> {
+    const KINDS: [&str; 5] = ["file", "dns", "srv", "etcd", "docker"];
+    let mut found = Vec::new();
     for item in section.items("members", "file") {
         let file = item.optional::<AbsolutePath>("file");
-        let allow_empty = item.value("allow_empty");
-        let Some(AbsolutePath(file)) = file else {
-            continue;
+        let [dns, srv] = ["dns", "srv"].map(|key| item.optional::<HostName>(key).map(|name| name.0));
+        let etcd = item.optional::<MemberPrefix>("etcd");
+        let docker = item.switchable("docker").map(|docker| MembersFrom::Docker {
+            label: docker.value("label"),
+            port: docker.value("port"),
+            network: docker.optional::<Name>("network").map(|name| name.0),
+            socket: docker.value::<AbsolutePath>("socket").0,
+        });
+        let (port, family) = (item.optional("port"), item.value("family"));
+        let like = MemberDefaults {
+            name: None,
+            weight: item.value("weight"),
+            max_connections: item.optional("max_connections"),
+            backup: item.value("backup"),
         };
-        let from = MembersFrom::File(file);
-        if let Some(first) = places.insert(from.clone(), item.here().at) {
-            let message = format!(
-                "`{from}` is in this pool already{}: keep one of them",
-                first.in_brackets()
+        let allow_empty = item.value("allow_empty");
+        let given: Vec<&str> = KINDS.into_iter().filter(|key| item.has(key)).collect();
+        let named = [
+            file.map(|AbsolutePath(path)| MembersFrom::File(path)),
+            dns.map(|name| MembersFrom::Dns { name, port, family }),
+            srv.map(|name| MembersFrom::Srv { name, family }),
+            etcd.map(|MemberPrefix(prefix)| MembersFrom::Etcd { prefix }),
+            docker,
+        ];
+        let mut named = named.into_iter().flatten();
+        let from = match (named.next(), named.next()) {
+            (Some(from), None) => from,
+            (None, _) => {
+                if given.is_empty() {
+                    notes.error(
+                        item.here(),
+                        "names no source: write `file`, `dns`, `srv`, `etcd` or `docker`",
+                    );
+                }
+                continue;
+            }
+            _ => {
+                let message = format!("has {}: give each a `- ` of its own", given.join(" and "));
+                notes.error(item.here(), message);
+                continue;
+            }
+        };
+        let plain = MemberDefaults::default();
+        let [is_file, is_dns, is_srv] = [
+            matches!(from, MembersFrom::File(_)),
+            matches!(from, MembersFrom::Dns { .. }),
+            matches!(from, MembersFrom::Srv { .. }),
+        ];
+        if matches!(from, MembersFrom::Etcd { .. }) && !has_etcd {
+            item.error(
+                "etcd",
+                "which cluster? Write `etcd: {endpoints: [\"http://10.0.0.5:2379\"]}` beside `pools`",
             );
-            notes.error(item.here(), message);
         }
-        sources.push(MemberSource { from, allow_empty });
+        for (key, stray) in [
+            ("port", port.is_some() && !is_dns),
+            ("family", family != Family::Any && !is_dns && !is_srv),
+            ("weight", like.weight != plain.weight && (is_file || is_srv)),
+            ("backup", like.backup && (is_file || is_srv)),
+            ("max_connections", like.max_connections.is_some() && is_file),
+        ] {
+            if stray {
+                item.error(
+                    key,
+                    format!("has no meaning beside `{}`: leave it out", given.join(" and ")),
+                );
+            }
+        }
+        once(notes, item.here(), &from, places);
+        found.push(MemberSource {
+            from,
+            like,
+            allow_empty,
+        });
     }
-    sources
+    found
 }
 
-/// The list under `backends`, here or in a file of members.
-pub fn backends(notes: &Notes, section: &Section, rules: &Rules) -> Vec<Spot<Backend>> {
+/// Says so if a source is in the pool already.
+fn once<T>(notes: &Notes, spot: &Spot<T>, from: &MembersFrom, places: &mut HashMap<MembersFrom, Place>) {
+    if let Some(first) = places.insert(from.clone(), spot.at) {
+        let message = format!(
+            "`{from}` is in this pool already{}: keep one of them",
+            first.in_brackets()
+        );
+        notes.error(spot, message);
+    }
+}
+
+fn resolver(section: &Section, members: &[MemberSource]) -> Resolver {
+    let resolver = section.section("resolver");
+    let names = |source: &MemberSource| matches!(source.from, MembersFrom::Dns { .. } | MembersFrom::Srv { .. });
+    if section.has("resolver") && !members.iter().any(names) {
+        section.warn("resolver", "has no effect: this pool has no names to look up");
+    }
+    let found = Resolver {
+        servers: resolver
+            .list::<NameServer>("servers")
+            .into_iter()
+            .map(|server| server.value.0)
+            .collect(),
+        timeout: resolver.value("timeout"),
+        min_ttl: resolver.value("min_ttl"),
+        max_ttl: resolver.value("max_ttl"),
+    };
+    if found.min_ttl > found.max_ttl {
+        resolver.error("min_ttl", "is longer than `max_ttl`");
+    }
+    found
+}
+
+/// The list under `backends`, here or in a file of members: addresses, and names as sources.
+pub fn backends(
+    notes: &Notes,
+    section: &Section,
+    rules: &Rules,
+    places: &mut HashMap<MembersFrom, Place>,
+) -> (Vec<Spot<Backend>>, Vec<MemberSource>) {
     let mut names: HashMap<String, Place> = HashMap::new();
     let mut addresses: HashMap<BackendAddress, Place> = HashMap::new();
-    let mut backends = Vec::new();
+    let (mut backends, mut sources) = (Vec::new(), Vec::new());
     for item in section.items("backends", "address") {
-        let address = item.optional_spot::<BackendAddress>("address");
+        let place = item.optional_spot::<BackendPlace>("address");
         let label = item.optional_spot::<Label>("name");
         let at = item.here().at;
+        let (weight, max_connections, backup) = (
+            item.value("weight"),
+            item.optional("max_connections"),
+            item.value("backup"),
+        );
+        let address = match place {
+            Some(Spot {
+                at,
+                path,
+                value: BackendPlace::Behind { name, port },
+            }) => {
+                let from = MembersFrom::Dns {
+                    name,
+                    port,
+                    family: Family::Any,
+                };
+                once(notes, &Spot { at, path, value: () }, &from, places);
+                sources.push(MemberSource {
+                    from,
+                    like: MemberDefaults {
+                        name: label.map(|label| label.value.0),
+                        weight,
+                        max_connections,
+                        backup,
+                    },
+                    allow_empty: false,
+                });
+                continue;
+            }
+            Some(Spot {
+                at,
+                path,
+                value: BackendPlace::At(value),
+            }) => Some(Spot { at, path, value }),
+            None => None,
+        };
         let name = label
             .as_ref()
             .map(|l| l.value.0.clone())
@@ -189,13 +333,13 @@ pub fn backends(notes: &Notes, section: &Section, rules: &Rules) -> Vec<Spot<Bac
         let backend = Backend {
             name: name.unwrap_or_default(),
             address: address.map_or(BackendAddress::Unix(Default::default()), |a| a.value),
-            weight: item.value("weight"),
-            max_connections: item.optional("max_connections"),
-            backup: item.value("backup"),
+            weight,
+            max_connections,
+            backup,
         };
         backends.push(item.here().clone().map(|_| backend));
     }
-    backends
+    (backends, sources)
 }
 
 fn source_hash(section: &Section, balance: Balance) -> SourceHash {

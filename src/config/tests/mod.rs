@@ -43,7 +43,12 @@ fn the_reference_in_conf_is_up_to_date() {
 
 #[test]
 fn the_examples_in_conf_are_accepted() {
-    for name in ["weir.yaml", "members-file.yaml"] {
+    for name in [
+        "weir.yaml",
+        "members-file.yaml",
+        "members-dns.yaml",
+        "members-registry.yaml",
+    ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name);
         assert_eq!(load(&path).unwrap().warnings, [], "{name}");
     }
@@ -170,6 +175,7 @@ fn every_row_of_the_table_is_read() {
         "members.",
         "health.http.",
         "health.agent.",
+        "etcd.",
     ];
     for (text, left_out) in [(reference(), &[][..]), (file('F', "beat: 20ms"), few)] {
         let notes = notes::Notes::default();

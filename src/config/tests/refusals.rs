@@ -79,7 +79,7 @@ pub const ROWS: &[(char, &str, &[&str])] = &[
         "1:1: upstreams: unknown key; did you mean `pools`?",
     ]),
     ('R', "frobnicate: 1", &[
-        "1:1: frobnicate: unknown key; known here: workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, failover",
+        "1:1: frobnicate: unknown key; known here: workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, etcd, failover",
     ]),
     ('R', "workers: 1
 workers: 2", &[
@@ -296,10 +296,42 @@ allow: [10.0.0.0/8]", &[
         "6:1: pools.web.members: is empty: leave it out for none",
     ]),
     ('P', "members: [{}, {file: members.yaml}, {file: /m, files: 3}, /m]", &[
-        "6:1: pools.web.members[0].file: missing; for example `file: /etc/weir/members/web.yaml`",
+        "6:1: pools.web.members[0]: names no source: write `file`, `dns`, `srv`, `etcd` or `docker`",
         "6:22: pools.web.members[1].file: `members.yaml` is not the path of a file: begin with `/`, end with its name",
         "6:48: pools.web.members[2].files: unknown key; did you mean `file`?",
         "6:59: pools.web.members[3]: `file:/m` is in this pool already (line 6): keep one of them",
+    ]),
+    ('P', "members: [{dns: web.internal, srv: _http._tcp.web.internal}, {dns: 10.0.0.1}, {dns: 'web.internal:80'}, {srv: 'a b'}]", &[
+        "6:12: pools.web.members[0]: has dns and srv: give each a `- ` of its own",
+        "6:68: pools.web.members[1].dns: `10.0.0.1` is an address: write it under `backends`",
+        "6:85: pools.web.members[2].dns: `web.internal:80` has a port: write `web.internal`, and `port: 80`",
+        "6:111: pools.web.members[3].srv: `a b` is not a host name: write one such as `web.internal` or `_http._tcp.web.internal`",
+    ]),
+    ('P', "members: [{srv: _x._tcp.y, port: 80, weight: 2}, {file: /m, family: v4, backup: true}, {dns: y, port: 0}]", &[
+        "6:28: pools.web.members[0].port: has no meaning beside `srv`: leave it out",
+        "6:38: pools.web.members[0].weight: has no meaning beside `srv`: leave it out",
+        "6:61: pools.web.members[1].family: has no meaning beside `file`: leave it out",
+        "6:73: pools.web.members[1].backup: has no meaning beside `file`: leave it out",
+        "6:103: pools.web.members[2].port: `0` is out of range: 1 to 65535",
+    ]),
+    ('P', "members: [{etcd: /services/web/}, {etcd: /services/web}, {docker: {label: x, port: 0}, weight: 2}]", &[
+        "6:12: pools.web.members[0].etcd: which cluster? Write `etcd: {endpoints: [\"http://10.0.0.5:2379\"]}` beside `pools`",
+        "6:42: pools.web.members[1].etcd: `/services/web` would also match `/services/web2`: end it with `/`",
+        "6:84: pools.web.members[2].docker.port: `0` is out of range: 1 to 65535",
+    ]),
+    ('R', "etcd: {endpoints: ['https://10.0.0.5:2379'], user: weir}", &[
+        "1:1: etcd.ca: missing: `https` endpoints are checked against it",
+        "1:46: etcd.user: is of no use without `password_file`",
+    ]),
+    ('P', "backends: [db.internal:5432, {name: x, address: DB.internal:5432}, db.internal:0, 10.0.0.l:80]", &[
+        "6:49: pools.web.backends[1].address: `dns:db.internal:5432` is in this pool already (line 6): keep one of them",
+        "6:68: pools.web.backends[2].address: `db.internal:0`: port 0 cannot be connected to: 1 to 65535",
+        "6:83: pools.web.backends[3].address: `10.0.0.l:80` is a name, and names are not resolved: write an IP address",
+    ]),
+    ('P', "resolver: {servers: [10.0.0.2, nobody], timeout: 0s, min_ttl: 10m}", &[
+        "6:32: pools.web.resolver.servers[1]: `nobody` is a name, and names are not resolved: write an IP address",
+        "6:50: pools.web.resolver.timeout: `0s` is out of range: 10ms to 30s",
+        "6:54: pools.web.resolver.min_ttl: is longer than `max_ttl`",
     ]),
     ('P', "balance: leastconn", &[
         "6:10: pools.web.balance: `leastconn` is not known here; did you mean `least_conn`?",
@@ -619,7 +651,7 @@ beat: 1ms", &[
         r#"1:1: pools: missing; for example `pools: {web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}`"#,
     ]),
     ('W', "- a", &[
-        "1:3: expected keys (workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, failover), found a list",
+        "1:3: expected keys (workers, admin, metrics, log, limits, shutdown_grace, kernel, listeners, pools, etcd, failover), found a list",
     ]),
     ('W', "listeners: {a: [}", &[
         "1:17: not valid YAML: did not find expected node content, while parsing a flow node",

@@ -1,19 +1,22 @@
 //! What control has of all sources: which there are, who is in each pool because of them, and who said so.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::dns::{Dns, Records};
+use super::docker::Docker;
+use super::etcd::Etcd;
 use super::file::File;
 use super::thread::Thread;
 use super::{Bell, Notify, Source, Tell};
 use crate::api::status;
-use crate::config::model::{Backend, BackendAddress, MemberSource, MembersFrom, Pool};
+use crate::config::model::{Backend, BackendAddress, EtcdServers, MemberSource, MembersFrom, Pool, Resolver};
 use crate::config::{Config, Rules};
+use crate::control::etcd::Settings;
 use crate::discovery::{Known, Merged, Origin, merge};
 
 /// All sources of all pools.
@@ -21,6 +24,10 @@ pub struct Discovery {
     notify: Notify,
     bell: Arc<Bell>,
     thread: Option<Thread>,
+    /// How to reach etcd, as it was said and with its files read.
+    etcd: Option<(EtcdServers, Settings)>,
+    /// It is another way than that of those who watch.
+    etcd_moved: bool,
     /// By name.
     pools: HashMap<String, Sources>,
     /// What a predecessor knew, until it is put to use.
@@ -39,6 +46,7 @@ struct Sources {
 /// A source, and what is known of it.
 struct Watched {
     source: MemberSource,
+    resolver: Resolver,
     rules: Rules,
     known: Arc<Mutex<Known>>,
     task: u64,
@@ -69,15 +77,27 @@ impl Discovery {
             notify,
             bell: Arc::default(),
             thread: None,
+            etcd: None,
+            etcd_moved: false,
             pools: HashMap::new(),
             inherited,
         }
     }
 
-    /// Gets hold of what the sources of `config` take. Nothing is changed by it.
-    pub fn prepare(&mut self, config: &Config) -> io::Result<()> {
+    /// Gets hold of what the sources of `config` take. Those that are watched go on as they are.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn prepare(&mut self, config: &Config) -> Result<(), String> {
+        if let Some(servers) = config.member_etcd() {
+            let settings = Settings::load(servers).map_err(|error| format!("etcd: {error}"))?;
+            self.etcd_moved |= self.etcd.as_ref().is_some_and(|(before, _)| before != servers);
+            // Files are read again: a certificate that was renewed counts for whoever begins from now on.
+            self.etcd = Some((servers.clone(), settings));
+        }
         if self.thread.is_none() && config.pools.iter().any(|pool| !pool.members.is_empty()) {
-            self.thread = Some(Thread::start()?);
+            let thread = Thread::start();
+            self.thread = Some(thread.map_err(|error| format!("cannot watch their sources: {error}"))?);
         }
         Ok(())
     }
@@ -85,6 +105,7 @@ impl Discovery {
     /// Watches the sources of `config`, which has been [prepared](Self::prepare). What is known of those that were there
     /// before is kept. Of a pool with a source that has not answered yet, those that are in it now (`present`) stay.
     pub fn follow(&mut self, config: &Config, present: impl Fn(&str) -> Vec<Backend>) {
+        let moved = std::mem::take(&mut self.etcd_moved);
         let mut before = std::mem::take(&mut self.pools);
         let with_sources = config.pools.iter().enumerate();
         for (ix, pool) in with_sources.filter(|(_, pool)| !pool.members.is_empty()) {
@@ -96,15 +117,15 @@ impl Discovery {
             let watched = pool.members.iter().map(|source| {
                 let found = old.iter().position(|watched| watched.source.from == source.from);
                 match found.map(|place| old.swap_remove(place)) {
-                    Some(same) if same.source == *source && same.rules == rules => same,
+                    Some(same) if same.is_of(source, pool, &rules) && !(moved && same.is_etcd()) => same,
                     Some(Watched { known, task, .. }) => {
                         self.end(task);
-                        self.begin(name, source, &rules, known)
+                        self.begin(pool, source, &rules, known)
                     }
                     None => {
                         held = present(name);
                         let known = self.inherit(name, source);
-                        self.begin(name, source, &rules, Arc::new(Mutex::new(known)))
+                        self.begin(pool, source, &rules, Arc::new(Mutex::new(known)))
                     }
                 }
             });
@@ -126,9 +147,9 @@ impl Discovery {
         self.inherited.clear();
     }
 
-    fn begin(&mut self, pool: &str, source: &MemberSource, rules: &Rules, known: Arc<Mutex<Known>>) -> Watched {
+    fn begin(&mut self, pool: &Pool, source: &MemberSource, rules: &Rules, known: Arc<Mutex<Known>>) -> Watched {
         let tell = Tell {
-            pool: pool.to_string(),
+            pool: pool.policy.name.clone(),
             source: source.from.to_string(),
             allow_empty: source.allow_empty,
             rules: rules.clone(),
@@ -136,12 +157,38 @@ impl Discovery {
             notify: self.notify.clone(),
             bell: self.bell.clone(),
         };
-        let way: Box<dyn Source> = match &source.from {
-            MembersFrom::File(path) => Box::new(File(path.clone())),
+        let dns = |records, family| Dns {
+            records,
+            family,
+            resolver: pool.resolver.clone(),
+            like: source.like.clone(),
+        };
+        let way: Box<dyn Source> = match source.from.clone() {
+            MembersFrom::File(path) => Box::new(File(path)),
+            MembersFrom::Dns { name, port, family } => Box::new(dns(Records::Host { name, port }, family)),
+            MembersFrom::Srv { name, family } => Box::new(dns(Records::Service { name }, family)),
+            MembersFrom::Etcd { prefix } => Box::new(Etcd {
+                settings: self.etcd.clone().expect("prepared").1,
+                prefix,
+                like: source.like.clone(),
+            }),
+            MembersFrom::Docker {
+                label,
+                port,
+                network,
+                socket,
+            } => Box::new(Docker {
+                label,
+                port,
+                network,
+                socket,
+                like: source.like.clone(),
+            }),
         };
         let thread = self.thread.as_mut().expect("prepared");
         Watched {
             source: source.clone(),
+            resolver: pool.resolver.clone(),
             rules: rules.clone(),
             known,
             task: thread.begin(way, tell),
@@ -267,6 +314,17 @@ impl Discovery {
     /// Watches nothing any more; what is known stays.
     pub fn stop(&mut self) {
         self.thread = None;
+    }
+}
+
+impl Watched {
+    fn is_etcd(&self) -> bool {
+        matches!(self.source.from, MembersFrom::Etcd { .. })
+    }
+
+    /// Whether it is watched in the way that is wanted.
+    fn is_of(&self, source: &MemberSource, pool: &Pool, rules: &Rules) -> bool {
+        self.source == *source && self.resolver == pool.resolver && self.rules == *rules
     }
 }
 

@@ -104,15 +104,17 @@ fn first_of(errors: &[crate::config::Diagnostic]) -> String {
 }
 
 /// What is to be known of a file without opening it.
-struct Seen {
+pub struct Seen {
     /// Where something may happen to it.
     directories: Vec<PathBuf>,
     /// What it is called there.
     names: Vec<OsString>,
-    print: Option<Print>,
+    /// `None`: it is not there.
+    pub print: Option<Print>,
 }
 
-async fn look(path: &Path) -> Seen {
+/// Looks at a file, on a thread that may have to wait for that.
+pub async fn look(path: &Path) -> Seen {
     let path = path.to_path_buf();
     let look = move || {
         let real = path.canonicalize().unwrap_or_default();

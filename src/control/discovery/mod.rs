@@ -10,6 +10,9 @@
 //! of their own. It never takes a member away because a source fails.
 
 mod board;
+mod dns;
+mod docker;
+mod etcd;
 mod file;
 mod thread;
 mod watcher;
@@ -23,6 +26,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::Rules;
+use crate::config::model::Backend;
 use crate::discovery::{Heard, Known};
 use crate::sys::sandbox;
 
@@ -70,10 +74,29 @@ struct Tell {
 }
 
 impl Tell {
+    /// Those that the pool can use.
+    fn let_in(&self, mut members: Vec<Backend>, mut error: Option<String>) -> Heard {
+        let was_empty = members.is_empty();
+        members.retain(|member| match self.rules.refusal(&member.address) {
+            None => true,
+            Some(refusal) => {
+                error.get_or_insert(refusal);
+                false
+            }
+        });
+        match error {
+            Some(error) if members.is_empty() && !was_empty => Heard::Failed(error),
+            Some(error) => Heard::Partly(members, error),
+            None => Heard::Members(members),
+        }
+    }
+
     /// Returns when control knows.
     async fn hear(&self, heard: Heard) {
         let heard = match heard {
             Heard::Failed(error) => Heard::Failed(format!("{error}{}", sandbox::hint(&error))),
+            Heard::Members(members) => self.let_in(members, None),
+            Heard::Partly(members, error) => self.let_in(members, Some(error)),
             heard => heard,
         };
         let outcome = self.known.lock().hear(heard, self.allow_empty, Instant::now());

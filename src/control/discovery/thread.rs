@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::{Shared, Source, Tell};
-use crate::sys::sched;
 
 /// Threads that read files, and wait for nobody else.
 const READERS_MAX: usize = 8;
@@ -34,7 +33,6 @@ impl Thread {
             .build()?;
         let (orders, mut ordered) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("discovery".into()).spawn(move || {
-            sched::patient_thread();
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
                 let shared = Rc::<Shared>::default();

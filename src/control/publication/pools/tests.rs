@@ -139,29 +139,57 @@ fn what_is_known_stays_with_the_address() {
     assert_eq!(known(&pools, "m1"), (State::Starting, 1, 0), "nothing was left of it");
 }
 
+/// Where so many clients go.
+fn homes(pools: &mut Pools, clients: u64) -> Vec<String> {
+    let pool = pools.publish(Instant::now()).remove(0);
+    let choose = |key| pool.choose(&mut crate::balance::Cursor::new(1), key, &[], Duration::ZERO);
+    let name = |choice| match choice {
+        crate::snapshot::Choice::Backend(permit) => permit.backend().config.name.clone(),
+        _ => String::new(),
+    };
+    (0..clients)
+        .map(|key| name(choose(key.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
+        .collect()
+}
+
+/// One member in N that goes or comes moves at most 1.5 / N of the clients; one that makes way for another is two. Broken on purpose: a
+/// picker whose table depends on the places of the members.
+#[test]
+fn one_member_moves_its_share_of_the_clients() {
+    const CLIENTS: u64 = 20_000;
+    let now = Instant::now();
+    for n in [3usize, 5, 10, 30, 100] {
+        let all: Vec<usize> = (1..=n).collect();
+        let gone: Vec<usize> = all[1..].to_vec();
+        let come: Vec<usize> = [&all[..], &[n + 1]].concat();
+        let another: Vec<usize> = [&all[1..], &[n + 1]].concat();
+        for (changes, wanted) in [(1.0, gone), (1.0, come), (2.0, another)] {
+            let mut pools = configured("balance: source_hash, health: {type: none}", members(&all), now);
+            let before = homes(&mut pools, CLIENTS);
+            pools.set_members("web", &members(&wanted), now).unwrap();
+            let after = homes(&mut pools, CLIENTS);
+            let moved = before.iter().zip(&after).filter(|(was, is)| was != is).count();
+            let share = moved as f64 / CLIENTS as f64;
+            assert!(
+                share <= changes * 1.5 / n as f64,
+                "{moved} of {CLIENTS} moved: {share} with {n} members, {wanted:?}"
+            );
+        }
+    }
+}
+
 /// A reload that lists the backends in another order moves no client.
 #[test]
 fn another_order_moves_no_client() {
     let now = Instant::now();
     let keys = "balance: source_hash, health: {type: none}";
     let mut pools = configured(keys, members(&[1, 2, 3, 4, 5]), now);
-    let homes = |pools: &mut Pools| -> Vec<String> {
-        let pool = pools.publish(now).remove(0);
-        let choose = |key| pool.choose(&mut crate::balance::Cursor::new(1), key, &[], Duration::ZERO);
-        let name = |choice| match choice {
-            crate::snapshot::Choice::Backend(place) => place.backend().config.name.clone(),
-            _ => String::new(),
-        };
-        (0..1000u64)
-            .map(|key| name(choose(key.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
-            .collect()
-    };
-    let before = homes(&mut pools);
+    let before = homes(&mut pools, 1000);
     pools.configure(&[file(keys, members(&[5, 3, 1, 4, 2]))], 1, 8, now);
     assert_eq!(names(&pools), "m5 m3 m1 m4 m2", "a file's order is shown");
-    assert!(homes(&mut pools) == before);
+    assert!(homes(&mut pools, 1000) == before);
     pools.set_members("web", &members(&[1, 2, 3, 4, 5]), now).unwrap();
-    assert!(homes(&mut pools) == before);
+    assert!(homes(&mut pools, 1000) == before);
 }
 
 /// What is said of a pool's supply waits until workers have been told; the code of before logged it while the snapshot was made.
