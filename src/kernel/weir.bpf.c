@@ -651,6 +651,20 @@ APART int take_port(struct tuple *key, struct flow *down)
 	return map_update(&half, key, down, BPF_NOEXIST) != 0;
 }
 
+/* What cannot be passed on as it is. Over IPv6 a datagram has a checksum. */
+INLINE int is_undeliverable(const struct packet *p)
+{
+	if (p->hops <= 1) {
+		count_drop(DROP_TTL);
+		return 1;
+	}
+	if (p->key.protocol == IPPROTO_UDP && p->is_v6 && !p->l4_check) {
+		count_drop(DROP_MALFORMED);
+		return 1;
+	}
+	return 0;
+}
+
 /* Opens a flow for a packet without one. 0: entries are there. */
 APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 {
@@ -673,6 +687,9 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 	service = map_lookup(&services, &wanted);
 	if (!service || in_force->closed)
 		return PASS;
+	/* Before anything is kept of it. */
+	if (is_undeliverable(p))
+		return DROP;
 	ix = service->listener;
 	listener = map_lookup(&listeners, &ix);
 	ix = service->pool;
@@ -1092,10 +1109,8 @@ int ingress(struct __sk_buff *skb)
 		if (!flow)
 			return PASS;
 	}
-	if (p.hops <= 1)
-		return drop(DROP_TTL);
-	if (p.key.protocol == IPPROTO_UDP && p.is_v6 && !p.l4_check)
-		return drop(DROP_MALFORMED);
+	if (is_undeliverable(&p))
+		return DROP;
 	if (now / 1000000000ull > (__u64)flow->routed + ROUTE_SECONDS)
 		find_way(skb, flow, flow->ifindex, now / 1000000000ull);
 	if (!skb->gso_size) {

@@ -6,6 +6,7 @@ mod common;
 
 mod hosts;
 
+mod model;
 mod object;
 mod packets;
 mod service;
