@@ -177,6 +177,7 @@ fn answer(input: Input) {
         Request::Backend { reply, .. } => drop(reply.send(Err("none".into()))),
         Request::Vip { reply, .. } => drop(reply.send(Err("none".into()))),
         Request::Reload { reply } => drop(reply.send(Err("no".to_string().into()))),
+        Request::Dump { reply } => drop(reply.send(String::new())),
         Request::Metrics { reply } => drop(reply.send(String::new())),
         Request::Health { reply } => drop(reply.send(Ok(()))),
         #[allow(unreachable_patterns)]

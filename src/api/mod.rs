@@ -2,4 +2,5 @@
 //! answers them.
 
 pub mod question;
+pub mod schema;
 pub mod status;

@@ -52,6 +52,8 @@ pub enum Question {
     },
     /// Read the configuration again.
     Reload,
+    /// The configuration in force, as a file that the check accepts.
+    Dump,
     /// The Prometheus page.
     Metrics,
     /// Whether all is well.

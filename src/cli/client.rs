@@ -131,17 +131,20 @@ pub fn ask(options: &Options, question: &Question) -> Result<Value, Error> {
 
 /// Gives an order and prints what came of it.
 pub fn order(options: &Options, question: &Question) -> ExitCode {
-    match ask(options, question) {
-        Ok(value) if options.json => {
-            table::print(&format!("{}\n", json!({ "ok": value })));
-            ExitCode::SUCCESS
-        }
-        Ok(value) => {
-            table::print(&format!("{}\n", table::clean(value.as_str().unwrap_or("done"))));
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(options, &error),
+    match ordered(options, question) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => code,
     }
+}
+
+/// As [`order`]; the error is what to end with.
+pub fn ordered(options: &Options, question: &Question) -> Result<(), ExitCode> {
+    match ask(options, question) {
+        Ok(value) if options.json => table::print(&format!("{}\n", json!({ "ok": value }))),
+        Ok(value) => table::print(&format!("{}\n", table::clean(value.as_str().unwrap_or("done")))),
+        Err(error) => return Err(fail(options, &error)),
+    }
+    Ok(())
 }
 
 /// Prints why there is no answer, or why it is no.

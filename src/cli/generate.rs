@@ -22,7 +22,7 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum What {
-    /// Manual pages: weir.1 and one for each command.
+    /// Manual pages: weir.1, one for each command, and weir.yaml.5.
     Man,
     /// Completions for bash, zsh and fish, under the names that these shells look for.
     Completions,
@@ -47,6 +47,7 @@ fn man(directory: &Path) -> io::Result<()> {
     let mut whole = Cli::command();
     whole.build();
     page(directory, "weir", &whole)?;
+    fs::write(directory.join("weir.yaml.5"), crate::config::manual())?;
     let shown = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
     for command in whole.get_subcommands().filter(shown) {
         let name = format!("weir-{}", command.get_name());
@@ -94,7 +95,7 @@ Configuration refused.
 .SH FILES
 .TP
 /etc/weir/weir.yaml
-Configuration. \fBweir config\-reference\fR explains every key.
+Configuration: \fBweir.yaml\fR(5).
 .TP
 /run/weir/admin.sock
 Admin socket, mode 0660.

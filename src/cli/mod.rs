@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 pub mod conns;
 pub mod demo;
+pub mod dump;
 pub mod explain;
 pub mod generate;
 pub mod import;
@@ -20,15 +21,22 @@ pub mod vip;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
 /// Where `weir` looks for its configuration.
 pub const DEFAULT_CONFIG: &str = "/etc/weir/weir.yaml";
 
+/// With the commit that the package was made from (`scripts/package`), if it was.
+static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("WEIR_COMMIT") {
+    Some(commit) => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+    None => env!("CARGO_PKG_VERSION").into(),
+});
+
 /// A layer-4 TCP and UDP load balancer with VIP failover.
 #[derive(Debug, Parser)]
-#[command(name = "weir", version, propagate_version = true)]
+#[command(name = "weir", version = VERSION.as_str(), propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,6 +68,12 @@ enum Command {
     Kill(kill::Args),
     /// Change one backend until the next reload.
     Backend(backend::Args),
+    /// Print the configuration in force, as a file.
+    Dump(dump::DumpArgs),
+    /// Print what a reload of a file would change.
+    Diff(dump::DiffArgs),
+    /// Print the schema of the admin protocol.
+    Api,
     /// Planned move of a VIP to the next node, and back.
     Vip(vip::Args),
     /// Live view: rates, backends, VIPs, busiest connections.
@@ -102,6 +116,12 @@ pub fn main() -> ExitCode {
         Command::Members(args) => members::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Backend(args) => backend::run(args),
+        Command::Dump(args) => dump::dump(&args),
+        Command::Diff(args) => dump::diff(&args),
+        Command::Api => {
+            table::print(&format!("{:#}\n", crate::api::schema::schema()));
+            ExitCode::SUCCESS
+        }
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Top(args) => top::run(args),

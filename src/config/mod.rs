@@ -24,10 +24,12 @@ mod meant;
 mod notes;
 mod raw;
 mod reference;
+mod reweigh;
 mod rules;
 mod value;
 mod warn;
 mod write;
+mod written;
 mod yaml;
 
 #[cfg(test)]
@@ -38,7 +40,8 @@ use std::fmt;
 pub use check::KERNEL_POOLS_MAX;
 pub use load::load;
 pub use model::Config;
-pub use reference::reference;
+pub use reference::{manual, reference};
+pub use reweigh::reweighted;
 pub use rules::Rules;
 pub use warn::{Budget, FDS_PER_PROBE, Facts, PROBES_MAX, facts_warnings};
 pub use write::write;

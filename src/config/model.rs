@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 pub use members::{Family, MemberDefaults, MemberSource, MembersFrom, Resolver};
 
+pub use super::written::Written;
 pub use crate::failover::words::Holders;
 pub use health::*;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub failover: Option<Failover>,
     /// The kernel engine.
     pub kernel: Kernel,
+    /// What all of this was made from.
+    pub written: Written,
 }
 
 /// `log:`.

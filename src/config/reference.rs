@@ -23,6 +23,59 @@ pub fn reference() -> String {
     page.text
 }
 
+/// The manual page weir.yaml(5): the same table as roff.
+pub fn manual() -> String {
+    let mut text = String::from(MANUAL_HEAD);
+    for row in FIELDS {
+        let _ = writeln!(text, ".TP\n\\fB{}\\fR", roff(row.path));
+        if let Some(terms) = terms(row) {
+            let _ = writeln!(text, "{}\n.br", roff(&terms));
+        }
+        let _ = writeln!(text, "{}", roff(row.meaning));
+    }
+    text + MANUAL_TAIL
+}
+
+const MANUAL_HEAD: &str = r#".TH WEIR.YAML 5 "" weir "File formats"
+.SH NAME
+weir.yaml \- configuration of the load balancer weir
+.SH DESCRIPTION
+A YAML file, /etc/weir/weir.yaml unless \fBweir run \-c\fR names another. Unknown keys are refused; \fBweir check\fR prints every
+error with its place and remedy. Durations are written 500ms, 2s, 5m, 1h; bandwidths 64KB/s, 10MiB/s; rates 100/s, 50/m; prefixes
+10.0.0.0/8, where a bare address means itself alone. A list of one may be written without brackets. In the paths below * stands for
+a name, or for an entry of a list.
+.PP
+A file with one listener, one pool and two addresses is complete:
+.PP
+.nf
+listeners:
+  web: {bind: "0.0.0.0:80", pool: web}
+pools:
+  web: {backends: ["10.0.0.11:80", "10.0.0.12:80"]}
+.fi
+.SH KEYS
+"#;
+
+const MANUAL_TAIL: &str = r#".SH FILES
+.TP
+/usr/share/doc/weir/examples/reference.yaml
+Every key as a file, with its default.
+.SH "SEE ALSO"
+.BR weir (1),
+.BR weir\-check (1),
+.BR weir\-import (1),
+.BR weir\-config\-reference (1)
+"#;
+
+/// Text that roff takes as it is.
+fn roff(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-");
+    match text.starts_with(['.', '\'']) {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}
+
 struct Page {
     text: String,
     /// Which of the two examples is being written. The second shows what differs, and explains nothing twice.
@@ -166,4 +219,23 @@ fn terms(row: &Field) -> Option<String> {
         let _ = write!(text, "; {} only", if only == Protocol::Tcp { "tcp" } else { "udp" });
     }
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen to fail with a row left out, and with text that begins a request of roff.
+    #[test]
+    fn the_manual_page_has_every_key() {
+        let page = manual();
+        for row in FIELDS {
+            assert!(page.contains(&format!("\\fB{}\\fR", roff(row.path))), "{}", row.path);
+        }
+        let requests = [".TH", ".SH", ".TP", ".PP", ".br", ".BR", ".nf", ".fi"];
+        for line in page.lines().filter(|line| line.starts_with(['.', '\''])) {
+            assert!(requests.iter().any(|request| line.starts_with(request)), "{line}");
+        }
+        assert_eq!(roff(".a\\b-c"), "\\&.a\\eb\\-c");
+    }
 }

@@ -12,6 +12,8 @@ use super::operator::status::{self, BackendFacts, Facts, Times};
 use super::phase::Operation;
 use super::request::Request;
 use super::thread::Control;
+use crate::config;
+use crate::config::model::BackendAddress;
 use crate::flow::Dropped;
 use crate::link::{EngineOrder, LiveConnection};
 
@@ -65,7 +67,21 @@ impl Control {
                 let _ = reply.send(admitted.and_then(|()| self.vips.order(address, order)));
             }
             Request::Reload { reply } => drop(reply.send(self.reload())),
+            Request::Dump { reply } => drop(reply.send(self.dump())),
         }
+    }
+
+    /// The configuration in force, with what operators have ordered since it was read.
+    fn dump(&self) -> String {
+        let orders = self.pools.ordered_weights();
+        let weight =
+            |pool: &str, address: &BackendAddress| orders.get(&(pool.to_string(), address.to_string())).copied();
+        let tree = config::reweighted(&self.config.written, weight);
+        let mut text = String::from("# The configuration in force, by `weir dump`.\n");
+        for ((pool, address), weight) in &orders {
+            text += &format!("# By order until the next reload: {pool}, {address}: weight {weight}.\n");
+        }
+        text + &config::write(&tree)
     }
 
     /// Whether every worker turns and every listener is bound.

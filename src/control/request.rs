@@ -85,6 +85,11 @@ pub enum Request {
         /// What was done.
         reply: Sender<Result<String, Refusal>>,
     },
+    /// The configuration in force, as a file that the check accepts.
+    Dump {
+        /// YAML.
+        reply: Sender<String>,
+    },
     /// The metrics page.
     Metrics {
         /// Prometheus text.
@@ -101,9 +106,11 @@ impl Request {
     /// What it amounts to.
     pub(super) fn operation(&self) -> Operation {
         match self {
-            Request::Status { .. } | Request::Connections { .. } | Request::Metrics { .. } | Request::Health { .. } => {
-                Operation::Look
-            }
+            Request::Dump { .. }
+            | Request::Status { .. }
+            | Request::Connections { .. }
+            | Request::Metrics { .. }
+            | Request::Health { .. } => Operation::Look,
             Request::Kill { .. } => Operation::Kill,
             Request::Backend { .. } => Operation::Backend,
             Request::Vip { .. } => Operation::Vip,

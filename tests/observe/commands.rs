@@ -287,3 +287,76 @@ fn http_serves_page_status_and_health() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["pid"], weir.pid());
 }
+
+/// The configuration in force comes out as a file that is accepted, with what was ordered; and what a file would change is
+/// told apart from what it would not.
+#[test]
+fn what_is_in_force_and_what_a_file_would_change() {
+    let (weir, servers) = two("shutdown_grace: 20s");
+    let file = weir.dir().join("weir.yaml");
+    let file = file.to_str().unwrap();
+    assert_eq!(said(&weir, &["diff", "-c", file]), "");
+    said(&weir, &["backend", "main/a", "weight", "9"]);
+    said(&weir, &["backend", "main/b", "drain"]);
+    let dump = said(&weir, &["dump"]);
+    assert!(dump.contains("weight: 9") && dump.contains("weight: 0"), "{dump}");
+    let dumped = weir.dir().join("dump.yaml");
+    std::fs::write(&dumped, &dump).unwrap();
+    let check = command(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "-c"])
+        .arg(&dumped)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{dump}{check:?}");
+    let differs = ask(&weir, &["diff", "-c", file]);
+    assert_eq!(differs.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(differs.stdout).unwrap(),
+        "pools.main.backends.a.weight: 9 -> 3\npools.main.backends.b.weight: 0 -> (none)\n"
+    );
+    weir.rewrite(&config(&servers, "shutdown_grace: 40s"));
+    said(&weir, &["reload"]);
+    assert_eq!(said(&weir, &["diff", "-c", file]), "", "orders end with a reload");
+    weir.rewrite(&config(&servers, "shutdown_grace: 50s"));
+    let differs = ask(&weir, &["diff", "-c", file, "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&differs.stdout).unwrap();
+    let expected = serde_json::json!({"changes": [{"path": "shutdown_grace", "running": "40s", "file": "50s"}]});
+    assert_eq!(document, expected);
+    weir.rewrite("nonsense: true");
+    assert_eq!(ask(&weir, &["diff", "-c", file]).status.code(), Some(3));
+}
+
+/// `drain --wait` returns when nothing is open any more, or fails when the time is up.
+#[test]
+fn a_drain_is_waited_for() {
+    let (weir, _servers) = two("");
+    let mut open = client::connect(&weir.address("main"));
+    client::round_trip(&mut open, b"hello");
+    let status = json(&weir, &["status"]);
+    let backends = status["pools"][0]["backends"].as_array().unwrap();
+    let busy = backends.iter().find(|backend| backend["active"] == 1).unwrap();
+    let name = format!("main/{}", busy["name"].as_str().unwrap());
+    let early = ask(&weir, &["backend", &name, "drain", "--wait", "300ms"]);
+    let said_early = String::from_utf8_lossy(&early.stderr).into_owned();
+    assert_eq!(early.status.code(), Some(1), "{said_early}");
+    assert!(said_early.contains("1 open after 300ms"), "{said_early}");
+    drop(open);
+    let done = said(&weir, &["backend", &name, "drain", "--wait", "60s"]);
+    assert!(done.contains("nothing is open any more"), "{done}");
+}
+
+/// The schema is JSON, and a question that it describes is answered.
+#[test]
+fn the_protocol_has_a_schema() {
+    let output = command(env!("CARGO_BIN_EXE_weir")).arg("api").output().unwrap();
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let questions = schema["question"]["oneOf"].as_array().unwrap();
+    let commands: Vec<&str> = questions
+        .iter()
+        .map(|q| q["properties"]["command"]["const"].as_str().unwrap())
+        .collect();
+    assert!(
+        commands.contains(&"dump") && commands.contains(&"backend"),
+        "{commands:?}"
+    );
+}

@@ -30,6 +30,7 @@ fn man_pages_and_completions_are_made_of_the_command_line() {
     for (file, word) in [
         ("weir.1", "USR2"),
         ("weir-run.1", "backend"),
+        ("weir.yaml.5", "max_connections"),
         ("weir", "complete -F"),
         ("_weir", "#compdef weir"),
         ("weir.fish", "complete -c weir"),

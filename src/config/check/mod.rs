@@ -100,6 +100,7 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
             flows: kernel.optional("flows"),
             restart_grace: kernel.value("restart_grace"),
         },
+        written: tree.clone().into(),
     }
 }
 

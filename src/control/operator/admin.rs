@@ -188,6 +188,7 @@ async fn answer(line: &[u8], asker: &Asker, history: &Rc<RefCell<History>>) -> R
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }
         Question::Reload => Ok(asker.ask(RELOAD_MAX, |reply| Request::Reload { reply }).await??.into()),
+        Question::Dump => Ok(asker.ask(ANSWER_MAX, |reply| Request::Dump { reply }).await?.into()),
         Question::Metrics => Ok(asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?.into()),
         Question::Health => {
             asker.ask(ANSWER_MAX, |reply| Request::Health { reply }).await??;

@@ -368,6 +368,21 @@ impl Pools {
         self.after(pool, ix, change);
     }
 
+    /// Weights by order, by pool and address; of what is drained or down by order 0.
+    pub fn ordered_weights(&self) -> BTreeMap<(String, String), u32> {
+        let entries = self.pools.iter().flat_map(|pool| &pool.entries);
+        let ordered = entries.filter_map(|entry| {
+            let weight = match entry.state.ordered() {
+                Order::Ready => entry.weight?,
+                Order::Drain | Order::Down => 0,
+            };
+            let backend = &entry.backend;
+            let place = (backend.pool.to_string(), backend.config.address.to_string());
+            Some((place, weight))
+        });
+        ordered.collect()
+    }
+
     /// Carries out an operator's order.
     pub fn order(&mut self, pool: &str, name: &str, order: BackendOrder, now: Instant) -> Result<String, String> {
         let names = |list: Vec<&str>| list.join(", ");

@@ -95,6 +95,7 @@ fn answer(request: Request, control: Control, n: u64) {
             VipOrder::Allow => Err(format!("{address} is not ours")),
         })),
         Request::Reload { reply } => drop(reply.send(Err(Refusal::configuration("f.yaml:1:1: no")))),
+        Request::Dump { reply } => drop(reply.send("workers: 1\n".into())),
         Request::Metrics { reply } => drop(reply.send(format!("weir_asked_total {n}\n"))),
         Request::Health { reply } => drop(reply.send(match control {
             Control::Well => Ok(()),

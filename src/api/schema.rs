@@ -1,0 +1,101 @@
+//! What may be said on the admin socket, as a JSON Schema: `weir api`.
+
+use serde_json::{Value, json};
+
+/// The schema of questions and answers.
+pub fn schema() -> Value {
+    let text = || json!({"type": "string"});
+    let number = || json!({"type": "integer", "minimum": 0});
+    let question = |command: &str, means: &str, keys: &[(&str, Value)]| {
+        let mut properties = json!({"command": {"const": command}});
+        keys.iter().for_each(|(key, schema)| properties[key] = schema.clone());
+        let mut required = vec!["command"];
+        required.extend(keys.iter().map(|(key, _)| *key));
+        json!({
+            "description": means, "type": "object", "properties": properties, "required": required,
+            "additionalProperties": false,
+        })
+    };
+    let order = json!({"oneOf": [
+        {"enum": ["ready", "drain", "down"]},
+        {"type": "object", "properties": {"weight": {"type": "integer", "minimum": 0, "maximum": 65535}},
+         "required": ["weight"], "additionalProperties": false},
+    ]});
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "weir admin protocol",
+        "description": "One JSON object a line on the admin socket, any number of questions on one connection, each answered by one \
+                        line. A question has 4096 bytes at most.",
+        "version": env!("CARGO_PKG_VERSION"),
+        "question": {"oneOf": [
+            question("status", "The status document, as `weir status --json`.", &[]),
+            question("conns", "Live connections and sessions.", &[("limit", number())]),
+            question("kill", "End a connection or session.", &[("id", number())]),
+            question("backend", "Change a backend until the next reload.", &[("pool", text()), ("name", text()), ("order", order)]),
+            question("vip", "Move a virtual address away from this node, or let it come back.",
+                &[("address", json!({"type": "string", "description": "without prefix length"})), ("order", json!({"enum": ["demote", "allow"]}))]),
+            question("reload", "Read the configuration again; takes up to two minutes.", &[]),
+            question("dump", "The configuration in force, as YAML.", &[]),
+            question("metrics", "The page of Prometheus.", &[]),
+            question("health", "Whether all is well.", &[]),
+            question("history", "Samples of the last minutes after this number.", &[("since", number())]),
+        ]},
+        "answer": {"oneOf": [
+            {"description": "What was asked for, or what was done, in words.", "type": "object", "properties": {"ok": true}, "required": ["ok"]},
+            {"description": "Why not; `cause` is `configuration` if the file is at fault.", "type": "object",
+             "properties": {"error": text(), "cause": {"enum": ["configuration", "runtime"]}}, "required": ["error", "cause"]},
+        ]},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::question::{BackendOrder, Question, VipOrder};
+
+    /// One of each; a variant that is missing here does not compile below.
+    fn questions() -> Vec<Question> {
+        let all = vec![
+            Question::Status,
+            Question::Conns { limit: 1 },
+            Question::Kill { id: 1 },
+            Question::Backend {
+                pool: "p".into(),
+                name: "n".into(),
+                order: BackendOrder::Drain,
+            },
+            Question::Vip {
+                address: [10, 0, 0, 1].into(),
+                order: VipOrder::Demote,
+            },
+            Question::Reload,
+            Question::Dump,
+            Question::Metrics,
+            Question::Health,
+            Question::History { since: 0 },
+        ];
+        for question in &all {
+            match question {
+                Question::Status | Question::Conns { .. } | Question::Kill { .. } | Question::Backend { .. } => {}
+                Question::Vip { .. } | Question::Reload | Question::Dump | Question::Metrics | Question::Health => {}
+                Question::History { .. } => {}
+            }
+        }
+        all
+    }
+
+    /// The schema has what is understood, key by key. Seen to fail with a key misspelt.
+    #[test]
+    fn the_schema_has_every_question() {
+        let schema = schema();
+        let described = schema["question"]["oneOf"].as_array().unwrap();
+        let questions = questions();
+        assert_eq!(described.len(), questions.len());
+        for (described, question) in described.iter().zip(&questions) {
+            let sent = serde_json::to_value(question).unwrap();
+            let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            assert_eq!(keys(&described["properties"]), keys(&sent));
+            assert_eq!(described["properties"]["command"]["const"], sent["command"]);
+        }
+    }
+}
