@@ -9,7 +9,7 @@ use crate::link::{Address, FailureKind};
 use crate::relay::Cause;
 use crate::route::{self, Purpose};
 use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
-use crate::sys::socket::{self, ConnectError};
+use crate::worker::os::socket::{self, ConnectError};
 
 /// Where the current attempt to reach a backend stands.
 pub(super) struct Attempt {

@@ -11,7 +11,7 @@ use super::listen::seconds_and_probes;
 use crate::base::Side;
 use crate::link::FailureKind;
 use crate::relay::{By, Cause, Peer};
-use crate::sys::socket;
+use crate::worker::os::socket;
 
 /// How often a socket that waits to be reset is looked at, milliseconds.
 const RESET_CHECK_MS: u64 = 5;

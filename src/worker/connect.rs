@@ -15,7 +15,7 @@ use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::BackendAddress;
 use crate::relay::proxy_header::{self, Parsed};
 use crate::relay::{By, Cause};
-use crate::sys::socket::{self, ConnectError, Transfer};
+use crate::worker::os::socket::{self, ConnectError, Transfer};
 
 /// How long the ACK that completes the handshake with a backend waits for the client's first bytes, milliseconds.
 const HELD_ACK_MS: u64 = 5;
@@ -49,8 +49,10 @@ pub(super) fn read_header(connection: &mut Connection, context: &mut Context, sc
         Parsed::Incomplete => Next::Wait,
         Parsed::Invalid => Next::End(Cause::BadProxyHeader, By::Weir),
         Parsed::Header { len, addresses } => {
-            let taken = socket::recv(fd, &mut scratch[..len]);
-            debug_assert_eq!(taken, Transfer::Bytes(len));
+            // An urgent mark that has come meanwhile cuts it short.
+            if socket::recv(fd, &mut scratch[..len]) != Transfer::Bytes(len) {
+                return Next::End(Cause::BadProxyHeader, By::Weir);
+            }
             if let Some((source, destination)) = addresses {
                 connection.origin.client = Some(source);
                 connection.origin.destination = Some(destination);

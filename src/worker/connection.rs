@@ -27,7 +27,7 @@ use crate::gate::ListenerPermit;
 use crate::link::{Accepted, Address};
 use crate::relay::{self, By, Cause, Ending, Pair, Source, proxy_header};
 use crate::snapshot::{Backend, BackendPermit, Listener};
-use crate::sys::socket;
+use crate::worker::os::socket;
 
 /// How long a PROXY header may take to arrive, milliseconds.
 const HEADER_WAIT_MS: u64 = 5_000;

@@ -8,11 +8,11 @@ use std::os::fd::RawFd;
 
 use crate::base::Side;
 use crate::relay::{Conduit, Done, Io};
-use crate::sys::pipe::Pipe;
-use crate::sys::socket::{self, Transfer};
+use crate::worker::os::pipe::Pipe;
+use crate::worker::os::socket::{self, Transfer};
 
-/// Bytes of the scratch buffer.
-pub(super) const SCRATCH_BYTES: usize = 32 << 10;
+/// Bytes of the scratch buffer. In the simulation it is small, so that a few hundred kilobytes are bulk.
+pub(super) const SCRATCH_BYTES: usize = if cfg!(test) { 4 << 10 } else { 32 << 10 };
 /// Empty pipes kept for reuse.
 const IDLE_PIPES_MAX: usize = 32;
 
@@ -66,6 +66,22 @@ impl Pipes {
         if let Held::Pipe(_) = std::mem::take(held) {
             self.open -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+impl Held {
+    pub(super) fn is_pipe(&self) -> bool {
+        matches!(self, Held::Pipe(_))
+    }
+}
+
+#[cfg(test)]
+impl Pipes {
+    /// So many are in use.
+    pub(super) fn assert_consistent(&self, in_use: usize) {
+        assert_eq!(self.open, self.idle.len() + in_use, "pipes");
+        assert!(self.open <= self.max, "pipes");
     }
 }
 

@@ -34,8 +34,8 @@ use crate::base::Key;
 use crate::config::model::Keepalive;
 use crate::link::{Accepted, Address, Command, InTransit};
 use crate::relay::Cause;
-use crate::sys::limits::Reserve;
-use crate::sys::socket::{self, AcceptError};
+use crate::worker::os::limits::Reserve;
+use crate::worker::os::socket::{self, AcceptError};
 
 /// Most accepts of one socket in one turn.
 const BURST_MAX: u32 = 64;

@@ -23,7 +23,10 @@ mod connect;
 mod connection;
 mod io;
 mod listen;
+mod os;
 mod pump;
+#[cfg(test)]
+mod sim;
 mod sockets;
 mod tcp;
 mod udp;
@@ -41,7 +44,7 @@ use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, 
 use crate::relay::Cause;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
-use crate::sys::epoll::Poller;
+use crate::worker::os::epoll::Poller;
 
 use listen::{Accepting, Arrival};
 use sockets::Sockets;
@@ -137,7 +140,7 @@ impl Worker {
         let stats = Arc::new(WorkerStats::default());
         let context = Context {
             id,
-            now: Instant::now(),
+            now: os::now(),
             poller,
             snapshot: Arc::default(),
             cursors: Vec::new(),
@@ -208,7 +211,7 @@ impl Worker {
         let timeout = self.timeout();
         self.context.stats.busy_since_ms.set(u64::MAX);
         self.context.poller.wait(timeout)?;
-        self.context.now = Instant::now();
+        self.context.now = os::now();
         let now_ms = self.context.now_ms();
         self.context.stats.busy_since_ms.set(now_ms);
 
@@ -231,7 +234,8 @@ impl Worker {
         }
         let stats = &self.context.stats;
         stats.turns.add(1);
-        stats.turn_ns_max.raise(self.context.now.elapsed().as_nanos() as u64);
+        let took = os::now().duration_since(self.context.now);
+        stats.turn_ns_max.raise(took.as_nanos() as u64);
         let is_idle = self.sockets.is_empty() && self.tcp.is_empty() && self.udp.is_empty();
         Ok(go_on && !(self.retiring && is_idle))
     }
@@ -338,7 +342,7 @@ impl Worker {
         if self.tcp.has_work() {
             return Duration::ZERO;
         }
-        let now_ms = self.context.shared.epoch.elapsed().as_millis() as u64;
+        let now_ms = os::now().duration_since(self.context.shared.epoch).as_millis() as u64;
         let timers = [
             self.tcp.next_timer(),
             self.udp.next_timer(&self.context),

@@ -36,7 +36,7 @@ use crate::base::{Key, Kind};
 use crate::flow::Tally;
 use crate::link::{self, Address, Command, HandedSession, ListenSocket, SocketMove};
 use crate::snapshot::Listeners;
-use crate::sys::udp;
+use crate::worker::os::udp;
 
 /// See the module.
 pub(super) struct Sockets {

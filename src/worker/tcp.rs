@@ -24,8 +24,8 @@ use super::{closing, connect, pump};
 use crate::base::{Key, RunQueue, Side, Slab, Timers};
 use crate::link::{Accepted, LiveConnection};
 use crate::relay::{By, Cause, Ending};
-use crate::sys::epoll::Readiness;
-use crate::sys::socket::{self, ConnectError};
+use crate::worker::os::epoll::Readiness;
+use crate::worker::os::socket::{self, ConnectError};
 
 /// See the module.
 pub(super) struct Tcp {
@@ -284,6 +284,43 @@ impl Tcp {
             self.retire(context, key, cause, By::Weir);
         }
         keys.len()
+    }
+}
+
+#[cfg(test)]
+impl Tcp {
+    /// Whoever waits is owed an event or has a timer, and pipes add up.
+    pub(super) fn assert_consistent(&self) {
+        let mut held = 0;
+        for (key, connection) in self.connections.iter() {
+            held += connection.lanes.held.iter().filter(|held| held.is_pipe()).count();
+            let timer = self.timers.deadline(key.index);
+            match connection.phase {
+                Phase::Open if connection.queued || connection.clocks.resume_ms.is_some() => {}
+                Phase::Open => assert!(connection.lanes.pair.is_owed_an_edge(), "{}", self.tell()),
+                _ => assert!(timer.is_some() || connection.queued, "{}", self.tell()),
+            }
+            if connection.due().is_some() {
+                assert!(timer.is_some(), "{}", self.tell());
+            }
+        }
+        self.tools.pipes.assert_consistent(held);
+    }
+
+    /// What is open.
+    pub(super) fn tell(&self) -> String {
+        let connections = self.connections.iter();
+        let tell = |(key, c): (Key, &Connection)| {
+            let timer = self.timers.deadline(key.index);
+            format!(
+                "{:?} {:?} timer {timer:?}, queued {}, {:?}",
+                c.id,
+                c.due(),
+                c.queued,
+                c.lanes.pair
+            )
+        };
+        connections.map(tell).collect::<Vec<_>>().join("\n")
     }
 }
 

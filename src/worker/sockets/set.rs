@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::base::{Key, Kind, Side, Slab, Token};
 use crate::link::{Address, ListenSocket};
 use crate::snapshot::{Listener, Listeners};
-use crate::sys::epoll::Poller;
 use crate::worker::Context;
+use crate::worker::os::epoll::Poller;
 
 /// How long the socket of a UDP listener that is gone stays open for replies, milliseconds.
 pub(in crate::worker) const LINGER_MS: u64 = 500;

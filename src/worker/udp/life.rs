@@ -16,8 +16,8 @@ use crate::relay::{By, Cause};
 use crate::route::{self, Purpose};
 use crate::snapshot::{BackendPermit, Choice, Listener};
 use crate::sys::route::Route;
-use crate::sys::socket::ConnectError;
-use crate::sys::udp::{self, Trouble};
+use crate::worker::os::socket::ConnectError;
+use crate::worker::os::udp::{self, Trouble};
 
 /// Why a session gets a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::flow::{Dropped, Endpoints, ListenerIx, State, Tally};
 use crate::link::{Address, HandedSession, SessionState};
 use crate::relay::{By, Cause};
 use crate::snapshot::{BackendPermit, Listener};
-use crate::sys::{socket, udp};
+use crate::worker::os::{socket, udp};
 use crate::worker::sockets::set::Set;
 
 impl Udp {

@@ -50,9 +50,9 @@ use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
 use crate::link::LiveConnection;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Listeners};
-use crate::sys::epoll::Readiness;
-use crate::sys::mmsg::{Inbox, Outbox};
-use crate::sys::udp::Sent;
+use crate::worker::os::epoll::Readiness;
+use crate::worker::os::mmsg::{Inbox, Outbox};
+use crate::worker::os::udp::Sent;
 
 use plan::Plan;
 use requests::Item;

@@ -7,8 +7,8 @@ use super::{Context, Datagram, Udp, lower, reason};
 use crate::base::Key;
 use crate::flow::{After, Dropped};
 use crate::relay::By;
-use crate::sys::mmsg::{Ask, Part};
-use crate::sys::udp::Sent;
+use crate::worker::os::mmsg::{Ask, Part};
+use crate::worker::os::udp::Sent;
 use crate::worker::sockets::set::Set;
 
 impl Udp {

@@ -15,8 +15,8 @@ use crate::flow::{Dropped, Endpoints, ListenerIx, State, Step};
 use crate::link::Address;
 use crate::relay::{By, Cause, proxy_header};
 use crate::snapshot::Listener;
-use crate::sys::mmsg::{Ask, Part};
-use crate::sys::udp::{self, Sent};
+use crate::worker::os::mmsg::{Ask, Part};
+use crate::worker::os::udp::{self, Sent};
 use crate::worker::sockets::set::Set;
 
 /// Tries to send one datagram: see `may_retry`.

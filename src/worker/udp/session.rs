@@ -10,7 +10,7 @@ use crate::gate::ListenerPermit;
 use crate::link::{Address, Record};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, BackendPermit, Listener};
-use crate::sys::udp::{self, Trouble};
+use crate::worker::os::udp::{self, Trouble};
 
 use super::stash::Stash;
 

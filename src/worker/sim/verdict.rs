@@ -1,0 +1,115 @@
+//! What both ends of every connection have seen, held against what both have sent.
+
+use std::collections::HashMap;
+
+use super::Nature;
+use super::kernel::{Goodbye, NAME, Stream, byte};
+use crate::base::Side;
+use crate::config::model::{Config, SendProxy};
+use crate::link::Record;
+use crate::relay::{Cause, proxy_header};
+
+/// What a peer has received, without the PROXY header in front of it.
+fn content<'a>(stream: &'a Stream, config: &Config) -> &'a [u8] {
+    let has_header = stream.side == Side::Backend && config.pools[0].policy.send_proxy != SendProxy::Off;
+    match proxy_header::parse(&stream.got) {
+        proxy_header::Parsed::Header { len, .. } if has_header => &stream.got[len..],
+        _ if has_header => &[],
+        _ => &stream.got,
+    }
+}
+
+/// Who has sent it, if that much has arrived.
+fn name(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(..NAME)?.try_into().unwrap()))
+}
+
+pub(super) fn check(seed: u64, nature: Nature, config: &Config, streams: Vec<Stream>, records: Vec<Record>) {
+    let by_name: HashMap<u32, &Stream> = streams.iter().map(|stream| (stream.who, stream)).collect();
+    let causes: HashMap<_, _> = records
+        .iter()
+        .filter(|record| !record.interim)
+        .map(|record| (record.client, record.cause))
+        .collect();
+    let mut partners: HashMap<u32, u32> = HashMap::new();
+    for stream in &streams {
+        if let Some(sender) = name(content(stream, config)) {
+            for (one, other) in [(stream.who, sender), (sender, stream.who)] {
+                let known = *partners.entry(one).or_insert(other);
+                assert_eq!(known, other, "seed {seed}: {one} is connected to two peers");
+            }
+        }
+    }
+    for stream in &streams {
+        let got = content(stream, config);
+        let who = (seed, stream.side, stream.who);
+        let Some(partner) = partners.get(&stream.who).and_then(|partner| by_name.get(partner)) else {
+            assert!(got.len() < NAME, "{who:?}: from nobody");
+            continue;
+        };
+        assert_ne!(partner.side, stream.side, "{who:?}");
+        let wrong = got.iter().enumerate().find(|(at, got)| **got != byte(partner.who, *at));
+        let expected = wrong.map(|(at, _)| {
+            (at..got.len().min(at + 4))
+                .map(|at| byte(partner.who, at))
+                .collect::<Vec<_>>()
+        });
+        let found = wrong.map(|(at, _)| &got[at..got.len().min(at + 4)]);
+        assert_eq!(
+            expected.as_deref(),
+            found,
+            "{who:?}: byte {:?} of {}; urgent: sent {:?}, arrived {:?}",
+            wrong.map(|(at, _)| at),
+            got.len(),
+            partner.marks,
+            stream.got_urgent
+        );
+        let header = stream.got.len() - got.len();
+        for at in &stream.got_urgent {
+            assert!(
+                partner.marks.contains(&(at - header)),
+                "{who:?}: byte {at} was not sent as urgent"
+            );
+        }
+        let sent = partner.arrived.saturating_sub(partner.prefix.len());
+        assert!(got.len() <= sent, "{who:?}");
+        let cause = causes.get(&Some(if stream.side == Side::Client {
+            stream.peer
+        } else {
+            partner.peer
+        }));
+        let cause = cause.unwrap_or_else(|| panic!("{who:?}: no record"));
+        let told = || {
+            format!(
+                "{who:?} got {} of {sent}, {cause:?} {nature:?}\n{}\n{}",
+                got.len(),
+                stream.tell(),
+                partner.tell()
+            )
+        };
+        let is_whole = got.len() == sent;
+        let hears_all = !stream.disturbed && !partner.disturbed && stream.deaf_after == usize::MAX;
+        // A FIN says that this was all.
+        if stream.got_end == Some(Goodbye::Fin) {
+            assert!(is_whole, "FIN behind a part: {}", told());
+        }
+        if !hears_all {
+            continue;
+        }
+        let lively = |stream: &Stream| stream.goodbye == Goodbye::Fin && stream.deaf_after == usize::MAX;
+        if lively(stream) && lively(partner) && !nature.rough && !nature.timed {
+            assert!(matches!(cause, Cause::Finished | Cause::LimitProcess), "{}", told());
+        }
+        match cause {
+            Cause::Finished if stream.reset => {}
+            Cause::Finished => assert!(is_whole && stream.got_end == Some(Goodbye::Fin), "{}", told()),
+            // What was sent before a reset has arrived.
+            Cause::ClientReset | Cause::BackendReset if partner.reset && !stream.reset => {
+                // It may have ended its stream in order before.
+                let ended = partner.fin || stream.got_end == Some(Goodbye::Reset);
+                assert!(is_whole && ended, "{}", told());
+            }
+            _ => {}
+        }
+    }
+}
