@@ -19,7 +19,7 @@
 //! | values | [`base`] | nothing: no I/O, no clock |
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] [`discovery`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
-//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] | shared memory between the shells; what operators and the process say to each other |
+//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] [`queue`] | shared memory between the shells; what operators and the process say to each other |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
 //! | runner | [`runner`] | the operator's commands, in a process of its own |
 //! | shells | [`worker`] [`kernel`] [`control`] | sockets, files, processes, the clock |
@@ -71,6 +71,7 @@ pub mod sys;
 pub mod api;
 pub mod gate;
 pub mod link;
+pub mod queue;
 pub mod route;
 pub mod snapshot;
 pub mod stats;

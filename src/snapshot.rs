@@ -11,6 +11,7 @@ use crate::balance::{Cursor, Loads, Picker, source_key};
 use crate::config::model;
 use crate::gate::Gate;
 use crate::health::Eligibility;
+use crate::queue::PoolQueue;
 use crate::stats::{BackendStats, ListenerStats};
 
 /// See the module.
@@ -104,6 +105,8 @@ pub struct Pool {
     pub picker: Picker,
     /// Who takes new work.
     pub eligibility: Eligibility,
+    /// Who waits for room.
+    pub queue: Arc<PoolQueue>,
 }
 
 /// A backend.
@@ -119,6 +122,8 @@ pub struct Backend {
     pub send_proxy: model::SendProxy,
     /// Its statistics.
     pub stats: Arc<BackendStats>,
+    /// Who waits for room in its pool.
+    pub queue: Arc<PoolQueue>,
 }
 
 impl Snapshot {
@@ -180,6 +185,7 @@ pub enum Choice {
 impl Drop for BackendPermit {
     fn drop(&mut self) {
         self.0.stats.active.lower();
+        self.0.queue.place_freed();
     }
 }
 
@@ -267,6 +273,7 @@ mod tests {
                     config: config.clone(),
                     send_proxy: model::SendProxy::Off,
                     stats,
+                    queue: Arc::default(),
                 })
             })
             .collect();
@@ -280,6 +287,7 @@ mod tests {
         Pool {
             picker: Picker::new(config.policy.balance, &config.policy.source_hash, &members),
             eligibility: Eligibility::new(&candidates, config.policy.all_down),
+            queue: Arc::default(),
             config: Arc::new(config.policy),
             backends,
         }

@@ -16,7 +16,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["config", "balance", "health", "discovery", "relay", "flow", "failover"],
     ),
     ("kernel", &["sys"]),
-    ("exchange", &["stats", "gate", "snapshot", "link", "api", "route"]),
+    (
+        "exchange",
+        &["stats", "gate", "snapshot", "link", "api", "route", "queue"],
+    ),
     ("keeper", &["keeper"]),
     ("runner", &["runner"]),
     ("shells", &["worker", "kernel", "control"]),

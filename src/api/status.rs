@@ -132,10 +132,22 @@ pub struct Pool {
     pub eligible: usize,
     /// Which backends those are: `primary`, `backup`, `all` (nothing is up and `all_down: try_all`) or `none`.
     pub serving: String,
+    /// Connections that wait for room; `null` if the pool has no queue and nobody waits.
+    pub queue: Option<Queue>,
     /// Those of the configuration, then those that its sources name.
     pub backends: Vec<Backend>,
     /// Where further backends come from, in configuration order.
     pub sources: Vec<Source>,
+}
+
+/// The queue of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// Connections that wait.
+    pub length: u32,
+    /// How long the first of them has waited.
+    pub longest_ms: u64,
 }
 
 /// A source of members.

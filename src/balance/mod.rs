@@ -23,6 +23,7 @@
 pub mod acl;
 pub mod explain;
 pub mod limits;
+pub mod line;
 
 mod alias;
 mod hash;

@@ -136,10 +136,20 @@ fn one_pool(pool: &Pool) -> String {
         name,
         balance,
         eligible,
+        queue,
         ..
     } = pool;
+    let waiting = match queue {
+        Some(queue) if queue.length > 0 => {
+            format!(
+                ", {} wait for room, the first for {} ms",
+                queue.length, queue.longest_ms
+            )
+        }
+        _ => String::new(),
+    };
     format!(
-        "\npool {}: {balance}, {eligible} of {} take new work{}\n{}",
+        "\npool {}: {balance}, {eligible} of {} take new work{}{waiting}\n{}",
         table::clean(name),
         pool.backends.len(),
         match &*pool.serving {

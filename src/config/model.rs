@@ -2,6 +2,7 @@
 //!
 //! Nothing here parses or prints; `check.rs` builds these values and is the only place that refuses input.
 
+mod arbiter;
 mod health;
 
 pub use super::engine::{Engine, FLOWS_AUTO, Kernel, KernelMode, Protocol};
@@ -20,6 +21,7 @@ pub use members::{Family, MemberDefaults, MemberSource, MembersFrom, Resolver};
 
 pub use super::written::Written;
 pub use crate::failover::words::Holders;
+pub use arbiter::{Arbiter, EtcdEndpoint, EtcdServers};
 pub use health::*;
 
 /// A whole, valid configuration.
@@ -251,6 +253,8 @@ pub struct PoolPolicy {
     pub passive: Option<Passive>,
     /// Connect attempts.
     pub connect: Connect,
+    /// Where connections wait while every eligible backend is full; `None` = they are refused.
+    pub queue: Option<Queue>,
     /// Ramp of a returning backend; `None` = off.
     pub slow_start: Option<Duration>,
     /// What happens to live connections and sessions of a backend that goes down, if the file says it: see
@@ -280,6 +284,15 @@ impl PoolPolicy {
             (Protocol::Udp, None | Some(OnDown::Close | OnDown::Repick)) => OnDown::Repick,
         }
     }
+}
+
+/// `pools.NAME.queue`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// So many wait at most.
+    pub length: u32,
+    /// So long at most.
+    pub timeout: Duration,
 }
 
 /// `pools.NAME.balance`. All are weighted.
@@ -420,76 +433,6 @@ pub struct Failover {
     pub vips: Vec<Vip>,
     /// Command run on each transition; empty = none.
     pub notify: Vec<String>,
-}
-
-/// `failover.arbiter:`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arbiter {
-    /// Where it is.
-    pub servers: EtcdServers,
-    /// Before all of its keys.
-    pub prefix: String,
-    /// Nothing is claimed that another kernel may still have.
-    pub strict: bool,
-}
-
-/// An etcd cluster and how to log in to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EtcdServers {
-    /// Members, or proxies before them; at least one.
-    pub endpoints: Vec<EtcdEndpoint>,
-    /// Certificates that sign those of the servers.
-    pub ca: Option<PathBuf>,
-    /// Our own certificate, if they ask for one.
-    pub cert: Option<PathBuf>,
-    /// Its private key.
-    pub key: Option<PathBuf>,
-    /// User name.
-    pub user: Option<String>,
-    /// File with the password.
-    pub password_file: Option<PathBuf>,
-}
-
-/// `http://HOST:PORT` or `https://HOST:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct EtcdEndpoint {
-    /// By TLS.
-    pub tls: bool,
-    /// Name or address, the latter without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
-
-impl EtcdServers {
-    /// What is read from the disk.
-    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.ca, &self.cert, &self.key, &self.password_file]
-            .into_iter()
-            .flatten()
-    }
-}
-
-impl EtcdEndpoint {
-    /// Whether the host is a name that has to be looked up.
-    pub fn is_name(&self) -> bool {
-        self.host.parse::<IpAddr>().is_err()
-    }
-
-    /// `HOST:PORT`, an IPv6 address in brackets.
-    pub fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
-    }
-}
-
-impl std::fmt::Display for EtcdEndpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}", self.authority())
-    }
 }
 
 /// One entry of `failover.vips`.

@@ -21,6 +21,10 @@ words! {
         ConnectTimeout = "connect_timeout",
         /// No backend was eligible.
         NoBackend = "no_backend",
+        /// Every eligible backend was full, and none had room within `queue.timeout`.
+        QueueTimeout = "queue_timeout",
+        /// Every eligible backend was full, and as many as `queue.length` were waiting already.
+        QueueFull = "queue_full",
         /// The source is not allowed.
         Denied = "denied",
         /// `listeners.NAME.limits.connections` was reached.
@@ -79,7 +83,15 @@ impl Cause {
         use Cause::*;
         matches!(
             self,
-            NoBackend | Denied | LimitListener | LimitSource | LimitRate | LimitProcess | BadProxyHeader
+            NoBackend
+                | QueueTimeout
+                | QueueFull
+                | Denied
+                | LimitListener
+                | LimitSource
+                | LimitRate
+                | LimitProcess
+                | BadProxyHeader
         )
     }
 }

@@ -69,6 +69,8 @@ impl Cause {
             | Cause::ConnectFailed
             | Cause::ConnectTimeout
             | Cause::NoBackend
+            | Cause::QueueTimeout
+            | Cause::QueueFull
             | Cause::Denied
             | Cause::LimitListener
             | Cause::LimitSource
@@ -131,7 +133,7 @@ mod tests {
         Never,
     }
 
-    const CAUSES: [(Cause, When); 22] = [
+    const CAUSES: [(Cause, When); 24] = [
         (Cause::Finished, When::Complete),
         (Cause::ClientReset, When::Never),
         (Cause::BackendReset, When::Never),
@@ -140,6 +142,8 @@ mod tests {
         (Cause::ConnectFailed, When::Never),
         (Cause::ConnectTimeout, When::Never),
         (Cause::NoBackend, When::Never),
+        (Cause::QueueTimeout, When::Never),
+        (Cause::QueueFull, When::Never),
         (Cause::Denied, When::Never),
         (Cause::LimitListener, When::Never),
         (Cause::LimitSource, When::Never),

@@ -55,6 +55,9 @@ impl Connection {
         context.shared.process.connections.lower();
         let shard = self.origin.listener.stats.shards.of(context.id);
         shard.closed[cause as usize].add(1);
+        if let Phase::Queued { place, .. } = &self.phase {
+            place.observe(context.now);
+        }
         shard.seconds.observe_us(u64::from(us(self.story.opened, context.now)));
         if context.shared.wants_records() {
             context.shared.record(self.record(context.now, cause, closed_by));
@@ -105,6 +108,7 @@ impl Connection {
             worker: context.id,
             state: match &self.phase {
                 Phase::Header { .. } => "proxy_header",
+                Phase::Queued { .. } => "queued",
                 Phase::Connecting(_) => "connecting",
                 Phase::Open if self.lanes.pair.half_closed() => "half_closed",
                 Phase::Open => "open",

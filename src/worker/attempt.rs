@@ -25,6 +25,8 @@ pub(super) struct Attempt {
     pub(super) last_error: Option<ConnectError>,
     /// The ACK that completes the handshake waits for the client's first bytes.
     pub(super) held_ack: bool,
+    /// It has waited for its turn: those who wait now come after it.
+    pub(super) called: bool,
 }
 
 /// What came of starting an attempt.
@@ -35,6 +37,8 @@ pub(super) enum Started {
     Failed,
     /// Nobody was tried, because there is nobody or because those that could serve are `full`.
     NoBackend { full: bool },
+    /// Those that could serve are full, and the pool has connections wait.
+    MustWait,
     /// Nothing is left to try.
     GaveUp(Cause),
 }
@@ -50,6 +54,7 @@ impl Attempt {
             broken: false,
             last_error: None,
             held_ack,
+            called: false,
         }
     }
 
@@ -70,13 +75,16 @@ impl Attempt {
         let spent = self.tried.len() as u32;
         let left = pool.config.connect.attempts.saturating_sub(spent);
         let out_of_time = spent > 0 && now_ms >= self.deadline_ms;
+        let is_behind = spent == 0 && !self.called && pool.config.queue.is_some() && pool.queue.length() > 0;
         let choice = match left {
+            _ if is_behind => Choice::Full,
             0 => Choice::Nobody,
             _ if out_of_time => Choice::Nobody,
             _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
         };
         let Choice::Backend(place) = choice else {
             return match self.last_error {
+                None if matches!(choice, Choice::Full) && pool.config.queue.is_some() => Started::MustWait,
                 None => Started::NoBackend {
                     full: matches!(choice, Choice::Full),
                 },

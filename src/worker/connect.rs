@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::Context;
 use super::attempt::{Attempt, Started};
-use super::connection::{Connection, Next, Phase, Reached};
+use super::connection::{Connection, Next, Origin, Phase, Reached};
 use super::io::Nagle;
+use super::queue::Waiting;
 use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::BackendAddress;
 use crate::relay::proxy_header::{self, Parsed};
@@ -69,53 +70,116 @@ pub(super) fn admit(connection: &mut Connection, context: &mut Context) -> Next 
     match origin.listener.gate.admit(ip, context.now) {
         Ok(pass) => {
             origin.pass = Some(pass);
-            let timeout = context
-                .pool_of(&origin.listener)
-                .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
-            let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
-            let held_ack = context.crowded && origin.speaks_first(context.id);
-            let attempt = Attempt::before_first(deadline_ms, held_ack);
-            connection.phase = Phase::Connecting(Box::new(attempt));
+            connection.phase = Phase::Connecting(Box::new(before_first(&connection.origin, context)));
             Next::Connect
         }
         Err(cause) => Next::End(cause, By::Weir),
     }
 }
 
+/// Nothing was tried yet, and there is all of `connect.timeout`.
+fn before_first(origin: &Origin, context: &mut Context) -> Attempt {
+    let timeout = context
+        .pool_of(&origin.listener)
+        .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
+    let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
+    let held_ack = context.crowded && origin.speaks_first(context.id);
+    Attempt::before_first(deadline_ms, held_ack)
+}
+
 /// Starts the next attempt, to a backend that was not tried yet, or gives up.
 pub(super) fn start(connection: &mut Connection, context: &mut Context, key: Key) -> Next {
-    let Phase::Connecting(attempt) = &mut connection.phase else {
-        return Next::Wait;
-    };
-    let origin = &connection.origin;
-    let cause = loop {
-        match attempt.start(context, &origin.listener, origin.client, &origin.local) {
-            Started::Connecting(place, fd) => {
-                connection.lanes.pair.replace_backend();
-                let registered = register(context, key, Side::Backend, &fd);
-                connection.backend = Some(Reached {
-                    fd,
-                    place,
-                    since: context.now,
-                    keepalive: None,
-                    settled: false,
-                });
-                return registered.err().unwrap_or(Next::Schedule);
-            }
-            Started::Failed => {}
-            Started::NoBackend { full } => {
-                let shard = origin.listener.stats.shards.of(context.id);
-                shard.no_backend[usize::from(full)].add(1);
-                break Cause::NoBackend;
-            }
-            Started::GaveUp(cause) => break cause,
+    loop {
+        let Phase::Connecting(attempt) = &mut connection.phase else {
+            return Next::Wait;
+        };
+        let origin = &connection.origin;
+        let started = attempt.start(context, &origin.listener, origin.client, &origin.local);
+        if let Some(next) = after_start(connection, context, key, started) {
+            return next;
         }
+    }
+}
+
+/// What comes after starting an attempt; `None` = another one.
+fn after_start(connection: &mut Connection, context: &Context, key: Key, started: Started) -> Option<Next> {
+    let cause = match started {
+        Started::Connecting(place, fd) => {
+            connection.lanes.pair.replace_backend();
+            let registered = register(context, key, Side::Backend, &fd);
+            connection.backend = Some(Reached {
+                fd,
+                place,
+                since: context.now,
+                keepalive: None,
+                settled: false,
+            });
+            return Some(registered.err().unwrap_or(Next::Schedule));
+        }
+        Started::Failed => return None,
+        Started::MustWait => return Some(Next::Enqueue),
+        Started::NoBackend { full } => {
+            let shard = connection.origin.listener.stats.shards.of(context.id);
+            shard.no_backend[usize::from(full)].add(1);
+            Cause::NoBackend
+        }
+        Started::GaveUp(cause) => cause,
     };
     let by = match cause {
         Cause::BackendReset => By::Backend,
         _ => By::Weir,
     };
-    Next::End(cause, by)
+    Some(Next::End(cause, by))
+}
+
+/// Takes its place at the end of the queue. Whoever is alone there looks once more.
+pub(super) fn enqueue(connection: &mut Connection, context: &mut Context, key: Key, waiting: &mut Waiting) -> Next {
+    let Some((pool, _)) = context.pool_of(&connection.origin.listener) else {
+        return Next::End(Cause::NoBackend, By::Weir);
+    };
+    let Some(queue) = pool.config.queue else {
+        return Next::End(Cause::NoBackend, By::Weir);
+    };
+    let Some(place) = pool.queue.join(context.now, &context.waker, queue.length) else {
+        return Next::End(Cause::QueueFull, By::Weir);
+    };
+    waiting.add(&place, key);
+    let next = match place.is_first() {
+        true => Next::LeaveQueue,
+        false => Next::Schedule,
+    };
+    let until_ms = context.now_ms() + queue.timeout.as_millis() as u64;
+    connection.phase = Phase::Queued { place, until_ms };
+    next
+}
+
+/// Looks for room, and waits on if there is none. The place in the queue is given up after the one at a backend is taken, so
+/// that whoever is called next finds what is left.
+pub(super) fn leave_queue(connection: &mut Connection, context: &mut Context, key: Key) -> Next {
+    let mut attempt = before_first(&connection.origin, context);
+    attempt.called = true;
+    let Phase::Queued { place, .. } = &connection.phase else {
+        return Next::Wait;
+    };
+    place.answer();
+    let origin = &connection.origin;
+    let started = attempt.start(context, &origin.listener, origin.client, &origin.local);
+    if let Started::MustWait = started {
+        return Next::Schedule;
+    }
+    place.observe(context.now);
+    connection.phase = Phase::Connecting(Box::new(attempt));
+    after_start(connection, context, key, started).unwrap_or(Next::Connect)
+}
+
+/// Goes on waiting, unless the client has gone. One that has ended its stream and sent nothing before is taken to be gone, as by
+/// HAProxy; one that has sent a request may wait for the answer.
+pub(super) fn wait_on(connection: &Connection) -> Next {
+    let is_gone = connection.client_ended && socket::unread(connection.client.as_raw_fd()) == 0;
+    match connection.client_broken || is_gone {
+        true => Next::End(Cause::ClientReset, By::Client),
+        false => Next::Wait,
+    }
 }
 
 /// The current attempt has failed.

@@ -25,6 +25,7 @@ use crate::base::{Side, Weight};
 use crate::config::model::{Keepalive, Protocol, SendProxy};
 use crate::gate::ListenerPermit;
 use crate::link::{Accepted, Address};
+use crate::queue::Queued;
 use crate::relay::{self, By, Cause, Ending, Pair, Source, proxy_header};
 use crate::snapshot::{Backend, BackendPermit, Listener};
 use crate::worker::os::socket;
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub client: OwnedFd,
     /// An event has said that the client is gone.
     pub client_broken: bool,
+    /// An event has said that the client sends nothing more.
+    pub client_ended: bool,
     pub backend: Option<Reached>,
     pub phase: Phase,
     pub lanes: Lanes,
@@ -100,6 +103,11 @@ pub(super) enum Phase {
     Header {
         until_ms: u64,
     },
+    /// Every eligible backend is full.
+    Queued {
+        place: Queued,
+        until_ms: u64,
+    },
     Connecting(Box<Attempt>),
     Open,
     /// A reset is passed on once the other side has everything that came before it.
@@ -122,6 +130,10 @@ pub(super) enum Next {
     Schedule,
     /// There is more to move than this turn's share.
     Requeue,
+    /// Wait for room at a backend.
+    Enqueue,
+    /// It is the turn of this one, which waits: look for room.
+    LeaveQueue,
     /// Try the next backend.
     Connect,
     /// A backend is reached: set the timer and relay.
@@ -165,6 +177,7 @@ impl Connection {
             id,
             client: fd,
             client_broken: false,
+            client_ended: false,
             backend: None,
             phase: Phase::Header {
                 until_ms: now_ms + HEADER_WAIT_MS,
@@ -205,6 +218,7 @@ impl Connection {
     pub(super) fn due(&self) -> Option<(u64, Due)> {
         match &self.phase {
             Phase::Header { until_ms } => Some((*until_ms, Due::End(Cause::BadProxyHeader))),
+            Phase::Queued { until_ms, .. } => Some((*until_ms, Due::End(Cause::QueueTimeout))),
             Phase::Connecting(attempt) => Some((attempt.until_ms, Due::NextAttempt)),
             Phase::Resetting { check_ms, .. } => Some((*check_ms, Due::Reset)),
             Phase::Open => {

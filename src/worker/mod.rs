@@ -1,4 +1,4 @@
-//! The data-plane shell: one event loop a core.
+//! The data-plane shell: one event loop a core, and all that it serves.
 //!
 //! # A turn
 //!
@@ -7,13 +7,36 @@
 //! 1. *mark*: unpack each event's token, check the generation, set readiness bits, queue the key. No I/O, no close.
 //! 2. *pump*: run queued connections, each under a budget: all light ones and then, in proportion, some that move much; what
 //!    is left over goes to the back of the queue, and then the next poll does not wait.
-//! 3. *adopt*: the newest snapshot, so that whoever connects after a publication is served by it.
+//! 3. *adopt*: the newest snapshot, so that whoever connects after a publication is served by it. Whoever waits for room at a
+//!    backend ([`queue`]) and has been called comes before newcomers.
 //! 4. *accept*: up to a budget, after pumping, so that new work never starves old.
 //! 5. *expire*: timers due at this turn's one reading of the clock.
-//! 6. *obey*: commands; never in the middle of a batch.
+//! 6. *obey*: orders; never in the middle of a batch.
 //!
 //! Nothing is closed between fetching a batch of events and the end of marking, so an event never meets a descriptor
 //! number that has changed hands; generations in the tokens guard the rest.
+//!
+//! # Who decides, and who acts
+//!
+//! | question | decided, without a system call, in | carried out in |
+//! |---|---|---|
+//! | which way next for the bytes of a connection | [`crate::relay`] | [`pump`] over [`io`] |
+//! | when a connection must be looked at | [`clocks`] | [`tcp`] |
+//! | which backend, and whether there is room | [`crate::snapshot::Pool::choose`] | [`attempt`], `udp/life.rs` |
+//! | where a connection to it goes | [`crate::route`] | [`os`] |
+//! | who waits and who is next | [`crate::balance::line`] | [`queue`] |
+//! | which session a datagram belongs to, and when it ends | [`crate::flow`] | [`udp`] |
+//!
+//! A step of a connection works on that connection alone and says what is next ([`connection::Next`]); [`tcp`] does it, and is
+//! the only one that ends connections. Calls to the kernel go through [`os`].
+//!
+//! # What never happens
+//!
+//! * A turn never waits for anything but events: no lock is held over a call, no queue is waited for.
+//! * Whoever waits is owed an event, has a timer, or stands in a queue whose head is woken: nothing is polled.
+//! * A count is lowered by whoever ends what it counts, in one place: [`tcp`] for connections, `udp/life.rs` for sessions.
+//!
+//! All of it runs under a seeded simulation over a fake kernel: `sim`.
 
 mod account;
 mod attempt;
@@ -25,6 +48,7 @@ mod io;
 mod listen;
 mod os;
 mod pump;
+mod queue;
 #[cfg(test)]
 mod sim;
 mod sockets;
@@ -88,6 +112,8 @@ struct Context {
     /// One for each pool of the snapshot.
     cursors: Vec<Cursor>,
     rng: Rng,
+    /// Wakes this worker.
+    waker: Arc<mio::Waker>,
     /// Connections arrive so fast that most have something to read when they are accepted.
     crowded: bool,
 }
@@ -145,6 +171,7 @@ impl Worker {
             snapshot: Arc::default(),
             cursors: Vec::new(),
             rng: Rng::new(settings.seed),
+            waker: waker.clone(),
             crowded: false,
             shared,
             stats: stats.clone(),
@@ -217,10 +244,12 @@ impl Worker {
 
         self.mark();
         self.tcp.pump(&mut self.context);
+        let version = self.context.snapshot.version;
         if self.context.adopt() {
             self.sockets.adopt(&self.context.snapshot.listeners);
             self.udp.adopt(&self.context.snapshot.listeners);
         }
+        self.tcp.serve_waiting(&mut self.context, version);
         self.udp.pump(&mut self.context, &mut self.sockets.datagrams);
         self.accept();
         self.tcp.expire(&mut self.context);

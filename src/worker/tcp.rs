@@ -5,6 +5,7 @@
 //! | phase | sockets | timer | leaves by |
 //! |---|---|---|---|
 //! | header | client | five seconds | a PROXY header from a source that must send one |
+//! | queued | client | `queue.timeout` | its turn, the client going away |
 //! | connecting | client, one attempt | the attempt's share of `connect.timeout` | established, next attempt, no attempt left |
 //! | open | both | idle, half-close, age | the pair's outcome, a timer, an order |
 //! | resetting | the surviving side | a look every few milliseconds | everything acknowledged, or five seconds |
@@ -20,6 +21,7 @@ use super::account::account_refusal;
 use super::clocks::Due;
 use super::connection::{Connection, Next, Phase, Reached};
 use super::pump::Tools;
+use super::queue::Waiting;
 use super::{closing, connect, pump};
 use crate::base::{Key, RunQueue, Side, Slab, Timers};
 use crate::link::{Accepted, LiveConnection};
@@ -34,6 +36,7 @@ pub(super) struct Tcp {
     timers: Timers,
     due: Vec<u32>,
     tools: Tools,
+    waiting: Waiting,
     next_id: u64,
 }
 
@@ -45,6 +48,7 @@ impl Tcp {
             timers: Timers::new(),
             due: Vec::new(),
             tools: Tools::new(pipes_max),
+            waiting: Waiting::default(),
             next_id: (worker as u64) << 40,
         }
     }
@@ -90,7 +94,10 @@ impl Tcp {
                 attempt.broken |= broken || event.write_closed;
                 attempt.writable |= event.writable;
             }
-            (_, Side::Client) => connection.client_broken |= broken,
+            (_, Side::Client) => {
+                connection.client_broken |= broken;
+                connection.client_ended |= event.read_closed;
+            }
             _ => {}
         }
         self.run.push(key, connection.weight, &mut connection.queued);
@@ -117,6 +124,7 @@ impl Tcp {
         };
         let next = match &connection.phase {
             Phase::Header { .. } => connect::read_header(connection, context, &mut self.tools.scratch),
+            Phase::Queued { .. } => connect::wait_on(connection),
             Phase::Connecting(_) => connect::proceed(connection, context),
             Phase::Open => Next::Relay,
             Phase::Resetting { .. } => Next::Wait,
@@ -159,6 +167,8 @@ impl Tcp {
                 Next::Wait => return,
                 Next::Schedule => return schedule(&mut self.timers, key, connection),
                 Next::Requeue => return self.run.push(key, connection.weight, &mut connection.queued),
+                Next::Enqueue => connect::enqueue(connection, context, key, &mut self.waiting),
+                Next::LeaveQueue => connect::leave_queue(connection, context, key),
                 Next::Connect => connect::start(connection, context, key),
                 Next::Serve => {
                     schedule(&mut self.timers, key, connection);
@@ -168,6 +178,25 @@ impl Tcp {
                 Next::Reset(by) => closing::reset(connection, context, by),
                 Next::End(cause, by) => return self.retire(context, key, cause, by),
             };
+        }
+    }
+
+    /// Serves those that are first in their queues and have been called. The snapshot of the turn before was `version`: a newer one
+    /// may have made room.
+    pub(super) fn serve_waiting(&mut self, context: &mut Context, version: u64) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let connections = &self.connections;
+        self.waiting.tidy(|key, ticket| {
+            let phase = connections.get(key).map(|connection| &connection.phase);
+            matches!(phase, Some(Phase::Queued { place, .. }) if place.ticket() == ticket)
+        });
+        if context.snapshot.version != version {
+            self.waiting.call_all();
+        }
+        for key in self.waiting.called() {
+            self.follow(context, key, Next::LeaveQueue);
         }
     }
 

@@ -13,6 +13,7 @@ mod limits;
 mod passive;
 mod probes;
 mod questions;
+mod queue;
 mod recovery;
 
 use std::collections::BTreeMap;

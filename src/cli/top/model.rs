@@ -283,6 +283,22 @@ impl Model {
         .collect()
     }
 
+    /// The pool of a listener, and who waits for room there.
+    fn pool_of(&self, listener: &crate::api::status::Listener) -> Cell {
+        let pools = &self.sample.status.pools;
+        let pool = pools.iter().find(|pool| pool.name == listener.pool);
+        match pool.and_then(|pool| pool.queue.as_ref()) {
+            Some(queue) if queue.length > 0 => Cell {
+                tone: Tone::Note,
+                ..text(&format!(
+                    "{}: {} wait, {} ms",
+                    listener.pool, queue.length, queue.longest_ms
+                ))
+            },
+            _ => text(&listener.pool),
+        }
+    }
+
     fn listeners(&self) -> Vec<Row> {
         let row = |listener: &crate::api::status::Listener| {
             let id = format!("listener {}", listener.name);
@@ -292,7 +308,7 @@ impl Model {
                     text(&listener.name),
                     text(&listener.protocol),
                     text(&listener.bind.join(" ")),
-                    text(&listener.pool),
+                    self.pool_of(listener),
                     number(listener.active, listener.active.to_string()),
                     number(new, count(new)),
                     Cell {

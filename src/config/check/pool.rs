@@ -74,6 +74,10 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bo
             attempts: connect.value("attempts"),
             keepalive: super::keepalive(&connect),
         },
+        queue: section.switchable("queue").map(|queue| Queue {
+            length: queue.value("length"),
+            timeout: queue.value("timeout"),
+        }),
         slow_start: section.optional("slow_start"),
         on_down: section.optional("on_down"),
         on_marked_up: section.value("on_marked_up"),

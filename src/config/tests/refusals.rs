@@ -390,6 +390,10 @@ health: {port: 80}", &[
         "6:20: pools.web.connect.timeout: `0s` is out of range: 1ms to 5m",
         "6:34: pools.web.connect.attempts: `0` is out of range: 1 to 100",
     ]),
+    ('P', "queue: {length: 0, timeout: 1ms}", &[
+        "6:17: pools.web.queue.length: `0` is out of range: 1 to 1000000",
+        "6:29: pools.web.queue.timeout: `1ms` is out of range: 10ms to 1h",
+    ]),
     ('P', "slow_start: 1ms", &[
         "6:13: pools.web.slow_start: `1ms` is out of range: 100ms to 1h, or `off`",
     ]),

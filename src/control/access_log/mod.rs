@@ -346,6 +346,7 @@ mod tests {
                     backup: false,
                 },
                 stats: BackendStats::new(1),
+                queue: Arc::default(),
                 send_proxy: model::SendProxy::Off,
             })
         });

@@ -128,7 +128,7 @@ impl Metrics<'_> {
     }
 
     fn backends(&self, page: &mut Page) {
-        let [mut up, mut state, mut active, mut weight, mut eligible] = [
+        let [mut up, mut state, mut active, mut weight, mut eligible, mut queued] = [
             ("weir_backend_up", "1 if the backend is healthy (state up or starting)."),
             (
                 "weir_backend_state",
@@ -137,6 +137,10 @@ impl Metrics<'_> {
             ("weir_backend_active", "Live connections and sessions of the backend."),
             ("weir_backend_weight", "Weight in force."),
             ("weir_pool_eligible", "Backends of the pool that take new work now."),
+            (
+                "weir_queue_length",
+                "Connections that wait for room at a backend of the pool.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::GAUGE, name, help));
         let [
@@ -167,8 +171,12 @@ impl Metrics<'_> {
             ),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
-        let [mut connect, mut probes] = [
+        let [mut connect, mut waits, mut probes] = [
             ("weir_connect_seconds", "Time to connect to the backend."),
+            (
+                "weir_queue_seconds",
+                "Time in the queue of the pool, whatever came of it.",
+            ),
             (
                 "weir_probe_seconds",
                 "Time from the start of a health probe to its verdict.",
@@ -179,6 +187,10 @@ impl Metrics<'_> {
         for pool in &self.snapshot.pools {
             let pool_label = ("pool", pool.config.name.as_str());
             eligible.gauge(&[pool_label], pool.eligibility.count() as u32);
+            if pool.config.queue.is_some() {
+                queued.gauge(&[pool_label], pool.queue.length());
+                waits.times(&[pool_label], &Times::sum([&pool.queue.seconds]));
+            }
             for backend in &pool.backends {
                 let (stats, known) = (
                     &backend.stats,
@@ -213,8 +225,9 @@ impl Metrics<'_> {
                 probes_overdue.count(&labels, known.probes_overdue);
             }
         }
-        page.0
-            .extend([up, state, active, weight, eligible, total, bytes, connect, retries]);
+        page.0.extend([
+            up, state, active, weight, eligible, queued, waits, total, bytes, connect, retries,
+        ]);
         page.0.extend([failures, probes, probe_failures, probes_overdue]);
     }
 

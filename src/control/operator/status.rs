@@ -4,11 +4,11 @@
 //! [`Facts`], which [`super::metrics`] reads as well, so that the two never disagree.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::process::ProcessFacts;
 use crate::api::status::{
-    Arbiter, Backend, Listener, Node, Pool, Process, Source, Status, Track, Vip, Witness, Worker,
+    Arbiter, Backend, Listener, Node, Pool, Process, Queue, Source, Status, Track, Vip, Witness, Worker,
 };
 use crate::config::model;
 use crate::health::State;
@@ -188,9 +188,17 @@ fn pool(pool: &snapshot::Pool, facts: &Facts) -> Pool {
         balance: balance(pool.config.balance).into(),
         eligible: pool.eligibility.count(),
         serving: pool.eligibility.serving.as_str().into(),
+        queue: (pool.config.queue.is_some() || pool.queue.length() > 0).then(|| Queue {
+            length: pool.queue.length(),
+            longest_ms: longest_wait(pool).as_millis() as u64,
+        }),
         backends: pool.backends.iter().map(|b| backend(b, facts)).collect(),
         sources: facts.sources.get(&pool.config.name).cloned().unwrap_or_default(),
     }
+}
+
+fn longest_wait(pool: &snapshot::Pool) -> Duration {
+    pool.queue.longest(Instant::now()).unwrap_or_default()
 }
 
 fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {

@@ -28,6 +28,7 @@ use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
 use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
 use crate::link::{Failure, Shed};
+use crate::queue::PoolQueue;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Pool};
 use crate::stats::{Count, Histogram};
@@ -80,6 +81,8 @@ pub struct PoolEntry {
     pub entries: Vec<Entry>,
     picker: Picker,
     supply: Supply,
+    /// Who waits for room; the same as long as the name lives.
+    queue: Arc<PoolQueue>,
 }
 
 /// See the module.
@@ -490,6 +493,7 @@ impl PoolEntry {
             backends: entries.iter().map(|entry| entry.backend.clone()).collect(),
             picker: self.picker.clone(),
             eligibility: Eligibility::new(&candidates, config.all_down),
+            queue: self.queue.clone(),
         };
         news.extend(self.supply.note(&self.config.name, &pool.eligibility));
         Arc::new(pool)

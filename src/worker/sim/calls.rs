@@ -15,7 +15,8 @@ pub mod socket {
 
     use crate::sys::route::{Route, Target};
     pub use crate::sys::socket::{AcceptError, ConnectError, Transfer, identity};
-    use crate::worker::sim::kernel::{File, Kernel, Stream, with};
+    use crate::worker::sim::kernel::{File, Kernel, with};
+    use crate::worker::sim::stream::Stream;
 
     pub fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
         let address = with(|kernel| kernel.stream(fd.as_raw_fd()).map(|stream| stream.local));

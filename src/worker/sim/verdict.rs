@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Nature;
-use super::kernel::{Goodbye, NAME, Stream, byte};
+use super::stream::{Goodbye, NAME, Stream, byte};
 use crate::base::Side;
 use crate::config::model::{Config, SendProxy};
 use crate::link::Record;

@@ -20,6 +20,7 @@ use crate::health::backend::Orders;
 use crate::health::drain::Drain;
 use crate::health::schedule::Pace;
 use crate::health::{BackendState, Policy, State};
+use crate::queue::PoolQueue;
 use crate::snapshot::Backend;
 use crate::stats::BackendStats;
 
@@ -108,6 +109,7 @@ impl Pools {
             }
         }
         pool.config = Arc::new(policy.clone());
+        pool.queue.configure(policy.queue.is_some());
         if picked_anew {
             pool.picker = Picker::new(policy.balance, &policy.source_hash, &[]);
         }
@@ -120,6 +122,7 @@ impl Pools {
         let name: Arc<str> = config.name.as_str().into();
         let mut changes = Changes::default();
         let mut wanted = wanted(&config.name, members);
+        let queue = self.pools[pool].queue.clone();
         let before = std::mem::take(&mut self.pools[pool].entries);
         // Who comes by a reload, or to nobody, is needed at once.
         let is_joined = orders == Orders::Stand && !before.is_empty();
@@ -147,6 +150,7 @@ impl Pools {
                 }
                 Some(entry)
             };
+            let queue = &queue;
             let as_wanted = |stats| {
                 Arc::new(Backend {
                     identity,
@@ -154,6 +158,7 @@ impl Pools {
                     config: member.clone(),
                     send_proxy: config.send_proxy,
                     stats,
+                    queue: queue.clone(),
                 })
             };
             let is_new = stayed.is_none();
@@ -223,11 +228,14 @@ impl Pools {
 impl PoolEntry {
     /// A pool without members.
     fn new(policy: &PoolPolicy) -> PoolEntry {
+        let queue = Arc::new(PoolQueue::default());
+        queue.configure(policy.queue.is_some());
         PoolEntry {
             config: Arc::new(policy.clone()),
             entries: Vec::new(),
             picker: Picker::new(policy.balance, &policy.source_hash, &[]),
             supply: Default::default(),
+            queue,
         }
     }
 
