@@ -46,7 +46,7 @@ mod tests {
     use crate::config;
 
     /// Columns: the backend, the pool's further keys, what for, where it goes, from where.
-    /// Broken on purpose: the probe's port for clients, the client's port for a backend that has one.
+    /// Meant to notice: the probe's port for clients, the client's port for a backend that has one.
     #[test]
     fn where_connections_go() {
         use Purpose::{Agent, Probe, Serve};

@@ -44,7 +44,7 @@ fn beats() {
     replay("beats", entries::beats);
 }
 
-/// Seen to fail when a key's member was added without a look at the addresses of the others.
+/// Meant to fail when a key's member was added without a look at the addresses of the others.
 #[test]
 fn members() {
     replay("members", entries::members);

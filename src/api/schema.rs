@@ -84,7 +84,7 @@ mod tests {
         all
     }
 
-    /// The schema has what is understood, key by key. Seen to fail with a key misspelt.
+    /// The schema has what is understood, key by key. Meant to fail with a key misspelt.
     #[test]
     fn the_schema_has_every_question() {
         let schema = schema();

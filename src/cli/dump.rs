@@ -206,7 +206,7 @@ mod tests {
         config::parse("f", text).unwrap().config.written.node().clone()
     }
 
-    /// Seen to fail with defaults taken for differences, and with backends compared by their place.
+    /// Meant to fail with defaults taken for differences, and with backends compared by their place.
     #[test]
     fn what_differs() {
         let base = "listeners: {l: {bind: '0.0.0.0:80', pool: p}}\npools: {p: {backends: [{name: a, address: 10.0.0.1:80}, 10.0.0.2:80]}}\n";

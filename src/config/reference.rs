@@ -225,7 +225,7 @@ fn terms(row: &Field) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Seen to fail with a row left out, and with text that begins a request of roff.
+    /// Meant to fail with a row left out, and with text that begins a request of roff.
     #[test]
     fn the_manual_page_has_every_key() {
         let page = manual();

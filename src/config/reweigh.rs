@@ -86,7 +86,7 @@ fn set_weight(backend: &mut Node, weight: u32) {
 mod tests {
     use super::*;
 
-    /// Seen to fail without the rule for a pool of which nothing would be left.
+    /// Meant to fail without the rule for a pool of which nothing would be left.
     #[test]
     fn weights_by_order_are_written() {
         let text = "listeners: {l: {bind: '0.0.0.0:80', pool: p}}\npools: {p: {backends: [10.0.0.1:80, {name: b, address: '10.0.0.2:80', weight: 3}]}}\n";

@@ -178,7 +178,7 @@ mod tests {
     }
 
     proptest! {
-        /// Seen to fail without the rule for octal-looking numbers, for words, and for U+FEFF.
+        /// Meant to fail without the rule for octal-looking numbers, for words, and for U+FEFF.
         #[test]
         fn what_is_written_is_read_again(tree in trees()) {
             let root = node(Value::Map(vec![entry("root".into(), tree)]));

@@ -89,7 +89,7 @@ pub fn members(list: &[u8], port: u16, network: Option<&str>, like: &MemberDefau
 mod tests {
     use super::*;
 
-    /// As Docker 20 and Podman 4 answer it, shortened.
+    /// In the shape that the API documents, shortened.
     const DOCKER: &str = r#"[
       {"Id":"4f1c","Names":["/web-1"],"Image":"web:3","State":"running","Status":"Up 3 minutes","Labels":{"weir.pool":"web"},
        "Ports":[{"PrivatePort":8080,"Type":"tcp"}],

@@ -87,7 +87,7 @@ mod tests {
     /// What happens to a file at which millisecond (`w` written in part, `c` closed or put in place, a number: it looks like
     /// that, `-`: it is not there) and what is done.
     ///
-    /// Broken on purpose: reading at the first look; an event that does not prolong the wait.
+    /// Meant to notice: reading at the first look; an event that does not prolong the wait.
     #[test]
     fn half_a_file_is_not_read() {
         #[rustfmt::skip]

@@ -413,7 +413,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Broken on purpose: the
+    /// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Meant to notice: the
     /// newcomer ready at once; without a ramp.
     #[test]
     fn newcomers_are_probed_first() {
@@ -665,7 +665,7 @@ mod tests {
     }
 
     /// What an agent says holds until it says something else, beside the probes and below the operator.
-    /// Seen to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
+    /// Meant to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
     #[test]
     fn agents() {
         use crate::health::agent::parse;

@@ -17,7 +17,7 @@ fn health(keys: &str) -> String {
 }
 
 /// nginx answers 200 for what is there and 404 for what is not; a server that speaks something else is down.
-/// Seen to fail with every status taken for a pass.
+/// Meant to fail with every status taken for a pass.
 #[test]
 fn http_by_status() {
     if !common::have(&["nginx"]) {
@@ -106,7 +106,7 @@ fn certificate(dir: &std::path::Path) -> (String, String) {
 }
 
 /// openssl s_server, which answers HTTP within TLS. Verified by its own certificate, by a name, by the address, by a CA that
-/// did not sign it, and not at all. Seen to fail with nobody's certificate refused.
+/// did not sign it, and not at all. Meant to fail with nobody's certificate refused.
 #[test]
 fn tls_and_who_is_believed() {
     if !common::have(&["openssl"]) {
@@ -220,7 +220,7 @@ fn hostile_answers() {
 }
 
 /// What an agent says decides about new work, as HAProxy's agent-check: fit or not, drain, a share of the weight.
-/// Seen to fail with the agent's words dropped.
+/// Meant to fail with the agent's words dropped.
 #[test]
 fn agents_are_heeded() {
     let said = Arc::new(parking_lot::Mutex::new("up".to_string()));

@@ -43,7 +43,7 @@ fn waiting(weir: &Weir) -> u64 {
 /// One client holds the only place, the others wait, with four workers. Whenever one leaves, the one that has waited longest is
 /// next.
 ///
-/// Broken on purpose: newcomers that do not stand behind those who wait (`Attempt::start`); a place that wakes nobody
+/// Meant to notice: newcomers that do not stand behind those who wait (`Attempt::start`); a place that wakes nobody
 /// (`BackendPermit`): times out.
 #[test]
 fn places_go_to_those_who_have_waited_longest() {
@@ -67,7 +67,7 @@ fn places_go_to_those_who_have_waited_longest() {
     }
 }
 
-/// Broken on purpose: `queue.length` not looked at; no timer for those who wait; a client that has gone and still stands there.
+/// Meant to notice: `queue.length` not looked at; no timer for those who wait; a client that has gone and still stands there.
 #[test]
 fn leaving_the_queue_before_ones_turn() {
     let server = holding("a");
@@ -134,7 +134,7 @@ fn leaving_the_queue_before_ones_turn() {
 
 /// Room that no connection has left: the cap is raised by a reload, a backend is let back in.
 ///
-/// Broken on purpose: nobody called when a snapshot arrives (`Waiting::call_all`): times out.
+/// Meant to notice: nobody called when a snapshot arrives (`Waiting::call_all`): times out.
 #[test]
 fn room_that_comes_with_a_reload_or_a_backend() {
     let server = holding("a");

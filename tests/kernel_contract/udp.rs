@@ -472,7 +472,7 @@ fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
 
 /// A `local` route takes the place of an address: what came before it was withdrawn is answered from it.
 ///
-/// Seen to fail without the route (both), and without IPV6_FREEBIND on wildcard sockets (IPv6: EINVAL).
+/// Meant to fail without the route (both), and without IPV6_FREEBIND on wildcard sockets (IPv6: EINVAL).
 #[test]
 fn an_answer_leaves_from_an_address_that_was_withdrawn() {
     in_namespace(|| {
@@ -510,7 +510,7 @@ fn an_answer_leaves_from_an_address_that_was_withdrawn() {
     });
 }
 
-/// Breaks tried: IP_FREEBIND left out of either.
+/// Meant to notice: IP_FREEBIND left out of either.
 #[test]
 fn a_listener_of_an_address_that_moves_needs_it_not() {
     in_namespace(|| {

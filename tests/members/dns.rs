@@ -298,7 +298,7 @@ fn here(last: &[u8]) -> Vec<Ipv4Addr> {
 
 /// Whatever the server says or does not say, those who serve go on; and when it says the truth again, that counts.
 ///
-/// Broken on purpose: NXDOMAIN taken for an answer.
+/// Meant to notice: NXDOMAIN taken for an answer.
 #[test]
 fn a_server_that_lies() {
     let (port, _servers) = servers(&[(1, "a"), (2, "b")]);

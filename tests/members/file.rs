@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use super::common::{Launch, Server, Weir, operator, wait_until};
 use super::{List, answers, configuration, error, members, wait_until_answers, wait_until_up};
 
-/// Broken on purpose: a file that cannot be read empties the pool.
+/// Meant to notice: a file that cannot be read empties the pool.
 #[test]
 fn replaced_and_written_in_place() {
     let (a, b) = (Server::named("a"), Server::named("b"));

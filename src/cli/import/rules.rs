@@ -153,7 +153,7 @@ mod tests {
     }
 
     proptest! {
-        /// Seen to fail when what was accepted earlier is not taken out of `deny`, and when an acceptance after
+        /// Meant to fail when what was accepted earlier is not taken out of `deny`, and when an acceptance after
         /// `RefuseOthers` widens `allow`.
         #[test]
         fn the_lists_mean_what_the_rules_say(rules in proptest::collection::vec(rule(), 0..6)) {

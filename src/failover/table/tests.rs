@@ -827,7 +827,7 @@ fn shared() -> Desk {
     desk
 }
 
-/// Breaks tried: `is_shared` false in `decide`, in `backed`, in `fit`, in `frozen`.
+/// Meant to notice: `is_shared` false in `decide`, in `backed`, in `fit`, in `frozen`.
 #[test]
 fn with_hold_all_nobody_else_matters() {
     let mut desk = shared();

@@ -8,7 +8,8 @@ const MAIL: &str =
 const SERVICE: &str = "is what the service unit does: `systemctl edit weir`";
 const ROUTES: &str =
     "routes and rules belong to the network's configuration, such as systemd-networkd; `notify` can move them";
-const TRACK: &str = "an address is held only while weir serves and the pools of `requires` have a backend: other things are not tracked";
+const TRACK: &str =
+    "is not translated: what a node watches is written in `failover.track` (endpoints, interfaces, scripts)";
 /// See its text.
 pub const PROBE: &str = "a probe connects, sends and expects: `health`";
 
@@ -54,7 +55,7 @@ pub const REMARKS: &[(&str, &str)] = &[
     ("snmp_", "`metrics: ADDRESS` is there for monitoring"),
     ("enable_snmp_", "`metrics: ADDRESS` is there for monitoring"),
     ("enable_traps", "`metrics: ADDRESS` is there for monitoring"),
-    ("enable_dbus", "`weir events` and `notify` tell of changes"),
+    ("enable_dbus", "`failover.notify` tells of changes"),
     ("dbus_", "`notify` tells of changes"),
     ("instance", SERVICE),
     ("process_names", SERVICE),

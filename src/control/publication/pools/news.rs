@@ -97,7 +97,7 @@ mod tests {
     use crate::config::model::AllDown;
     use crate::health::{Candidate, Standing};
 
-    /// A pool through its life: up (u) and down (d) backends, and what is said. Broken on purpose: said in every state, not
+    /// A pool through its life: up (u) and down (d) backends, and what is said. Meant to notice: said in every state, not
     /// with the change.
     #[test]
     fn the_last_backend_and_the_first() {
