@@ -36,7 +36,7 @@ pub enum OnError {
     Failed {
         /// Whether this counts against the backend.
         blame: bool,
-        /// Whether the refused datagram may be sent again (to another backend, after [`Table::rebound`]).
+        /// Whether the refused datagram may be sent again (to another backend, after [`Table::rebound`](super::Table::rebound)).
         resend: bool,
     },
 }

@@ -12,7 +12,7 @@ use crate::snapshot::BackendPermit;
 /// A bound, listening socket and where it belongs.
 #[derive(Debug)]
 pub struct ListenSocket {
-    /// [`Listener::id`].
+    /// [`Listener::id`](crate::snapshot::Listener::id).
     pub listener: u32,
     /// The address it is bound to (the port that the kernel chose, if the file says 0).
     pub local: Address,
@@ -57,7 +57,7 @@ pub struct SessionState {
     pub client: SocketAddr,
     /// The address that the client sends to.
     pub local: SocketAddr,
-    /// [`Backend::identity`].
+    /// [`Backend::identity`](crate::snapshot::Backend::identity).
     pub backend: u64,
     /// Since its first datagram.
     pub age: Duration,

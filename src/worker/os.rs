@@ -1,5 +1,5 @@
 //! The worker's door to the kernel: every call that moves, opens or closes something is imported from here, and in the unit
-//! tests a seeded fake stands behind it ([`super::sim`]). The names are those of [`crate::sys`]; nothing is added at run time.
+//! tests a seeded fake stands behind it (`worker::sim`). The names are those of [`crate::sys`]; nothing is added at run time.
 
 use std::time::Instant;
 
