@@ -105,7 +105,7 @@ mod tests {
     }
 
     /// Columns: flags, opened, last of the client, last and flags of the backend, TCP; fate at 10,000 s. Seen to fail with the
-    /// backend's entry left out of `quiet`, and with `>` turned round in each row's rule.
+    /// backend's entry left out of `quiet`.
     #[test]
     fn fates() {
         const OPEN: u32 = FLOW_ANSWERED | FLOW_OPEN;

@@ -346,11 +346,12 @@ fn clients_that_never_finish_a_request_do_not_keep_others_out() {
             stream
         })
         .collect();
-    let started = Instant::now();
     for _ in 0..20 {
+        let started = Instant::now();
         assert!(served.http("GET", "/metrics").0.starts_with("http/1.1 200"));
+        // Behind them it would wait for their heads to be late (`http::HEAD_MAX`, 5 s).
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     }
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let hangers_on: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
     assert_eq!(ask(&mut served.admin(), r#"{"command":"health"}"#)["ok"], "ok");
     drop((slow, hangers_on));
