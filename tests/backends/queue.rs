@@ -145,8 +145,12 @@ fn room_that_comes_with_a_reload_or_a_backend() {
     let weir = Weir::start(&text(1));
     let address = weir.address("main");
     let (_, _held) = hold(&address, None);
-    let mut crowd: Vec<TcpStream> = (0..3).map(|_| client::try_connect(&address, None).unwrap()).collect();
-    wait_until("they wait", || waiting(&weir) == 3);
+    // One after the other: the workers accept beside each other.
+    let mut crowd: Vec<TcpStream> = Vec::new();
+    for stand in 1..=3 {
+        crowd.push(client::try_connect(&address, None).unwrap());
+        wait_until("it waits", || waiting(&weir) == stand);
+    }
     weir.rewrite(&text(3));
     said(&weir, &["reload"]);
     wait_until("two are served", || waiting(&weir) == 1);

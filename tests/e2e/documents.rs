@@ -91,6 +91,7 @@ fn every_documented_configuration_starts() {
         .unwrap();
     assert!(made.status.success(), "{made:?}");
     fs::copy(&ca, &cert).unwrap();
+    fs::copy(&ca, files.path().join("ca.pem")).unwrap();
     fs::copy(&secret, files.path().join("etcd-password")).unwrap();
     let directory = files.path().display().to_string();
     for (place, text) in examples() {

@@ -685,8 +685,14 @@ fn verdicts(count: usize) {
     });
     assert_eq!(counted, bytes);
     let all: Vec<Cause> = KINDS.iter().map(|row| row.6).collect();
-    // Those of UDP, of backups and of virtual addresses have tests of their own.
-    let other = [Cause::Evicted, Cause::PrimaryBack, Cause::VipMoved];
+    // Those of UDP, of backups, of queues and of virtual addresses have tests of their own.
+    let other = [
+        Cause::Evicted,
+        Cause::PrimaryBack,
+        Cause::QueueTimeout,
+        Cause::QueueFull,
+        Cause::VipMoved,
+    ];
     let missing = Cause::ALL
         .iter()
         .find(|cause| !other.contains(cause) && !all.contains(cause));

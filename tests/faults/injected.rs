@@ -414,8 +414,10 @@ const NAMES: &[(&str, &str)] = &[
     ("setpriority", "!at start; ignored"),
     (
         "syscall",
-        "!at start: the sandbox, whose parts are done without, which the log says; close_range, by name above",
+        "!at start: the sandbox, whose parts are done without, which the log says; close_range, by name above; maps of the \
+         kernel engine, which has tests of its own",
     ),
+    ("sysconf", "!of what every kernel answers"),
 ];
 
 /// No call under `src/sys` is forgotten: each stands in a table above or has a reason.

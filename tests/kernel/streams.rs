@@ -96,6 +96,10 @@ fn backends_take_turns_and_see_the_balancer() {
             })
         });
         let weir = net.weir(&config(family, "balance: round_robin,"));
+        // A change of state begins a new round.
+        wait_until("both have been probed", || {
+            (0..2).all(|ix| status(&weir)["pools"][0]["backends"][ix]["state"] == "up")
+        });
         let answers: Vec<String> = net
             .client
             .enter(|| (0..20).map(|_| fetch(&family.service(80)).unwrap()).collect());

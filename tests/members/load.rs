@@ -52,13 +52,14 @@ fn storm(weir: Weir, seconds: u64, change: impl Fn(&[u8]) + Send + 'static) {
                 std::thread::sleep(PAUSE);
             }
             change(&chosen(0));
-            turn
+            // With `change` goes what it changes: the source shall be there until the end.
+            (turn, change)
         })
     };
     let output = wrk(&weir.address("web"), seconds).wait_with_output().unwrap();
     let report = String::from_utf8(output.stdout).unwrap();
     over.store(true, Ordering::Relaxed);
-    let turns = changes.join().unwrap();
+    let (turns, _source) = changes.join().unwrap();
     println!("{turns} changes\n{report}");
     for trouble in ["Socket errors", "Non-2xx"] {
         assert!(!report.contains(trouble), "{report}");

@@ -395,8 +395,8 @@ fn endings_say_why_who_and_how_much() {
     causes.dedup();
     // An address that moves takes two nodes: `tests/vip`.
     causes.push("vip_moved");
-    // And a primary that comes back a backup: `tests/backends/questions`.
-    causes.push("primary_back");
+    // A primary that comes back takes a backup: `tests/backends/questions`. Queues take a crowd: `tests/backends/queue`.
+    causes.extend(["primary_back", "queue_timeout", "queue_full"]);
     let all: Vec<&str> = weir::relay::Cause::ALL.iter().map(|cause| cause.as_str()).collect();
     assert!(all.iter().all(|cause| causes.contains(cause)), "{causes:?} of {all:?}");
 }
