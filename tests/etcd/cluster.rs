@@ -199,10 +199,19 @@ impl Cluster {
         self.launch(i);
     }
 
+    /// Returns when a process that is to stand still does: its threads end what they are at first.
     pub fn signal(&self, i: usize, signal: Signal) {
         let child = self.members[i].child.lock().unwrap();
         let id = child.as_ref().unwrap().id();
         kill(Pid::from_raw(id as i32), signal).unwrap();
+        let stands = || {
+            let mut tasks = fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+            let state = |path: PathBuf| fs::read_to_string(path.join("stat")).unwrap_or_default();
+            tasks.all(|task| state(task.path()).contains(") T "))
+        };
+        if signal == Signal::SIGSTOP {
+            wait_until("it stands still", stands);
+        }
     }
 
     /// Stops these members for a while.
