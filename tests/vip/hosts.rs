@@ -148,6 +148,17 @@ impl Net {
         self.dir.path().join(format!("{node}.log"))
     }
 
+    /// Has `witness` answer on port 22; what nodes `a` and `b` are configured with that ask it.
+    pub fn witnessed_by(&self, witness: &'static str) -> impl Fn(&str) -> Value {
+        let listener = in_ns(&self.ns(witness), || std::net::TcpListener::bind("0.0.0.0:22").unwrap());
+        std::thread::spawn(move || for _ in listener.incoming() {});
+        move |node| {
+            let mut config = self.config(node, &["a", "b"]);
+            config["witnesses"] = json!([format!("{}:22", self.address(witness))]);
+            config
+        }
+    }
+
     pub fn address(&self, host: &str) -> String {
         let n = self.hosts.iter().position(|h| *h == host).unwrap() + 1;
         format!("10.9.0.{n}")

@@ -39,13 +39,7 @@ fn with_a_quorum_the_cut_off_node_lets_go() {
 #[test]
 fn a_witness_keeps_the_cut_off_node_from_holding() {
     let net = Net::new(&["a", "b", "w"]);
-    let listener = in_ns(&net.ns("w"), || std::net::TcpListener::bind("0.0.0.0:22").unwrap());
-    std::thread::spawn(move || for _ in listener.incoming() {});
-    let config = |node: &str| {
-        let mut config = net.config(node, &["a", "b"]);
-        config["witnesses"] = json!([format!("{}:22", net.address("w"))]);
-        config
-    };
+    let config = net.witnessed_by("w");
     let (a, b) = (
         net.start_with("a", &config("a"), &[]),
         net.start_with("b", &config("b"), &[]),

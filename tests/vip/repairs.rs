@@ -307,13 +307,7 @@ fn a_group_moves_together() {
 #[test]
 fn the_end_of_a_standby_moves_nothing() {
     let net = Net::new(&["a", "b", "w"]);
-    let listener = in_ns(&net.ns("w"), || std::net::TcpListener::bind("0.0.0.0:22").unwrap());
-    std::thread::spawn(move || for _ in listener.incoming() {});
-    let config = |node: &str| {
-        let mut config = net.config(node, &["a", "b"]);
-        config["witnesses"] = json!([format!("{}:22", net.address("w"))]);
-        config
-    };
+    let config = net.witnessed_by("w");
     let a = net.start_with("a", &config("a"), &[]);
     let mut b = net.start_with("b", &config("b"), &[]);
     settled(&a);
