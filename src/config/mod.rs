@@ -15,6 +15,7 @@ pub mod members;
 pub mod model;
 
 mod address;
+mod budget;
 mod check;
 mod engine;
 mod flags;
@@ -27,7 +28,6 @@ mod reference;
 mod reweigh;
 mod rules;
 mod value;
-mod warn;
 mod write;
 mod written;
 mod yaml;
@@ -37,13 +37,13 @@ mod tests;
 
 use std::fmt;
 
+pub use budget::{Budget, FDS_PER_PROBE, MORE_DESCRIPTORS, PROBES_MAX};
 pub use check::KERNEL_POOLS_MAX;
 pub use load::load;
 pub use model::Config;
 pub use reference::{manual, reference};
 pub use reweigh::reweighted;
 pub use rules::Rules;
-pub use warn::{Budget, FDS_PER_PROBE, Facts, PROBES_MAX, facts_warnings};
 pub use write::write;
 pub use yaml::{Entry, FILE_BYTES_MAX, Node, Place, Value, shorten};
 

@@ -442,18 +442,11 @@ fn files_that_cannot_be_read_are_errors_like_any_other() {
 }
 
 #[test]
-fn the_descriptor_budget_is_spent_and_warned_about() {
+fn the_descriptor_budget_is_spent_and_kept() {
     let config = |limits: &str| {
         parse("f", &file('R', &format!("limits: {limits}\nworkers: 2")))
             .unwrap()
             .config
-    };
-    let facts = |limit: u64| Facts {
-        fd_soft: limit.min(256),
-        fd_hard: limit,
-        cpus: 2,
-        ports: 28_232,
-        ports_reused: true,
     };
     let budget = Budget::new(&config("{}"), 20_000, 2);
     // Two workers, each with one listening socket, its own descriptors and its pipes; two probes of four sockets; the reserve.
@@ -472,59 +465,20 @@ fn the_descriptor_budget_is_spent_and_warned_about() {
     }
     many.pools[0].policy.health.kind = ProbeKind::None;
     assert_eq!(Budget::new(&many, 20_000, 2).probes, 0);
-    let says = |limits: &str, limit| -> Vec<String> {
-        facts_warnings("f", &config(limits), &facts(limit))
-            .iter()
-            .map(Diagnostic::as_warning)
-            .collect()
+    let refusal = |limits: &str, limit| {
+        let config = config(limits);
+        Budget::new(&config, limit, 2).refusal(&config)
     };
-    assert_eq!(says("{}", 20_000), Vec::<String>::new());
-    assert_eq!(says("{connections: 9000}", 20_000), Vec::<String>::new());
+    assert_eq!(refusal("{}", 20_000), None);
+    assert_eq!(refusal("{connections: 9000}", 20_000), None);
     assert_eq!(
-        says("{connections: 10000}", 20_000),
-        [
-            "f: limits: warning: 20082 descriptors are needed (10000 connections of 2, 0 sessions of 1, 82 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
-        ]
+        refusal("{connections: 10000}", 20_000).unwrap(),
+        "20082 descriptors are needed (10000 connections of 2, 0 sessions of 1, 82 for listeners, pipes, probes and a reserve), and 20000 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
     );
-    // Nothing is left for a single connection: refused.
+    // Nothing is left for a single connection.
     assert_eq!(
-        says("{}", 8),
-        [
-            "f: limits: warning: 15 descriptors are needed (0 connections of 2, 0 sessions of 1, 15 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
-        ]
-    );
-    assert_eq!(
-        says("{}", 1024),
-        [
-            "f: limits.connections: warning: 1024 descriptors carry 355 connections only: raise the limit (LimitNOFILE= in the unit, or ulimit -n)"
-        ]
-    );
-}
-
-#[test]
-fn few_ports_towards_distant_backends_are_warned_about() {
-    let says = |backend: &str, ports_reused| {
-        let text =
-            format!("listeners: {{a: {{bind: '0.0.0.0:81', pool: a}}}}\npools: {{a: {{backends: '{backend}'}}}}");
-        let config = parse("f", &text).unwrap().config;
-        let facts = Facts {
-            fd_soft: 20_000,
-            fd_hard: 20_000,
-            cpus: 2,
-            ports: 28_232,
-            ports_reused,
-        };
-        let warnings = facts_warnings("f", &config, &facts);
-        warnings.iter().map(Diagnostic::as_warning).collect::<Vec<_>>()
-    };
-    assert_eq!(says("10.0.0.1:80", true), Vec::<String>::new());
-    assert_eq!(says("127.0.0.1:80", false), Vec::<String>::new());
-    assert_eq!(says("unix:/run/a", false), Vec::<String>::new());
-    assert_eq!(
-        says("10.0.0.1:80", false),
-        [
-            "f: pools: warning: 28232 local ports, each kept for 60 s after a connection that weir closed first, carry 470 such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)"
-        ]
+        refusal("{}", 8).unwrap(),
+        "15 descriptors are needed (0 connections of 2, 0 sessions of 1, 15 for listeners, pipes, probes and a reserve), and 8 may be opened: raise the limit (LimitNOFILE= in the unit, or ulimit -n), or lower `limits`"
     );
 }
 

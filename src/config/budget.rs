@@ -1,25 +1,6 @@
-//! What a machine can carry, and warnings about a configuration that asks for more. Pure: the facts are parameters.
+//! How the descriptors of a process are spent. Pure: the limit is a parameter.
 
-use super::Diagnostic;
 use super::model::*;
-
-/// What is known of the machine and of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    /// RLIMIT_NOFILE, soft.
-    pub fd_soft: u64,
-    /// RLIMIT_NOFILE, hard: up to this the program raises its own limit.
-    pub fd_hard: u64,
-    /// CPUs that this process may use.
-    pub cpus: usize,
-    /// Local ports for outgoing connections (net.ipv4.ip_local_port_range).
-    pub ports: u64,
-    /// Whether ports in TIME_WAIT are used again beyond loopback (net.ipv4.tcp_tw_reuse = 1).
-    pub ports_reused: bool,
-}
-
-/// How long the kernel keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN), seconds.
-const TIME_WAIT_S: u64 = 60;
 
 /// Descriptors a connection holds: its two sockets.
 pub const FDS_PER_CONNECTION: u64 = 2;
@@ -40,7 +21,8 @@ pub const FDS_PER_WORKER: u64 = 4;
 /// smaller than eight times this.
 pub const FDS_RESERVE: u64 = 64;
 
-const REMEDY: &str = "raise the limit (LimitNOFILE= in the unit, or ulimit -n)";
+/// What helps where there are too few.
+pub const MORE_DESCRIPTORS: &str = "raise the limit (LimitNOFILE= in the unit, or ulimit -n)";
 
 /// How the descriptors are spent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -117,7 +99,7 @@ impl Budget {
         let empty = lacks(Protocol::Tcp, self.connections) || lacks(Protocol::Udp, self.sessions);
         (self.needed() > self.limit || empty).then(|| {
             format!(
-                "{} descriptors are needed ({} connections of {FDS_PER_CONNECTION}, {} sessions of {FDS_PER_SESSION}, {} for listeners, pipes, probes and a reserve), and {} may be opened: {REMEDY}, or lower `limits`",
+                "{} descriptors are needed ({} connections of {FDS_PER_CONNECTION}, {} sessions of {FDS_PER_SESSION}, {} for listeners, pipes, probes and a reserve), and {} may be opened: {MORE_DESCRIPTORS}, or lower `limits`",
                 self.needed(),
                 self.connections,
                 self.sessions,
@@ -131,64 +113,4 @@ impl Budget {
     pub fn needed(&self) -> u64 {
         self.fixed + self.connections * FDS_PER_CONNECTION + self.sessions * FDS_PER_SESSION
     }
-}
-
-/// Warnings that depend on the machine, to be shown beside [`Loaded::warnings`](super::Loaded::warnings).
-pub fn facts_warnings(file_name: &str, config: &Config, facts: &Facts) -> Vec<Diagnostic> {
-    /// Fewer connections than this are surely not what somebody wants of a balancer.
-    const FEW: u64 = 500;
-    let limit = facts.fd_soft.max(facts.fd_hard);
-    let budget = Budget::new(config, limit, facts.cpus);
-    let mut warnings = Vec::new();
-    let mut warn = |path: &str, message: String| {
-        let (file, path) = (file_name.to_string(), path.to_string());
-        warnings.push(Diagnostic {
-            file,
-            line: 0,
-            column: 0,
-            path,
-            message,
-        });
-    };
-    if let Some(refusal) = budget.refusal(config) {
-        warn("limits", refusal);
-    } else if config.limits.connections.is_none()
-        && budget.connections < FEW
-        && config.listeners.iter().any(|l| l.protocol == Protocol::Tcp)
-    {
-        warn(
-            "limits.connections",
-            format!(
-                "{limit} descriptors carry {} connections only: {REMEDY}",
-                budget.connections
-            ),
-        );
-    }
-    // On loopback the kernel uses ports again by default.
-    let distant = |backend: &Backend| match &backend.address {
-        BackendAddress::Ip(address) => !address.ip().is_loopback(),
-        BackendAddress::SamePort(ip) => !ip.is_loopback(),
-        BackendAddress::Unix(_) => false,
-    };
-    let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
-    let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
-    if !facts.ports_reused && pools.any(|pool| pool.backends.iter().any(distant)) {
-        warn(
-            "pools",
-            format!(
-                "{} local ports, each kept for {TIME_WAIT_S} s after a connection that weir closed first, carry {} such connections a second to one backend: set net.ipv4.tcp_tw_reuse=1 (conf/weir.sysctl)",
-                facts.ports,
-                facts.ports / TIME_WAIT_S,
-            ),
-        );
-    }
-    if let Some(workers) = config.workers
-        && workers > facts.cpus
-    {
-        warn(
-            "workers",
-            format!("{workers} event loops share {} CPUs: `auto` is faster", facts.cpus),
-        );
-    }
-    warnings
 }

@@ -1,13 +1,14 @@
 //! `weir check -c FILE`: every error and every warning, in one go.
 
+mod host;
+mod ready;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use crate::config::model::{Failover, Holders, MembersFrom, Track, Tracked};
-use crate::config::{self, Config, Diagnostic, Facts, Loaded, Rules, members};
+use crate::config::{self, Config, Diagnostic, Loaded, Rules, members};
 use crate::control::etcd::Settings;
 use crate::failover::bounds::{Bound, bounds, strictly};
 use crate::failover::timers::{Timers, quorum};
@@ -22,7 +23,10 @@ pub fn run(path: &Path) -> ExitCode {
         }
         Ok(Loaded { config, warnings }) => {
             let file = path.display().to_string();
-            for warning in warnings.iter().chain(&config::facts_warnings(&file, &config, &facts())) {
+            for warning in warnings
+                .iter()
+                .chain(&ready::warnings(&file, &config, &host::here(path)))
+            {
                 eprintln!("{}", warning.as_warning());
             }
             for advice in config.failover.iter().flat_map(host_advice) {
@@ -133,30 +137,6 @@ fn failover_bounds(failover: &Failover) -> Vec<Bound> {
 
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// What this machine offers.
-fn facts() -> Facts {
-    let (fd_soft, fd_hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    Facts {
-        fd_soft,
-        fd_hard,
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        ports: ports(&kernel("ip_local_port_range")).unwrap_or(28_232),
-        ports_reused: kernel("tcp_tw_reuse").trim() == "1",
-    }
-}
-
-/// A kernel parameter of this network namespace; empty if it cannot be read.
-fn kernel(name: &str) -> String {
-    std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
-}
-
-/// How many ports a range such as `32768 60999` has.
-fn ports(range: &str) -> Option<u64> {
-    let mut ends = range.split_whitespace().map(|end| end.parse::<u64>().ok());
-    let (first, last) = (ends.next()??, ends.next()??);
-    Some((last + 1).saturating_sub(first))
 }
 
 #[cfg(test)]
