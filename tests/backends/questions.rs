@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::common::program::Program;
-use super::common::{self, Port, Server, Weir, client, command, server, wait_until};
+use super::common::{self, Certificate, Port, Server, Weir, client, command, server, wait_until};
 use super::{backend, backend_of, pool, status};
 
 const QUICK: &str = "interval: 50ms, timeout: 5s, rise: 1, fall: 1";
@@ -77,34 +77,6 @@ fn http_as_the_server_sees_it() {
     assert_eq!(status(&weir)["pools"][0]["backends"][0]["state"], "up");
 }
 
-/// A certificate of openssl's, for 127.0.0.1 and a name.
-fn certificate(dir: &std::path::Path) -> (String, String) {
-    let path = |name: &str| dir.join(name).display().to_string();
-    let (certificate, key) = (path("cert.pem"), path("key.pem"));
-    common::run(command("openssl").args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=backend",
-        "-addext",
-        "subjectAltName=DNS:db.example.org,IP:127.0.0.1",
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-        "-keyout",
-        &key,
-        "-out",
-        &certificate,
-    ]));
-    (certificate, key)
-}
-
 /// openssl s_server, which answers HTTP within TLS. Verified by its own certificate, by a name, by the address, by a CA that
 /// did not sign it, and not at all. Meant to fail with nobody's certificate refused.
 #[test]
@@ -113,9 +85,10 @@ fn tls_and_who_is_believed() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (ours, key) = certificate(dir.path());
-    let other_dir = tempfile::tempdir().unwrap();
-    let (others, _) = certificate(other_dir.path());
+    let [ours, others] =
+        ["ours", "others"].map(|name| Certificate::self_signed(dir.path(), name, "DNS:db.example.org,IP:127.0.0.1"));
+    let key = ours.key.display().to_string();
+    let [ours, others] = [&ours, &others].map(|made| made.certificate.display().to_string());
     let port = Port::reserve();
     let mut openssl = command("openssl");
     openssl.args([

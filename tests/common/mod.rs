@@ -4,7 +4,7 @@
 //! - [`server`] has backends inside the test process; [`client`] the other end.
 //! - [`operator`] gives a running weir the commands that an operator has.
 //! - [`program`] runs real servers and clients (nginx, redis, PostgreSQL, iperf3, socat ...) in directories of their own.
-//! - [`netns`] makes network namespaces and links between them.
+//! - [`netns`] makes network namespaces and links between them; [`certificate`] makes certificates.
 //!
 //! Rules that keep the suite quick and quiet: every wait is for a condition and has a deadline ([`PATIENCE`]); every port
 //! is chosen by the kernel or [reserved](server::Port); every process dies with the test, also when the test is killed.
@@ -14,6 +14,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test binary uses a part of the harness.
 
+pub mod certificate;
 pub mod client;
 pub mod netns;
 pub mod operator;
@@ -30,6 +31,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+pub use certificate::Certificate;
 pub use record::Record;
 pub use server::{Blackhole, Port, Server};
 pub use weir::{Launch, Weir};
@@ -82,6 +84,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A directory in memory where that can be had: how long a disk takes on a busy machine is seldom what a test asks.
+pub fn directory_in_memory(prefix: &str) -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let mut maker = tempfile::Builder::new();
+    maker.prefix(prefix);
+    let made = match memory.is_dir() {
+        true => maker.tempdir_in(memory),
+        false => maker.tempdir(),
+    };
+    made.unwrap()
 }
 
 /// Lets this process open as many files as it is allowed to.

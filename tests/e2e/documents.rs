@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::common::netns::Netns;
-use crate::common::{Launch, may_make_namespaces};
+use crate::common::{Certificate, Launch, may_make_namespaces};
 
 /// `(where, text)` of every complete configuration.
 fn examples() -> Vec<(String, String)> {
@@ -70,28 +70,9 @@ fn every_documented_configuration_starts() {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     // An authority, and what it has signed: itself. Nobody will be asked for it.
-    let [ca, cert, key] = ["etcd-ca.pem", "etcd.pem", "etcd.key"].map(|name| files.path().join(name));
-    let made = std::process::Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            "/CN=example",
-        ])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&ca)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
-    fs::copy(&ca, &cert).unwrap();
-    fs::copy(&ca, files.path().join("ca.pem")).unwrap();
+    let made = Certificate::self_signed(files.path(), "etcd", "DNS:etcd.example.org");
+    fs::copy(&made.certificate, files.path().join("etcd-ca.pem")).unwrap();
+    fs::copy(&made.certificate, files.path().join("ca.pem")).unwrap();
     fs::copy(&secret, files.path().join("etcd-password")).unwrap();
     let directory = files.path().display().to_string();
     for (place, text) in examples() {

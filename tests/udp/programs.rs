@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use super::common::server::Port;
-use super::common::{Weir, command, find, have, run, wait_until};
+use super::common::{Certificate, Weir, command, find, have, run, wait_until};
 use super::peers::Client;
 
 /// A server program in a directory of its own, killed when dropped.
@@ -178,30 +178,15 @@ fn a_dtls_connection_survives_silence_within_the_idle_time() {
     }
     let silence: u64 = std::env::var("WEIR_SILENCE_S").map_or(3, |text| text.parse().expect("seconds"));
     let (dir, port) = (directory(), Port::reserve());
-    let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
-    let mut make = program("openssl");
-    make.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-subj",
-        "/CN=weir",
-        "-days",
-        "2",
-    ]);
-    run(make.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
+    let made = Certificate::self_signed(dir.path(), "weir", "IP:127.0.0.1");
     let mut serve = program("openssl");
     serve.args(["s_server", "-dtls", "-quiet", "-4", "-accept"]);
     serve
         .arg(port.address().to_string())
         .arg("-key")
-        .arg(&key)
+        .arg(&made.key)
         .arg("-cert")
-        .arg(&certificate);
+        .arg(&made.certificate);
     let mut server = Talker::start(serve, dir.path().join("server"));
     let number = format!(":{:04X} ", port.number);
     let bound = || fs::read_to_string("/proc/net/udp").unwrap().contains(&number);
