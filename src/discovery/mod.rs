@@ -14,4 +14,4 @@ mod settling;
 pub use keys::Keys;
 pub use known::{Heard, Known, Outcome};
 pub use merge::{Merged, Origin, merge};
-pub use settling::{Next, Print, Settling};
+pub use settling::{Hint, Next, Print, Settling};

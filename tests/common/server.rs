@@ -178,10 +178,16 @@ impl Server {
 
     /// The same on this socket.
     pub fn http_on(listener: TcpListener) -> Server {
-        Server::each_on(listener, |mut stream| {
+        Server::http_named_on(listener, "ok")
+    }
+
+    /// The same with its name as the answer's body.
+    pub fn http_named_on(listener: TcpListener, name: &str) -> Server {
+        let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+        Server::each_on(listener, move |mut stream| {
             if read_head(&mut stream).is_some() {
                 SockRef::from(&stream).set_tcp_cork(true).unwrap();
-                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                let _ = stream.write_all(answer.as_bytes());
             }
         })
     }

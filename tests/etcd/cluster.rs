@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use weir::control::etcd::wire::Keys;
 use weir::control::etcd::{Client, Settings};
 
 use crate::common::netns::{Bridge, Netns};
-use crate::common::{command, find, have, may_make_namespaces, run, wait_until};
+use crate::common::{command, directory_in_memory, find, have, may_make_namespaces, run, wait_until};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -70,14 +70,7 @@ impl Cluster {
     }
 
     fn with(secure: bool) -> Cluster {
-        // In memory where there is such a directory: how long a disk takes on a busy machine is not asked here.
-        let memory = Path::new("/dev/shm");
-        let mut maker = tempfile::Builder::new();
-        maker.prefix("weir-etcd-");
-        let dir = match memory.is_dir() {
-            true => maker.tempdir_in(memory),
-            false => maker.tempdir(),
-        };
+        let dir = directory_in_memory("weir-etcd-");
         let bridge = Bridge::new();
         let members = (0..MEMBERS).map(|i| {
             let netns = Netns::new(&format!("etcd{i}"));
@@ -93,7 +86,7 @@ impl Cluster {
         let cluster = Cluster {
             members: members.collect(),
             bridge,
-            dir: dir.unwrap(),
+            dir,
             secure,
             users: false,
         };
@@ -228,7 +221,11 @@ impl Cluster {
     }
 
     fn control(&self, endpoints: &str) -> Command {
-        let mut control = self.members[0].netns.command("etcdctl");
+        self.control_beside(0, endpoints)
+    }
+
+    fn control_beside(&self, member: usize, endpoints: &str) -> Command {
+        let mut control = self.members[member].netns.command("etcdctl");
         control.env("ETCDCTL_API", "3").args(["--endpoints", endpoints]);
         if self.secure {
             let file = |name: &str| self.dir.path().join(name);
@@ -274,11 +271,12 @@ impl Cluster {
         leader.unwrap()
     }
 
-    /// Waits until another one leads while this one is gone.
+    /// Waits until another one leads while this one is gone, or cut off.
     pub fn leader_among_the_rest(&self, gone: usize) {
-        let endpoints: Vec<String> = (0..MEMBERS).filter(|i| *i != gone).map(|i| self.endpoint(i)).collect();
+        let rest: Vec<usize> = (0..MEMBERS).filter(|i| *i != gone).collect();
+        let endpoints: Vec<String> = rest.iter().map(|&i| self.endpoint(i)).collect();
         wait_until("the others have a leader", || {
-            let mut control = self.control(&endpoints.join(","));
+            let mut control = self.control_beside(rest[0], &endpoints.join(","));
             control.args(["--command-timeout", "2s", "get", "/weir/ready"]);
             control
                 .stdout(Stdio::null())

@@ -446,6 +446,7 @@ fn partitions(pair: &Pair) {
             let down = |node: &Node| node.status().unwrap_or_default()["arbiter"]["up"] == json!(false);
             pair.nodes.iter().all(down)
         });
+        // Several times as long as a node may be silent.
         std::thread::sleep(Duration::from_secs(2));
         pair.outage(false);
         pair.wait_calm();
@@ -556,6 +557,7 @@ fn with_tls_and_a_password() {
         run(reload
             .args(["reload", "--socket"])
             .arg(node.dir.join(format!("{}.sock", node.name))));
+        // Longer than a vote counts that is not renewed.
         std::thread::sleep(Duration::from_secs(6));
     });
     assert!(voted());

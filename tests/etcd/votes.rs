@@ -12,6 +12,7 @@ use weir::control::etcd::Settings;
 use weir::failover::arbiter::{Answer, Outcome, Question, UnitIx};
 
 use crate::cluster::{Cluster, PATIENCE, possible};
+use crate::common::wait_until;
 
 struct Asker {
     arbiter: Arbiter,
@@ -122,14 +123,15 @@ fn whose_vote_it_is() {
 
     // A lease that is not renewed ends, not before its time; one whose vote went over to a newer lease takes nothing with it.
     assert_eq!(a.vote(4, &[0]), GRANTED);
+    // Most of the time that a lease has: what is renewed now counts from now.
     std::thread::sleep(Duration::from_secs(3));
     let asked = Instant::now();
     assert_eq!(a.vote(5, &[0]), GRANTED);
-    let mut number = 6;
-    while b.vote(number, &[0]) != GRANTED {
+    let mut number = 5;
+    wait_until("b has it", || {
         number += 1;
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        b.vote(number, &[0]) == GRANTED
+    });
     assert!(asked.elapsed() >= Duration::from_secs(5), "{:?}", asked.elapsed());
 
     // Many at once.
@@ -208,9 +210,10 @@ fn members_that_fail_in_turn() {
             cluster.stall(&[next], Duration::from_secs(2));
             next = (next + 1) % 3;
             cluster.move_leader();
-            let cable = &cluster.members[cluster.leader()].port;
+            let leader = cluster.leader();
+            let cable = &cluster.members[leader].port;
             cluster.bridge.cable(cable, false);
-            std::thread::sleep(Duration::from_millis(500));
+            cluster.leader_among_the_rest(leader);
             cluster.bridge.cable(cable, true);
         }
         runs.into_iter().map(|run| run.join().unwrap()).collect()

@@ -35,13 +35,13 @@ pub fn configuration(members: &str, servers: &[SocketAddr]) -> String {
 }
 
 /// nsd with the zone `internal.`.
-struct Nsd {
+pub struct Nsd {
     program: Program,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Nsd {
-    fn start(records: &str) -> Nsd {
+    pub fn start(records: &str) -> Nsd {
         let (dir, port) = (
             tempfile::Builder::new().prefix("weir-nsd-").tempdir().unwrap(),
             Port::reserve(),
@@ -63,7 +63,7 @@ impl Nsd {
         Nsd { program, address }
     }
 
-    fn change(&self, records: &str) {
+    pub fn change(&self, records: &str) {
         static SERIAL: AtomicUsize = AtomicUsize::new(2);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let file = self.program.dir().join("internal.zone");

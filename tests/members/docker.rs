@@ -105,7 +105,7 @@ fn answer(mut stream: UnixStream, state: &Mutex<State>) {
     }
 }
 
-pub fn configuration(engine: &Engine, port: u16) -> String {
+fn configuration(engine: &Engine, port: u16) -> String {
     format!(
         "listeners: {{web: {{bind: '127.0.0.1:0', pool: web}}}}\n\
          pools: {{web: {{balance: round_robin, health: {{interval: 50ms}}, \

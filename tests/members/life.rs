@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::common::{Server, Weir, client, operator, wait_until};
+use super::dns::{Liar, Lie};
 use super::{List, answers, configuration, members, states, wait_until_answers, wait_until_up};
 
 /// A member that goes takes no new work, and what it has may finish within `on_drain`; one that returns until then has its
@@ -138,4 +139,56 @@ impl Drop for Killed {
     fn drop(&mut self) {
         let _ = kill(self.0, Signal::SIGKILL);
     }
+}
+
+/// `weir check` asks each source once, all at the same time, and warns of those that do not answer; the file is good.
+///
+/// Seen to fail: sources not asked.
+#[test]
+fn check_asks_the_sources() {
+    let nobody = super::common::Port::reserve();
+    let (silent, good) = (
+        Liar::start(Lie::Silence),
+        Liar::start(Lie::Truth(vec![[127, 0, 0, 1].into()])),
+    );
+    let list = List::new("- 10.0.0.1:80\n");
+    let dir = list.dir.path().display().to_string();
+    let pool = |members: &str, server: &Liar| {
+        format!(
+            "{{members: [{{{members}}}], resolver: {{servers: ['{}'], timeout: 500ms}}}}",
+            server.address
+        )
+    };
+    let yaml = format!(
+        "etcd: {{endpoints: ['http://{}']}}\nlisteners: {{web: {{bind: '127.0.0.1:0', pool: file}}}}\n\
+         pools:\n  file: {}\n  keys: {}\n  name: {}\n  known: {}\n  containers: {}\n",
+        nobody.address(),
+        pool(&format!("file: {dir}/web.yaml"), &good),
+        pool("etcd: /web/", &good),
+        pool("dns: web.internal, port: 80, family: v4", &silent),
+        pool("dns: web.internal, port: 81, family: v4", &good),
+        pool(
+            &format!("docker: {{label: web, port: 80, socket: {dir}/docker.sock}}"),
+            &good
+        ),
+    );
+    let file = list.dir.path().join("weir.yaml");
+    fs::write(&file, yaml).unwrap();
+    let mut check = super::common::command(env!("CARGO_BIN_EXE_weir"));
+    let output = check.arg("check").arg("-c").arg(&file).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let about = |words: &[&str]| {
+        let mut warnings = said
+            .lines()
+            .filter(|line| line.contains("warning: ") && line.contains(" members: "));
+        warnings.any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    assert!(
+        about(&["pool keys:", "etcd:/web/", &nobody.address().to_string()]),
+        "{said}"
+    );
+    assert!(about(&["pool name:", "dns:web.internal:80", "timed out"]), "{said}");
+    assert!(about(&["pool containers:", "docker.sock"]), "{said}");
+    assert!(!about(&["pool known:"]) && !about(&["pool file:"]), "{said}");
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `file` | lists in files: written in one go and in pieces, replaced, broken, absent, behind links |
 //! | `dns` | names and services: nsd, and a server that lies |
+//! | `etcd` | keys: an etcd of one member |
 //! | `docker` | containers: an engine in the test |
 //! | `load` | all of them, changing under load |
 //! | `life` | what members and pools go through, whatever the source: drains, reloads, upgrades, the sandbox |
@@ -13,6 +14,7 @@ mod common;
 
 mod dns;
 mod docker;
+mod etcd;
 mod file;
 mod life;
 mod load;

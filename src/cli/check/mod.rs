@@ -6,13 +6,19 @@ mod ready;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::config::model::{Failover, Holders, MembersFrom, Track, Tracked};
 use crate::config::{self, Config, Diagnostic, Loaded, Rules, members};
+use crate::control::discovery::Discovery;
 use crate::control::etcd::Settings;
 use crate::failover::bounds::{Bound, bounds, strictly};
 use crate::failover::timers::{Timers, quorum};
 use crate::sys::{neigh, secret};
+
+/// For sources of members to answer.
+const SOURCES_MAX: Duration = Duration::from_secs(5);
 
 /// Checks a file; 0 = it can be run, possibly with warnings on stderr; 3 = it is refused.
 pub fn run(path: &Path) -> ExitCode {
@@ -38,6 +44,9 @@ pub fn run(path: &Path) -> ExitCode {
             let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
             for error in member_files(&config) {
                 eprintln!("{}", error.as_warning());
+            }
+            for silent in member_sources(&config) {
+                eprintln!("{file}: warning: {silent}");
             }
             let sources: usize = config.pools.iter().map(|pool| pool.members.len()).sum();
             let more = match sources {
@@ -74,6 +83,34 @@ fn member_files(config: &Config) -> Vec<Diagnostic> {
         }
     }
     found
+}
+
+/// Which of the other sources of members do not answer, asked from here. This may not be the machine that they are for.
+fn member_sources(config: &Config) -> Vec<String> {
+    let mut asked = config.clone();
+    for pool in &mut asked.pools {
+        pool.members
+            .retain(|source| !matches!(source.from, MembersFrom::File(_)));
+    }
+    let mut discovery = Discovery::new(Arc::new(|_| true), Vec::new());
+    if let Err(why) = discovery.prepare(&asked) {
+        return vec![format!("members: {why}")];
+    }
+    discovery.follow(&asked, |_| Vec::new());
+    discovery.wait(SOURCES_MAX);
+    let mut silent = Vec::new();
+    for pool in asked.pools.iter().map(|pool| &pool.policy.name) {
+        for source in discovery.sources(pool, Instant::now()) {
+            let unheard = source
+                .age_s
+                .is_none()
+                .then(|| format!("no answer within {SOURCES_MAX:?}"));
+            if let Some(why) = source.error.or(unheard) {
+                silent.push(format!("pool {pool}: members: {}: {why}", source.source));
+            }
+        }
+    }
+    silent
 }
 
 /// What stands in the way of the VIPs on this machine; it may not be the one that the file is for, so nothing is refused.

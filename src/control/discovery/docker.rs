@@ -25,8 +25,10 @@ use crate::discovery::{Heard, containers};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looked at without an event.
 const LOOK: Duration = Duration::from_secs(15);
-/// Events that come in a row are one.
+/// Events that come in a row are one, if there are not too many of them: an engine may never be silent.
 const SETTLE: Duration = Duration::from_millis(10);
+/// So many.
+const SETTLE_MAX: usize = 20;
 /// Before it is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest list.
@@ -83,7 +85,13 @@ impl Docker {
             .await;
             match timeout(LOOK, stream.frame()).await {
                 Err(_) => {}
-                Ok(Some(Ok(_))) => while let Ok(Some(Ok(_))) = timeout(SETTLE, stream.frame()).await {},
+                Ok(Some(Ok(_))) => {
+                    for _ in 0..SETTLE_MAX {
+                        let Ok(Some(Ok(_))) = timeout(SETTLE, stream.frame()).await else {
+                            break;
+                        };
+                    }
+                }
                 Ok(Some(Err(error))) => return Err(format!("its events: {error}")),
                 Ok(None) => return Err("its events have ended: it is being restarted".into()),
             }

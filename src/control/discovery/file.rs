@@ -34,6 +34,8 @@ async fn follow(path: PathBuf, tell: Tell, shared: Rc<Shared>) {
     let mut watch: Option<Watch> = None;
     let mut unwatched: Option<String> = None;
     let mut settling = Settling::default();
+    // What was read, until it is known whether that counts.
+    let mut read = Heard::Same;
     let mut is_good = false;
     loop {
         let Seen {
@@ -62,18 +64,18 @@ async fn follow(path: PathBuf, tell: Tell, shared: Rc<Shared>) {
             }
         }
         let now = Instant::now();
+        for hint in watch.iter_mut().flat_map(Watch::heard) {
+            settling.event(hint, now);
+        }
         let mut again = now + if watch.is_some() { LOOK } else { LOOK_ALONE };
         match settling.look(print, now) {
             Next::Read => {
-                let (rules, from) = (tell.rules.clone(), path.clone());
-                let read = tokio::task::spawn_blocking(move || members::load(&from, &rules)).await;
-                let heard = match read {
-                    Ok(Ok(members)) => Heard::Members(members),
-                    Ok(Err(errors)) => Heard::Failed(first_of(&errors.0)),
-                    Err(error) => Heard::Failed(error.to_string()),
-                };
-                is_good = matches!(heard, Heard::Members(_));
-                tell.hear(heard).await;
+                read = load(&path, &tell).await;
+                continue;
+            }
+            Next::Use => {
+                is_good = matches!(read, Heard::Members(_));
+                tell.hear(std::mem::replace(&mut read, Heard::Same)).await;
             }
             Next::Rest if is_good => tell.hear(Heard::Same).await,
             Next::Rest => {}
@@ -83,15 +85,19 @@ async fn follow(path: PathBuf, tell: Tell, shared: Rc<Shared>) {
         match &mut watch {
             None => wait.await,
             Some(watch) => tokio::select! {
-                Some(whole) = watch.hints.recv() => {
-                    settling.event(whole, Instant::now());
-                    while let Ok(whole) = watch.hints.try_recv() {
-                        settling.event(whole, Instant::now());
-                    }
-                }
+                Some(hint) = watch.hints.recv() => settling.event(hint, Instant::now()),
                 () = wait => {}
             },
         }
+    }
+}
+
+async fn load(path: &Path, tell: &Tell) -> Heard {
+    let (rules, path) = (tell.rules.clone(), path.to_path_buf());
+    match tokio::task::spawn_blocking(move || members::load(&path, &rules)).await {
+        Ok(Ok(members)) => Heard::Members(members),
+        Ok(Err(errors)) => Heard::Failed(first_of(&errors.0)),
+        Err(error) => Heard::Failed(error.to_string()),
     }
 }
 

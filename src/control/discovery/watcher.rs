@@ -12,11 +12,10 @@ use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::discovery::Hint;
+
 /// Events that may wait for a source; those beyond are lost, and what they were about is found by looking.
 const HINTS_MAX: usize = 64;
-
-/// Something has happened where a source is. True: its file is whole.
-pub type Hint = bool;
 
 /// Who wants to know of a directory.
 struct Interest {
@@ -92,6 +91,11 @@ impl Watcher {
 }
 
 impl Watch {
+    /// What has happened there and was not taken out of the queue yet.
+    pub fn heard(&mut self) -> impl Iterator<Item = Hint> {
+        std::iter::from_fn(|| self.hints.try_recv().ok())
+    }
+
     /// Whether it is these that are watched.
     pub fn covers(&self, directories: &[PathBuf]) -> bool {
         self.directories == directories
@@ -144,7 +148,7 @@ fn start(interests: Interests) -> notify::Result<RecommendedWatcher> {
             _ => {
                 let all = interests.values().flatten();
                 for interest in all {
-                    let _ = interest.hints.try_send(false);
+                    let _ = interest.hints.try_send(Hint::Written);
                 }
             }
         }
@@ -156,11 +160,14 @@ fn start(interests: Interests) -> notify::Result<RecommendedWatcher> {
 fn hint(kind: &EventKind, path: &Path, names: &[OsString]) -> Option<Hint> {
     let own = path.file_name().is_some_and(|name| names.iter().any(|own| own == name));
     match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => own.then_some(true),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => own.then_some(Hint::Whole),
         EventKind::Access(_) => None,
-        EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => Some(own),
-        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => own.then_some(false),
-        // A link on the way may have been switched.
-        _ => Some(false),
+        // Said of each end already.
+        EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => None,
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) if own => Some(Hint::Whole),
+        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => own.then_some(Hint::Written),
+        // It is being made, or has gone.
+        _ if own => Some(Hint::Written),
+        _ => Some(Hint::Beside),
     }
 }
