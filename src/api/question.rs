@@ -52,6 +52,8 @@ pub enum Question {
     },
     /// Read the configuration again.
     Reload,
+    /// Follow what happens: see [`event`](super::event).
+    Events,
     /// The configuration in force, as a file that the check accepts.
     Dump,
     /// The Prometheus page.

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::event;
+
 /// The schema of questions and answers.
 pub fn schema() -> Value {
     let text = || json!({"type": "string"});
@@ -35,6 +37,7 @@ pub fn schema() -> Value {
             question("vip", "Move a virtual address away from this node, or let it come back.",
                 &[("address", json!({"type": "string", "description": "without prefix length"})), ("order", json!({"enum": ["demote", "allow"]}))]),
             question("reload", "Read the configuration again; takes up to two minutes.", &[]),
+            question("events", "Follow what happens: after the answer, one event a line until the connection or the process ends.", &[]),
             question("dump", "The configuration in force, as YAML.", &[]),
             question("metrics", "The page of Prometheus.", &[]),
             question("health", "Whether all is well.", &[]),
@@ -45,6 +48,7 @@ pub fn schema() -> Value {
             {"description": "Why not; `cause` is `configuration` if the file is at fault.", "type": "object",
              "properties": {"error": text(), "cause": {"enum": ["configuration", "runtime"]}}, "required": ["error", "cause"]},
         ]},
+        "event": event::schema(),
     })
 }
 
@@ -69,6 +73,7 @@ mod tests {
                 order: VipOrder::Demote,
             },
             Question::Reload,
+            Question::Events,
             Question::Dump,
             Question::Metrics,
             Question::Health,
@@ -78,7 +83,7 @@ mod tests {
             match question {
                 Question::Status | Question::Conns { .. } | Question::Kill { .. } | Question::Backend { .. } => {}
                 Question::Vip { .. } | Question::Reload | Question::Dump | Question::Metrics | Question::Health => {}
-                Question::History { .. } => {}
+                Question::History { .. } | Question::Events => {}
             }
         }
         all

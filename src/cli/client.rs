@@ -117,6 +117,31 @@ impl Client {
         Ok(line)
     }
 
+    /// Follows events, one record after the other, as long as `each` wants more. An error unless the last record said why.
+    pub fn follow(&mut self, mut each: impl FnMut(&str) -> bool) -> Result<(), Error> {
+        self.ask(&Question::Events)?;
+        let broken = |why: String| Error::Broken(self.path.clone(), why);
+        let stream = self.stream.get_ref();
+        stream
+            .set_read_timeout(None)
+            .map_err(|error| broken(error.to_string()))?;
+        let mut ended = false;
+        loop {
+            let mut line = String::new();
+            match self.stream.read_line(&mut line) {
+                Ok(0) if ended => return Ok(()),
+                Ok(0) => return Err(broken("closed without a word".into())),
+                Ok(_) => {}
+                Err(error) => return Err(broken(error.to_string())),
+            }
+            let record: Value = serde_json::from_str(&line).unwrap_or_default();
+            ended = record["event"] == "end";
+            if !each(&line) {
+                return Ok(());
+            }
+        }
+    }
+
     /// Asks for a document.
     pub fn read<T: DeserializeOwned>(&mut self, question: &Question) -> Result<T, Error> {
         let value = self.ask(question)?;

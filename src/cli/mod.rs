@@ -6,6 +6,7 @@ pub mod client;
 pub mod conns;
 pub mod demo;
 pub mod dump;
+pub mod events;
 pub mod explain;
 pub mod generate;
 pub mod import;
@@ -68,6 +69,8 @@ enum Command {
     Kill(kill::Args),
     /// Change one backend until the next reload.
     Backend(backend::Args),
+    /// Follow what happens: health, drains, members, virtual addresses, reloads, upgrades.
+    Events(events::Args),
     /// Print the configuration in force, as a file.
     Dump(dump::DumpArgs),
     /// Print what a reload of a file would change.
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Members(args) => members::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Backend(args) => backend::run(args),
+        Command::Events(args) => events::run(&args),
         Command::Dump(args) => dump::dump(&args),
         Command::Diff(args) => dump::diff(&args),
         Command::Api => {

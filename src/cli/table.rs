@@ -6,8 +6,13 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets
 
 /// Prints to standard output. A reader that has seen enough (`| head`) is not an error.
 pub fn print(text: &str) {
+    write(text);
+}
+
+/// The same; whether there is a reader still.
+pub fn write(text: &str) -> bool {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 /// Prints a JSON document, indented.

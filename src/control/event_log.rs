@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::events;
 use crate::config::model::{Log, LogFormat};
 use crate::sys::output;
 
@@ -153,18 +154,39 @@ impl io::Write for Queue {
     }
 }
 
+/// The log, and whoever follows.
+struct Logger(env_logger::Logger);
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record) {
+        if !self.0.matches(record) {
+            return;
+        }
+        if events::is_written(record.level()) {
+            self.0.log(record);
+        }
+        events::heard(record);
+    }
+
+    fn flush(&self) {}
+}
+
 /// Installs it; lines wait until [`spawn`] or [`finish`]. From now on a panic in any thread ends the process with its last
 /// words here, so that a VIP moves and systemd restarts; never is a core left dead.
 pub fn start() {
     let log = LOG.get_or_init(|| EventLog::new(QUEUE_MAX));
     // Our own lines only: libraries have nothing to say to an operator.
-    let installed = env_logger::Builder::new()
+    let lines = env_logger::Builder::new()
         .filter_module("weir", log::LevelFilter::Trace)
         .format(|out, record| out.write_all(log.line(record.level(), &record.args().to_string()).as_bytes()))
         .target(env_logger::Target::Pipe(Box::new(Queue(log))))
-        .try_init();
-    if installed.is_ok() {
-        log::set_max_level(log::LevelFilter::Info);
+        .build();
+    if log::set_boxed_logger(Box::new(Logger(lines))).is_ok() {
+        events::set_written(log::LevelFilter::Info);
         std::panic::set_hook(Box::new(abort));
     }
 }
@@ -184,7 +206,7 @@ pub fn spawn() -> io::Result<()> {
 
 /// Follows `log:` of a configuration, the first one or a later one.
 pub fn follow(log: &Log) {
-    log::set_max_level(log.level);
+    events::set_written(log.level);
     if let Some(own) = LOG.get() {
         own.json.store(log.format == LogFormat::Json, Relaxed);
     }

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::events;
+use super::life::Life;
 use super::operator::{admin, http};
 use super::phase::{Operation, Phase};
 use super::publication::endpoints;
@@ -47,7 +49,9 @@ impl Control {
         };
         let program = self.upgrade.program.clone();
         self.upgrade.error = None;
-        log::info!("upgrade: starting {}", program.path.display());
+        events::tell(&Life::Upgrade {
+            program: program.path.display().to_string(),
+        });
         let inputs = self.inputs_sender.clone();
         let tell = move |event| drop(inputs.send(Input::Upgrade(event)));
         match Predecessor::begin(program, handover, tell) {
@@ -71,7 +75,7 @@ impl Control {
 
     fn upgrade_failed(&mut self, mut reason: String) {
         reason += sandbox::hint(&reason);
-        log::error!("upgrade failed, this process goes on: {reason}");
+        events::tell(&Life::UpgradeFailed { reason: reason.clone() });
         self.upgrade.error = Some(reason);
         let status = self.status_line();
         self.notifier.status(status);
@@ -104,12 +108,14 @@ impl Control {
             Event::Done(_) if phase == Phase::Stopping => self.upgrade.predecessor = None,
             Event::Done(done) => {
                 let grace = self.config.shutdown_grace;
-                log::info!(
-                    "upgrade: process {} serves; {} connections may finish here within {}",
-                    done.pid,
-                    self.shared.process.connections.get(),
-                    humantime::format_duration(grace)
-                );
+                events::tell(&Life::Upgraded {
+                    pid: done.pid,
+                    connections: self.shared.process.connections.get(),
+                    grace_ms: grace.as_millis() as u64,
+                });
+                events::end(&events::End {
+                    successor: Some(done.pid),
+                });
                 self.upgrade.predecessor = None;
                 self.upgrade.handed_over = Some((done.pid, false));
                 self.discovery.stop();

@@ -38,7 +38,8 @@
 //! | [`operator`] | the admin socket, HTTP, status, metrics, history, the page |
 //! | [`upgrade`] | the conversation between two processes |
 //! | [`election`] | the VIP machine with its beats |
-//! | `event_log`, [`access_log`], `notifier` | the log, the access log, the service manager |
+//! | `event_log`, `events`, `life` | the log, whoever follows what happens, and what happens to the process |
+//! | [`access_log`], `notifier` | the access log, the service manager |
 //!
 //! # What it never does
 //!
@@ -53,7 +54,11 @@ pub mod election;
 mod engines;
 pub mod etcd;
 pub mod event_log;
+mod events;
 mod handover;
+#[cfg(test)]
+mod kinds;
+mod life;
 mod notifier;
 pub mod operator;
 mod phase;

@@ -13,6 +13,8 @@ use super::access_log::Opened;
 use super::capacity::Capacity;
 use super::election;
 use super::event_log;
+use super::events;
+use super::life::Life;
 use super::operator::http;
 use super::phase::{Operation, Phase};
 use super::publication::endpoints::{Changes, PreparedEndpoints};
@@ -140,12 +142,16 @@ impl Control {
         match outcome {
             Ok(()) => {
                 self.reload_error = None;
-                log::info!("reloaded: generation {}", self.generation);
+                events::tell(&Life::Reload {
+                    generation: self.generation,
+                });
                 Ok(format!("generation {}", self.generation))
             }
             Err(mut refusal) => {
                 refusal.reason += sandbox::hint(&refusal.reason);
-                log::error!("reload refused, the old configuration stays in force: {refusal}");
+                events::tell(&Life::ReloadRefused {
+                    reason: refusal.reason.clone(),
+                });
                 self.reload_failures += 1;
                 self.reload_error = Some(refusal.reason.clone());
                 Err(refusal)

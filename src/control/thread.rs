@@ -15,6 +15,8 @@ use super::election::Helpers;
 use super::election::vips::Vips;
 use super::engines::Engines;
 use super::event_log;
+use super::events;
+use super::life::Life;
 use super::notifier::Notifier;
 use super::operator::metrics::Peak;
 use super::operator::{admin, http, observer};
@@ -240,6 +242,7 @@ impl Control {
         }
         self.engines.stop();
         self.vips.stop();
+        events::end(&events::End { successor: None });
         self.observer = None;
         self.remove_admin();
         if let Some((_, log)) = self.access_log.take() {
@@ -360,10 +363,10 @@ impl Control {
     pub(super) fn begin_stop(&mut self) {
         let grace = self.config.shutdown_grace;
         let open = self.shared.process.connections.get();
-        log::info!(
-            "stopping: {open} connections may finish within {}",
-            humantime::format_duration(grace)
-        );
+        events::tell(&Life::Stopping {
+            connections: open,
+            grace_ms: grace.as_millis() as u64,
+        });
         // First, so that the next node takes over while this one still serves.
         let withdrawn = self.vips.stop();
         let now = Instant::now();

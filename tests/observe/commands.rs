@@ -3,14 +3,14 @@
 use super::common::{Server, Weir, client, command, wait_until};
 use super::{all_up, ask, get, json, said, text};
 
-fn two(extra: &str) -> (Weir, [Server; 2]) {
+pub fn two(extra: &str) -> (Weir, [Server; 2]) {
     let servers = [Server::echo(), Server::echo()];
     let weir = Weir::start(&config(&servers, extra));
     all_up(&weir);
     (weir, servers)
 }
 
-fn config(servers: &[Server; 2], extra: &str) -> String {
+pub fn config(servers: &[Server; 2], extra: &str) -> String {
     let [a, b] = servers.each_ref().map(|server| server.address);
     format!(
         "

@@ -5,6 +5,7 @@ mod common;
 
 mod commands;
 mod endings;
+mod events;
 mod live;
 mod log;
 mod metrics;

@@ -445,3 +445,23 @@ fn no_request_fails_under_load() {
 fn no_request_fails_in_a_hundred_upgrades() {
     under_load(100, 80);
 }
+
+/// Who follows events is told which process serves now, and that this was the last word.
+#[test]
+fn followers_are_told_of_the_process_that_serves_now() {
+    use std::io::{BufRead, BufReader, Write};
+
+    let server = Server::echo();
+    let service = start(&server);
+    let mut stream = std::os::unix::net::UnixStream::connect(service.weir.admin()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    writeln!(stream, "{{\"command\":\"events\"}}").unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), r#"{"ok":"following"}"#);
+    let successor = service.upgrade(service.weir.pid());
+    let records: Vec<serde_json::Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+    let kinds: Vec<&str> = records.iter().filter_map(|record| record["event"].as_str()).collect();
+    assert!(kinds.contains(&"upgrade") && kinds.contains(&"upgraded"), "{records:?}");
+    let last = records.last().unwrap();
+    assert_eq!((&last["event"], &last["successor"]), (&"end".into(), &successor.into()));
+}

@@ -17,6 +17,7 @@ mod file;
 mod thread;
 mod watcher;
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -24,9 +25,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
 
 use crate::config::Rules;
 use crate::config::model::Backend;
+use crate::control::events::{self, Telling};
 use crate::discovery::{Heard, Known};
 use crate::sys::sandbox;
 
@@ -59,6 +62,38 @@ struct Shared {
 struct Bell {
     rung: Mutex<()>,
     rings: Condvar,
+}
+
+/// A source names other members, does not answer, or answers again.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename = "members")]
+pub struct News {
+    /// Of this pool.
+    pub pool: String,
+    /// Kind and place.
+    pub source: String,
+    /// How many it names.
+    pub members: usize,
+    /// Why it cannot be asked, or its answer cannot be used.
+    pub error: Option<String>,
+    /// Of the line in the log.
+    #[serde(skip)]
+    pub level: log::Level,
+    /// The rest of that line.
+    #[serde(skip)]
+    pub text: String,
+}
+
+impl Telling for News {
+    fn level(&self) -> log::Level {
+        self.level
+    }
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pool {}: members: {}: {}", self.pool, self.source, self.text)
+    }
 }
 
 /// How a source tells what it has found.
@@ -99,9 +134,23 @@ impl Tell {
             Heard::Partly(members, error) => self.let_in(members, Some(error)),
             heard => heard,
         };
-        let outcome = self.known.lock().hear(heard, self.allow_empty, Instant::now());
+        let now = Instant::now();
+        let (outcome, members, error) = {
+            let mut known = self.known.lock();
+            let outcome = known.hear(heard, self.allow_empty, now);
+            let error = known.error(now).map(|(error, _)| error.to_string());
+            (outcome, known.members().len(), error)
+        };
         if let Some((level, text)) = outcome.say {
-            log::log!(level, "pool {}: members: {}: {text}", self.pool, self.source);
+            let (pool, source) = (self.pool.clone(), self.source.clone());
+            events::tell(&News {
+                pool,
+                source,
+                members,
+                error,
+                level,
+                text,
+            });
         }
         {
             let _waiting = self.bell.rung.lock();

@@ -220,7 +220,9 @@ impl Driver {
             Ok(Ending::Detach(reply)) => self.hand_over(&reply),
             // Without this thread nothing proves life, so the keeper lets go.
             Err(e) => {
-                self.tell(Event::Note(format!("the election thread ends: {e}")));
+                self.tell(Event::Note {
+                    text: format!("the election thread ends: {e}"),
+                });
                 self.links.close(self.poll.registry(), false);
             }
         }

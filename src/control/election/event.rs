@@ -1,20 +1,28 @@
 //! What people are told of the election: the log, `notify`, and whoever wants to hear of it.
 
+use serde::{Serialize, Serializer};
+
+use crate::control::events::Telling;
 use crate::failover::beat::Rejected;
 use crate::failover::words::State;
 
 /// What people are told; also sent to whoever gave [`super::Election::start`] a channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// An address changed its state on this node.
+    #[serde(rename = "vip")]
     Transition {
         /// Address with prefix length.
+        #[serde(rename = "address")]
         vip: String,
         /// Its interface.
         interface: String,
         /// From.
+        #[serde(rename = "was")]
         from: State,
         /// To.
+        #[serde(rename = "state")]
         to: State,
         /// Why, in words.
         reason: String,
@@ -24,13 +32,16 @@ pub enum Event {
     /// A node began or ceased to be heard.
     Node {
         /// Its name.
+        #[serde(rename = "node")]
         name: String,
         /// It is heard.
         alive: bool,
     },
     /// A node is configured otherwise than this one.
+    #[serde(rename = "node_config")]
     Mismatch {
         /// Its name.
+        #[serde(rename = "node")]
         name: String,
         /// In which way.
         what: String,
@@ -45,11 +56,13 @@ pub enum Event {
     /// The arbiter began or ceased to answer; its words if not.
     Arbiter {
         /// Why it is of no use.
+        #[serde(rename = "error")]
         problem: Option<String>,
     },
     /// The arbiter's vote became this node's, or is so no longer.
     Vote {
         /// On which address, or on the first one of which group.
+        #[serde(rename = "address")]
         unit: String,
         /// It counts for us.
         ours: bool,
@@ -57,28 +70,44 @@ pub enum Event {
     /// Something that is tracked holds, or does so no longer.
     Track {
         /// Its name.
+        #[serde(rename = "track")]
         name: String,
         /// What is watched, in words.
         what: String,
         /// Why it does not hold.
+        #[serde(rename = "error")]
         problem: Option<String>,
     },
     /// The keeper can install addresses again, or cannot for this reason.
-    Keeper(Option<String>),
+    Keeper {
+        /// Why it cannot.
+        #[serde(rename = "error")]
+        problem: Option<String>,
+    },
     /// A beat was refused; at most one a second is told, all are counted.
+    #[serde(rename = "beat_refused")]
     Rejected {
         /// Why.
+        #[serde(rename = "reason", serialize_with = "word")]
         why: Rejected,
         /// From where.
         from: String,
     },
     /// Something else.
-    Note(String),
+    #[serde(rename = "log")]
+    Note {
+        /// It.
+        #[serde(skip)]
+        text: String,
+    },
 }
 
-impl Event {
-    /// Of the line in the log.
-    pub fn level(&self) -> log::Level {
+fn word<S: Serializer>(why: &Rejected, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(why.word())
+}
+
+impl Telling for Event {
+    fn level(&self) -> log::Level {
         match self {
             Event::Transition { to: State::Fault, .. }
             | Event::Node { alive: false, .. }
@@ -87,8 +116,8 @@ impl Event {
             | Event::Track { problem: Some(_), .. }
             | Event::Mismatch { .. }
             | Event::Rejected { .. }
-            | Event::Note(_) => log::Level::Warn,
-            Event::Keeper(Some(_)) => log::Level::Error,
+            | Event::Note { .. } => log::Level::Warn,
+            Event::Keeper { problem: Some(_) } => log::Level::Error,
             _ => log::Level::Info,
         }
     }
@@ -129,10 +158,10 @@ impl std::fmt::Display for Event {
                 what,
                 problem: Some(why),
             } => write!(f, "track {name} does not hold: {what}: {why}"),
-            Event::Keeper(None) => f.write_str("keeper: works"),
-            Event::Keeper(Some(why)) => write!(f, "keeper: {why}"),
+            Event::Keeper { problem: None } => f.write_str("keeper: works"),
+            Event::Keeper { problem: Some(why) } => write!(f, "keeper: {why}"),
             Event::Rejected { why, from } => write!(f, "beat from {from} refused: {}", why.word()),
-            Event::Note(text) => write!(f, "failover: {text}"),
+            Event::Note { text } => write!(f, "failover: {text}"),
         }
     }
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use super::Event;
 use super::record::Recording;
+use crate::control::events;
 use crate::failover::words::State;
 use crate::runner::{Ran, Run, RunnerHandle, Which};
 
@@ -310,7 +311,7 @@ fn log_notes(notes: &Receiver<Note>, shared: &Shared, events: &Sender<Event>) {
     for note in notes {
         match note {
             Note::Event(event) => {
-                log::log!(event.level(), "{event}");
+                events::tell(&event);
                 let _ = events.try_send(event);
             }
             Note::Recording(recording) => {

@@ -16,16 +16,18 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use super::ask::{ANSWER_MAX, Asker};
-use super::clients::{self, Clients};
+use super::clients::{self, Clients, Use};
 use super::history::History;
 use crate::api::question::{QUESTION_BYTES, Question, Refusal};
+use crate::control::events::{self, FOLLOWERS_MAX, Follower};
 use crate::control::request::Request;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 32;
+const _: () = assert!(FOLLOWERS_MAX < CLIENTS_MAX, "followers keep their places");
 /// Connections listed at most.
 const CONNECTIONS_MAX: usize = 100_000;
 /// How long a client may think.
@@ -135,13 +137,17 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
                     Ok(Ok(n)) if n > 0 => {}
                     _ => return,
                 }
-                held.set_busy(true);
-                let whole = line.ends_with(b"\n");
-                let answer = match whole {
-                    true => answer(&line, &asker, &history).await,
-                    false => Err(Refusal::from(format!(
-                        "a question ends with a line feed within {QUESTION_BYTES} bytes"
-                    ))),
+                held.set(Use::Answer);
+                let answer = match read_question(&line) {
+                    Ok(Question::Events) => match events::follow() {
+                        Ok(follower) => {
+                            held.set(Use::Follow);
+                            return follow(reader, writer, follower).await;
+                        }
+                        Err(why) => Err(why.into()),
+                    },
+                    Ok(question) => answer(question, &asker, &history).await,
+                    Err(refusal) => Err(refusal),
                 };
                 let mut answer = match answer {
                     Ok(value) => json!({ "ok": value }),
@@ -151,7 +157,7 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
                 answer.push('\n');
                 let written = writer.write_all(answer.as_bytes());
                 match tokio::time::timeout(READ_MAX, written).await {
-                    Ok(Ok(())) if whole => held.set_busy(false),
+                    Ok(Ok(())) if line.ends_with(b"\n") => held.set(Use::Idle),
                     _ => return,
                 }
             }
@@ -160,9 +166,37 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
     .await;
 }
 
-async fn answer(line: &[u8], asker: &Asker, history: &Rc<RefCell<History>>) -> Result<Value, Refusal> {
-    let question: Question = serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?;
+fn read_question(line: &[u8]) -> Result<Question, Refusal> {
+    match line.ends_with(b"\n") {
+        true => Ok(serde_json::from_slice(line).map_err(|error| format!("not a question: {error}"))?),
+        false => Err(format!("a question ends with a line feed within {QUESTION_BYTES} bytes").into()),
+    }
+}
+
+/// Sends events until they end or the client goes. However slowly it reads: what it has not read yet is in its own queue.
+async fn follow(mut reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin, follower: Follower) {
+    let mut text = format!("{}\n", json!({"ok": "following"}));
+    loop {
+        if writer.write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+        let mut unasked = [0; 64];
+        text = tokio::select! {
+            told = follower.next() => match told {
+                Some(text) => text,
+                None => return,
+            },
+            read = reader.read(&mut unasked) => match read {
+                Ok(1..) => String::new(),
+                _ => return,
+            },
+        };
+    }
+}
+
+async fn answer(question: Question, asker: &Asker, history: &Rc<RefCell<History>>) -> Result<Value, Refusal> {
     match question {
+        Question::Events => Err("events are followed on a connection of their own".to_string().into()),
         Question::Status => Ok(asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await?),
         Question::Conns { limit } => {
             let limit = limit.min(CONNECTIONS_MAX);

@@ -34,11 +34,21 @@ pub(super) struct Clients {
 #[derive(Debug)]
 struct Slot {
     id: u64,
-    /// A request has come in full and is being answered.
-    busy: bool,
+    use_: Use,
     /// Since when.
     since: Instant,
     task: Option<AbortHandle>,
+}
+
+/// What a slot is used for: who goes first when there is no room, first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Use {
+    /// Nothing has been asked.
+    Idle,
+    /// A request has come in full and is being answered.
+    Answer,
+    /// Events are followed. There must be fewer of these than slots.
+    Follow,
 }
 
 /// One taken slot; free again when this is dropped.
@@ -71,7 +81,7 @@ impl Clients {
             let id = this.next;
             this.taken.push(Slot {
                 id,
-                busy: false,
+                use_: Use::Idle,
                 since: Instant::now(),
                 task: None,
             });
@@ -89,13 +99,13 @@ impl Clients {
     }
 
     fn longest_idle(&self) -> Option<usize> {
-        (0..self.taken.len()).min_by_key(|&ix| (self.taken[ix].busy, self.taken[ix].since))
+        (0..self.taken.len()).min_by_key(|&ix| (self.taken[ix].use_, self.taken[ix].since))
     }
 }
 
 impl Held {
-    /// Says whether a request is being answered.
-    pub(super) fn set_busy(&self, busy: bool) {
+    /// Says what it is used for.
+    pub(super) fn set(&self, use_: Use) {
         if let Some(slot) = self
             .clients
             .borrow_mut()
@@ -103,7 +113,7 @@ impl Held {
             .iter_mut()
             .find(|slot| slot.id == self.id)
         {
-            (slot.busy, slot.since) = (busy, Instant::now());
+            (slot.use_, slot.since) = (use_, Instant::now());
         }
     }
 }

@@ -27,7 +27,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::ask::{ANSWER_MAX, Asker, Coalesced};
-use super::clients::{self, Clients, Held};
+use super::clients::{self, Clients, Held, Use};
 use super::history::History;
 use crate::api::question::Refusal;
 use crate::control::request::Request;
@@ -173,10 +173,10 @@ async fn client(stream: TcpStream, held: Rc<Held>, site: Rc<Site>) {
     let service = service_fn(|request| {
         let (held, site) = (held.clone(), site.clone());
         async move {
-            held.set_busy(true);
+            held.set(Use::Answer);
             let response = site.answer(&request).await;
             // A client that reads its answer slowly counts as idle again, from now.
-            held.set_busy(false);
+            held.set(Use::Idle);
             Ok::<_, Infallible>(response)
         }
     });

@@ -23,7 +23,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -32,11 +32,17 @@ use tokio::task::LocalSet;
 use super::ask::{ANSWER_MAX, Asker};
 use super::history::History;
 use super::{admin, http};
+use crate::control::events;
 use crate::control::request::{Input, Request};
 use crate::sys::sched;
 
 /// Changes of the HTTP socket that may wait: each of them is a reload.
 const MOVES_MAX: usize = 4;
+
+/// How long followers may take to read the end.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(100);
+/// How often it is looked whether they have.
+const LAST_WORDS_LOOK: Duration = Duration::from_millis(2);
 
 /// A handle on the thread.
 #[derive(Debug)]
@@ -80,6 +86,12 @@ pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Inpu
                 }
                 serving = serve_http(http)?;
             }
+            let gone = async {
+                while events::followers() > 0 {
+                    tokio::time::sleep(LAST_WORDS_LOOK).await;
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, gone).await;
             io::Result::Ok(())
         });
         if let Err(error) = result {

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use knowledge::Knowledge;
-use news::{News, Supply};
+pub use news::News;
+use news::{Crowd, Supply};
 
 use super::probe::tls::Secured;
 use super::probe::{Probe, Verdict};
@@ -23,6 +24,7 @@ use crate::api::question::BackendOrder;
 use crate::balance::Picker;
 use crate::base::Rng;
 use crate::config::model::{self, OnDown, OnMarkedUp, PoolPolicy, Protocol};
+use crate::control::events;
 use crate::health::agent;
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
@@ -81,6 +83,7 @@ pub struct PoolEntry {
     pub entries: Vec<Entry>,
     picker: Picker,
     supply: Supply,
+    crowd: Crowd,
     /// Who waits for room; the same as long as the name lives.
     queue: Arc<PoolQueue>,
 }
@@ -215,6 +218,8 @@ impl Pools {
         // What was still to come at the last look: asked about now, a ramp only knows of its next step.
         let last = self.looked.replace(now).unwrap_or(now);
         for pool in &mut self.pools {
+            let waiting = pool.queue.length();
+            self.news.extend(pool.crowd.note(&pool.config.name, waiting, now));
             for entry in &mut pool.entries {
                 if entry.state.deadline(last).is_some_and(|at| at <= now) {
                     let change = entry.state.tick(now);
@@ -275,9 +280,7 @@ impl Pools {
 
     /// Logs what has changed: after publication, so that whoever reads it can rely on it.
     pub fn tell(&mut self) {
-        for (level, text) in self.news.drain(..) {
-            log::log!(level, "{text}");
-        }
+        self.news.drain(..).for_each(|news| events::tell(&news));
     }
 
     /// Connections to be closed; empty until the next tick.
@@ -409,7 +412,13 @@ impl Pools {
                 entry.weight = Some(weight);
                 self.pools[p].refresh_picker();
                 self.changed = true;
-                log::info!("backend {pool}/{name}: weight {weight} by order");
+                let backend = &self.pools[p].entries[ix].backend;
+                self.news.push(News::BackendWeight {
+                    pool: pool.into(),
+                    backend: name.into(),
+                    address: backend.config.address.to_string(),
+                    weight,
+                });
                 return Ok(format!("{pool}/{name}: weight {weight} until the next reload"));
             }
             BackendOrder::Ready => {

@@ -85,7 +85,9 @@ impl Driver {
         self.vips = places(&plan);
         self.plan = plan;
         self.arbiter = self.start_arbiter().unwrap_or_else(|error| {
-            self.tell(Event::Note(format!("no thread for the arbiter: {error}")));
+            self.tell(Event::Note {
+                text: format!("no thread for the arbiter: {error}"),
+            });
             None
         });
         self.recorder = Recorder::new(now, &self.table);

@@ -38,7 +38,9 @@ impl Driver {
     }
 
     fn keeper_fails(&mut self, now: Instant, why: &str) {
-        self.tell(Event::Keeper(Some(why.into())));
+        self.tell(Event::Keeper {
+            problem: Some(why.into()),
+        });
         self.step(now, Input::Keeper(Err(why.into())));
     }
 
@@ -67,12 +69,12 @@ impl Driver {
             FromKeeper::Reset { number } => {
                 if self.trust.begun_anew(number) {
                     self.instruct();
-                    self.tell(Event::Keeper(None));
+                    self.tell(Event::Keeper { problem: None });
                     self.step(now, Input::Keeper(Ok(())));
                 }
                 return;
             }
-            FromKeeper::Note { text } => return self.tell(Event::Note(text)),
+            FromKeeper::Note { text } => return self.tell(Event::Note { text }),
             FromKeeper::Ready { problem: None } => return,
             FromKeeper::Ready { problem: Some(why) } => {
                 self.trust.give_up();

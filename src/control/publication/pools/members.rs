@@ -235,6 +235,7 @@ impl PoolEntry {
             entries: Vec::new(),
             picker: Picker::new(policy.balance, &policy.source_hash, &[]),
             supply: Default::default(),
+            crowd: Default::default(),
             queue,
         }
     }

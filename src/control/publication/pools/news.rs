@@ -1,38 +1,179 @@
 //! What the event log says of backends and pools. Pure: who logs it, and when, is [`Pools::tell`](super::Pools::tell).
 
-use log::Level;
+use std::fmt;
+use std::time::{Duration, Instant};
 
+use log::Level;
+use serde::Serialize;
+
+use crate::control::events::Telling;
 use crate::health::{Change, Eligibility, Serving, State};
 use crate::snapshot::Backend;
-
-/// A line of the log.
-pub type News = (Level, String);
 
 /// Names in one line.
 const NAMES_MAX: usize = 5;
 
+/// Something that happens to a backend or a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum News {
+    /// A backend's state has changed.
+    BackendState {
+        /// Its pool.
+        pool: String,
+        /// Its name.
+        backend: String,
+        /// Its address.
+        address: String,
+        /// The word of its state.
+        state: &'static str,
+        /// The word of the one before.
+        was: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A backend has another weight by order.
+    BackendWeight {
+        /// Its pool.
+        pool: String,
+        /// Its name.
+        backend: String,
+        /// Its address.
+        address: String,
+        /// That weight.
+        weight: u32,
+    },
+    /// Probes have not ended in time.
+    ProbesOverdue {
+        /// Some of their backends.
+        backends: Vec<String>,
+        /// How many there are besides.
+        more: usize,
+        /// They are made anew; else they wait for their turn.
+        given_up: bool,
+        /// Probes under way.
+        running: usize,
+        /// At most.
+        running_max: usize,
+    },
+    /// A pool has lost its last backend, or has one again.
+    Pool {
+        /// Its name.
+        pool: String,
+        /// How many take new work.
+        backends: usize,
+        /// None is up, and all are tried.
+        trying_all: bool,
+        /// So it was before.
+        #[serde(skip)]
+        was_trying: bool,
+    },
+    /// Connections of a pool begin to wait for a place at a backend, or none has waited for a while.
+    Queue {
+        /// Its name.
+        pool: String,
+        /// How many wait.
+        waiting: u32,
+    },
+}
+
+impl Telling for News {
+    fn level(&self) -> Level {
+        match self {
+            News::BackendState { state, .. } if [State::Down, State::Ejected].map(State::as_str).contains(state) => {
+                Level::Warn
+            }
+            News::ProbesOverdue { .. } | News::Queue { waiting: 1.., .. } => Level::Warn,
+            News::Pool { backends: 0, .. } | News::Pool { trying_all: true, .. } => Level::Error,
+            _ => Level::Info,
+        }
+    }
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            News::BackendState {
+                pool,
+                backend,
+                address,
+                state,
+                was,
+                reason,
+            } => write!(
+                f,
+                "backend {} is {state} (was {was}): {reason}",
+                called(pool, backend, address)
+            ),
+            News::BackendWeight {
+                pool, backend, weight, ..
+            } => write!(f, "backend {pool}/{backend}: weight {weight} by order"),
+            News::ProbesOverdue {
+                backends,
+                more,
+                given_up,
+                running,
+                running_max,
+            } => {
+                match given_up {
+                    true => f.write_str("probes have not ended in time and start anew: ")?,
+                    false => write!(
+                        f,
+                        "probes are late by three intervals, {running} of {running_max} at a time run: "
+                    )?,
+                }
+                f.write_str(&backends.join(", "))?;
+                match more {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+            News::Pool {
+                pool,
+                backends,
+                trying_all,
+                was_trying,
+            } => match (trying_all, was_trying, backends) {
+                (true, ..) => write!(
+                    f,
+                    "pool {pool}: every backend is down; trying all of them (all_down: try_all)"
+                ),
+                (_, _, 0) => write!(f, "pool {pool}: no backend is left; new connections are refused"),
+                (_, true, _) => write!(f, "pool {pool}: serving from healthy backends again"),
+                (_, _, 1) => write!(f, "pool {pool}: 1 backend takes new work"),
+                (_, _, n) => write!(f, "pool {pool}: {n} backends take new work"),
+            },
+            News::Queue { pool, waiting: 0 } => write!(f, "pool {pool}: no connection waits any more"),
+            News::Queue { pool, waiting: 1 } => write!(f, "pool {pool}: every backend is full: 1 connection waits"),
+            News::Queue { pool, waiting } => {
+                write!(f, "pool {pool}: every backend is full: {waiting} connections wait")
+            }
+        }
+    }
+}
+
 /// What a backend is called: its pool, its name and its address.
 pub fn name(backend: &Backend) -> String {
-    let Backend { pool, config, .. } = backend;
-    let address = config.address.to_string();
-    if config.name == address {
-        format!("{pool}/{address}")
-    } else {
-        format!("{pool}/{} ({address})", config.name)
+    called(&backend.pool, &backend.config.name, &backend.config.address.to_string())
+}
+
+fn called(pool: &str, name: &str, address: &str) -> String {
+    match name == address {
+        true => format!("{pool}/{address}"),
+        false => format!("{pool}/{name} ({address})"),
     }
 }
 
 /// A backend's state has changed.
 pub fn changed(backend: &Backend, change: &Change) -> News {
-    let Change { from, to, reason } = change;
-    let level = match to {
-        State::Down | State::Ejected => Level::Warn,
-        _ => Level::Info,
-    };
-    (
-        level,
-        format!("backend {} is {to} (was {from}): {reason}", name(backend)),
-    )
+    News::BackendState {
+        pool: backend.pool.to_string(),
+        backend: backend.config.name.clone(),
+        address: backend.config.address.to_string(),
+        state: change.to.as_str(),
+        was: change.from.as_str(),
+        reason: change.reason.clone(),
+    }
 }
 
 /// Probes are overdue: given up as `lost`, or waiting for their turn.
@@ -42,18 +183,49 @@ pub fn overdue<'a>(
     running: usize,
     running_max: usize,
 ) -> Option<News> {
-    let more = match backends.len() {
-        0 => return None,
-        count if count > NAMES_MAX => format!(" and {} more", count - NAMES_MAX),
-        _ => String::new(),
-    };
-    let names: Vec<String> = backends.take(NAMES_MAX).map(name).collect();
-    let names = names.join(", ");
-    let text = match lost {
-        true => format!("probes have not ended in time and start anew: {names}{more}"),
-        false => format!("probes are late by three intervals, {running} of {running_max} at a time run: {names}{more}"),
-    };
-    Some((Level::Warn, text))
+    let more = backends.len().saturating_sub(NAMES_MAX);
+    let backends: Vec<String> = backends.take(NAMES_MAX).map(name).collect();
+    (!backends.is_empty()).then_some(News::ProbesOverdue {
+        backends,
+        more,
+        given_up: lost,
+        running,
+        running_max,
+    })
+}
+
+/// What was last said of a pool's queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Crowd {
+    said: bool,
+    empty_since: Option<Instant>,
+}
+
+impl Crowd {
+    /// A queue that has been empty for so long is not spoken of as one any more.
+    const CALM: Duration = Duration::from_secs(10);
+
+    /// Takes note of how many wait: once when some begin to, and once when nobody has for a while.
+    pub fn note(&mut self, pool: &str, waiting: u32, now: Instant) -> Option<News> {
+        if waiting > 0 {
+            self.empty_since = None;
+        }
+        let calm = match (self.said, waiting) {
+            (false, 0) => return None,
+            (false, _) => false,
+            (true, 0) => now.saturating_duration_since(*self.empty_since.get_or_insert(now)) >= Crowd::CALM,
+            (true, _) => return None,
+        };
+        if self.said && !calm {
+            return None;
+        }
+        *self = Crowd {
+            said: !calm,
+            empty_since: None,
+        };
+        let pool = pool.to_string();
+        Some(News::Queue { pool, waiting })
+    }
 }
 
 /// What was last said of a pool's supply of backends.
@@ -71,22 +243,14 @@ impl Supply {
             desperate: now.serving == Serving::All,
         };
         let before = std::mem::replace(self, now);
-        match (before.eligible, now.eligible) {
-            _ if now.desperate && !before.desperate => Some((
-                Level::Error,
-                format!("pool {pool}: every backend is down; trying all of them (all_down: try_all)"),
-            )),
-            (1.., 0) => Some((
-                Level::Error,
-                format!("pool {pool}: no backend is left; new connections are refused"),
-            )),
-            (0, 1) if !now.desperate => Some((Level::Info, format!("pool {pool}: 1 backend takes new work"))),
-            (0, n @ 1..) if !now.desperate => Some((Level::Info, format!("pool {pool}: {n} backends take new work"))),
-            _ if before.desperate && !now.desperate => {
-                Some((Level::Info, format!("pool {pool}: serving from healthy backends again")))
-            }
-            _ => None,
-        }
+        let lost = before.eligible > 0 && now.eligible == 0;
+        let found = before.eligible == 0 && now.eligible > 0;
+        (lost || found || before.desperate != now.desperate).then(|| News::Pool {
+            pool: pool.to_string(),
+            backends: now.eligible,
+            trying_all: now.desperate,
+            was_trying: before.desperate,
+        })
     }
 }
 
@@ -138,9 +302,33 @@ mod tests {
                 };
                 let candidates: Vec<Candidate> = backends.chars().map(candidate).collect();
                 let said = supply.note("web", &Eligibility::new(&candidates, all_down));
-                let said = said.map_or(String::new(), |(level, text)| format!("{level} {text}"));
+                let said = said.map_or(String::new(), |news| format!("{} {news}", news.level()));
                 assert_eq!(said, *wanted, "{all_down:?} {backends:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_queue_is_spoken_of_when_it_begins_and_when_it_is_over() {
+        let (mut crowd, start) = (Crowd::default(), Instant::now());
+        // Second, how many wait, what is said.
+        for (at, waiting, expected) in [
+            (0, 0, ""),
+            (1, 1, "WARN pool web: every backend is full: 1 connection waits"),
+            (2, 7, ""),
+            (3, 0, ""),
+            (12, 0, ""),
+            (12, 2, ""),
+            (13, 0, ""),
+            (22, 0, ""),
+            (23, 0, "INFO pool web: no connection waits any more"),
+            (24, 0, ""),
+            (90, 0, ""),
+            (91, 2, "WARN pool web: every backend is full: 2 connections wait"),
+        ] {
+            let said = crowd.note("web", waiting, start + Duration::from_secs(at));
+            let said = said.map_or(String::new(), |news| format!("{} {news}", news.level()));
+            assert_eq!(said, expected, "at {at}");
         }
     }
 }

@@ -198,7 +198,10 @@ fn news_wait_for_publication() {
     let now = Instant::now();
     let mut pools = configured("balance: random", members(&[1]), now);
     pools.publish(now);
-    assert_eq!(pools.news.last().unwrap().1, "pool web: 1 backend takes new work");
+    assert_eq!(
+        pools.news.last().unwrap().to_string(),
+        "pool web: 1 backend takes new work"
+    );
     pools.tell();
     assert!(pools.news.is_empty());
 }
