@@ -9,18 +9,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::NAME;
-use super::flows::Policy;
+use super::flows::{Policy, is_unproven};
 use super::layout::{
     BACKEND_ACTIVE, Backend as BackendShape, END_BACKEND_RESET, END_CLIENT_RESET, END_REFUSED, Ended, FLOW_ENDED,
-    FLOW_OPEN, Flow, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape, Service, ServiceKey, Slot,
-    Tally, Tuple, address,
+    FLOW_OPEN, Flow, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape, SERVICE_ANSWERS,
+    SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
 };
 use super::maps::Maps;
 use super::places::{Identified, Places};
 use super::tables;
 use crate::base::rng::mix;
 use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
-use crate::config::model::{self, BackendAddress, Bind, KernelMode, Protocol};
+use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
 use crate::link::{self, FailureKind, Record, Shared};
 use crate::relay::{By, Cause};
 use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
@@ -28,6 +28,9 @@ use crate::sys::netlink::Netlink;
 
 /// A bank that has just been left may be in use for so long by a packet under way.
 const GRACE: Duration = Duration::from_millis(2);
+
+/// So many addresses of this host are known to the program, where it must tell them from clients'.
+pub(super) const HOST_ADDRESSES_MAX: usize = 256;
 
 /// What is known of listeners, backends and this host.
 #[derive(Debug)]
@@ -99,6 +102,33 @@ fn protocol(listener: &model::Listener) -> u8 {
     match listener.protocol {
         Protocol::Tcp => libc::IPPROTO_TCP as u8,
         Protocol::Udp => libc::IPPROTO_UDP as u8,
+    }
+}
+
+/// Whether a connection of this pool can be joined by what a backend sends: its client follows from the packet.
+fn joins(pool: &Pool) -> bool {
+    pool.config.balance == Balance::SourceHash && pool.config.kernel_mode == KernelMode::Keep
+}
+
+/// Where backends answer clients of `service` from. One that serves several addresses or ports does not say which it means.
+fn answers(wanted: &mut HashMap<ServiceKey, Service>, clients: &ServiceKey, service: &Service, pool: &Pool) {
+    for (ip, port) in pool.backends.iter().filter_map(|backend| whereabouts(backend)) {
+        let from = ServiceKey {
+            address: address(ip),
+            port: if port == 0 { clients.port } else { port.to_be_bytes() },
+            ..*clients
+        };
+        let kind = match wanted.contains_key(&from) {
+            true => SERVICE_ANSWERS_MANY,
+            false => SERVICE_ANSWERS,
+        };
+        let answers = Service {
+            kind,
+            port: clients.port,
+            address: clients.address,
+            ..*service
+        };
+        wanted.insert(from, answers);
     }
 }
 
@@ -253,7 +283,7 @@ impl Core {
 
         let mut wanted: HashMap<ServiceKey, Service> = HashMap::new();
         for ((listener, pool), place) in carried.iter().zip(listener_places) {
-            let (Some(place), Some(&pool)) = (place, pool_places.get(&pool.config.name)) else {
+            let (Some(place), Some(&place_of_pool)) = (place, pool_places.get(&pool.config.name)) else {
                 continue;
             };
             for (ip, port) in self.addresses(&listener.config) {
@@ -263,7 +293,35 @@ impl Core {
                     protocol: protocol(&listener.config),
                     bank,
                 };
-                wanted.insert(key, Service { listener: place, pool });
+                let service = Service {
+                    listener: place,
+                    pool: place_of_pool,
+                    ifindex: self.locals.get(&ip).copied().unwrap_or(0),
+                    ..Service::default()
+                };
+                wanted.insert(key, service);
+                if joins(pool) {
+                    answers(&mut wanted, &key, &service, pool);
+                }
+            }
+        }
+        let joins = carried.iter().any(|(_, pool)| joins(pool));
+        if joins {
+            // Whatever a backend has to say to this host itself.
+            for ip in self.locals.keys().take(HOST_ADDRESSES_MAX) {
+                let key = ServiceKey {
+                    address: address(*ip),
+                    bank,
+                    ..ServiceKey::default()
+                };
+                let kind = SERVICE_HOST;
+                wanted.insert(
+                    key,
+                    Service {
+                        kind,
+                        ..Service::default()
+                    },
+                );
             }
         }
         let outcome = maps.services(bank).and_then(|there| {
@@ -273,7 +331,7 @@ impl Core {
         });
         match outcome {
             Ok(()) => {
-                maps.turn_over();
+                maps.turn_over(joins);
                 self.pool_places = pool_places;
                 self.turned = Some(Instant::now());
             }
@@ -495,7 +553,7 @@ impl Core {
     pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, cause: Cause) {
         let Some(up) = maps.take(key) else { return };
         let down = maps.take(&up.to.turned()).unwrap_or_default();
-        if up.flags & FLOW_ENDED != 0 {
+        if up.flags & FLOW_ENDED != 0 || key.is_tcp() && is_unproven(&up) {
             return;
         }
         if up.flags & FLOW_OPEN != 0 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::layout::{FLOW_ANSWERED, FLOW_DSR, FLOW_ENDED, FLOW_FIN, FLOW_OPEN, Flow};
+use super::layout::{FLOW_ANSWERED, FLOW_DSR, FLOW_ENDED, FLOW_FIN, FLOW_JOINED, FLOW_OPEN, Flow};
 use crate::config::model::{Listener, PoolPolicy, Protocol};
 use crate::relay::Cause;
 
@@ -30,6 +30,12 @@ pub enum Fate {
     Fades,
     /// End it.
     Ends(Cause),
+}
+
+/// Whether it may be nothing but stray packets of somebody: it says that it has joined a connection, and both sides have not been
+/// heard yet. It was not counted, and its end is not told.
+pub fn is_unproven(up: &Flow) -> bool {
+    up.flags & (FLOW_JOINED | FLOW_OPEN) == FLOW_JOINED
 }
 
 impl Policy {
@@ -67,6 +73,9 @@ impl Policy {
         let over = |limit: Option<Duration>| limit.is_some_and(|limit| quiet > limit);
         if up.flags & FLOW_ENDED != 0 {
             return if quiet > LINGER { Fate::Fades } else { Fate::Stays };
+        }
+        if is_tcp && is_unproven(up) {
+            return if quiet > HANDSHAKE { Fate::Fades } else { Fate::Stays };
         }
         let answered = up.flags & (FLOW_ANSWERED | FLOW_DSR) != 0;
         if is_tcp && up.flags & FLOW_OPEN == 0 {
@@ -125,6 +134,10 @@ mod tests {
             (0, 9_997, 9_999, Some((9_997, 0)), true, Fate::Ends(Cause::ConnectTimeout)),
             (FLOW_ANSWERED, 9_997, 9_997, Some((9_998, 0)), true, Fate::Stays),
             (FLOW_ANSWERED, 9_900, 9_930, Some((9_930, 0)), true, Fate::Ends(Cause::IdleTimeout)),
+            // Joined: entries that nobody uses go, and the next packet makes them again.
+            (FLOW_JOINED, 9_997, 9_997, Some((9_997, 0)), true, Fate::Stays),
+            (FLOW_JOINED | FLOW_ANSWERED, 9_900, 9_930, Some((9_930, 0)), true, Fate::Fades),
+            (OPEN | FLOW_JOINED, 9_000, 9_399, Some((9_399, 0)), true, Fate::Ends(Cause::IdleTimeout)),
             // A client that has sent one datagram and has no answer.
             (0, 9_997, 9_997, Some((9_997, 0)), false, Fate::Stays),
             (0, 9_000, 9_399, Some((9_399, 0)), false, Fate::Ends(Cause::IdleTimeout)),

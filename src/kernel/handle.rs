@@ -7,12 +7,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::core::HOST_ADDRESSES_MAX;
 use super::helper::{FromHelper, SUBCOMMAND, ToHelper, Wishes};
 use super::maps::Maps;
 use super::program::{NAMES, Sizes, digest};
 use crate::balance::identity;
 use crate::config::Config;
-use crate::config::model::{self, Balance, Engine, FLOWS_AUTO};
+use crate::config::model::{self, BackendAddress, Balance, Engine, FLOWS_AUTO, KernelMode};
 use crate::link::Inherit;
 use crate::sys::handover::Channel;
 
@@ -58,10 +59,26 @@ pub fn needed(config: &Config) -> Sizes {
         Balance::SourceHash => super::tables::HASH_SLOTS + pool.backends.len(),
         _ => super::tables::SLOTS_MAX.max(pool.backends.len()),
     };
+    // Where backends answer from, and addresses of this host: see Core::publish.
+    let answering = |listener: &&model::Listener| {
+        let policy = &config.pools[listener.pool].policy;
+        policy.balance == Balance::SourceHash && policy.kernel_mode == KernelMode::Keep
+    };
+    let places = |listener: &model::Listener| {
+        let same_port = |b: &&model::Backend| matches!(b.address, BackendAddress::SamePort(_));
+        let backends = &config.pools[listener.pool].backends;
+        let same_port = backends.iter().filter(same_port).count() as u32;
+        let ports: u32 = listener.bind.iter().map(ports).sum();
+        backends.len() as u32 + same_port * ports
+    };
+    let answers = match carried().any(|listener| answering(&listener)) {
+        true => HOST_ADDRESSES_MAX as u32 + carried().filter(answering).map(places).sum::<u32>(),
+        false => 0,
+    };
     Sizes {
         flows: config.kernel.flows.unwrap_or(FLOWS_AUTO),
         table: 2 * pools().map(|pool| slots(pool) as u32).sum::<u32>(),
-        services: 2 * carried().flat_map(|l| &l.bind).map(ports).sum::<u32>(),
+        services: 2 * (carried().flat_map(|l| &l.bind).map(ports).sum::<u32>() + answers),
         listeners: carried().count() as u32,
         backends: pools().map(|pool| pool.backends.len() as u32).sum(),
     }

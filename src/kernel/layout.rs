@@ -111,6 +111,10 @@ shapes! {
         bank: u32,
         /// Not 0: nothing new is taken.
         closed: u32,
+        /// Bit of a bank: it has services of [`SERVICE_ANSWERS`].
+        joins: u32,
+        /// 0.
+        pad: u32,
     }
 
     /// An address that is served.
@@ -131,6 +135,18 @@ shapes! {
         listener: u32,
         /// Place of the pool.
         pool: u32,
+        /// One of `SERVICE_*`.
+        kind: u32,
+        /// Of clients, in network order ([`SERVICE_ANSWERS`]).
+        port: [u8; 2],
+        /// 0.
+        pad: u16,
+        /// That clients use ([`SERVICE_ANSWERS`]).
+        address: Address,
+        /// Of the interface that has the clients' address; 0 = none has it.
+        ifindex: u32,
+        /// 0.
+        pad2: u32,
     }
 
     /// How a pool chooses.
@@ -307,6 +323,15 @@ pub const BACKEND_ACTIVE: usize = 12;
 /// Word of a listener that the program changes: live flows.
 pub const LISTENER_ACTIVE: usize = 2;
 
+/// An address that clients use.
+pub const SERVICE_CLIENTS: u32 = 0;
+/// Where a backend answers clients of one address and port from.
+pub const SERVICE_ANSWERS: u32 = 1;
+/// The same, of more than one address or port.
+pub const SERVICE_ANSWERS_MANY: u32 = 2;
+/// An address of this host, under port and protocol 0.
+pub const SERVICE_HOST: u32 = 3;
+
 /// By the key of the source.
 pub const BALANCE_HASH: u32 = 0;
 /// In turn.
@@ -335,6 +360,8 @@ pub const FLOW_ENDED: u32 = 8;
 pub const FLOW_FIN: u32 = 16;
 /// Only the client's side is seen.
 pub const FLOW_DSR: u32 = 32;
+/// Its beginning was not seen here.
+pub const FLOW_JOINED: u32 = 128;
 
 /// Both sides have ended.
 pub const END_FINISHED: u32 = 0;
@@ -346,7 +373,7 @@ pub const END_BACKEND_RESET: u32 = 2;
 pub const END_REFUSED: u32 = 3;
 
 /// Reasons for packets that were not passed on, as metrics name them, in the order of `enum drop`.
-pub const DROPS: [&str; 8] = [
+pub const DROPS: [&str; 10] = [
     "no_backend",
     "full",
     "no_port",
@@ -355,4 +382,6 @@ pub const DROPS: [&str; 8] = [
     "malformed",
     "too_big",
     "untold",
+    "stray",
+    "stray_flood",
 ];

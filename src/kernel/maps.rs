@@ -138,11 +138,17 @@ impl Maps {
         (self.state.words(0)[0].load(Relaxed) & 1) as u8
     }
 
-    /// Has everything that was written to the other bank come into force at once.
-    pub fn turn_over(&self) {
-        bpf::publish();
+    /// Has everything that was written to the other bank come into force at once. `joins`: there is a service of
+    /// [`SERVICE_ANSWERS`](super::layout::SERVICE_ANSWERS) in it.
+    pub fn turn_over(&self, joins: bool) {
+        let [bank_in_force, _, joins_by_bank, _] = self.state.words(0) else {
+            unreachable!("as long as its shape");
+        };
         let bank = u32::from(1 - self.bank());
-        self.state.words(0)[0].store(bank, Relaxed);
+        let others = joins_by_bank.load(Relaxed) & !(1 << bank);
+        joins_by_bank.store(others | u32::from(joins) << bank, Relaxed);
+        bpf::publish();
+        bank_in_force.store(bank, Relaxed);
         bpf::publish();
     }
 

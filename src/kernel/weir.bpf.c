@@ -7,9 +7,12 @@
  * A packet is a key: who sends to whom. Each connection or session has two entries under such keys, one as its client sends and
  * one as its backend does; an entry says what the packet becomes (`to`), and its `to`, turned round, is the key of the other. A
  * packet with an entry is rewritten and leaves by bpf_redirect_neigh, past the host's own forwarding. A packet without one that
- * opens something (a SYN, a datagram) and is addressed to a service gets a backend, and two entries. Everything else is the
- * host's affair: it has no socket at a service's address, so it answers RST to strays and to clients that cannot be served, and
- * a port unreachable to datagrams.
+ * opens something (a SYN, a datagram) and is addressed to a service gets a backend, and two entries. A packet from the middle of
+ * a connection without entries (the table was lost, or another node had them) joins it if all there is to know follows from the
+ * packet: the backend by source_hash, and no port of this host's in it (modes keep and dsr); so does an answer of such a
+ * backend, if it goes to a client that the table sends there. Other such packets are answered by RST, so that nobody waits.
+ * Everything else is the host's affair: it has no socket at a service's address, so it answers RST to clients that cannot be
+ * served, and a port unreachable to datagrams.
  *
  * Entries begin in `half`, an LRU table. When both sides have been heard (TCP: the client's answer to the SYN-ACK; UDP: the
  * client's next datagram after an answer) they move to `flows`, where nothing is ever evicted: a flood of spoofed packets
@@ -48,8 +51,11 @@ static long (*map_delete)(void *map, const void *key) = (void *)3;
 static __u32 (*prandom)(void) = (void *)7;
 static __u32 (*cpu)(void) = (void *)8;
 static long (*store_bytes)(struct __sk_buff *skb, __u32 at, const void *from, __u32 length, __u64 flags) = (void *)9;
+static long (*redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*l4_csum_replace)(struct __sk_buff *skb, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*load_bytes)(const struct __sk_buff *skb, __u32 at, void *to, __u32 length) = (void *)26;
+static long (*change_tail)(struct __sk_buff *skb, __u32 length, __u64 flags) = (void *)38;
+static __s64 (*csum_update)(struct __sk_buff *skb, __u32 sum) = (void *)40;
 static __s64 (*csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __u32 seed) = (void *)28;
 static long (*fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int length, __u32 flags) = (void *)69;
 static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
@@ -68,6 +74,12 @@ struct map {
 	__u32 pinning;
 };
 
+/* RSTs of our own in a second. */
+struct resets {
+	__u64 second;
+	__u64 sent;
+};
+
 /* The loader sets the sizes of those that depend on the configuration. */
 #define MAP(name, kind, key, value, entries, flags) \
 	struct map SEC("maps") name = {kind, sizeof(key), sizeof(value), entries, flags, 0, 0}
@@ -81,6 +93,9 @@ MAP(backends, BPF_MAP_TYPE_ARRAY, __u32, struct backend, 4096, BPF_F_MMAPABLE);
 MAP(flows, BPF_MAP_TYPE_HASH, struct tuple, struct flow, 524288, BPF_F_NO_PREALLOC);
 MAP(half, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 65536, 0);
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 4096, 0);
+/* Conversations with backends past the services, as the backend sends. */
+MAP(direct, BPF_MAP_TYPE_LRU_HASH, struct tuple, __u32, 8192, 0);
+MAP(resets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct resets, 1, 0);
 MAP(listener_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 1024, 0);
 MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
@@ -100,8 +115,22 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define LEAST_SEEN 64
 #define OPTIONS 12
 #define ROUTE_SECONDS 1
+/* RSTs to strays in a second, on each CPU: clients of a node that has gone are told soon, and floods are not answered. */
+#define RESETS_MAX 4096
 
 enum fragment { WHOLE, FIRST, LATER };
+
+/* What a packet without a flow does. */
+enum entrance {
+	/* Opens one. */
+	OPENS,
+	/* Is from the middle of one; as the client sends. */
+	JOINS,
+	/* The same, and the packet is the backend's. */
+	ANSWERS,
+	/* The same, and there is more than one address that it could be for. */
+	ANSWERS_MANY,
+};
 
 struct packet {
 	struct tuple key;
@@ -114,12 +143,15 @@ struct packet {
 	__u8 is_v6;
 	__u8 hops;
 	__u8 flags;
+	__u8 entrance;
 	/* IPv4: as it is. */
 	__u16 check;
 	__u16 l4_check;
 	__u32 seq;
 	__u32 ack;
 };
+
+MAP(packets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct packet, 1, 0);
 
 enum { PASS = TC_ACT_UNSPEC, DROP = TC_ACT_SHOT };
 
@@ -299,9 +331,37 @@ INLINE void turn_round(struct tuple *into, const struct tuple *t)
 	into->pad[0] = into->pad[1] = into->pad[2] = 0;
 }
 
+INLINE int is_same(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
 INLINE int is_v4(const __u32 *address)
 {
 	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
+}
+
+/* ---- sums ---- */
+
+INLINE __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* Folds a difference into a checksum of 16 bits. */
+INLINE __u16 patch(__u16 check, __u32 difference)
+{
+	return ~fold((__u32)fold(difference) + (__u16)~check);
+}
+
+/* A sum that covers addresses elsewhere (a pseudo header); kernels before 6.16 know no flag for IPv6 and need none here. */
+INLINE long replace_pseudo(struct __sk_buff *skb, __u32 at, __u32 difference, __u64 flags, int is_v6)
+{
+	if (is_v6 && !l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR | 1ull << 7))
+		return 0;
+	return l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR);
 }
 
 /* ---- choosing a backend ---- */
@@ -328,15 +388,16 @@ INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 	return pool->with_port ? mix2(key, bpf_htons(p->key.sport)) : key;
 }
 
-/* Whether a backend has room. */
-INLINE int has_room(const struct backend *b)
+/* Whether a backend has room for this packet's connection: one that it has already takes none. */
+INLINE int has_room(const struct backend *b, const struct packet *p)
 {
-	return !b->active_max || b->active < b->active_max;
+	return !b->active_max || b->active < b->active_max || p->entrance != OPENS;
 }
 
 /* All of them: index of the backend plus one, or 0. */
-INLINE __u32 by_hash(const struct pool *pool, __u64 key)
+INLINE __u32 by_hash(const struct pool *pool, const struct packet *p)
 {
+	__u64 key = source_key(pool, p);
 	__u32 at = key % SLOTS;
 	__u32 step = 1 + (__u32)(mix2(key, 1) >> 48);
 
@@ -345,7 +406,7 @@ INLINE __u32 by_hash(const struct pool *pool, __u64 key)
 		if (slot && slot->weight) {
 			__u32 ix = slot->backend;
 			struct backend *b = map_lookup(&backends, &ix);
-			if (b && has_room(b) &&
+			if (b && has_room(b, p) &&
 			    (slot->weight >= 1024 || mix2(key, b->identity) % 1024 < slot->weight))
 				return ix + 1;
 		}
@@ -369,7 +430,7 @@ INLINE __u32 by_hash(const struct pool *pool, __u64 key)
 			continue;
 		ix = slot->backend;
 		b = map_lookup(&backends, &ix);
-		if (!b || !has_room(b))
+		if (!b || !has_room(b, p))
 			continue;
 		drawn = mix2(key, b->identity) >> 11;
 		if (!best || drawn > highest) {
@@ -380,7 +441,7 @@ INLINE __u32 by_hash(const struct pool *pool, __u64 key)
 	return best;
 }
 
-INLINE __u32 by_turn(struct pool *pool)
+INLINE __u32 by_turn(struct pool *pool, const struct packet *p)
 {
 	__u64 turn = __sync_fetch_and_add(&pool->turn, 1);
 
@@ -389,7 +450,7 @@ INLINE __u32 by_turn(struct pool *pool)
 		if (slot && slot->weight) {
 			__u32 ix = slot->backend;
 			struct backend *b = map_lookup(&backends, &ix);
-			if (b && has_room(b))
+			if (b && has_room(b, p))
 				return ix + 1;
 		}
 	}
@@ -397,7 +458,7 @@ INLINE __u32 by_turn(struct pool *pool)
 }
 
 /* Of `seen` slots from `first`, the one whose backend would have the least for its weight. */
-INLINE __u32 least_of(const struct pool *pool, __u32 first, __u32 seen)
+INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 first, __u32 seen)
 {
 	__u32 best = 0;
 	__u64 best_active = 0, best_weight = 1;
@@ -415,7 +476,7 @@ INLINE __u32 least_of(const struct pool *pool, __u32 first, __u32 seen)
 			continue;
 		ix = slot->backend;
 		b = map_lookup(&backends, &ix);
-		if (!b || !has_room(b))
+		if (!b || !has_room(b, p))
 			continue;
 		active = (__u64)b->active + 1;
 		if (!best || active * best_weight < best_active * slot->weight) {
@@ -434,16 +495,16 @@ APART __u32 choose(struct pool *pool, struct packet *p)
 	if (pool->only) {
 		__u32 ix = pool->only - 1;
 		struct backend *b = map_lookup(&backends, &ix);
-		return b && has_room(b) ? pool->only : 0;
+		return b && has_room(b, p) ? pool->only : 0;
 	}
 	switch (pool->balance) {
 	case BALANCE_HASH:
-		return by_hash(pool, source_key(pool, p));
+		return by_hash(pool, p);
 	case BALANCE_TURN:
-		return by_turn(pool);
+		return by_turn(pool, p);
 	case BALANCE_CHANCE: {
-		__u32 one = least_of(pool, prandom() % pool->length, 1);
-		__u32 two = least_of(pool, prandom() % pool->length, 1);
+		__u32 one = least_of(pool, p, prandom() % pool->length, 1);
+		__u32 two = least_of(pool, p, prandom() % pool->length, 1);
 		__u32 a = one - 1, b = two - 1;
 		struct backend *first, *second;
 		if (!one || !two)
@@ -453,7 +514,7 @@ APART __u32 choose(struct pool *pool, struct packet *p)
 		return first && second && second->active < first->active ? two : one;
 	}
 	}
-	return least_of(pool, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN);
+	return least_of(pool, p, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN);
 }
 
 /* ---- flows ---- */
@@ -534,6 +595,9 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 		return 0;
 	if (up->flags & FLOW_OPEN)
 		count_active(up, -1);
+	else if (up->flags & FLOW_JOINED)
+		/* Anybody can send something from the middle of a connection; this one was none. */
+		return 0;
 	ended = ringbuf_reserve(&events, sizeof(*ended), 0);
 	if (!ended) {
 		count_drop(DROP_UNTOLD);
@@ -665,10 +729,153 @@ INLINE int is_undeliverable(const struct packet *p)
 	return 0;
 }
 
-/* Opens a flow for a packet without one. 0: entries are there. */
-APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
+/* An answer without a flow, of a backend whose clients follow from a table: `p` becomes what the client would send. 0: whatever
+ * it is, it may enter. */
+APART int turn_to_client(struct packet *p)
 {
-	__u32 zero = 0, one = 1, ix, chosen;
+	__u32 zero = 0;
+	struct state *in_force = map_lookup(&state, &zero);
+	struct service_key key = {};
+	struct service *service;
+	struct tuple other;
+
+	if (!in_force || !(in_force->joins >> (in_force->bank & 1) & 1))
+		return 0;
+	key.bank = in_force->bank & 1;
+	key.protocol = p->key.protocol;
+	key.port = p->key.dport;
+	__builtin_memcpy(key.address, p->key.dst, 16);
+	service = map_lookup(&services, &key);
+	if (service && service->kind == SERVICE_CLIENTS)
+		return 0;
+	if (service && service->kind != SERVICE_HOST) {
+		/* Somebody speaks to the backend itself. */
+		turn_round(&other, &p->key);
+		map_update(&direct, &other, &zero, BPF_ANY);
+		return PASS;
+	}
+	key.port = p->key.sport;
+	__builtin_memcpy(key.address, p->key.src, 16);
+	service = map_lookup(&services, &key);
+	if (!service || (service->kind != SERVICE_ANSWERS && service->kind != SERVICE_ANSWERS_MANY))
+		return PASS;
+	if (p->flags & TCP_SYN) {
+		/* The other half of a handshake that has begun elsewhere, past the service. */
+		map_update(&direct, &p->key, &zero, BPF_ANY);
+		return PASS;
+	}
+	if (map_lookup(&direct, &p->key))
+		return PASS;
+	key.port = 0;
+	key.protocol = 0;
+	__builtin_memcpy(key.address, p->key.dst, 16);
+	if (map_lookup(&services, &key))
+		return PASS;
+	__builtin_memcpy(p->key.src, p->key.dst, 16);
+	__builtin_memcpy(p->key.dst, service->address, 16);
+	p->key.sport = p->key.dport;
+	p->key.dport = service->port;
+	p->entrance = service->kind == SERVICE_ANSWERS ? ANSWERS : ANSWERS_MANY;
+	return 0;
+}
+
+/* Answers a packet of a connection that is not known here, so that whoever has sent it does not wait; but not every packet of a
+ * flood. */
+APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
+{
+	__u32 zero = 0, length = p->is_v6 ? 40 : 20, at, sum;
+	struct resets *budget = map_lookup(&resets, &zero);
+	__u8 macs[12];
+	struct {
+		__u16 sport;
+		__u16 dport;
+		__u32 seq;
+		__u32 ack;
+		__u8 offset;
+		__u8 flags;
+		__u16 window;
+		__u16 check;
+		__u16 urgent;
+	} tcp = {p->key.dport, p->key.sport, 0, 0, 5 << 4, TCP_RST, 0, 0, 0};
+
+	/* The host answers what is in pieces or has options. */
+	if (p->flags & TCP_RST || p->fragment != WHOLE || p->l4 != p->l3 + length || !budget)
+		return PASS;
+	if (budget->second != now / 1000000000ull) {
+		budget->second = now / 1000000000ull;
+		budget->sent = 0;
+	}
+	if (budget->sent++ >= RESETS_MAX)
+		return drop(DROP_STRAY_FLOOD);
+	/* RFC 9293, 3.10.7.1. */
+	if (p->flags & TCP_ACK) {
+		tcp.seq = bpf_htonl(p->ack);
+	} else {
+		tcp.flags |= TCP_ACK;
+		tcp.ack = bpf_htonl(p->seq + p->payload + (p->flags & TCP_SYN ? 1 : 0) + (p->flags & TCP_FIN ? 1 : 0));
+	}
+	at = p->l3 + length;
+	if (change_tail(skb, at + 20, 0) || load_bytes(skb, 0, macs, 12))
+		return drop(DROP_MALFORMED);
+	/* Back to the neighbour that it came from. */
+	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
+		return drop(DROP_MALFORMED);
+	if (p->is_v6) {
+		struct {
+			__u32 version;
+			__u16 length;
+			__u8 next;
+			__u8 hops;
+			__u32 src[4];
+			__u32 dst[4];
+		} ip = {bpf_htonl(6u << 28), bpf_htons(20), IPPROTO_TCP, 64, {}, {}};
+
+		__builtin_memcpy(ip.src, p->key.dst, 16);
+		__builtin_memcpy(ip.dst, p->key.src, 16);
+		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
+			return drop(DROP_MALFORMED);
+	} else {
+		struct {
+			__u8 version;
+			__u8 tos;
+			__u16 length;
+			__u16 id;
+			__u16 offset;
+			__u8 hops;
+			__u8 protocol;
+			__u16 check;
+			__u32 src;
+			__u32 dst;
+		} ip = {0x45, 0, bpf_htons(40), 0, bpf_htons(0x4000), 64, IPPROTO_TCP, 0, p->key.dst[3], p->key.src[3]};
+
+		ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, sizeof(ip), 0));
+		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
+			return drop(DROP_MALFORMED);
+	}
+	if (store_bytes(skb, at, &tcp, sizeof(tcp), BPF_F_RECOMPUTE_CSUM))
+		return drop(DROP_MALFORMED);
+	/* From nothing: right whether the sum is kept complete or left to the way out. */
+	{
+		__u32 rest[2] = {bpf_htonl(20), bpf_htonl(IPPROTO_TCP)};
+
+		/* What an IPv4 address has before it, 0xffff, is nothing to a sum. */
+		sum = csum_diff(0, 0, p->key.src, 32, 0);
+		sum = csum_diff(0, 0, rest, 8, sum);
+		if (replace_pseudo(skb, at + 16, sum, 0, p->is_v6))
+			return drop(DROP_MALFORMED);
+		sum = csum_diff(0, 0, (__u32 *)&tcp, sizeof(tcp), 0);
+		if (l4_csum_replace(skb, at + 16, 0, sum, 0))
+			return drop(DROP_MALFORMED);
+		csum_update(skb, ~sum);
+	}
+	count_drop(DROP_STRAY);
+	return redirect(skb->ifindex, 0);
+}
+
+/* Opens a flow for a packet without one, or lets it join one; `came` is its key as it came. 0: entries are there. */
+APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple *came)
+{
+	__u32 zero = 0, one = 1, ix, chosen, from;
 	struct state *in_force = map_lookup(&state, &zero);
 	struct flow *up = map_lookup(&scratch, &zero), *down = map_lookup(&scratch, &one);
 	struct service_key wanted = {};
@@ -685,30 +892,44 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 	wanted.bank = in_force->bank & 1;
 	__builtin_memcpy(wanted.address, p->key.dst, 16);
 	service = map_lookup(&services, &wanted);
-	if (!service || in_force->closed)
+	if (!service || service->kind != SERVICE_CLIENTS || in_force->closed)
 		return PASS;
-	/* Before anything is kept of it. */
-	if (is_undeliverable(p))
-		return DROP;
 	ix = service->listener;
 	listener = map_lookup(&listeners, &ix);
 	ix = service->pool;
 	pool = map_lookup(&pools, &ix);
 	if (!listener || !pool)
 		return PASS;
-	if (listener->active_max && listener->active >= listener->active_max) {
+	if (p->entrance != OPENS) {
+		if (pool->balance != BALANCE_HASH || pool->mode == MODE_NAT)
+			return reset(skb, p, now);
+	} else if (listener->active_max && listener->active >= listener->active_max) {
 		count_drop(DROP_FULL);
 		return PASS;
 	}
 	chosen = choose(pool, p);
+	if (!chosen && p->entrance == JOINS)
+		return reset(skb, p, now);
 	if (!chosen) {
-		count_drop(DROP_NO_BACKEND);
+		if (p->entrance == OPENS)
+			count_drop(DROP_NO_BACKEND);
 		return PASS;
 	}
 	chosen--;
 	backend = map_lookup(&backends, &chosen);
 	if (!backend)
 		return PASS;
+	if (p->entrance >= ANSWERS) {
+		/* Somebody whom the backend serves past the table. */
+		if (!is_same(backend->address, came->src) || (backend->port && backend->port != came->sport))
+			return PASS;
+		/* The client's next packet tells. */
+		if (p->entrance == ANSWERS_MANY)
+			return drop(DROP_STRAY_FLOOD);
+	}
+	/* Before anything is kept of it. */
+	if (is_undeliverable(p))
+		return DROP;
 	/* Members come and go; one of another family cannot be spoken to. */
 	if (p->is_v6 == is_v4(backend->address)) {
 		count_drop(DROP_NO_BACKEND);
@@ -727,6 +948,8 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 	up->listener = service->listener;
 	up->backend = chosen;
 	up->flags = FLOW_CLIENT;
+	if (p->entrance != OPENS && p->key.protocol == IPPROTO_TCP)
+		up->flags |= FLOW_JOINED;
 	if (pool->mode == MODE_DSR) {
 		up->flags |= FLOW_DSR;
 		__builtin_memcpy(up->to.dst, p->key.dst, 16);
@@ -740,7 +963,15 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 		down->opened = down->last = now;
 		down->listener = up->listener;
 		down->backend = chosen;
-		find_way(skb, down, skb->ifindex, now / 1000000000ull);
+		from = skb->ifindex;
+		/* Or the compiler makes one load of two, by an address that the verifier does not take. */
+		asm volatile("" : "+r"(from));
+		if (p->entrance >= ANSWERS)
+			from = service->ifindex;
+		find_way(skb, down, from, now / 1000000000ull);
+		/* Then the client's packet tells where it is. */
+		if (!down->ifindex)
+			return DROP;
 		turn_round(&other, &up->to);
 		if (pool->mode == MODE_KEEP) {
 			/* The client's own address: this can only be its own flow, of an earlier time or another service. */
@@ -775,27 +1006,6 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now)
 }
 
 /* ---- rewriting ---- */
-
-INLINE __u16 fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
-/* Folds a difference into a checksum of 16 bits. */
-INLINE __u16 patch(__u16 check, __u32 difference)
-{
-	return ~fold((__u32)fold(difference) + (__u16)~check);
-}
-
-/* A sum that covers addresses elsewhere (a pseudo header); kernels before 6.16 know no flag for IPv6 and need none here. */
-INLINE long replace_pseudo(struct __sk_buff *skb, __u32 at, __u32 difference, __u64 flags, int is_v6)
-{
-	if (is_v6 && !l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR | 1ull << 7))
-		return 0;
-	return l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR);
-}
 
 /* Addresses of the IP header, and one hop less. What the addresses changed by goes into `difference`. */
 INLINE long rewrite_ip(struct __sk_buff *skb, const struct packet *p, const __u32 *src, const __u32 *dst,
@@ -1065,7 +1275,9 @@ INLINE int later_fragment(struct __sk_buff *skb, struct packet *p)
 SEC("classifier/ingress")
 int ingress(struct __sk_buff *skb)
 {
-	struct packet p;
+	__u32 zero = 0;
+	/* Not on the stack, where the verifier would follow each value that it can have. */
+	struct packet *p = map_lookup(&packets, &zero);
 	struct flow *flow, *other_flow;
 	struct tuple other;
 	__u64 now, packets;
@@ -1073,18 +1285,18 @@ int ingress(struct __sk_buff *skb)
 	int verdict;
 
 	/* 0: for this host. Tagged frames come again, through their own interface. */
-	if (skb->pkt_type != 0 || skb->vlan_present)
+	if (!p || skb->pkt_type != 0 || skb->vlan_present)
 		return PASS;
-	if (!parse(skb, &p))
+	if (!parse(skb, p))
 		return PASS;
 	now = ktime_ns();
-	if (p.fragment == LATER)
-		return later_fragment(skb, &p);
-	if (p.key.protocol != IPPROTO_TCP && p.key.protocol != IPPROTO_UDP)
-		return p.fragment == WHOLE ? error(skb, &p, now) : PASS;
+	if (p->fragment == LATER)
+		return later_fragment(skb, p);
+	if (p->key.protocol != IPPROTO_TCP && p->key.protocol != IPPROTO_UDP)
+		return p->fragment == WHOLE ? error(skb, p, now) : PASS;
 
-	flow = find(&p.key);
-	if (flow && (p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT) {
+	flow = find(&p->key);
+	if (flow && (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT) {
 		__u32 ix = flow->backend;
 		struct backend *backend = map_lookup(&backends, &ix);
 
@@ -1093,23 +1305,27 @@ int ingress(struct __sk_buff *skb)
 		if (flow->flags & FLOW_ENDED ||
 		    (!(flow->flags & (FLOW_ANSWERED | FLOW_DSR)) &&
 		     (!backend || !backend->ready || !map_lookup(&half, &other)))) {
-			forget(&p.key, &other);
+			forget(&p->key, &other);
 			flow = 0;
 		}
 	}
 	if (!flow) {
 		int taken;
 
-		if (p.key.protocol == IPPROTO_TCP && (p.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+		if (p->key.protocol == IPPROTO_TCP && (p->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+			p->entrance = JOINS;
+		other = p->key;
+		if (turn_to_client(p))
 			return PASS;
-		taken = open(skb, &p, now);
+		taken = open(skb, p, now, &other);
 		if (taken)
 			return taken;
-		flow = map_lookup(&half, &p.key);
+		p->key = other;
+		flow = map_lookup(&half, &p->key);
 		if (!flow)
 			return PASS;
 	}
-	if (is_undeliverable(&p))
+	if (is_undeliverable(p))
 		return DROP;
 	if (now / 1000000000ull > (__u64)flow->routed + ROUTE_SECONDS)
 		find_way(skb, flow, flow->ifindex, now / 1000000000ull);
@@ -1118,19 +1334,19 @@ int ingress(struct __sk_buff *skb)
 		if (fits > 0)
 			return drop(DROP_TOO_BIG);
 	}
-	if (p.key.protocol == IPPROTO_TCP && p.flags & TCP_SYN)
-		clamp_mss(skb, &p, flow->ifindex);
-	if (rewrite(skb, &p, &flow->to))
+	if (p->key.protocol == IPPROTO_TCP && p->flags & TCP_SYN)
+		clamp_mss(skb, p, flow->ifindex);
+	if (rewrite(skb, p, &flow->to))
 		return DROP;
-	if (p.fragment == FIRST) {
-		fragment_key(&other, &p);
+	if (p->fragment == FIRST) {
+		fragment_key(&other, p);
 		map_update(&fragments, &other, flow, BPF_ANY);
 	}
 
 	up = flow->flags & FLOW_CLIENT;
 	packets = skb->gso_segs ? skb->gso_segs : 1;
 	flow->last = now;
-	bytes = p.key.protocol == IPPROTO_TCP ? fresh(flow, &p) : p.payload;
+	bytes = p->key.protocol == IPPROTO_TCP ? fresh(flow, p) : p->payload;
 	__sync_fetch_and_add(&flow->packets, packets);
 	__sync_fetch_and_add(&flow->bytes, bytes);
 	count_bytes(flow, packets, bytes, up);
@@ -1141,22 +1357,23 @@ int ingress(struct __sk_buff *skb)
 	if (!up && !(flow->flags & FLOW_ANSWERED)) {
 		__sync_fetch_and_or(&flow->flags, FLOW_ANSWERED);
 		other_flow = find(&other);
-		if (other_flow && !(p.flags & TCP_RST)) {
-			other_flow->connect_us = (now - other_flow->opened) / 1000 + 1;
+		if (other_flow && !(p->flags & TCP_RST)) {
+			if (!(other_flow->flags & FLOW_JOINED))
+				other_flow->connect_us = (now - other_flow->opened) / 1000 + 1;
 			__sync_fetch_and_or(&other_flow->flags, FLOW_ANSWERED);
 		}
 	}
-	if (p.key.protocol == IPPROTO_UDP) {
+	if (p->key.protocol == IPPROTO_UDP) {
 		if (up && (flow->flags & (FLOW_ANSWERED | FLOW_OPEN)) == FLOW_ANSWERED)
-			settle(&p.key);
+			settle(&p->key);
 		return verdict;
 	}
-	if (p.flags & (TCP_RST | TCP_FIN)) {
+	if (p->flags & (TCP_RST | TCP_FIN)) {
 		__u32 how = END_FINISHED;
 		struct flow *client = up ? flow : find(&other), *down = up ? find(&other) : flow;
 
 		__sync_fetch_and_or(&flow->flags, FLOW_FIN);
-		if (p.flags & TCP_RST) {
+		if (p->flags & TCP_RST) {
 			how = up ? END_CLIENT_RESET : END_BACKEND_RESET;
 			if (!up && client && !(client->flags & FLOW_ANSWERED))
 				how = END_REFUSED;
@@ -1166,12 +1383,13 @@ int ingress(struct __sk_buff *skb)
 				return verdict;
 		}
 		if (client)
-			end(up ? &p.key : &other, client, down, now, how);
+			end(up ? &p->key : &other, client, down, now, how);
 		return verdict;
 	}
-	if (up && p.flags & TCP_ACK && !(p.flags & TCP_SYN) && !(flow->flags & FLOW_OPEN) &&
-	    flow->flags & (FLOW_ANSWERED | FLOW_DSR))
-		settle(&p.key);
+	/* Where answers are not seen, one packet from the middle of a connection proves nothing. */
+	if (up && p->flags & TCP_ACK && !(p->flags & TCP_SYN) && !(flow->flags & FLOW_OPEN) &&
+	    (flow->flags & FLOW_ANSWERED || (flow->flags & FLOW_DSR && (!(flow->flags & FLOW_JOINED) || flow->packets > packets))))
+		settle(&p->key);
 	return verdict;
 }
 

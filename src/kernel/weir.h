@@ -24,6 +24,9 @@ struct state {
 	__u32 bank;
 	/* Nothing new is taken. */
 	__u32 closed;
+	/* Bit of a bank: it has services of SERVICE_ANSWERS. */
+	__u32 joins;
+	__u32 pad;
 };
 
 struct service_key {
@@ -33,11 +36,30 @@ struct service_key {
 	__u8 bank;
 };
 
+/* What stands under a service_key. */
+enum service_kind {
+	/* An address that clients use. */
+	SERVICE_CLIENTS,
+	/* A backend's address and port, from where it answers clients of `address` and `port`. */
+	SERVICE_ANSWERS,
+	/* The same, of more than one address or port. */
+	SERVICE_ANSWERS_MANY,
+	/* An address of this host, under port and protocol 0. */
+	SERVICE_HOST,
+};
+
 struct service {
 	/* Index into `listeners`. */
 	__u32 listener;
 	/* Index into `pools`, the bank included. */
 	__u32 pool;
+	__u32 kind;
+	__u16 port;
+	__u16 pad;
+	__u32 address[4];
+	/* The interface that has the clients' address. */
+	__u32 ifindex;
+	__u32 pad2;
 };
 
 /* How a pool chooses. */
@@ -123,6 +145,7 @@ struct backend {
 #define FLOW_FIN 16u        /* this side has sent its FIN */
 #define FLOW_DSR 32u        /* only the way to the backend is seen */
 #define FLOW_HOP 64u        /* `hop` is known */
+#define FLOW_JOINED 128u    /* its beginning was not seen here */
 
 /* One direction of a connection or session. */
 struct flow {
@@ -196,6 +219,10 @@ enum drop {
 	DROP_TOO_BIG,
 	/* No room to tell of an end. */
 	DROP_UNTOLD,
+	/* Of a TCP connection that is not known here: answered by RST. */
+	DROP_STRAY,
+	/* The same, beyond what is answered in a second. */
+	DROP_STRAY_FLOOD,
 	DROPS,
 };
 

@@ -6,7 +6,9 @@ mod common;
 
 mod hosts;
 
+mod load;
 mod model;
+mod nodes;
 mod object;
 mod packets;
 mod service;
