@@ -19,7 +19,7 @@
 //! | values | [`base`] | nothing: no I/O, no clock |
 //! | decisions | [`config`] [`balance`] [`health`] [`relay`] [`flow`] [`failover`] [`discovery`] | values; `now` and randomness are parameters |
 //! | kernel | [`sys`] | every `unsafe`, one kernel facility a file |
-//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] [`queue`] | shared memory between the shells; what operators and the process say to each other |
+//! | exchange | [`stats`] [`gate`] [`snapshot`] [`link`] [`api`] [`route`] [`routing`] [`queue`] | shared memory between the shells; what operators and the process say to each other |
 //! | keeper | [`keeper`] | addresses of this machine, in a process of its own |
 //! | runner | [`runner`] | the operator's commands, in a process of its own |
 //! | shells | [`worker`] [`kernel`] [`control`] | sockets, files, processes, the clock |
@@ -35,6 +35,7 @@
 //! | *address*, *endpoint* | where a listener is bound ([`link::Address`]); a listener and one of its addresses |
 //! | *pool*, *policy* | a named set of backends; everything its configuration says but who they are |
 //! | *backend* | one server address of a pool; the two sides of a connection are *client* and *backend* |
+//! | *route* | a server name of a listener and the pool that it leads to ([`routing`]); in [`mod@route`], the way to a backend |
 //! | *member*, *source* | a backend, wherever it comes from; something outside that says who is in a pool |
 //! | *identity* | pool and address of a backend as a number: what is known of it belongs to that, over reloads |
 //! | *pick*, *choose* | the algorithm names one of the eligible; a pool tries picks until one has room |
@@ -73,6 +74,7 @@ pub mod gate;
 pub mod link;
 pub mod queue;
 pub mod route;
+pub mod routing;
 pub mod snapshot;
 pub mod stats;
 

@@ -12,6 +12,7 @@ use crate::config::model;
 use crate::gate::Gate;
 use crate::health::Eligibility;
 use crate::queue::PoolQueue;
+use crate::routing::Routing;
 use crate::stats::{BackendStats, ListenerStats};
 
 /// See the module.
@@ -84,8 +85,10 @@ pub struct Listener {
     pub id: u32,
     /// What the file says; `config.pool` indexes [`Snapshot::pools`].
     pub config: model::Listener,
-    /// Name of the pool it sends to.
-    pub pool: Arc<str>,
+    /// Name of the pool that it sends to, unless `routing` knows better.
+    pub pool: Option<Arc<str>>,
+    /// Where connections go that ask for a server by its name.
+    pub routing: Option<Routing>,
     /// Who carries what comes to it.
     pub owner: Owner,
     /// Its statistics.
@@ -132,9 +135,9 @@ impl Snapshot {
         self.listeners.get(id)
     }
 
-    /// The pool that a listener sends to.
+    /// The pool that a listener sends to, whatever name is asked for.
     pub fn pool_of(&self, listener: &Listener) -> Option<&Arc<Pool>> {
-        self.pools.get(listener.config.pool)
+        self.pools.get(listener.config.pool?)
     }
 }
 

@@ -18,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernel", &["sys"]),
     (
         "exchange",
-        &["stats", "gate", "snapshot", "link", "api", "route", "queue"],
+        &["stats", "gate", "snapshot", "link", "api", "route", "routing", "queue"],
     ),
     ("keeper", &["keeper"]),
     ("runner", &["runner"]),

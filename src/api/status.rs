@@ -102,8 +102,10 @@ pub struct Listener {
     pub protocol: String,
     /// Addresses as configured.
     pub bind: Vec<String>,
-    /// Pool it sends to.
+    /// Pool it sends to; empty if it has routes only.
     pub pool: String,
+    /// By server name, in configuration order; the last one, `*`, is for the rest. Empty without `routes`.
+    pub routes: Vec<Route>,
     /// Live connections or sessions.
     pub active: u32,
     /// Accepted so far.
@@ -118,6 +120,28 @@ pub struct Listener {
     pub datagrams_in: u64,
     /// Datagrams to clients (UDP).
     pub datagrams_out: u64,
+}
+
+impl Listener {
+    /// The pool, `-` if it has routes only.
+    pub fn pool_shown(&self) -> &str {
+        match &*self.pool {
+            "" => "-",
+            pool => pool,
+        }
+    }
+}
+
+/// Where connections go that ask for a server by its name.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Route {
+    /// The name, perhaps with `*` for its first label; `*` alone is the rest.
+    pub name: String,
+    /// The pool.
+    pub pool: String,
+    /// Connections that went there so far.
+    pub connections: u64,
 }
 
 /// A pool.

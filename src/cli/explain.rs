@@ -11,10 +11,11 @@ use std::str::FromStr;
 use crate::app::EXIT_CONFIG;
 use crate::balance::acl::Acl;
 use crate::balance::{Cursor, Loads, Member, Picker, Shares, identity, source_key};
-use crate::config::model::{Balance, Listener, MemberSource, MembersFrom, Pool};
-use crate::config::{self, Config, Rules, members};
+use crate::config::model::{Backend, Balance, Listener, MemberSource, MembersFrom, Pool};
+use crate::config::{self, Config, RouteName, Rules, members};
 use crate::discovery::merge;
 use crate::health::{Candidate, Eligibility, Standing};
+use crate::routing::{REST, Routing};
 
 /// What `weir explain` takes.
 #[derive(Debug, clap::Args)]
@@ -28,9 +29,19 @@ pub struct Args {
     /// The client.
     #[arg(long, value_name = "ADDR[:PORT]")]
     from: Source,
+    /// Server name that its TLS hello asks for, where the listener has routes.
+    #[arg(long, value_name = "NAME", value_parser = server_name)]
+    server_name: Option<String>,
     /// One JSON object.
     #[arg(long)]
     json: bool,
+}
+
+fn server_name(text: &str) -> Result<String, String> {
+    match text.parse()? {
+        RouteName(name) if name.starts_with('*') => Err("clients ask for whole names: write one".into()),
+        RouteName(name) => Ok(name),
+    }
 }
 
 /// An address with or without a port.
@@ -68,11 +79,12 @@ pub fn run(args: &Args) -> ExitCode {
         );
         return ExitCode::FAILURE;
     };
-    let mut answer = explain(&config, listener, args.from.0);
+    let mut answer = explain(&config, listener, args.from.0, args.server_name.as_deref());
+    let doubted = answer.pool.map(|pool| &pool.policy.name);
     answer.notes.extend(
         doubts
             .into_iter()
-            .filter(|(pool, _)| *pool == listener.pool)
+            .filter(|(pool, _)| Some(&config.pools[*pool].policy.name) == doubted)
             .map(|(_, doubt)| doubt),
     );
     if args.json {
@@ -127,18 +139,32 @@ impl Loads for Idle {
 /// Who would serve a client.
 struct Answer<'a> {
     listener: &'a Listener,
-    pool: &'a Pool,
+    server_name: Option<&'a str>,
+    /// `None`: no route, and no pool for the rest.
+    pool: Option<&'a Pool>,
     from: SocketAddr,
     backend: Option<usize>,
     reason: String,
     notes: Vec<String>,
 }
 
-fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> Answer<'a> {
-    let pool = &config.pools[listener.pool];
+fn explain<'a>(
+    config: &'a Config,
+    listener: &'a Listener,
+    from: SocketAddr,
+    server_name: Option<&'a str>,
+) -> Answer<'a> {
+    let named = |ix: usize| config.pools[ix].policy.name.as_str().into();
+    let routing = Routing::new(listener, named, 1, None);
+    let way = routing.as_ref().map(|routing| routing.of(server_name));
+    let pool = match &way {
+        None => listener.pool,
+        Some(way) => way.map(|way| way.pool_at),
+    };
     let mut answer = Answer {
         listener,
-        pool,
+        server_name,
+        pool: pool.map(|ix| &config.pools[ix]),
         from,
         backend: None,
         reason: String::new(),
@@ -148,6 +174,20 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
         answer.reason = "denied by the listener's allow and deny lists".into();
         return answer;
     }
+    match way {
+        None if server_name.is_some() => answer
+            .notes
+            .push("this listener has no routes: no hello is read".into()),
+        Some(Some(way)) => answer.notes.push(match &*way.name {
+            REST => "no route is for it: the listener's `pool` serves the rest".into(),
+            name => format!("by the route for {name}"),
+        }),
+        _ => {}
+    }
+    let Some(pool) = answer.pool else {
+        answer.reason = "no route is for it, and the listener has no `pool` for the rest".into();
+        return answer;
+    };
     let members: Vec<Member> = pool
         .backends
         .iter()
@@ -194,6 +234,10 @@ fn explain<'a>(config: &'a Config, listener: &'a Listener, from: SocketAddr) -> 
 }
 
 impl Answer<'_> {
+    fn backend(&self) -> Option<&Backend> {
+        Some(&self.pool?.backends[self.backend?])
+    }
+
     fn print(&self) {
         let Answer {
             listener, pool, from, ..
@@ -203,8 +247,9 @@ impl Answer<'_> {
         } else {
             from.to_string()
         };
-        match self.backend.map(|ix| &pool.backends[ix]) {
-            Some(backend) => println!(
+        let backend = self.backend();
+        match pool.zip(backend) {
+            Some((pool, backend)) => println!(
                 "{client} -> listener {} -> pool {} -> backend {} ({}): {}",
                 listener.name, pool.policy.name, backend.name, backend.address, self.reason
             ),
@@ -216,10 +261,11 @@ impl Answer<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let backend = self.backend.map(|ix| &self.pool.backends[ix]);
+        let backend = self.backend();
         serde_json::json!({
             "listener": self.listener.name,
-            "pool": self.pool.policy.name,
+            "server_name": self.server_name,
+            "pool": self.pool.map(|pool| &pool.policy.name),
             "from": self.from.ip().to_string(),
             "backend": backend.map(|backend| &backend.name),
             "address": backend.map(|backend| backend.address.to_string()),

@@ -100,7 +100,7 @@ fn listeners(status: &Status) -> String {
             (&listener.name).into(),
             (&listener.protocol).into(),
             listener.bind.join(" ").into(),
-            (&listener.pool).into(),
+            listener.pool_shown().into(),
             listener.active.into(),
             listener.accepted.into(),
             trouble(listener.refused),
@@ -108,7 +108,26 @@ fn listeners(status: &Status) -> String {
             bytes(listener.bytes_out).into(),
         ]);
     }
-    format!("\n{}", rows.finish(""))
+    let listeners = format!("\n{}", rows.finish(""));
+    let mut rows = Rows::new(&["LISTENER", "SERVER NAME", "POOL", ">TOTAL"]);
+    let routes = status
+        .listeners
+        .iter()
+        .flat_map(|listener| listener.routes.iter().map(move |route| (listener, route)));
+    let mut any = false;
+    for (listener, route) in routes {
+        any = true;
+        rows.row([
+            (&listener.name).into(),
+            (&route.name).into(),
+            (&route.pool).into(),
+            route.connections.into(),
+        ]);
+    }
+    match any {
+        true => format!("{listeners}\n{}", rows.finish("")),
+        false => listeners,
+    }
 }
 
 fn one_pool(pool: &Pool) -> String {

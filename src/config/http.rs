@@ -1,7 +1,8 @@
-//! Values of `health` that belong to HTTP and TLS.
+//! Values of `health` and `routes` that belong to HTTP and TLS.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use super::address::is_host;
 use super::value::FromText;
@@ -76,5 +77,35 @@ impl FromText for ServerName {
                 shorten(text)
             )),
         }
+    }
+}
+
+/// A name that clients ask for in their TLS hellos: lower case, without a dot at the end, perhaps with `*` for its first label.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteName(pub String);
+
+impl FromText for RouteName {
+    const KIND: &'static str = "server name";
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for RouteName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let host = name.strip_prefix("*.").unwrap_or(name);
+        let remedy = match name {
+            _ if name.parse::<IpAddr>().is_ok() => "clients do not send addresses as server names: write a name",
+            "" | "*" => "what no other name is for belongs to the listener's `pool`: write that",
+            _ if !name.is_ascii() => "hellos carry the ASCII form of a name: write `xn--...`",
+            _ if host.contains('*') => "`*` stands for the whole first label, and for one only: write `*.example.org`",
+            _ if name.contains([':', '/']) => "write the name alone, without scheme, port or path",
+            _ if is_host(host) => return Ok(RouteName(name.to_ascii_lowercase())),
+            _ => "write one such as `www.example.org` or `*.example.org`",
+        };
+        Err(format!("`{}` is not a server name: {remedy}", shorten(text)))
     }
 }

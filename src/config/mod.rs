@@ -39,6 +39,7 @@ use std::fmt;
 
 pub use budget::{Budget, FDS_PER_PROBE, MORE_DESCRIPTORS, PROBES_MAX};
 pub use check::KERNEL_POOLS_MAX;
+pub use http::RouteName;
 pub use load::load;
 pub use model::Config;
 pub use reference::{manual, reference};

@@ -146,8 +146,10 @@ pub struct Listener {
     pub bind: Vec<Bind>,
     /// Those of `bind` that are virtual addresses of `failover`: they can be bound while this host does not have them.
     pub virtual_addresses: Vec<IpAddr>,
-    /// Index into [`Config::pools`].
-    pub pool: usize,
+    /// Index into [`Config::pools`]; `None`: what `routes` do not name is refused.
+    pub pool: Option<usize>,
+    /// Server names in normal form, wildcards among them, and the pools that serve them (TCP).
+    pub routes: Vec<(String, usize)>,
     /// If not empty, only these sources are served.
     pub allow: Vec<IpNet>,
     /// These sources are refused, whatever `allow` says.
@@ -199,6 +201,19 @@ pub struct Timeouts {
     pub half_close: Option<Duration>,
     /// Longest life of a connection, jittered by up to a tenth.
     pub max_age: Option<Duration>,
+    /// With `routes`: how long a client may take for its TLS hello.
+    pub hello: Duration,
+}
+
+impl Listener {
+    /// The pools that it sends to, each once.
+    pub fn pools(&self) -> impl Iterator<Item = usize> {
+        let all = self.routes.iter().map(|(_, pool)| *pool).chain(self.pool);
+        let mut pools: Vec<usize> = all.collect();
+        pools.sort_unstable();
+        pools.dedup();
+        pools.into_iter()
+    }
 }
 
 /// `listeners.NAME.keepalive` and `pools.NAME.connect.keepalive`.

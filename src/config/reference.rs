@@ -86,6 +86,7 @@ struct Page {
 fn names(row: &Field) -> &'static [(&'static str, Protocol)] {
     match row.path {
         "failover.nodes" | "failover.paths" => &[("a", Protocol::Tcp)],
+        "listeners.*.routes" => &[("\"*.example.org\"", Protocol::Tcp)],
         "failover.track" => &[("gw", Protocol::Tcp)],
         "failover.groups" => &[("outside", Protocol::Tcp)],
         _ => &[("web", Protocol::Tcp), ("dns", Protocol::Udp)],

@@ -41,7 +41,10 @@ impl Rules {
 
     /// Of a pool of a whole configuration.
     pub fn of(config: &Config, pool: usize) -> Rules {
-        let users = config.listeners.iter().filter(|listener| listener.pool == pool);
+        let users = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.pools().any(|used| used == pool));
         let PoolPolicy {
             source_address, health, ..
         } = &config.pools[pool].policy;

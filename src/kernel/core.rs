@@ -23,6 +23,7 @@ use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
 use crate::link::{self, FailureKind, Record, Shared};
 use crate::relay::{By, Cause};
+use crate::routing::Asked;
 use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
 use crate::sys::netlink::Netlink;
 
@@ -523,6 +524,7 @@ impl Core {
                 closed_by: by,
                 cause,
                 interim: false,
+                asked: Asked::default(),
             });
         }
     }

@@ -51,7 +51,7 @@ pub fn needed(config: &Config) -> Sizes {
         model::Bind::Ip { ports, .. } => ports.len() as u32,
         model::Bind::Unix(_) => 0,
     };
-    let mut pools: Vec<usize> = carried().map(|l| l.pool).collect();
+    let mut pools: Vec<usize> = carried().filter_map(|l| l.pool).collect();
     pools.sort_unstable();
     pools.dedup();
     let pools = || pools.iter().map(|&ix| &config.pools[ix]);

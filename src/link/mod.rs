@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::base::{Latest, LogLimit, words};
 use crate::relay::{By, Cause};
+use crate::routing::Asked;
 use crate::snapshot::{Backend, Listener, Snapshot};
 use crate::stats::{ProcessStats, WorkerStats};
 use crate::sys::socket::ConnectError;
@@ -96,6 +97,19 @@ pub struct Record {
     pub cause: Cause,
     /// Still alive: an interim record.
     pub interim: bool,
+    /// The server that it asked for by name, and where that led.
+    pub asked: Asked,
+}
+
+impl Record {
+    /// The pool that was to serve it, if that was decided.
+    pub fn pool(&self) -> Option<&str> {
+        match (&self.asked.way, &self.listener.routing) {
+            (Some(way), _) => Some(&way.pool),
+            (None, Some(_)) => None,
+            (None, None) => self.listener.pool.as_deref(),
+        }
+    }
 }
 
 /// A failure of a backend, seen by real traffic.

@@ -37,6 +37,12 @@ words! {
         LimitProcess = "limit_process",
         /// A source that must send a PROXY header did not.
         BadProxyHeader = "bad_proxy_header",
+        /// A listener with `routes` and without `pool`: no TLS hello within `timeouts.hello`.
+        HelloTimeout = "hello_timeout",
+        /// A listener with `routes` and without `pool`: a TLS hello of more than 16 KiB.
+        HelloTooLarge = "hello_too_large",
+        /// A listener with `routes` and without `pool`: no TLS, no server name, or none that the routes have.
+        NoRoute = "no_route",
         /// `timeouts.max_age` passed.
         MaxAge = "max_age",
         /// The backend went down and its pool says `on_down: close`.
@@ -92,6 +98,9 @@ impl Cause {
                 | LimitRate
                 | LimitProcess
                 | BadProxyHeader
+                | HelloTimeout
+                | HelloTooLarge
+                | NoRoute
         )
     }
 }

@@ -77,6 +77,9 @@ impl Cause {
             | Cause::LimitRate
             | Cause::LimitProcess
             | Cause::BadProxyHeader
+            | Cause::HelloTimeout
+            | Cause::HelloTooLarge
+            | Cause::NoRoute
             | Cause::MaxAge
             | Cause::BackendDown
             | Cause::PrimaryBack
@@ -133,7 +136,7 @@ mod tests {
         Never,
     }
 
-    const CAUSES: [(Cause, When); 24] = [
+    const CAUSES: [(Cause, When); 27] = [
         (Cause::Finished, When::Complete),
         (Cause::ClientReset, When::Never),
         (Cause::BackendReset, When::Never),
@@ -150,6 +153,9 @@ mod tests {
         (Cause::LimitRate, When::Never),
         (Cause::LimitProcess, When::Never),
         (Cause::BadProxyHeader, When::Never),
+        (Cause::HelloTimeout, When::Never),
+        (Cause::HelloTooLarge, When::Never),
+        (Cause::NoRoute, When::Never),
         (Cause::MaxAge, When::Never),
         (Cause::BackendDown, When::Never),
         (Cause::PrimaryBack, When::Never),
@@ -160,7 +166,7 @@ mod tests {
         (Cause::Shutdown, When::Never),
     ];
 
-    /// All causes in all states of both lanes: 21 x 12 x 12.
+    /// All causes in all states of both lanes: 27 x 12 x 12.
     #[test]
     fn fin_or_rst() {
         assert!(CAUSES.iter().map(|(cause, _)| *cause).eq(Cause::ALL.iter().copied()));

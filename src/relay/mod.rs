@@ -8,6 +8,7 @@
 mod cause;
 mod ending;
 mod gear;
+pub mod hello;
 mod lane;
 mod pair;
 mod peer;

@@ -7,6 +7,7 @@ use super::connection::{Connection, Phase, us};
 use crate::base::Side;
 use crate::link::{Accepted, LiveConnection, Record};
 use crate::relay::{By, Cause};
+use crate::routing::Asked;
 
 impl Connection {
     /// A pump has moved bytes; `before`: what each lane had moved until then.
@@ -90,6 +91,7 @@ impl Connection {
             closed_by,
             cause,
             interim: false,
+            asked: self.origin.asked.clone(),
         }
     }
 
@@ -103,11 +105,21 @@ impl Connection {
                 .origin
                 .client
                 .map_or_else(|| "unix".into(), |address| address.to_string()),
-            pool: backend.map_or_else(String::new, |backend| backend.pool.to_string()),
+            pool: backend.map_or_else(
+                || {
+                    self.origin
+                        .asked
+                        .way
+                        .as_ref()
+                        .map_or_else(String::new, |way| way.pool.to_string())
+                },
+                |backend| backend.pool.to_string(),
+            ),
             backend: backend.map_or_else(String::new, |backend| backend.config.name.clone()),
             worker: context.id,
             state: match &self.phase {
                 Phase::Header { .. } => "proxy_header",
+                Phase::Hello { .. } => "tls_hello",
                 Phase::Queued { .. } => "queued",
                 Phase::Connecting(_) => "connecting",
                 Phase::Open if self.lanes.pair.half_closed() => "half_closed",
@@ -148,5 +160,6 @@ pub(super) fn account_refusal(context: &Context, accepted: Accepted, id: u64, ca
         closed_by: By::Weir,
         cause,
         interim: false,
+        asked: Asked::default(),
     });
 }

@@ -1,14 +1,14 @@
 //! Reaching a backend: attempts to different backends, at once after a failure, bounded as a whole.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use super::Context;
+use super::origin::Origin;
 use crate::config::model::SendProxy;
 use crate::link::{Address, FailureKind};
 use crate::relay::Cause;
 use crate::route::{self, Purpose};
-use crate::snapshot::{Backend, BackendPermit, Choice, Listener};
+use crate::snapshot::{Backend, BackendPermit, Choice};
 use crate::worker::os::socket::{self, ConnectError};
 
 /// Where the current attempt to reach a backend stands.
@@ -60,16 +60,10 @@ impl Attempt {
 
     /// Chooses a backend that was not tried yet and starts to connect to it. Attempts share what is left of
     /// `connect.timeout` evenly, so one that gets no answer leaves time for the others.
-    pub(super) fn start(
-        &mut self,
-        context: &mut Context,
-        listener: &Listener,
-        client: Option<SocketAddr>,
-        local: &Address,
-    ) -> Started {
+    pub(super) fn start(&mut self, context: &mut Context, origin: &Origin) -> Started {
         let (worker, now_ms, now) = (context.id, context.now_ms(), context.now);
         let clock = now - context.shared.epoch;
-        let Some((pool, cursor)) = context.pool_of(listener) else {
+        let Some((pool, cursor)) = origin.pool(context) else {
             return Started::NoBackend { full: false };
         };
         let spent = self.tried.len() as u32;
@@ -80,7 +74,7 @@ impl Attempt {
             _ if is_behind => Choice::Full,
             0 => Choice::Nobody,
             _ if out_of_time => Choice::Nobody,
-            _ => pool.choose(cursor, pool.key_of(client), &self.tried, clock),
+            _ => pool.choose(cursor, pool.key_of(origin.client), &self.tried, clock),
         };
         let Choice::Backend(place) = choice else {
             return match self.last_error {
@@ -103,7 +97,7 @@ impl Attempt {
         self.until_ms = now_ms + share.max(1);
         self.writable = false;
         self.broken = false;
-        let used = match local {
+        let used = match &*origin.local {
             Address::Ip(used) => Some(used.port()),
             Address::Unix(_) => None,
         };

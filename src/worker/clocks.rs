@@ -10,6 +10,8 @@ use crate::relay::Cause;
 pub(super) enum Due {
     End(Cause),
     NextAttempt,
+    /// The client has not told which server it wants.
+    Hello,
     Reset,
     Resume,
     Ack,
@@ -72,6 +74,7 @@ mod tests {
             idle: (idle > 0).then(|| Duration::from_millis(idle)),
             half_close: (half_close > 0).then(|| Duration::from_millis(half_close)),
             max_age: None,
+            hello: Duration::ZERO,
         };
         let active = |active_ms| Clocks {
             active_ms,

@@ -1,19 +1,22 @@
-//! From an accepted connection to one that is open: PROXY header, gate, attempts.
+//! From an accepted connection to one that is open: PROXY header, gate, TLS hello, attempts.
 //!
 //! *Held ACK*: in a crowd, where clients of this listener have been the first to speak lately, the ACK that completes the
 //! handshake with the backend waits for the request and travels with it: a packet and a wake-up of the backend less. Should
 //! the client stay silent, it is sent after [`HELD_ACK_MS`]. A lone connection is served with one system call less instead.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Context;
 use super::attempt::{Attempt, Started};
-use super::connection::{Connection, Next, Origin, Phase, Reached};
+use super::connection::{Connection, Next, Phase, Reached};
 use super::io::Nagle;
+use super::origin::Origin;
 use super::queue::Waiting;
 use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::BackendAddress;
+use crate::relay::hello::{self, Hello};
 use crate::relay::proxy_header::{self, Parsed};
 use crate::relay::{By, Cause};
 use crate::worker::os::socket::{self, ConnectError, Transfer};
@@ -70,17 +73,76 @@ pub(super) fn admit(connection: &mut Connection, context: &mut Context) -> Next 
     match origin.listener.gate.admit(ip, context.now) {
         Ok(pass) => {
             origin.pass = Some(pass);
-            connection.phase = Phase::Connecting(Box::new(before_first(&connection.origin, context)));
-            Next::Connect
+            match origin.listener.routing.is_some() {
+                true => {
+                    let wait_ms = origin.listener.config.timeouts.hello.as_millis() as u64;
+                    // Times are whole milliseconds, cut off.
+                    let until_ms = context.now_ms() + wait_ms + 1;
+                    connection.phase = Phase::Hello { until_ms };
+                    Next::ReadHello
+                }
+                false => begin(connection, context),
+            }
         }
         Err(cause) => Next::End(cause, By::Weir),
     }
 }
 
+/// Looks for a server name in what the client has sent, which stays in the socket. One that sends nothing more has sent all.
+pub(super) fn read_hello(connection: &mut Connection, context: &mut Context, scratch: &mut [u8]) -> Next {
+    if connection.client_broken {
+        return Next::End(Cause::ClientReset, By::Client);
+    }
+    let most = scratch.len().min(hello::HELLO_MAX);
+    let said = match socket::peek(connection.client.as_raw_fd(), &mut scratch[..most]) {
+        Transfer::Bytes(n) => hello::read(&scratch[..n]),
+        Transfer::Blocked => return Next::Schedule,
+        Transfer::Eof => Hello::Nameless,
+        Transfer::Starved => return Next::End(Cause::LimitProcess, By::Weir),
+        Transfer::Failed => return Next::End(Cause::ClientReset, By::Client),
+    };
+    match said {
+        Hello::Incomplete if !connection.client_ended => Next::Schedule,
+        Hello::Incomplete | Hello::Nameless => send_by_name(connection, context, None, Cause::NoRoute),
+        Hello::TooLarge => send_by_name(connection, context, None, Cause::HelloTooLarge),
+        Hello::Name(name) => send_by_name(connection, context, Some(name), Cause::NoRoute),
+    }
+}
+
+/// The client has taken too long to say which server it wants.
+pub(super) fn miss_hello(connection: &mut Connection, context: &mut Context) -> Next {
+    send_by_name(connection, context, None, Cause::HelloTimeout)
+}
+
+/// Finds the pool for the name that was asked for, by the newest configuration. `otherwise` is why there is none.
+fn send_by_name(connection: &mut Connection, context: &mut Context, name: Option<String>, otherwise: Cause) -> Next {
+    let origin = &mut connection.origin;
+    let listener = context
+        .snapshot
+        .listener(origin.listener.id)
+        .unwrap_or(&origin.listener);
+    if let Some(routing) = &listener.routing {
+        let way = routing.of(name.as_deref()).cloned();
+        origin.asked.server_name = name.map(Arc::from);
+        let Some(way) = way else {
+            return Next::End(otherwise, By::Weir);
+        };
+        way.connections.of(context.id).add(1);
+        origin.asked.way = Some(way);
+    }
+    begin(connection, context)
+}
+
+/// Begins to look for a backend.
+fn begin(connection: &mut Connection, context: &mut Context) -> Next {
+    connection.phase = Phase::Connecting(Box::new(before_first(&connection.origin, context)));
+    Next::Connect
+}
+
 /// Nothing was tried yet, and there is all of `connect.timeout`.
 fn before_first(origin: &Origin, context: &mut Context) -> Attempt {
-    let timeout = context
-        .pool_of(&origin.listener)
+    let timeout = origin
+        .pool(context)
         .map_or(Duration::ZERO, |(pool, _)| pool.config.connect.timeout);
     let deadline_ms = context.now_ms() + timeout.as_millis() as u64;
     let held_ack = context.crowded && origin.speaks_first(context.id);
@@ -93,8 +155,7 @@ pub(super) fn start(connection: &mut Connection, context: &mut Context, key: Key
         let Phase::Connecting(attempt) = &mut connection.phase else {
             return Next::Wait;
         };
-        let origin = &connection.origin;
-        let started = attempt.start(context, &origin.listener, origin.client, &origin.local);
+        let started = attempt.start(context, &connection.origin);
         if let Some(next) = after_start(connection, context, key, started) {
             return next;
         }
@@ -134,7 +195,7 @@ fn after_start(connection: &mut Connection, context: &Context, key: Key, started
 
 /// Takes its place at the end of the queue. Whoever is alone there looks once more.
 pub(super) fn enqueue(connection: &mut Connection, context: &mut Context, key: Key, waiting: &mut Waiting) -> Next {
-    let Some((pool, _)) = context.pool_of(&connection.origin.listener) else {
+    let Some((pool, _)) = connection.origin.pool(context) else {
         return Next::End(Cause::NoBackend, By::Weir);
     };
     let Some(queue) = pool.config.queue else {
@@ -162,8 +223,7 @@ pub(super) fn leave_queue(connection: &mut Connection, context: &mut Context, ke
         return Next::Wait;
     };
     place.answer();
-    let origin = &connection.origin;
-    let started = attempt.start(context, &origin.listener, origin.client, &origin.local);
+    let started = attempt.start(context, &connection.origin);
     if let Started::MustWait = started {
         return Next::Schedule;
     }
@@ -231,7 +291,7 @@ fn established(connection: &mut Connection, context: &mut Context) -> Next {
     connection.clocks.active_ms = now_ms;
     connection.clocks.look_ms = Some(now_ms + SETTLED_MS);
     connection.phase = Phase::Open;
-    let pool = context.pool_of(&connection.origin.listener);
+    let pool = connection.origin.pool(context);
     reached.keepalive = pool.and_then(|(pool, _)| pool.config.connect.keepalive);
     connection.account_connected(context);
     if matches!(backend.config.address, BackendAddress::Unix(_)) {

@@ -2,7 +2,7 @@
 //!
 //! | group | is replaced or changes |
 //! |---|---|
-//! | [`Origin`] | with a PROXY header, then never |
+//! | [`Origin`] | with a PROXY header, with a TLS hello, then never |
 //! | [`Reached`] | with every attempt to reach a backend |
 //! | [`Lanes`] | with every pump |
 //! | [`Clocks`] | with what happened when, and what comes next |
@@ -11,7 +11,7 @@
 //! Steps ([`super::connect`], [`super::pump`], [`super::closing`]) work on a connection and return what is [`Next`]; they never
 //! end it: [`super::tcp`] does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,20 +20,19 @@ use super::Context;
 use super::attempt::Attempt;
 use super::clocks::{Clocks, Due};
 use super::io::{Held, Nagle};
+use super::origin::Origin;
 use crate::balance::limits::{Refill, Throttle};
 use crate::base::{Side, Weight};
-use crate::config::model::{Keepalive, Protocol, SendProxy};
-use crate::gate::ListenerPermit;
+use crate::config::model::Keepalive;
 use crate::link::{Accepted, Address};
 use crate::queue::Queued;
-use crate::relay::{self, By, Cause, Ending, Pair, Source, proxy_header};
-use crate::snapshot::{Backend, BackendPermit, Listener};
+use crate::relay::{self, By, Cause, Ending, Pair, Source};
+use crate::routing::Asked;
+use crate::snapshot::{BackendPermit, Listener};
 use crate::worker::os::socket;
 
 /// How long a PROXY header may take to arrive, milliseconds.
 const HEADER_WAIT_MS: u64 = 5_000;
-/// So many connections of a listener in a row, on one worker, whose client spoke first: the next one will, too.
-const CLIENTS_FIRST: u64 = 64;
 
 pub(super) struct Connection {
     pub id: u64,
@@ -52,17 +51,6 @@ pub(super) struct Connection {
     pub queued: bool,
     /// By its latest pump.
     pub weight: Weight,
-}
-
-/// Who the client is and how it came in.
-pub(super) struct Origin {
-    pub listener: Arc<Listener>,
-    pub local: Arc<Address>,
-    pub client: Option<SocketAddr>,
-    /// What a PROXY header said that the client connected to.
-    pub destination: Option<SocketAddr>,
-    /// Its place among the listener's connections, once it was let in.
-    pub pass: Option<ListenerPermit>,
 }
 
 /// A backend that is being reached or was, with its socket.
@@ -103,6 +91,10 @@ pub(super) enum Phase {
     Header {
         until_ms: u64,
     },
+    /// A TLS hello is awaited, for the name in it.
+    Hello {
+        until_ms: u64,
+    },
     /// Every eligible backend is full.
     Queued {
         place: Queued,
@@ -130,6 +122,8 @@ pub(super) enum Next {
     Schedule,
     /// There is more to move than this turn's share.
     Requeue,
+    /// See which server the client asks for.
+    ReadHello,
     /// Wait for room at a backend.
     Enqueue,
     /// It is the turn of this one, which waits: look for room.
@@ -208,6 +202,7 @@ impl Connection {
                 client: client_address,
                 destination: None,
                 pass: None,
+                asked: Asked::default(),
             },
             queued: false,
             weight: Weight::Light,
@@ -218,6 +213,7 @@ impl Connection {
     pub(super) fn due(&self) -> Option<(u64, Due)> {
         match &self.phase {
             Phase::Header { until_ms } => Some((*until_ms, Due::End(Cause::BadProxyHeader))),
+            Phase::Hello { until_ms } => Some((*until_ms, Due::Hello)),
             Phase::Queued { until_ms, .. } => Some((*until_ms, Due::End(Cause::QueueTimeout))),
             Phase::Connecting(attempt) => Some((attempt.until_ms, Due::NextAttempt)),
             Phase::Resetting { check_ms, .. } => Some((*check_ms, Due::Reset)),
@@ -277,35 +273,6 @@ impl Connection {
             }
             lane
         }))
-    }
-}
-
-impl Origin {
-    /// Whether clients of its listener have been the first to speak lately.
-    pub(super) fn speaks_first(&self, worker: usize) -> bool {
-        let shard = self.listener.stats.shards.of(worker);
-        shard.clients_first.get() >= CLIENTS_FIRST
-    }
-
-    /// Notes who spoke first, when the backend has spoken.
-    pub(super) fn note_first_speaker(&self, worker: usize, client_spoke: bool) {
-        let shard = self.listener.stats.shards.of(worker);
-        match client_spoke {
-            false => shard.clients_first.set(0),
-            true => shard.clients_first.add(1),
-        }
-    }
-
-    /// The PROXY header that the pool wants its backends to see.
-    pub(super) fn header_for(&self, backend: &Backend) -> Vec<u8> {
-        if backend.send_proxy == SendProxy::Off {
-            return Vec::new();
-        }
-        let used = self.destination.or(match &*self.local {
-            Address::Ip(address) => Some(*address),
-            Address::Unix(_) => None,
-        });
-        proxy_header::build(backend.send_proxy, Protocol::Tcp, self.client.zip(used))
     }
 }
 

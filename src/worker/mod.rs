@@ -46,6 +46,7 @@ mod connect;
 mod connection;
 mod io;
 mod listen;
+mod origin;
 mod os;
 mod pump;
 mod queue;
@@ -66,6 +67,7 @@ use crate::base::{Key, Kind, Rng, Side, Token};
 use crate::config::model::Protocol;
 use crate::link::{self, Accepted, COMMANDS_MAX, Command, Commands, EngineOrder, InTransit, Shared, SocketMove};
 use crate::relay::Cause;
+use crate::routing::ByName;
 use crate::snapshot::{Listener, Pool, Snapshot};
 use crate::stats::WorkerStats;
 use crate::worker::os::epoll::Poller;
@@ -127,12 +129,29 @@ impl Context {
     /// The pool that a listener sends to, with this worker's cursor for it: as the newest snapshot has it. Of a listener that
     /// is gone, the pool that bears the name of the one that it sent to.
     fn pool_of(&mut self, listener: &Listener) -> Option<(Arc<Pool>, &mut Cursor)> {
-        let pools = &self.snapshot.pools;
         let ix = match self.snapshot.listener(listener.id) {
-            Some(listener) => listener.config.pool,
-            None => pools.iter().position(|pool| *pool.config.name == *listener.pool)?,
+            Some(listener) => listener.config.pool?,
+            None => self.pool_named(listener.pool.as_deref()?)?,
         };
-        Some((pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
+        self.pool_at(ix)
+    }
+
+    /// As [`pool_of`](Self::pool_of), for a connection that was sent this way by the name that it asked for.
+    fn pool_by_name(&mut self, way: &ByName) -> Option<(Arc<Pool>, &mut Cursor)> {
+        let is_it = |pool: &Arc<Pool>| *pool.config.name == *way.pool;
+        let ix = match self.snapshot.pools.get(way.pool_at).is_some_and(is_it) {
+            true => way.pool_at,
+            false => self.pool_named(&way.pool)?,
+        };
+        self.pool_at(ix)
+    }
+
+    fn pool_named(&self, name: &str) -> Option<usize> {
+        self.snapshot.pools.iter().position(|pool| pool.config.name == name)
+    }
+
+    fn pool_at(&mut self, ix: usize) -> Option<(Arc<Pool>, &mut Cursor)> {
+        Some((self.snapshot.pools.get(ix)?.clone(), self.cursors.get_mut(ix)?))
     }
 
     /// Takes the newest snapshot; true if its listeners are others.
@@ -412,7 +431,8 @@ mod tests {
             listener: Arc::new(Listener {
                 id: 0,
                 config,
-                pool: "main".into(),
+                pool: Some("main".into()),
+                routing: None,
                 owner: Owner::WORKERS,
                 stats,
                 gate,

@@ -5,6 +5,7 @@
 //! | phase | sockets | timer | leaves by |
 //! |---|---|---|---|
 //! | header | client | five seconds | a PROXY header from a source that must send one |
+//! | hello | client | `timeouts.hello` | a server name, or the certainty that there is none |
 //! | queued | client | `queue.timeout` | its turn, the client going away |
 //! | connecting | client, one attempt | the attempt's share of `connect.timeout` | established, next attempt, no attempt left |
 //! | open | both | idle, half-close, age | the pair's outcome, a timer, an order |
@@ -124,6 +125,7 @@ impl Tcp {
         };
         let next = match &connection.phase {
             Phase::Header { .. } => connect::read_header(connection, context, &mut self.tools.scratch),
+            Phase::Hello { .. } => Next::ReadHello,
             Phase::Queued { .. } => connect::wait_on(connection),
             Phase::Connecting(_) => connect::proceed(connection, context),
             Phase::Open => Next::Relay,
@@ -167,6 +169,7 @@ impl Tcp {
                 Next::Wait => return,
                 Next::Schedule => return schedule(&mut self.timers, key, connection),
                 Next::Requeue => return self.run.push(key, connection.weight, &mut connection.queued),
+                Next::ReadHello => connect::read_hello(connection, context, &mut self.tools.scratch),
                 Next::Enqueue => connect::enqueue(connection, context, key, &mut self.waiting),
                 Next::LeaveQueue => connect::leave_queue(connection, context, key),
                 Next::Connect => connect::start(connection, context, key),
@@ -217,6 +220,7 @@ impl Tcp {
                 None => Next::Schedule,
                 Some(Due::End(cause)) => Next::End(cause, By::Weir),
                 Some(Due::NextAttempt) => connect::failed(connection, context, ConnectError::TimedOut),
+                Some(Due::Hello) => connect::miss_hello(connection, context),
                 Some(Due::Reset) => closing::check_reset(connection, context),
                 Some(Due::Look) => closing::look(connection, context),
                 Some(Due::Ack) => {

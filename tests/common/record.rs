@@ -23,6 +23,7 @@ pub struct Record {
     pub spliced: u64,
     pub closed_by: String,
     pub cause: String,
+    pub server_name: Option<String>,
     /// Names of all fields in the order in which they were written.
     pub fields: Vec<String>,
 }
@@ -62,6 +63,7 @@ impl Record {
             spliced: count("spliced"),
             closed_by: word("closed_by")?,
             cause: word("cause")?,
+            server_name: word("server_name"),
             fields: fields.keys().cloned().collect(),
         })
     }

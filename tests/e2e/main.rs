@@ -13,6 +13,7 @@ mod health;
 mod integrity;
 mod pressure;
 mod programs;
+mod server_names;
 mod shutdown;
 mod timeouts;
 mod tool;

@@ -692,6 +692,10 @@ fn verdicts(count: usize) {
         Cause::QueueTimeout,
         Cause::QueueFull,
         Cause::VipMoved,
+        // `super::server_names`.
+        Cause::HelloTimeout,
+        Cause::HelloTooLarge,
+        Cause::NoRoute,
     ];
     let missing = Cause::ALL
         .iter()

@@ -397,6 +397,8 @@ fn endings_say_why_who_and_how_much() {
     causes.push("vip_moved");
     // A primary that comes back takes a backup: `tests/backends/questions`. Queues take a crowd: `tests/backends/queue`.
     causes.extend(["primary_back", "queue_timeout", "queue_full"]);
+    // Hellos have a listener without a pool: `tests/e2e/server_names`.
+    causes.extend(["hello_timeout", "hello_too_large", "no_route"]);
     let all: Vec<&str> = weir::relay::Cause::ALL.iter().map(|cause| cause.as_str()).collect();
     assert!(all.iter().all(|cause| causes.contains(cause)), "{causes:?} of {all:?}");
 }

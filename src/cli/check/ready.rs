@@ -130,7 +130,7 @@ fn time_wait(config: &Config, host: &dyn Host) -> Vec<Advice> {
     /// How long the kernel keeps such a port (TCP_TIMEWAIT_LEN), seconds.
     const TIME_WAIT_S: u64 = 60;
     let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
-    let mut pools = tcp.filter_map(|listener| config.pools.get(listener.pool));
+    let mut pools = tcp.flat_map(Listener::pools).filter_map(|pool| config.pools.get(pool));
     let reused = host.sysctl("net.ipv4.tcp_tw_reuse").is_some_and(|value| value == "1");
     if reused || !pools.any(|pool| pool.backends.iter().any(is_distant)) {
         return Vec::new();
@@ -147,7 +147,10 @@ fn time_wait(config: &Config, host: &dyn Host) -> Vec<Advice> {
 fn ports_of_backends(config: &Config, host: &dyn Host) -> Vec<Advice> {
     let ports = local_ports(host);
     let tcp = |pool: &usize| {
-        let mut users = config.listeners.iter().filter(|listener| listener.pool == *pool);
+        let mut users = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.pools().any(|used| used == *pool));
         users.any(|listener| listener.protocol == Protocol::Tcp && listener.engine == Engine::Proxy)
     };
     let pools = config.pools.iter().enumerate().filter(|(ix, _)| tcp(ix));

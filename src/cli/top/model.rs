@@ -295,7 +295,7 @@ impl Model {
                     listener.pool, queue.length, queue.longest_ms
                 ))
             },
-            _ => text(&listener.pool),
+            _ => text(listener.pool_shown()),
         }
     }
 

@@ -16,7 +16,7 @@ const REMEDY: &str = "leave it out, or write `engine: proxy`";
 pub fn check(
     notes: &Notes,
     root: &Section,
-    listeners: &[(Listener, Option<usize>)],
+    listeners: &[(Listener, Vec<usize>)],
     listener_sections: &[Section],
     pools: &[Pool],
     pool_sections: &[Section],
@@ -40,7 +40,7 @@ pub fn check(
     for (ix, (pool, section)) in std::iter::zip(pools, pool_sections).enumerate() {
         let users: Vec<&Listener> = listeners
             .iter()
-            .filter(|(_, p)| *p == Some(ix))
+            .filter(|(_, pools)| pools.contains(&ix))
             .map(|(l, _)| l)
             .collect();
         let Some(user) = users.iter().find(|l| l.engine == Engine::Kernel) else {
@@ -91,7 +91,7 @@ fn of_listener(listener: &Listener, section: &Section) {
             section.error(key, format!("`engine: kernel` does not have it: {REMEDY}"));
         }
     };
-    refuse(section, &["accept_proxy", "keepalive", "allow", "deny"]);
+    refuse(section, &["routes", "accept_proxy", "keepalive", "allow", "deny"]);
     refuse(
         &section.section("limits"),
         &["per_source", "new_per_source", "exempt", "download", "upload"],

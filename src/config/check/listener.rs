@@ -1,15 +1,18 @@
 //! `listeners.NAME`.
 
+use std::collections::HashMap;
+
 use ipnet::IpNet;
 
 use super::{Names, binds::Bound, prefixes};
+use crate::config::http::RouteName;
 use crate::config::model::*;
 use crate::config::notes::Notes;
 use crate::config::raw::Section;
 use crate::config::value::*;
 
-/// The listener, and the index of the pool that has to suit it.
-pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> (Listener, Option<usize>) {
+/// The listener, and the indices of the pools that have to suit it.
+pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound) -> (Listener, Vec<usize>) {
     // `None`: given and wrong, so nothing is concluded from it.
     let stated = section.optional("protocol");
     let protocol = stated.unwrap_or(Protocol::Tcp);
@@ -23,6 +26,9 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
     let pool = section
         .optional_spot::<Name>("pool")
         .and_then(|name| pools.find(notes, "pool", &name));
+    if !section.has("pool") && !section.has("routes") {
+        section.error("pool", "missing; for example `pool: web`");
+    }
     match stated {
         Some(Protocol::Tcp) => section.only_for(protocol, "this listener is tcp"),
         Some(Protocol::Udp) => section.only_for(protocol, "this listener is udp"),
@@ -39,7 +45,8 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         bind: binds.into_iter().map(|bind| bind.value).collect(),
         // Known when `failover` has been read.
         virtual_addresses: Vec::new(),
-        pool: pool.unwrap_or(usize::MAX),
+        pool,
+        routes: routes(notes, section, pools),
         allow: prefixes(notes, section, "allow"),
         deny: prefixes(notes, section, "deny"),
         limits: ListenerLimits {
@@ -54,6 +61,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
             idle: timeouts.optional("idle"),
             half_close: timeouts.optional("half_close"),
             max_age: timeouts.optional("max_age"),
+            hello: timeouts.value("hello"),
         },
         keepalive: super::keepalive(section),
         accept_proxy: accept_proxy(notes, section),
@@ -64,7 +72,29 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
         },
     };
     sources(section, &limits, &listener);
-    (listener, stated.and(pool))
+    if timeouts.has("hello") && !section.has("routes") {
+        timeouts.warn("hello", "has no effect without `routes`: no hello is read");
+    }
+    let suited = stated.map_or(Vec::new(), |_| listener.pools().collect());
+    (listener, suited)
+}
+
+/// Server names, each once, and their pools.
+fn routes(notes: &Notes, section: &Section, pools: &Names) -> Vec<(String, usize)> {
+    let mut written: HashMap<String, String> = HashMap::new();
+    let mut routes = Vec::new();
+    for (name, pool) in section.values_by::<RouteName, Name>("routes") {
+        let pool = pool.and_then(|pool| pools.find(notes, "pool", &pool));
+        // A name that is wrong has been spoken of.
+        let Ok(RouteName(normal)) = name.value.parse() else {
+            continue;
+        };
+        if let Some(other) = written.insert(normal.clone(), name.value.clone()) {
+            notes.error(&name, format!("is the same name as `{other}`: keep one of them"));
+        }
+        routes.extend(pool.map(|pool| (normal, pool)));
+    }
+    routes
 }
 
 fn accept_proxy(notes: &Notes, section: &Section) -> Vec<IpNet> {

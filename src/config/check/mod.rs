@@ -45,8 +45,8 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
         .map(|section| listener::check(notes, section, &names, &mut bound))
         .collect();
     let mut users = vec![Vec::new(); pool_sections.len()];
-    for (listener, pool) in &listeners {
-        if let Some(pool) = *pool {
+    for (listener, pools) in &listeners {
+        for &pool in pools {
             users[pool].push(listener);
         }
     }

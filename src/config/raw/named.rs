@@ -3,8 +3,8 @@
 use super::*;
 
 impl<'a> Section<'a> {
-    /// Names and what they stand for, names checked. Nothing if the key is missing, which has been said.
-    fn names(&self, key: &str) -> (&'static Field, Vec<Spot<&'a Entry>>) {
+    /// Names and what they stand for, names checked to be `N`. Nothing if the key is missing, which has been said.
+    fn names<N: FromText>(&self, key: &str) -> (&'static Field, Vec<Spot<&'a Entry>>) {
         let row = self.row(key, Shape::Named);
         let Some(entry) = self.find(key) else {
             self.complain_if_required(row);
@@ -40,7 +40,7 @@ impl<'a> Section<'a> {
             .map(spot)
             .collect();
         for spot in &spots {
-            if let Err(message) = Name::from_text(&spot.value.key) {
+            if let Err(message) = N::from_text(&spot.value.key) {
                 self.notes.error(spot, message);
             }
         }
@@ -49,7 +49,7 @@ impl<'a> Section<'a> {
 
     /// Named sections.
     pub fn named(&self, key: &str) -> Vec<Section<'a>> {
-        let (row, names) = self.names(key);
+        let (row, names) = self.names::<Name>(key);
         let rule = join(row.path, "*");
         self.notes.note_read(field(&rule).expect("a row for what is named"));
         let open = |Spot { at, path, value: entry }: Spot<&'a Entry>| {
@@ -69,12 +69,23 @@ impl<'a> Section<'a> {
 
     /// Named values; `None` for those that are wrong, which has been said.
     pub fn named_values<T: FromText>(&self, key: &str) -> Vec<(String, Option<Spot<T>>)> {
-        let (row, names) = self.names(key);
+        let values = self.values_by::<Name, T>(key);
+        values.into_iter().map(|(name, value)| (name.value, value)).collect()
+    }
+
+    /// As [`named_values`](Self::named_values), by names of another kind, with their places.
+    pub fn values_by<N: FromText, T: FromText>(&self, key: &str) -> Vec<(Spot<String>, Option<Spot<T>>)> {
+        let (row, names) = self.names::<N>(key);
         let row = field(&join(row.path, "*")).expect("a row for the values");
         self.notes.note_read(row);
         debug_assert_eq!(row.kind, T::KIND, "{}", row.path);
         let read = |spot: Spot<&'a Entry>| {
             let (entry, at) = (spot.value, spot.value.node.at);
+            let name = Spot {
+                at: spot.at,
+                path: spot.path.clone(),
+                value: entry.key.clone(),
+            };
             let value = self.parse(
                 row,
                 Spot {
@@ -84,7 +95,7 @@ impl<'a> Section<'a> {
                 },
             );
             (
-                entry.key.clone(),
+                name,
                 value.map(|value| Spot {
                     at,
                     path: spot.path,
@@ -97,7 +108,7 @@ impl<'a> Section<'a> {
 
     /// Named lists of scalars; one alone may stand without brackets. What is wrong is left out, and has been said.
     pub fn named_lists<T: FromText>(&self, key: &str) -> Vec<(Spot<String>, Vec<Spot<T>>)> {
-        let (row, names) = self.names(key);
+        let (row, names) = self.names::<Name>(key);
         let row = field(&join(row.path, "*")).expect("a row for the lists");
         self.notes.note_read(row);
         debug_assert_eq!(row.kind, T::KIND, "{}", row.path);

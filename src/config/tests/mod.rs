@@ -121,6 +121,7 @@ fn doubtful_but_possible_configurations_are_accepted_with_a_warning() {
         ('L', "allow: 10.0.0.1/8", &["2:8: listeners.web.allow: `10.0.0.1/8` is taken as `10.0.0.0/8`: write that, or `10.0.0.1` for this address alone"]),
         ('L', "limits: {connections: 10, per_source: 20}", &["2:27: listeners.web.limits.per_source: has no effect: the listener's own limit of 10 is reached first"]),
         ('L', "limits: {exempt: 10.0.0.1}", &["2:10: listeners.web.limits.exempt: has no effect without `per_source` or `new_per_source`"]),
+        ('L', "timeouts: {hello: 1s}", &["2:12: listeners.web.timeouts.hello: has no effect without `routes`: no hello is read"]),
         ('L', "accept_proxy: {from: 0.0.0.0/0}", &["2:16: listeners.web.accept_proxy.from: trusts everybody: any client can claim any source address; name your proxies only"]),
         ('L', "protocol: udp", &["6:9: pools.web.health.type: not given, so these udp backends always count as up: write `type: udp` with `send`, `type: tcp` with a `port`, or `type: none`"]),
         ('P', "health: {timeout: 3s}", &["6:10: pools.web.health.timeout: is longer than the interval of 2s: probes of a silent backend come at that pace instead"]),
@@ -203,14 +204,15 @@ fn defaults_are_those_of_the_contract() {
     );
     assert_eq!(config.admin, std::path::Path::new("/run/weir/admin.sock"));
     assert_eq!((config.log.access, config.log.interim), (AccessTarget::Stdout, None));
-    assert_eq!((listener.protocol, listener.pool), (Protocol::Tcp, 0));
+    assert_eq!((listener.protocol, listener.pool), (Protocol::Tcp, Some(0)));
     assert_eq!(listener.limits, ListenerLimits::default());
     assert_eq!(
         listener.timeouts,
         Timeouts {
             idle: Some(seconds(600)),
             half_close: Some(seconds(60)),
-            max_age: None
+            max_age: None,
+            hello: seconds(5),
         }
     );
     assert_eq!(

@@ -185,6 +185,48 @@ workers: 2", &[
     ('L', "pool: [web]", &[
         "2:8: listeners.web.pool: expected name, found a list",
     ]),
+    ('L', "routes: {}", &[
+        "2:1: listeners.web.routes: is empty: at least one must be given",
+    ]),
+    ('L', "routes: [web]", &[
+        "2:1: listeners.web.routes: expected names and what they hold, `routes: {a: ...}`, found a list",
+    ]),
+    ('L', "routes: {a.test: wbe}", &[
+        "2:18: listeners.web.routes.a.test: there is no pool `wbe`; did you mean `web`?",
+    ]),
+    ('L', "routes: {A.test: web, a.test.: web}", &[
+        "2:23: listeners.web.routes.a.test.: is the same name as `A.test`: keep one of them",
+    ]),
+    ('L', "routes: {a.test: web, a.test: web}", &[
+        "2:23: listeners.web.routes.a.test: is here already (line 2): keep one of them",
+    ]),
+    ('L', "routes: {'*': web}", &[
+        "2:10: listeners.web.routes.*: `*` is not a server name: what no other name is for belongs to the listener's `pool`: write that",
+    ]),
+    ('L', "routes: {a.*.test: web}", &[
+        "2:10: listeners.web.routes.a.*.test: `a.*.test` is not a server name: `*` stands for the whole first label, and for one only: write `*.example.org`",
+    ]),
+    ('L', "routes: {'*a.test': web}", &[
+        "2:10: listeners.web.routes.*a.test: `*a.test` is not a server name: `*` stands for the whole first label, and for one only: write `*.example.org`",
+    ]),
+    ('L', "routes: {10.0.0.1: web}", &[
+        "2:10: listeners.web.routes.10.0.0.1: `10.0.0.1` is not a server name: clients do not send addresses as server names: write a name",
+    ]),
+    ('L', "routes: {'a.test:443': web}", &[
+        "2:10: listeners.web.routes.a.test:443: `a.test:443` is not a server name: write the name alone, without scheme, port or path",
+    ]),
+    ('L', "routes: {bücher.test: web}", &[
+        "2:10: listeners.web.routes.bücher.test: `bücher.test` is not a server name: hellos carry the ASCII form of a name: write `xn--...`",
+    ]),
+    ('L', "routes: {a..test: web}", &[
+        "2:10: listeners.web.routes.a..test: `a..test` is not a server name: write one such as `www.example.org` or `*.example.org`",
+    ]),
+    ('L', "protocol: udp\nroutes: {a.test: web}", &[
+        "3:1: listeners.web.routes: has a meaning for tcp only, and this listener is udp: leave it out",
+    ]),
+    ('L', "engine: kernel\nroutes: {a.test: web}", &[
+        "3:1: listeners.web.routes: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+    ]),
     ('L', "protocol: sctp", &[
         "2:11: listeners.web.protocol: `sctp` is not known here; it is one of tcp, udp",
     ]),
@@ -243,7 +285,7 @@ allow: [10.0.0.0/8]", &[
         "2:49: listeners.web.timeouts.max_age: `100ms` is out of range: 1s to 365d, or `off`",
     ]),
     ('L', "timeouts: 10m", &[
-        "2:1: listeners.web.timeouts: expected keys (idle, half_close, max_age), found `10m`",
+        "2:1: listeners.web.timeouts: expected keys (idle, half_close, max_age, hello), found `10m`",
     ]),
     ('L', "accept_proxy: {}", &[
         "2:1: listeners.web.accept_proxy.from: missing; for example `from: [10.0.0.0/24]`",

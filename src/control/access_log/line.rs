@@ -95,7 +95,7 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
         Address::Ip(address) => put("local", Value::Plain(address)),
         path => put("local", Value::Shown(path)),
     }
-    put("pool", Value::Text(&record.listener.pool));
+    put("pool", record.pool().map_or(Value::Absent, Value::Text));
     match backend {
         None => ["backend", "address"].map(|name| put(name, Value::Absent)),
         Some(backend) => {
@@ -126,6 +126,10 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
             put("cause", Value::Plain(&record.cause.as_str())),
         ],
     };
+    if record.listener.routing.is_some() {
+        let server_name = record.asked.server_name.as_deref();
+        put("server_name", server_name.map_or(Value::Absent, Value::Text));
+    }
 }
 
 fn millis(us: Option<u64>) -> Value<'static> {

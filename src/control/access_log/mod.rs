@@ -302,6 +302,7 @@ mod tests {
     use crate::gate::Gate;
     use crate::link::Address;
     use crate::relay::{By, Cause};
+    use crate::routing::Asked;
     use crate::snapshot::{Backend, Listener};
     use crate::stats::{BackendStats, ListenerStats};
 
@@ -317,7 +318,8 @@ mod tests {
             engine: model::Engine::Proxy,
             bind: vec![],
             virtual_addresses: vec![],
-            pool: 0,
+            pool: Some(0),
+            routes: vec![],
             allow: vec![],
             deny: vec![],
             limits: model::ListenerLimits::default(),
@@ -325,6 +327,7 @@ mod tests {
                 idle: None,
                 half_close: None,
                 max_age: None,
+                hello: Duration::from_secs(5),
             },
             keepalive: None,
             accept_proxy: vec![],
@@ -356,7 +359,8 @@ mod tests {
             id: 7,
             listener: Arc::new(Listener {
                 id: 1,
-                pool: "web".into(),
+                pool: Some("web".into()),
+                routing: None,
                 owner: crate::snapshot::Owner::WORKERS,
                 gate: Gate::new(&config, stats.clone(), None),
                 config,
@@ -375,6 +379,7 @@ mod tests {
             closed_by: By::Client,
             cause: Cause::Finished,
             interim: false,
+            asked: Asked::default(),
         }
     }
 

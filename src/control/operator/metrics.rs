@@ -14,6 +14,7 @@ use crate::api::status::VIP_STATES;
 use crate::health::State;
 use crate::link;
 use crate::relay::Cause;
+use crate::routing::Routing;
 use crate::snapshot::Snapshot;
 use crate::stats::{BUCKETS_US, BackendShard, Count, ListenerShard};
 
@@ -49,7 +50,7 @@ impl Metrics<'_> {
     }
 
     fn listeners(&self, page: &mut Page) {
-        let [mut total, mut refused, mut closed, mut bytes, mut datagrams] = [
+        let [mut total, mut refused, mut closed, mut bytes, mut datagrams, mut routed] = [
             (
                 "weir_connections_total",
                 "Connections accepted and UDP sessions opened.",
@@ -64,6 +65,10 @@ impl Metrics<'_> {
             ),
             ("weir_bytes_total", "Payload bytes from (in) and to (out) clients."),
             ("weir_udp_datagrams_total", "Datagrams from (in) and to (out) clients."),
+            (
+                "weir_route_connections_total",
+                "Connections by the route that their TLS server name chose; `*` is the rest.",
+            ),
         ]
         .map(|(name, help)| family(MetricType::COUNTER, name, help));
         let [mut active, mut sessions] = [
@@ -82,7 +87,7 @@ impl Metrics<'_> {
             let name = ("listener", listener.config.name.as_str());
             let protocol = status::protocol(listener.config.protocol);
             let udp = protocol == "udp";
-            let pool = ("pool", &*listener.pool);
+            let pool = ("pool", listener.pool.as_deref().unwrap_or_default());
             let labels = [name, ("protocol", protocol), pool];
             total.count(&labels, sum(|shard| &shard.accepted));
             active.gauge(&labels, stats.active.get());
@@ -102,6 +107,10 @@ impl Metrics<'_> {
                 }
                 closed.count(&[name, ("cause", word)], n);
             }
+            for way in listener.routing.iter().flat_map(Routing::iter) {
+                let labels = [name, ("route", &*way.name), ("pool", &*way.pool)];
+                routed.count(&labels, way.connections.sum(|n| n));
+            }
             let directions: [(&str, Field<ListenerShard>, Field<ListenerShard>); 2] = [
                 ("in", |shard| &shard.bytes_in, |shard| &shard.datagrams_in),
                 ("out", |shard| &shard.bytes_out, |shard| &shard.datagrams_out),
@@ -115,8 +124,9 @@ impl Metrics<'_> {
             }
             seconds.times(&[name], &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)));
         }
-        page.0
-            .extend([total, active, refused, closed, bytes, seconds, sessions, datagrams]);
+        page.0.extend([
+            total, active, refused, closed, bytes, seconds, sessions, datagrams, routed,
+        ]);
         page.counter(
             "weir_udp_dropped_total",
             "Datagrams dropped, by reason.",

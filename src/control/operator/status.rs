@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::process::ProcessFacts;
 use crate::api::status::{
-    Arbiter, Backend, Listener, Node, Pool, Process, Queue, Source, Status, Track, Vip, Witness, Worker,
+    Arbiter, Backend, Listener, Node, Pool, Process, Queue, Route, Source, Status, Track, Vip, Witness, Worker,
 };
 use crate::config::model;
 use crate::health::State;
 use crate::link;
+use crate::routing::{ByName, Routing};
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{BUCKETS_US, Histogram, ProcessStats};
 
@@ -171,7 +172,8 @@ fn listener(listener: &snapshot::Listener) -> Listener {
         name: listener.config.name.clone(),
         protocol: protocol(listener.config.protocol).into(),
         bind: listener.config.bind.iter().map(|bind| bind.to_string()).collect(),
-        pool: listener.pool.to_string(),
+        pool: listener.pool.as_deref().unwrap_or_default().into(),
+        routes: listener.routing.iter().flat_map(Routing::iter).map(route).collect(),
         active: stats.active.get(),
         accepted: stats.shards.sum(|shard| &shard.accepted),
         refused: stats.refused(),
@@ -179,6 +181,14 @@ fn listener(listener: &snapshot::Listener) -> Listener {
         bytes_out: stats.shards.sum(|shard| &shard.bytes_out),
         datagrams_in: stats.shards.sum(|shard| &shard.datagrams_in),
         datagrams_out: stats.shards.sum(|shard| &shard.datagrams_out),
+    }
+}
+
+fn route(way: &ByName) -> Route {
+    Route {
+        name: way.name.to_string(),
+        pool: way.pool.to_string(),
+        connections: way.connections.sum(|n| n),
     }
 }
 

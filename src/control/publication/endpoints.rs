@@ -17,6 +17,7 @@ use super::sockets::{self, Assigned, BindError, Bound};
 use crate::config::model::{self, Config, Protocol};
 use crate::gate::Gate;
 use crate::link::{Address, Endpoint, ListenSocket};
+use crate::routing::Routing;
 use crate::snapshot::{Listener, Listeners, Owner};
 use crate::stats::ListenerStats;
 
@@ -226,10 +227,14 @@ impl Endpoints {
             let bound = to_bind(listener, owner).into_iter().filter_map(kept).collect();
             let predecessor = old.map(|e| &*e.listener.gate);
             let gate = Gate::new(listener, stats.clone(), predecessor);
+            let pool = |ix: usize| config.pools[ix].policy.name.as_str().into();
+            let known = old.and_then(|e| e.listener.routing.as_ref());
+            let routing = Routing::new(listener, pool, workers, known);
             let listener = Arc::new(Listener {
                 id,
                 config: listener.clone(),
-                pool: config.pools[listener.pool].policy.name.as_str().into(),
+                pool: listener.pool.map(pool),
+                routing,
                 owner,
                 stats,
                 gate,

@@ -35,7 +35,7 @@ use crate::base::{Rng, Side};
 use crate::config::model::{Config, Protocol, SendProxy};
 use crate::link::{self, Command, EngineOrder, Record, Shared, Shed, SocketMove};
 use crate::queue::PoolQueue;
-use crate::relay::{Cause, proxy_header};
+use crate::relay::{Cause, hello, proxy_header};
 use crate::snapshot::Listeners;
 use crate::stats::{BackendStats, ListenerStats};
 use crate::sys::socket::ConnectError;
@@ -64,8 +64,17 @@ struct Nature {
     bulk: bool,
     urgent: bool,
     faulty: bool,
+    /// The listener has `routes`, and many clients send a hello first.
+    by_name: bool,
 }
 
+/// What clients ask for, and whether a route is for it.
+const NAMES: [(&str, bool); 4] = [
+    ("a.test", true),
+    ("X.b.test", true),
+    ("x.y.b.test", false),
+    ("elsewhere.test", false),
+];
 struct World {
     seed: u64,
     rng: Rng,
@@ -100,8 +109,14 @@ impl World {
         habits(&mut stream, rng, nature);
         if through_proxy {
             stream.prefix = proxy_header::build(SendProxy::V2, Protocol::Tcp, Some((peer, addr(WEB))));
-            stream.to_send += stream.prefix.len();
         }
+        if nature.by_name && rng.below(4) != 0 {
+            let (name, _) = NAMES[rng.below(NAMES.len() as u64) as usize];
+            let bytes_each = 1 + rng.below(200) as usize;
+            stream.prefix.extend(hello::tests::hello(name, [9; 32], bytes_each));
+            stream.asks_for = Some(name);
+        }
+        stream.to_send += stream.prefix.len();
         let nth = rng.below(self.workers.len() as u64) as usize;
         with(|kernel| {
             let queues = kernel.files().filter_map(|(_, file)| match file {

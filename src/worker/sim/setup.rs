@@ -15,12 +15,15 @@ use crate::config;
 use crate::gate::Gate;
 use crate::health::{Candidate, Eligibility, Standing};
 use crate::link::{Address, Command, ListenSocket, Shared, SocketMove};
+use crate::routing::Routing;
 use crate::snapshot::{Backend, Listener, Listeners, Owner, Pool, Snapshot};
 use crate::stats::{BackendStats, ListenerStats};
 use crate::worker::{Settings, Worker};
 
 pub(super) const WEB: &str = "10.0.0.1:80";
 pub(super) const DNS: &str = "10.0.0.1:53";
+/// Port of the backends that serve whom a route sends there.
+pub(super) const TLS: u16 = 8443;
 
 pub(super) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -38,6 +41,7 @@ impl World {
             bulk: odds(4),
             urgent: odds(2),
             faulty: !odds(4),
+            by_name: odds(2),
         };
         let mut text = String::from("{limits: {connections: ");
         text += if odds(6) { "6" } else { "1000" };
@@ -45,9 +49,9 @@ impl World {
         text += if odds(4) { "4" } else { "1000" };
         text += "}, listeners: {web: {bind: '10.0.0.1:80', pool: web, timeouts: {idle: ";
         text += if nature.timed {
-            "2s, half_close: 1s"
+            "2s, half_close: 1s, hello: 500ms"
         } else {
-            "60s, half_close: 60s"
+            "60s, half_close: 60s, hello: 5m"
         };
         text += if nature.timed && odds(3) { ", max_age: 3s}" } else { "}" };
         text += match (odds(4), odds(4)) {
@@ -55,14 +59,19 @@ impl World {
             (_, true) => ", limits: {connections: 3, per_source: 2}",
             _ => "",
         };
+        text += if nature.by_name {
+            ", routes: {a.test: tls, '*.b.test': tls}"
+        } else {
+            ""
+        };
         text += ", accept_proxy: {from: [198.51.100.0/24]}}, dns: {protocol: udp, bind: '10.0.0.1:53', pool: dns, udp: {idle: 1s";
         text += if odds(2) { ", replies: 1" } else { "" };
         text += if odds(4) { ", requests: 2}" } else { "}" };
         text += if odds(4) { ", limits: {connections: 3}" } else { "" };
         text += "}}, pools: {";
-        for (name, port) in [("web", 8080), ("dns", 53)] {
+        for (name, port) in [("web", 8080), ("dns", 53), ("tls", TLS)] {
             text += &format!("{name}: {{");
-            text += if name == "web" {
+            text += if name != "dns" {
                 "connect: {timeout: 1s, attempts: 3}, "
             } else {
                 ""
@@ -70,7 +79,7 @@ impl World {
             text += if odds(3) { "send_proxy: v2, " } else { "" };
             text += if odds(3) { "balance: source_hash, " } else { "" };
             let cap = if odds(3) { ", max_connections: 2" } else { "" };
-            text += if name == "web" && odds(2) {
+            text += if name != "dns" && odds(2) {
                 "queue: {length: 5, timeout: 60s}, "
             } else {
                 ""
@@ -154,10 +163,14 @@ impl World {
         let listeners = listeners.map(|(id, (config, stats))| {
             let before = self.listeners.get(id as u32).map(|known| &*known.gate);
             let gate = Gate::new(config, stats.clone(), before);
+            let pool = |ix: usize| self.config.pools[ix].policy.name.as_str().into();
+            let known = self.listeners.get(id as u32).and_then(|known| known.routing.as_ref());
+            let routing = Routing::new(config, pool, 1, known);
             Arc::new(Listener {
                 id: id as u32,
                 config: config.clone(),
-                pool: self.config.pools[config.pool].policy.name.as_str().into(),
+                pool: config.pool.map(pool),
+                routing,
                 owner: Owner::WORKERS,
                 stats: stats.clone(),
                 gate,

@@ -47,8 +47,10 @@ pub struct Stream {
     pub local: SocketAddr,
     pub peer: SocketAddr,
     pub handshake: Handshake,
-    /// Sent in front of the stream: a PROXY header.
+    /// Sent in front of the stream: a PROXY header, a TLS hello.
     pub prefix: Vec<u8>,
+    /// The server name in a TLS hello at the end of that.
+    pub asks_for: Option<&'static str>,
     /// Positions `read..arrived` of what the peer sends (prefix first) are in the receive queue.
     pub arrived: usize,
     pub read: usize,
@@ -91,6 +93,7 @@ impl Stream {
             peer,
             handshake: Handshake::Done,
             prefix: Vec::new(),
+            asks_for: None,
             arrived: 0,
             read: 0,
             to_send: 0,

@@ -2,21 +2,52 @@
 
 use std::collections::HashMap;
 
-use super::Nature;
+use super::setup::TLS;
 use super::stream::{Goodbye, NAME, Stream, byte};
+use super::{NAMES, Nature};
 use crate::base::Side;
-use crate::config::model::{Config, SendProxy};
+use crate::config::model::{BackendAddress, Config, SendProxy};
 use crate::link::Record;
 use crate::relay::{Cause, proxy_header};
 
-/// What a peer has received, without the PROXY header in front of it.
+/// What a peer has received, without the PROXY header and the TLS hello in front of it.
 fn content<'a>(stream: &'a Stream, config: &Config) -> &'a [u8] {
-    let has_header = stream.side == Side::Backend && config.pools[0].policy.send_proxy != SendProxy::Off;
-    match proxy_header::parse(&stream.got) {
+    if stream.side == Side::Client {
+        return &stream.got;
+    }
+    let pool = config.pools.iter().find(|pool| {
+        let mut backends = pool.backends.iter();
+        backends.any(|backend| backend.address == BackendAddress::Ip(stream.peer))
+    });
+    let has_header = pool.is_some_and(|pool| pool.policy.send_proxy != SendProxy::Off);
+    let got = match proxy_header::parse(&stream.got) {
         proxy_header::Parsed::Header { len, .. } if has_header => &stream.got[len..],
         _ if has_header => &[],
-        _ => &stream.got,
+        _ => &stream.got[..],
+    };
+    match got {
+        [22, 3, 1, ..] => after_hello(got),
+        _ => got,
     }
+}
+
+/// What comes behind the records of a hello; nothing while it is not whole.
+fn after_hello(mut bytes: &[u8]) -> &[u8] {
+    let mut message = Vec::new();
+    while let [22, 3, 1, high, low, rest @ ..] = bytes {
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        let Some((record, rest)) = rest.split_at_checked(len) else {
+            break;
+        };
+        message.extend(record);
+        bytes = rest;
+        if let [1, high, middle, low, body @ ..] = &message[..]
+            && body.len() == u32::from_be_bytes([0, *high, *middle, *low]) as usize
+        {
+            return rest;
+        }
+    }
+    &[]
 }
 
 /// Who has sent it, if that much has arrived.
@@ -48,6 +79,15 @@ pub(super) fn check(seed: u64, nature: Nature, config: &Config, streams: Vec<Str
             continue;
         };
         assert_ne!(partner.side, stream.side, "{who:?}");
+        // Who takes too long is served like the rest.
+        if let (Side::Backend, Some(asked), false) = (stream.side, partner.asks_for, nature.timed) {
+            let has_route = NAMES.iter().any(|(name, has_route)| *name == asked && *has_route);
+            assert_eq!(stream.peer.port() == TLS, has_route, "{who:?} serves {asked}");
+        }
+        assert!(
+            stream.side == Side::Client || stream.peer.port() != TLS || partner.asks_for.is_some(),
+            "{who:?} serves a client without a name"
+        );
         let wrong = got.iter().enumerate().find(|(at, got)| **got != byte(partner.who, *at));
         let expected = wrong.map(|(at, _)| {
             (at..got.len().min(at + 4))

@@ -9,6 +9,7 @@ use crate::flow::{Endpoints, Proof, Tally};
 use crate::gate::ListenerPermit;
 use crate::link::{Address, Record};
 use crate::relay::{By, Cause};
+use crate::routing::Asked;
 use crate::snapshot::{Backend, BackendPermit, Listener};
 use crate::worker::os::udp::{self, Trouble};
 
@@ -266,6 +267,7 @@ impl Session {
             closed_by,
             cause,
             interim: false,
+            asked: Asked::default(),
         }
     }
 }
