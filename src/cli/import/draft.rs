@@ -373,9 +373,14 @@ fn cut(tree: &Node, path: &str) -> Cut {
     if steps.iter().any(|(_, _, rule)| guards(rule)) {
         steps.truncate(2);
     }
-    // A row that is required takes its section with it.
+    // A row that is required takes its section with it, and a pool its listener; of routes each is for itself.
+    let takes_more = |rule: &str| match rule {
+        "listeners.*.pool" => true,
+        "listeners.*.routes.*" => false,
+        rule => field(rule).is_some_and(|row| row.missing == Missing::Refused),
+    };
     while let Some((_, _, rule)) = steps.last()
-        && field(rule).is_some_and(|row| row.missing == Missing::Refused)
+        && takes_more(rule)
         && steps.len() > 1
     {
         steps.pop();

@@ -114,6 +114,39 @@ fn haproxy_lines() {
         ),
         ("bind :80\nacl a path /\nuse_backend x if a", "", &[2, 3]),
         (
+            "bind :80\nuse_backend l if { req.ssl_sni -i A.test b.test. }",
+            "routes: {a.test: l, b.test: l}",
+            &[],
+        ),
+        (
+            "bind :80\ntcp-request inspect-delay 7s\ntcp-request content accept if { req_ssl_hello_type 1 }\n\
+             acl web req_ssl_sni -i www.test\nacl web req.ssl_sni,lower ftp.test\nuse_backend l if web or { req.ssl_sni db.test }",
+            "routes: {www.test: l, ftp.test: l, db.test: l}",
+            &[],
+        ),
+        (
+            "bind :80\ntcp-request inspect-delay 7s\nuse_backend l if { req.ssl_sni a.test }",
+            "timeouts: {idle: 1m, hello: 7s}",
+            &[],
+        ),
+        (
+            "bind :80\nuse_backend l if { req.ssl_sni -m end .a.test }",
+            "routes: {\"*.a.test\": l}",
+            &[2],
+        ),
+        ("bind :80\nuse_backend l if { req.ssl_sni -m end a.test }", "", &[2]),
+        ("bind :80\nuse_backend l if { req.ssl_sni -m dom a.test }", "", &[2]),
+        ("bind :80\nuse_backend l if { req.ssl_sni -f /names }", "", &[2]),
+        (
+            "bind :80\nuse_backend l if { req.ssl_sni a.test } { src 10.0.0.1 }",
+            "",
+            &[2],
+        ),
+        ("bind :80\nuse_backend l unless { req.ssl_sni a.test }", "", &[2]),
+        ("bind :80\nuse_backend x if { req.ssl_sni a.test }", "", &[2]),
+        ("bind :80\nuse_backend %[req.ssl_sni,lower,map(/m)]", "", &[2]),
+        ("bind :80\nuse_backend l if { req.ssl_sni 10.0.0.1 }", "", &[2]),
+        (
             "bind :80\nserver s 10.0.0.2 weight 5 maxconn 9",
             "- {name: s, address: 10.0.0.2, weight: 5, max_connections: 9}",
             &[],
@@ -319,10 +352,31 @@ fn nginx_lines() {
         ),
         ("listen 80; allow 10.0.0.0/8; deny all;", "allow: [10.0.0.0/8]", &[]),
         ("listen 80; ssl_preread on; js_access x; nonsense;", "", &[1]),
+        ("listen 80; preread_timeout 7s;", "pool: u", &[]),
     ];
     let head = "stream {\nlimit_conn_zone $binary_remote_addr zone=addr:10m;\nproxy_connect_timeout 1s;\n\
                 upstream u { server 10.0.0.1:80; }\nserver {\n";
     hold(head, rows, "proxy_pass u;\n}\n}\n");
+    let names: &[Row] = &[
+        ("a.test u;\ndefault v;", "routes: {a.test: u}", &[]),
+        ("a.test u;\ndefault v;", "pool: v", &[]),
+        ("A.test u;\nb.test. v;", "routes: {a.test: u, b.test: v}", &[]),
+        ("hostnames;\n*.a.test u;\ndefault v;", "routes: {\"*.a.test\": u}", &[2]),
+        (
+            "hostnames;\n.a.test u;\nA.test v;",
+            "routes: {a.test: v, \"*.a.test\": u}",
+            &[2],
+        ),
+        ("*.a.test u;\ndefault v;", "pool: v", &[1]),
+        ("~^x u;\ndefault v;", "pool: v", &[1]),
+        ("a.test $other;\ndefault v;", "pool: v", &[1]),
+        ("include names;\nb.test u;", "routes: {b.test: u}", &[1]),
+    ];
+    let head = "stream {\nupstream u { server 10.0.0.1:80; }\nupstream v { server 10.0.0.2:80; }\n\
+                server { listen 1; proxy_pass u; }\nserver { listen 2; proxy_pass v; }\n\
+                server { listen 443; ssl_preread on; preread_timeout 9s; proxy_pass $name; }\n\
+                map $ssl_preread_server_name $name {\n";
+    hold(head, names, "}\n}\n");
     let upstream: &[Row] = &[
         (
             "server 10.0.0.2:80 weight=3 max_conns=9 backup;",

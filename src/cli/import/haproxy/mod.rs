@@ -4,6 +4,7 @@
 //! of each section that inherits it.
 
 mod address;
+mod names;
 mod server;
 mod source;
 mod words;
@@ -199,6 +200,14 @@ fn listener(proxy: &Proxy, pools: &HashMap<&str, (String, &Proxy)>, draft: &mut 
             );
         }
     }
+    let routes = names::routes(proxy, pools, draft);
+    if pool.is_none() && !routes.is_empty() && !bounds.is_empty() {
+        let Some((_, behind)) = pools.values().find(|(name, _)| *name == routes[0].1) else {
+            unreachable!("routes lead to pools");
+        };
+        timeouts(proxy, behind, &mut section);
+        return finish(proxy, section, &routes, draft);
+    }
     let Some((pool, from)) = pool else {
         draft.remark(
             proxy.head,
@@ -223,6 +232,17 @@ fn listener(proxy: &Proxy, pools: &HashMap<&str, (String, &Proxy)>, draft: &mut 
     }
     section.put("pool", from, pool);
     timeouts(proxy, behind, &mut section);
+    finish(proxy, section, &routes, draft);
+}
+
+/// Adds a listener, with its routes by server name and what else its frontend says.
+fn finish(proxy: &Proxy, mut section: Section, routes: &[(String, String, &Statement)], draft: &mut Draft) {
+    for (name, pool, line) in routes {
+        section.name_value("routes", name, line, pool);
+    }
+    if let Some((delay, line)) = names::delay(proxy).filter(|_| !routes.is_empty()) {
+        section.put("timeouts.hello", line, delay);
+    }
     front(proxy, &mut section, draft);
     let name = draft.listener_name(proxy.name());
     draft.listener(name, proxy.head, section);
@@ -262,12 +282,16 @@ fn front(proxy: &Proxy, section: &mut Section, draft: &mut Draft) {
             ("clitcpka-idle", _) => keepalive(section, "keepalive.idle", line, draft),
             ("clitcpka-intvl", _) => keepalive(section, "keepalive.interval", line, draft),
             ("clitcpka-cnt", _) => section.put("keepalive.probes", line, value()),
+            ("tcp-request", "content") if names::awaits_hello(line) && section.has("routes") => {}
+            ("tcp-request", "inspect-delay") if section.has("routes") => {}
             ("tcp-request", "connection" | "content") => match source::rule(line, &acls) {
                 source::Read::Rule(rule) => rules.push((rule, line)),
                 source::Read::Other(why) => draft.remark(line, why),
             },
+            ("acl", _) if names::is_about_names(line) => {}
             ("acl", _) => acls.explain(line, draft),
-            ("use_backend", _) => draft.remark(line, source::use_backend(line)),
+            // Those that have a meaning are in `routes`, of others that has been said.
+            ("use_backend", _) => {}
             _ if proxy.kind() == "frontend" => remark(line, words::PROXY, draft),
             // A `listen` has had the rest said as a pool.
             _ => {}

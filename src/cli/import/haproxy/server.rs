@@ -417,6 +417,8 @@ fn policy(proxy: &Proxy, line: &Statement, section: &mut Section, draft: &mut Dr
         ("tcp-request", _) if proxy.kind() == "backend" => {
             draft.remark(line, "rules about sources stand with the listener: `allow`, `deny`");
         }
+        // Said with the listener's routes.
+        ("tcp-request", "inspect-delay") if super::names::has_rules(proxy) => {}
         _ => remark(line, words::PROXY, draft),
     }
 }

@@ -1,4 +1,4 @@
-//! Rules about sources: `acl NAME src`, `tcp-request connection|content accept|reject`, and what `use_backend` asks for.
+//! Rules about sources: `acl NAME src`, `tcp-request connection|content accept|reject`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -151,15 +151,6 @@ fn term(words: &[String], acls: &Acls) -> Result<(bool, Vec<IpNet>), String> {
         Some(Ok(nets)) => Ok((negated, nets.clone())),
         Some(Err(why)) => Err(format!("its `{first}` {why}")),
         None => Err(format!("there is no acl `{}`", crate::config::shorten(first))),
-    }
-}
-
-/// What to do in place of `use_backend`.
-pub fn use_backend(line: &Statement) -> String {
-    let sni = line.words.iter().any(|word| word.contains("ssl_sni"));
-    match sni {
-        true => "a pool is not chosen by the server name: give each name an address, and a listener, of its own".into(),
-        false => "a listener has one pool: give each backend an address, and a listener, of its own".into(),
     }
 }
 

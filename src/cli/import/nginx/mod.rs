@@ -4,6 +4,7 @@
 //! How to connect stands with the server there and with the pool here, so servers that share an upstream and connect in
 //! different ways get a pool each.
 
+mod names;
 mod words;
 
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ const SERVER: &[&str] = &[
     "deny",
     "set_real_ip_from",
     "proxy_ssl",
+    "ssl_preread",
+    "preread_timeout",
 ];
 
 /// What stands around a server, and the names that it may use.
@@ -99,6 +102,7 @@ fn stream(block: &[Statement], draft: &mut Draft) {
         match statement.word(0) {
             "server" => server(statement, &mut stream, draft),
             "upstream" => {}
+            _ if names::is_map(statement) => {}
             word if SERVER.contains(&word) => {}
             _ => remark(statement, draft),
         }
@@ -178,9 +182,6 @@ fn server<'s>(server: &'s Statement, stream: &mut Stream<'s>, draft: &mut Draft)
         let Some(first) = of_kind.first() else { continue };
         let target = pass.word(1);
         let connect = connect(&inherited, udp, draft);
-        let Some(pool) = pool(pass, target, &connect, stream, draft) else {
-            return;
-        };
         let mut section = Section::new(server);
         of_kind
             .iter()
@@ -188,7 +189,31 @@ fn server<'s>(server: &'s Statement, stream: &mut Stream<'s>, draft: &mut Draft)
         if udp {
             section.put("protocol", first.from, "udp");
         }
-        section.put("pool", pass, &pool);
+        let reads = inherited("ssl_preread").pop().is_some_and(|s| s.word(1) == "on") && !udp;
+        let named = match target.starts_with('$') {
+            true => names::targets(around, target, draft),
+            false => None,
+        };
+        let (routes, rest) = named.unwrap_or((Vec::new(), Some((target, pass))));
+        for (name, target, line) in routes.iter().filter(|_| reads) {
+            if let Some(pool) = pool(line, target, &connect, stream, draft) {
+                section.name_value("routes", name, line, pool);
+            }
+        }
+        let has_routes = section.has("routes");
+        let rest = rest.and_then(|(target, from)| Some((pool(from, target, &connect, stream, draft)?, from)));
+        if rest.is_none() && !has_routes {
+            return;
+        }
+        if let Some((pool, from)) = &rest {
+            section.put("pool", from, pool);
+        }
+        if let Some(timeout) = inherited("preread_timeout").pop().filter(|_| has_routes) {
+            match time::nginx(timeout.word(1)) {
+                Some(time) => section.put("timeouts.hello", timeout, time::text(time)),
+                None => draft.remark(timeout, "is no duration"),
+            }
+        }
         section.rules(&rules);
         if let Some(listen) = of_kind.iter().find(|listen| listen.proxy) {
             let trusted = inherited("set_real_ip_from");
@@ -212,7 +237,8 @@ fn server<'s>(server: &'s Statement, stream: &mut Stream<'s>, draft: &mut Draft)
                 limit(statement, udp, &stream.zones, &mut section, draft);
             }
         }
-        let name = draft.listener_name(&pool);
+        let named = rest.map_or("tls".into(), |(pool, _)| pool);
+        let name = draft.listener_name(&named);
         draft.listener(name, server, section);
     }
 }

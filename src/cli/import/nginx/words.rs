@@ -42,7 +42,7 @@ const REMARKS: &[(&str, &str)] = &[
     ("log_format", "records are key=value, or JSON: `log.format`"),
     (
         "map",
-        "a pool is not chosen by a variable: give each case an address, and a listener, of its own",
+        "a pool is chosen by `$ssl_preread_server_name` only: give each other case an address, and a listener, of its own",
     ),
     (
         "split_clients",
@@ -75,11 +75,6 @@ const REMARKS: &[(&str, &str)] = &[
     ("proxy_session_drop", "write `on_down: close`"),
     ("proxy_protocol_timeout", ""),
     ("preread_buffer_size", ""),
-    ("preread_timeout", ""),
-    (
-        "ssl_preread",
-        "a pool is not chosen by the server name: give each name an address, and a listener, of its own",
-    ),
     ("health_check", "probes are on by default: `health` of the pool"),
     ("health_check_timeout", "`health.timeout` of the pool"),
     ("js_", "programs are not run"),
