@@ -7,6 +7,7 @@ mod common;
 mod accounts;
 mod attempts;
 mod balance;
+mod behind_proxy;
 mod drain;
 mod explain;
 mod limits;
