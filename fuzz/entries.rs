@@ -26,7 +26,8 @@ pub fn config(bytes: &[u8]) {
             let budget = weir::config::Budget::new(&loaded.config, 20_000, 2);
             let _ = (budget.refusal(&loaded.config), budget.needed());
             for listener in &loaded.config.listeners {
-                assert!(listener.pool < loaded.config.pools.len());
+                assert!(listener.pools().all(|pool| pool < loaded.config.pools.len()));
+                assert!(listener.pools().next().is_some());
             }
         }
         Err(errors) => {
@@ -89,6 +90,91 @@ pub fn proxy_header(bytes: &[u8]) {
         }
         Parsed::Incomplete => assert!(seen.len() < HEADER_MAX),
         Parsed::Invalid => {}
+    }
+}
+
+/// The first bytes of a connection to a listener with `routes`, as they come in piece by piece; and the same as what a hello holds.
+pub fn hello(bytes: &[u8]) {
+    use weir::relay::hello::{HELLO_MAX, Hello, read};
+    let look = |bytes: &[u8]| {
+        let seen = &bytes[..bytes.len().min(HELLO_MAX)];
+        let whole = read(seen);
+        match &whole {
+            Hello::Name(name) => {
+                assert!(!name.is_empty() && !name.ends_with('.') && name.is_ascii());
+                assert!(!name.bytes().any(|b| b.is_ascii_uppercase() || b.is_ascii_control()));
+            }
+            Hello::Incomplete => assert!(seen.len() < HELLO_MAX),
+            Hello::Nameless | Hello::TooLarge => {}
+        }
+        // What is decided stays decided.
+        for part in [1, seen.len() / 4, seen.len() / 2, seen.len().saturating_sub(1)] {
+            let begun = read(&seen[..part.min(seen.len())]);
+            assert!(
+                begun == Hello::Incomplete || begun == whole,
+                "{begun:?}, then {whole:?}"
+            );
+        }
+    };
+    look(bytes);
+    let body = &bytes[..bytes.len().min(HELLO_MAX - 9)];
+    let [_, high, middle, low] = (body.len() as u32).to_be_bytes();
+    let message = [&[1, high, middle, low], body].concat();
+    let [high, low] = (message.len() as u16).to_be_bytes();
+    look(&[&[22, 3, 1, high, low], &message[..]].concat());
+}
+
+/// What backends and their agents answer to probes, as it comes in piece by piece.
+pub fn answers(bytes: &[u8]) {
+    use weir::health::agent;
+    use weir::health::answer::{Expected, Judged};
+    let expected = [
+        Expected::Connection,
+        Expected::Bytes([].into()),
+        Expected::Bytes(b"+PONG"[..].into()),
+        Expected::Http([200..=399].into()),
+        Expected::Line,
+    ];
+    for expected in expected {
+        for part in [0, 1, bytes.len() / 2, bytes.len().saturating_sub(1)] {
+            let begun = expected.judge(&bytes[..part.min(bytes.len())], false);
+            // What has passed stays so.
+            if let Judged::Passed(_) = begun {
+                assert_eq!(expected.judge(bytes, true), begun, "{expected:?}");
+            }
+        }
+        let judged = expected.judge(bytes, true);
+        assert_ne!(judged, Judged::More, "{expected:?}");
+        if let (Expected::Line, Judged::Passed(line)) = (&expected, &judged) {
+            assert!(agent::parse(line).percent.is_none_or(|percent| percent <= 256));
+        }
+    }
+}
+
+/// A configuration of HAProxy, nginx or keepalived: whatever comes out of it passes the check.
+pub fn import(bytes: &[u8]) {
+    use std::sync::Mutex;
+    use weir::cli::import::{Dialect, import};
+    static FILE: OnceLock<Mutex<tempfile::NamedTempFile>> = OnceLock::new();
+    // Of other files nothing is to be seen here.
+    if std::str::from_utf8(bytes).map_or(true, |text| text.contains("include")) {
+        return;
+    }
+    let file = FILE.get_or_init(|| Mutex::new(tempfile::NamedTempFile::new().unwrap()));
+    let file = file.lock().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    for dialect in [
+        None,
+        Some(Dialect::Haproxy),
+        Some(Dialect::Nginx),
+        Some(Dialect::Keepalived),
+    ] {
+        if let Ok(finished) = import(&[file.path().into()], dialect)
+            && let Some(yaml) = finished.yaml
+            && let Err(errors) = weir::config::parse("fuzz", &yaml)
+        {
+            panic!("{dialect:?} made\n{yaml}\n{errors}");
+        }
     }
 }
 

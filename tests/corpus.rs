@@ -39,6 +39,24 @@ fn proxy_header() {
     replay("proxy_header", entries::proxy_header);
 }
 
+/// Meant to fail when half a hello is taken for one without a name.
+#[test]
+fn hello() {
+    replay("hello", entries::hello);
+}
+
+/// Meant to fail when an answer without a line end waits for one behind its end.
+#[test]
+fn answers() {
+    replay("answers", entries::answers);
+}
+
+/// Meant to fail when what the checker refuses is not cut out.
+#[test]
+fn import() {
+    replay("import", entries::import);
+}
+
 #[test]
 fn beats() {
     replay("beats", entries::beats);

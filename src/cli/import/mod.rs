@@ -23,8 +23,10 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use self::draft::{Draft, Finished};
-use self::files::{Failed, Loader};
+use self::draft::Draft;
+pub use self::draft::Finished;
+pub use self::files::Failed;
+use self::files::Loader;
 use self::lex::{Statement, Style};
 use crate::app::EXIT_CONFIG;
 
@@ -121,7 +123,7 @@ fn head(files: &[PathBuf]) -> String {
 }
 
 /// Reads files and makes one configuration of them.
-fn import(files: &[PathBuf], from: Option<Dialect>) -> Result<Finished, Failed> {
+pub fn import(files: &[PathBuf], from: Option<Dialect>) -> Result<Finished, Failed> {
     let mut loader = Loader::default();
     let mut read = Vec::new();
     for path in files {
