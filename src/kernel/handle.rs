@@ -60,19 +60,19 @@ pub fn needed(config: &Config) -> Sizes {
         _ => super::tables::SLOTS_MAX.max(pool.backends.len()),
     };
     // Where backends answer from, and addresses of this host: see Core::publish.
-    let answering = |listener: &&model::Listener| {
-        let policy = &config.pools[listener.pool].policy;
-        policy.balance == Balance::SourceHash && policy.kernel_mode == KernelMode::Keep
+    let with_pool = || carried().filter_map(|listener| Some((listener, &config.pools[listener.pool?])));
+    let answering = |(_, pool): &(&model::Listener, &model::Pool)| {
+        pool.policy.balance == Balance::SourceHash && pool.policy.kernel_mode == KernelMode::Keep
     };
-    let places = |listener: &model::Listener| {
+    let places = |(listener, pool): (&model::Listener, &model::Pool)| {
         let same_port = |b: &&model::Backend| matches!(b.address, BackendAddress::SamePort(_));
-        let backends = &config.pools[listener.pool].backends;
+        let backends = &pool.backends;
         let same_port = backends.iter().filter(same_port).count() as u32;
         let ports: u32 = listener.bind.iter().map(ports).sum();
         backends.len() as u32 + same_port * ports
     };
-    let answers = match carried().any(|listener| answering(&listener)) {
-        true => HOST_ADDRESSES_MAX as u32 + carried().filter(answering).map(places).sum::<u32>(),
+    let answers = match with_pool().any(|carried| answering(&carried)) {
+        true => HOST_ADDRESSES_MAX as u32 + with_pool().filter(answering).map(places).sum::<u32>(),
         false => 0,
     };
     Sizes {

@@ -134,7 +134,7 @@ impl Load {
     /// client is.
     pub fn start(shared: &Arc<Shared>, service: &str, silent: usize) -> Load {
         let stream = |ix: usize| {
-            let kind = if ix % 2 == 0 { DOWNLOAD } else { UPLOAD };
+            let kind = if ix.is_multiple_of(2) { DOWNLOAD } else { UPLOAD };
             let (mut stream, shared) = (hello(service, kind, ix), shared.clone());
             std::thread::spawn(move || {
                 if kind == DOWNLOAD {
