@@ -935,6 +935,12 @@ impl World {
 
     pub fn fault(&mut self, fault: Fault) {
         self.note(|| format!("fault: {fault:?}"));
+        let unread_link = |n: usize| self.nodes[n].main_inbox.iter().any(|m| matches!(m, ToMain::Link(true)));
+        let held_like = match fault {
+            // Its link came while it stood still: it hears of that now, and begins anew.
+            Fault::Thaw(n) | Fault::Unpause(n, _) if unread_link(n) => Fault::Start(n),
+            _ => fault,
+        };
         match fault {
             Fault::Lose(a, b) => drop(self.network.lost.insert((a, b))),
             Fault::Mute(n) | Fault::Deafen(n) => {
@@ -1022,7 +1028,7 @@ impl World {
             Fault::Reload(n, which) => self.reload(n, which),
             Fault::Upgrade(n) => self.reload(n, self.nodes[n].setup),
         }
-        self.held_by = self.held_by.max(self.now + self.until_held(&fault));
+        self.held_by = self.held_by.max(self.now + self.until_held(&held_like));
         self.reconnect();
     }
 
