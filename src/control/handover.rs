@@ -21,7 +21,7 @@ impl Control {
         let tell = move |event| inputs.send(Input::Upgrade(event)).is_ok();
         let upgrade = &mut self.upgrade;
         match &upgrade.waiting {
-            Some((successor, _)) => successor.announce(&mut upgrade.inherited, tell)?,
+            Some((successor, _)) => successor.announce(&mut upgrade.inherited, self.leaving.before.clone(), tell)?,
             None => {
                 for label in upgrade.inherited.discard() {
                     log::warn!("a socket that was passed fits no listener and is closed: {label}");
@@ -131,7 +131,8 @@ impl Control {
                 if let Some(election) = self.vips.detach() {
                     done.hand_vips(election);
                 }
-                done.tell();
+                let leaving = self.leaving.clone();
+                done.tell(move |address, finished| leaving.leave(address, finished));
                 self.endpoints.forget();
                 self.engines.let_go();
                 self.closing = Some(self.engines.workers.barrier());

@@ -58,6 +58,7 @@ mod events;
 mod handover;
 #[cfg(test)]
 mod kinds;
+mod leaving;
 mod life;
 mod notifier;
 pub mod operator;

@@ -16,6 +16,7 @@ use super::election::vips::Vips;
 use super::engines::Engines;
 use super::event_log;
 use super::events;
+use super::leaving::Leaving;
 use super::life::Life;
 use super::notifier::Notifier;
 use super::operator::metrics::Peak;
@@ -73,6 +74,7 @@ pub struct Control {
     pub(super) reload_error: Option<String>,
     pub(super) reload_failures: u64,
     pub(super) vips: Vips,
+    pub(super) leaving: Leaving,
     pub(super) upgrade: Upgrade,
     pub(super) notifier: Notifier,
 }
@@ -112,9 +114,15 @@ impl Control {
         let waiting = upgrade.is_waiting();
         let mut inherit = |name: &str| upgrade.inherited.claim_own(name);
         let engines = Engines::start(workers, engines, &shared, &mut inherit, waiting)?;
-        let vips = Vips::new(shared.clone());
+        let leaving = Leaving::new(shared.clone());
+        let told = leaving.clone();
+        let vips = Vips::new(
+            shared.clone(),
+            Arc::new(move |address, finished| told.leave(address, finished)),
+        );
         let mut control = Control {
             vips,
+            leaving,
             source,
             inputs,
             failures,

@@ -125,11 +125,19 @@ impl Channel {
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control: &[ControlMessage] = if raw.is_empty() { &[] } else { &rights };
+        self.send_with(bytes, control, MsgFlags::MSG_NOSIGNAL)
+    }
+
+    /// Sends one message if there is room for it.
+    pub fn try_send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.send_with(bytes, &[], MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_with(&self, bytes: &[u8], control: &[ControlMessage], flags: MsgFlags) -> io::Result<()> {
         // A socket with a timeout is interrupted by signals even if their handlers ask for a restart (signal(7)).
         uninterrupted(|| {
             let parts = [IoSlice::new(bytes)];
-            let fd = self.0.as_raw_fd();
-            sendmsg::<()>(fd, &parts, control, MsgFlags::MSG_NOSIGNAL, None)
+            sendmsg::<()>(self.0.as_raw_fd(), &parts, control, flags, None)
         })?;
         Ok(())
     }

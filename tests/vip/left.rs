@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::hosts::*;
 use crate::whole::Whole;
@@ -166,6 +167,46 @@ fn a_worker_that_retires_resets_what_leaves() {
     a.order("demote");
     moving.iter_mut().for_each(is_reset);
     until(1_000, "moved", || b.holds(VIP) && !a.holds(VIP));
+    let ended = || fs::read_to_string(a.log()).unwrap().matches("cause=vip_moved").count();
+    until(2_000, "told in the log", || ended() == moving.len());
+}
+
+/// Connections end in the process where they began; each process that drains hears of what leaves from the one after it.
+///
+/// Seen to fail without the channel between them: the clients were never told.
+#[test]
+fn connections_that_upgrades_left_behind_are_reset_too() {
+    let net = Net::new(&["a", "b", "c"]);
+    let (a, b) = Whole::pair(&net);
+    let _echoes = [Echo::start(&a.ns), Echo::start(&b.ns)];
+    let c = net.ns("c");
+    let log = || fs::read_to_string(net.log("a")).unwrap();
+    let path = net.dir.path().join("a.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"200ms\"", "\"60s\"")).unwrap();
+    let mut own = connect(&c, &format!("{}:81", net.address("a")));
+    a.signal(Signal::SIGHUP);
+    until(5_000, "reloaded", || log().contains("reloaded"));
+
+    // "... 123 serves".
+    let pid = |text: &str| Some(Pid::from_raw(text.split(' ').next()?.parse().ok()?));
+    let (mut moving, mut serves) = (Vec::new(), a.pid());
+    for upgrades in 1..=2 {
+        moving.push(connect(&c, &format!("{VIP}:81")));
+        kill(serves, Signal::SIGUSR2).unwrap();
+        until(10_000, "upgraded", || {
+            log().matches("connections may finish here").count() == upgrades
+        });
+        serves = log()
+            .rsplit_once("upgrade: process ")
+            .and_then(|(_, then)| pid(then))
+            .unwrap();
+    }
+    moving.push(connect(&c, &format!("{VIP}:81")));
+    a.order("demote");
+    moving.iter_mut().for_each(is_reset);
+    until(1_000, "moved", || b.holds(VIP) && !a.holds(VIP));
+    works(&mut own);
     let ended = || fs::read_to_string(a.log()).unwrap().matches("cause=vip_moved").count();
     until(2_000, "told in the log", || ended() == moving.len());
 }

@@ -146,8 +146,12 @@ impl Whole {
         assert!(out.status.success(), "{out:?}");
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        kill(self.pid(), signal).unwrap();
     }
 }
 

@@ -409,7 +409,10 @@ impl Driver {
                     self.ask(ToKeeper::Release { target });
                 } else if !self.leaving.iter().any(|(left, ..)| *left == target) {
                     let finished = self.leave(vip);
-                    self.leaving.push((target, finished, now + LEAVING_MAX));
+                    // Another node may hold it as soon as it may no longer be here: no time for those who are not quick.
+                    let is_late = matches!(self.table.vip(vip).reason.lack(), Lack::NoQuorum | Lack::Frozen);
+                    let by = if is_late { now } else { now + LEAVING_MAX };
+                    self.leaving.push((target, finished, by));
                 }
             }
             Action::Beat => self.beat_due = true,

@@ -20,10 +20,13 @@ use crate::api::status;
 use crate::config::model::Failover;
 use crate::failover::words::Local;
 use crate::keeper::KeeperHandle;
-use crate::link::{Command, EngineOrder, Finished, Shared};
+use crate::link::{Finished, Shared};
 
 /// The control thread must have gone round within this time; it sleeps a second at most.
 const CONTROL_MAX: Duration = Duration::from_secs(10);
+
+/// Has connections to an address that leaves reset; the second is dropped when that is done. Never waits.
+pub type Leave = Arc<dyn Fn(IpAddr, Arc<Finished>) + Send + Sync>;
 
 /// What a configuration does to the election.
 pub enum Change {
@@ -40,6 +43,7 @@ pub enum Change {
 /// The running election, if there is one.
 pub struct Vips {
     shared: Arc<Shared>,
+    leave: Leave,
     running: Option<(ElectionHandle, String)>,
     /// Of an election that has ended.
     withdrawn: Option<KeeperHandle>,
@@ -47,9 +51,10 @@ pub struct Vips {
 
 impl Vips {
     /// Nothing runs yet.
-    pub fn new(shared: Arc<Shared>) -> Vips {
+    pub fn new(shared: Arc<Shared>, leave: Leave) -> Vips {
         Vips {
             shared,
+            leave,
             running: None,
             withdrawn: None,
         }
@@ -77,7 +82,7 @@ impl Vips {
                     Some(helpers) => helpers,
                     None => Helpers::start(config, None)?,
                 };
-                let process = process(&self.shared, config.dead_after);
+                let process = process(&self.shared, &self.leave, config.dead_after);
                 // Events are logged by the election itself; nobody else wants them.
                 let (events, _) = bounded(1);
                 let handle = Election::start(config, helpers, process, events)?;
@@ -119,7 +124,7 @@ impl Vips {
         let Some(config) = config else {
             return Ok(());
         };
-        let process = process(&self.shared, config.dead_after);
+        let process = process(&self.shared, &self.leave, config.dead_after);
         let (events, _) = bounded(1);
         let handle = Election::resume(config, election, process, events)?;
         self.running = Some((handle, config.node.clone()));
@@ -232,21 +237,11 @@ fn node(node: &NodeStatus) -> status::Node {
 }
 
 /// This process as the election sees it.
-fn process(shared: &Arc<Shared>, patience: Duration) -> Process {
-    let told = shared.clone();
-    let leave = move |address: IpAddr, finished: Arc<Finished>| {
-        let leave = EngineOrder::Leave { address, finished };
-        for worker in told.workers().iter().chain(told.retired_workers().iter()) {
-            // A queue that is full belongs to a worker that does not turn.
-            let _ = worker.try_send(Command::Order(leave.clone()));
-        }
-        for engine in told.engines().iter() {
-            engine.obey(leave.clone());
-        }
-    };
+fn process(shared: &Arc<Shared>, leave: &Leave, patience: Duration) -> Process {
+    let leave = leave.clone();
     Process {
         local: Box::new(local(shared.clone(), patience)),
-        leave: Box::new(leave),
+        leave: Box::new(move |address, finished| leave(address, finished)),
     }
 }
 

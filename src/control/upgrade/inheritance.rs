@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::{Event, Line, Note, START_MAX, VARIABLE};
+use super::{Before, Event, Line, Note, START_MAX, VARIABLE};
 use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::{InheritedSockets, Label};
@@ -111,10 +111,11 @@ impl Successor {
         let _ = self.line.say(&Note::Refused(reason));
     }
 
-    /// Says that this process could serve, and passes on what it is told.
+    /// Says that this process could serve, and passes on what it is told; `before` learns of the other one when it drains.
     pub fn announce(
         &self,
         sockets: &mut InheritedSockets,
+        before: Before,
         tell: impl Fn(Event) -> bool + Send + 'static,
     ) -> anyhow::Result<()> {
         let unused = sockets.discard();
@@ -123,7 +124,7 @@ impl Successor {
         line.0.set_timeout(std::time::Duration::ZERO)?;
         std::thread::Builder::new()
             .name("upgrade".into())
-            .spawn(move || listen(&line, tell))?;
+            .spawn(move || listen(&line, &before, tell))?;
         Ok(())
     }
 
@@ -133,9 +134,10 @@ impl Successor {
     }
 }
 
-/// Ends when this process has become the service, or is told to give up.
-fn listen(line: &Line, tell: impl Fn(Event) -> bool) {
+/// Ends when the other process has, or this one is told to give up.
+fn listen(line: &Line, before: &Before, tell: impl Fn(Event) -> bool) {
     let mut handed = Vec::new();
+    let mut is_main = false;
     loop {
         let heard = line.hear();
         match heard {
@@ -156,9 +158,12 @@ fn listen(line: &Line, tell: impl Fn(Event) -> bool) {
                 }
             }
             Ok(Some((Note::Main, _))) => {
+                is_main = true;
+                before.drains(line.clone());
                 tell(Event::Main);
-                return;
             }
+            Ok(Some((Note::Left(address), _))) => before.left(address),
+            Ok(None) | Err(_) if is_main => return before.is_gone(),
             Ok(Some((Note::Abandon, _))) => {
                 tell(Event::Abandoned);
                 return;

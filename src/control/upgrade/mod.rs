@@ -12,7 +12,7 @@
 //!   stops the election, names the successor             <-  Serving
 //!   Vips (keeper, beats, state)                         ->  goes on with the election
 //!   Main                                                ->  speaks for the service from now on
-//!   drains within shutdown_grace, ends
+//!   drains within shutdown_grace, ends                <-> Leaves, Left: addresses that leave this host meanwhile
 //! ```
 //!
 //! # Invariants
@@ -37,11 +37,14 @@
 //! An epoll registration belongs to the open file, which the duplicate keeps open. A worker that lets a socket go
 //! therefore deregisters it by hand before it closes its descriptor.
 
+mod before;
 mod inheritance;
 mod predecessor;
 mod state;
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -50,8 +53,9 @@ use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
-use crate::link::{Address, HandedSession, ListenSocket, SessionState};
+use crate::link::{Address, Finished, HandedSession, ListenSocket, SessionState};
 
+pub use before::Before;
 pub use inheritance::{Inheritance, Successor};
 pub use predecessor::{Handover, KNOWLEDGE_MAX, Predecessor, Program};
 pub use state::State;
@@ -94,6 +98,10 @@ enum Note {
     Refused(String),
     /// The successor serves.
     Serving,
+    /// An address leaves this host: reset the connections to it that have stayed.
+    Leaves(IpAddr),
+    /// That is done.
+    Left(IpAddr),
 }
 
 /// What control learns about an upgrade, on either side.
@@ -150,9 +158,14 @@ impl Done {
         }
     }
 
-    /// Tells the successor that it speaks for the service now.
-    pub fn tell(self) {
-        if let Err(error) = self.line.say(&Note::Main) {
+    /// Tells the successor that it speaks for the service now, and does what it says of addresses that leave.
+    pub fn tell(self, leave: impl Fn(IpAddr, Arc<Finished>) + Send + 'static) {
+        let line = self.line;
+        let outcome = line.say(&Note::Main).and_then(|()| {
+            let attend = move || drop(before::attend(&line, leave));
+            std::thread::Builder::new().name("upgrade".into()).spawn(attend)
+        });
+        if let Err(error) = outcome {
             log::warn!("upgrade: {error}");
         }
     }
@@ -169,6 +182,11 @@ impl Line {
 
     fn say_with(&self, note: &Note, fds: &[std::os::fd::BorrowedFd]) -> std::io::Result<()> {
         self.0.send(&serde_json::to_vec(note)?, fds)
+    }
+
+    /// The same without waiting for room.
+    fn try_say(&self, note: &Note) -> std::io::Result<()> {
+        self.0.try_send(&serde_json::to_vec(note)?)
     }
 
     /// The next note with its descriptors; `None` = the peer has gone.
