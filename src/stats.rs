@@ -15,6 +15,7 @@ use crossbeam_utils::CachePadded;
 use crate::balance::{decayed, peak_ewma};
 pub use crate::base::Gauge;
 use crate::flow::Dropped;
+use crate::health::FailureKind;
 use crate::relay::Cause;
 
 /// Time in which an old response time fades to 1/e.
@@ -199,14 +200,8 @@ pub struct BackendStats {
 pub struct BackendShard {
     /// Connections established, sessions opened.
     pub total: Count,
-    /// Failed attempts: refused.
-    pub refused: Count,
-    /// Failed attempts: timed out.
-    pub timed_out: Count,
-    /// Failed attempts: our own fault (no route, no ports, no descriptors).
-    pub local_errors: Count,
-    /// Connections reset before the first byte came back.
-    pub reset_early: Count,
+    /// Failures of real traffic, by kind.
+    pub failures: [Count; FailureKind::ALL.len()],
     /// Attempts that followed a failed one.
     pub retries: Count,
     /// Bytes to the backend.
@@ -215,6 +210,13 @@ pub struct BackendShard {
     pub bytes_out: Count,
     /// Time to connect.
     pub connect: Histogram,
+}
+
+impl BackendShard {
+    /// Counts a failure of real traffic.
+    pub fn failed(&self, kind: FailureKind) {
+        self.failures[kind as usize].add(1);
+    }
 }
 
 impl BackendStats {
@@ -240,11 +242,15 @@ impl BackendStats {
         let (old, at) = (self.latency_ns.get(), self.latency_at_ns.get());
         decayed(old, at, now.as_nanos() as u64, LATENCY_TAU_NS)
     }
+    /// Failures of real traffic of one kind.
+    pub fn failures(&self, kind: FailureKind) -> u64 {
+        self.shards.sum(|shard| &shard.failures[kind as usize])
+    }
     /// Failures of real traffic of every kind.
     pub fn failed(&self) -> u64 {
         self.shards
             .iter()
-            .flat_map(|s| [&s.refused, &s.timed_out, &s.local_errors, &s.reset_early])
+            .flat_map(|shard| &shard.failures)
             .map(Count::get)
             .sum()
     }

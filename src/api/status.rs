@@ -208,8 +208,10 @@ pub struct Backend {
     pub backup: bool,
     /// The word of a [`State`](crate::health::State).
     pub state: String,
-    /// Why.
+    /// Why, for people.
     pub reason: String,
+    /// Why, for scripts: the word of a [`Reason`](crate::health::Reason).
+    pub reason_code: String,
     /// Seconds in this state.
     pub since_s: u64,
     /// Live connections and sessions.

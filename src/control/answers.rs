@@ -125,14 +125,14 @@ impl Control {
             .map(|entry| {
                 let facts = BackendFacts {
                     state: Some(entry.state.state()),
-                    reason: entry.state.reason().to_string(),
+                    reason: Some(entry.state.reason()),
                     source: self
                         .discovery
                         .origin(&entry.backend.pool, &entry.backend.config.address),
                     weight: Some(entry.weight()),
                     since: now.saturating_duration_since(entry.state.since()),
                     probes: Times::sum([&entry.probes.seconds]),
-                    probe_failures: entry.probes.failures.get(),
+                    probe_failures: entry.probes.failed(),
                     probes_overdue: entry.probes.overdue.get(),
                 };
                 (entry.backend.identity, facts)

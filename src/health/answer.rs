@@ -5,6 +5,8 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use super::reason::{Reason, Remark};
+
 /// Bytes of an answer that are looked at.
 pub const ANSWER_MAX: usize = 16 << 10;
 /// Longest first line of an HTTP answer, and longest line of an agent.
@@ -28,10 +30,10 @@ pub enum Expected {
 pub enum Judged {
     /// It may still come.
     More,
-    /// As expected; a few words, or the agent's line.
-    Passed(String),
-    /// Not as expected; a few words.
-    Failed(String),
+    /// As expected; of an agent its line.
+    Passed(Remark),
+    /// Not as expected.
+    Failed(Remark),
 }
 
 impl Expected {
@@ -39,10 +41,12 @@ impl Expected {
     pub fn judge(&self, answer: &[u8], ended: bool) -> Judged {
         let full = answer.len() >= ANSWER_MAX;
         match self {
-            Expected::Connection => Judged::Passed("connect ok".into()),
-            Expected::Bytes(expect) if expect.is_empty() && (!answer.is_empty() || ended) => passed("answer ok"),
-            Expected::Bytes(expect) if contains(answer, expect) => passed("answer ok"),
-            Expected::Bytes(_) if full => Judged::Failed(format!("unexpected answer {}", excerpt(answer))),
+            Expected::Connection => Judged::Passed(Reason::ConnectOk.into()),
+            Expected::Bytes(expect) if expect.is_empty() && (!answer.is_empty() || ended) => {
+                Judged::Passed(Reason::AnswerOk.into())
+            }
+            Expected::Bytes(expect) if contains(answer, expect) => Judged::Passed(Reason::AnswerOk.into()),
+            Expected::Bytes(_) if full => Judged::Failed(unexpected(answer)),
             Expected::Http(statuses) => match first_line(answer, ended) {
                 Some(line) => http(line, statuses),
                 None if ended => Judged::Failed(closed(answer)),
@@ -50,7 +54,7 @@ impl Expected {
             },
             Expected::Line => match first_line(answer, ended) {
                 Some(line) => line_of_an_agent(line),
-                None if ended => Judged::Failed("the agent closed without a word".into()),
+                None if ended => Judged::Failed(Reason::Closed.says("the agent closed without a word")),
                 None => Judged::More,
             },
             Expected::Bytes(_) if ended => Judged::Failed(closed(answer)),
@@ -59,12 +63,13 @@ impl Expected {
     }
 }
 
-fn passed(words: &str) -> Judged {
-    Judged::Passed(words.into())
+/// Another answer than the expected one.
+pub fn unexpected(answer: &[u8]) -> Remark {
+    Reason::Unexpected.says(format!("unexpected answer {}", excerpt(answer)))
 }
 
-fn closed(answer: &[u8]) -> String {
-    format!("closed before the expected answer, got {}", excerpt(answer))
+fn closed(answer: &[u8]) -> Remark {
+    Reason::Closed.says(format!("closed before the expected answer, got {}", excerpt(answer)))
 }
 
 fn contains(answer: &[u8], part: &[u8]) -> bool {
@@ -86,7 +91,7 @@ fn http(line: &[u8], statuses: &[RangeInclusive<u16>]) -> Judged {
     let read = response.parse(line);
     match (read, response.code) {
         (Ok(_), Some(code)) if statuses.iter().any(|range| range.contains(&code)) => {
-            Judged::Passed(format!("HTTP {code}"))
+            Judged::Passed(Reason::HttpOk.says(format!("HTTP {code}")))
         }
         (Ok(_), Some(code)) => {
             let shown = |range: &RangeInclusive<u16>| match range.start() == range.end() {
@@ -94,21 +99,21 @@ fn http(line: &[u8], statuses: &[RangeInclusive<u16>]) -> Judged {
                 false => format!("{}-{}", range.start(), range.end()),
             };
             let wanted: Vec<String> = statuses.iter().map(shown).collect();
-            Judged::Failed(format!("HTTP {code}, not {}", wanted.join(", ")))
+            Judged::Failed(Reason::HttpStatus.says(format!("HTTP {code}, not {}", wanted.join(", "))))
         }
-        _ => Judged::Failed(format!("no HTTP answer, got {}", excerpt(line))),
+        _ => Judged::Failed(Reason::NotHttp.says(format!("no HTTP answer, got {}", excerpt(line)))),
     }
 }
 
 fn line_of_an_agent(line: &[u8]) -> Judged {
     match std::str::from_utf8(line) {
-        Ok(text) if line.len() <= LINE_MAX => Judged::Passed(text.trim().into()),
-        _ => Judged::Failed(format!("no line of an agent, got {}", excerpt(line))),
+        Ok(text) if line.len() <= LINE_MAX => Judged::Passed(Reason::Agent.says(text.trim().to_owned())),
+        _ => Judged::Failed(Reason::NotAnAgent.says(format!("no line of an agent, got {}", excerpt(line)))),
     }
 }
 
 /// The first bytes of an answer, safe to print.
-pub fn excerpt(bytes: &[u8]) -> String {
+fn excerpt(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(32)];
     let more = if bytes.len() > 32 { "..." } else { "" };
     format!("\"{}\"{more}", shown.escape_ascii())
@@ -130,78 +135,83 @@ mod tests {
         let endless = [b"HTTP/1.1 200 OK\r\n".as_slice(), &b"a: b\r\n".repeat(9000)].concat();
         let long = vec![b'x'; ANSWER_MAX];
         for (expected, answer, ended, judged) in [
-            (Expected::Connection, &b""[..], false, Passed("connect ok".into())),
+            (Expected::Connection, &b""[..], false, Passed(Reason::ConnectOk.into())),
             (bytes(b""), b"", false, More),
-            (bytes(b""), b"x", false, Passed("answer ok".into())),
-            (bytes(b""), b"", true, Passed("answer ok".into())),
+            (bytes(b""), b"x", false, Passed(Reason::AnswerOk.into())),
+            (bytes(b""), b"", true, Passed(Reason::AnswerOk.into())),
             (bytes(b"+PONG"), b"+PO", false, More),
-            (bytes(b"+PONG"), b"hello +PONG", false, Passed("answer ok".into())),
+            (bytes(b"+PONG"), b"hello +PONG", false, Passed(Reason::AnswerOk.into())),
             (
                 bytes(b"+PONG"),
                 b"+PO",
                 true,
-                Failed("closed before the expected answer, got \"+PO\"".into()),
+                Failed(Reason::Closed.says("closed before the expected answer, got \"+PO\"")),
             ),
-            (
-                bytes(b"+PONG"),
-                &long,
-                false,
-                Failed(format!("unexpected answer {}", excerpt(&long))),
-            ),
+            (bytes(b"+PONG"), &long, false, Failed(unexpected(&long))),
             (ok(), b"HTTP/1.1 200 OK\r", false, More),
-            (ok(), b"HTTP/1.1 200 OK\r\n", false, Passed("HTTP 200".into())),
-            (ok(), b"HTTP/1.0 200\n", false, Passed("HTTP 200".into())),
-            (ok(), &endless, false, Passed("HTTP 200".into())),
+            (
+                ok(),
+                b"HTTP/1.1 200 OK\r\n",
+                false,
+                Passed(Reason::HttpOk.says("HTTP 200")),
+            ),
+            (ok(), b"HTTP/1.0 200\n", false, Passed(Reason::HttpOk.says("HTTP 200"))),
+            (ok(), &endless, false, Passed(Reason::HttpOk.says("HTTP 200"))),
             (
                 ok(),
                 b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n",
                 true,
-                Passed("HTTP 302".into()),
+                Passed(Reason::HttpOk.says("HTTP 302")),
             ),
             (
                 ok(),
                 b"HTTP/1.1 503 No\r\n",
                 false,
-                Failed("HTTP 503, not 200, 300-399".into()),
+                Failed(Reason::HttpStatus.says("HTTP 503, not 200, 300-399")),
             ),
             (
                 ok(),
                 b"SSH-2.0-OpenSSH\r\n",
                 false,
-                Failed("no HTTP answer, got \"SSH-2.0-OpenSSH\\r\\n\"".into()),
+                Failed(Reason::NotHttp.says("no HTTP answer, got \"SSH-2.0-OpenSSH\\r\\n\"")),
             ),
             (
                 ok(),
                 b"HTTP/1.1 2000 OK\r\n",
                 false,
-                Failed("no HTTP answer, got \"HTTP/1.1 2000 OK\\r\\n\"".into()),
+                Failed(Reason::NotHttp.says("no HTTP answer, got \"HTTP/1.1 2000 OK\\r\\n\"")),
             ),
             (
                 ok(),
                 b"",
                 true,
-                Failed("closed before the expected answer, got \"\"".into()),
+                Failed(Reason::Closed.says("closed before the expected answer, got \"\"")),
             ),
             (
                 ok(),
                 &long,
                 false,
-                Failed(format!("no HTTP answer, got {}", excerpt(&long))),
+                Failed(Reason::NotHttp.says(format!("no HTTP answer, got {}", excerpt(&long)))),
             ),
             (Expected::Line, b"75%", false, More),
-            (Expected::Line, b"75%", true, Passed("75%".into())),
-            (Expected::Line, b"up 75%\nrest", false, Passed("up 75%".into())),
+            (Expected::Line, b"75%", true, Passed(Reason::Agent.says("75%"))),
+            (
+                Expected::Line,
+                b"up 75%\nrest",
+                false,
+                Passed(Reason::Agent.says("up 75%")),
+            ),
             (
                 Expected::Line,
                 b"",
                 true,
-                Failed("the agent closed without a word".into()),
+                Failed(Reason::Closed.says("the agent closed without a word")),
             ),
             (
                 Expected::Line,
                 b"\xff\n",
                 false,
-                Failed("no line of an agent, got \"\\xff\\n\"".into()),
+                Failed(Reason::NotAnAgent.says("no line of an agent, got \"\\xff\\n\"")),
             ),
         ] {
             assert_eq!(expected.judge(answer, ended), judged, "{}", excerpt(answer));

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use super::agent::Report;
 pub use super::order::Order;
 use super::outlier::Outlier;
+use super::reason::{FailureKind, Reason, Remark};
 use super::slow_start;
 use super::verdict::{Condition, Verdict};
 use crate::base::words;
@@ -122,15 +123,15 @@ pub struct Change {
     pub from: State,
     /// Now.
     pub to: State,
-    /// Why, in words.
-    pub reason: String,
+    /// Why.
+    pub reason: Remark,
 }
 
 /// What an agent has said so far.
 #[derive(Debug, Clone, PartialEq)]
 struct Agent {
-    /// Its words when it said that the backend is not fit.
-    unfit: Option<String>,
+    /// What it said when it said that the backend is not fit.
+    unfit: Option<Remark>,
     order: Order,
     percent: u32,
 }
@@ -150,9 +151,9 @@ pub struct BackendState {
     outlier: Outlier,
     order: Order,
     agent: Agent,
-    /// Last words of the probes and of the traffic.
-    probe_reason: String,
-    eject_reason: String,
+    /// What the probes, and the traffic that ejected it, said last.
+    probe_reason: Remark,
+    eject_reason: Remark,
     since: Instant,
     /// When it last returned; the ramp starts here.
     returned: Option<Instant>,
@@ -169,8 +170,8 @@ impl BackendState {
             outlier: Outlier::default(),
             order: Order::Ready,
             agent: Agent::default(),
-            probe_reason: String::new(),
-            eject_reason: String::new(),
+            probe_reason: Reason::NotProbed.into(),
+            eject_reason: Reason::NotProbed.into(),
             since: now,
             returned: None,
             is_newcomer: false,
@@ -202,17 +203,17 @@ impl BackendState {
         }
     }
 
-    /// Why it is in this state, in words.
-    pub fn reason(&self) -> &str {
+    /// Why it is in this state.
+    pub fn reason(&self) -> Remark {
         match self.state() {
-            State::Disabled | State::Drain if self.order >= self.agent.order => "by order",
-            State::Disabled | State::Drain => "its agent says so",
-            State::Ejected => &self.eject_reason,
+            State::Disabled | State::Drain if self.order >= self.agent.order => Reason::Order.into(),
+            State::Disabled | State::Drain => Reason::Agent.into(),
+            State::Ejected => self.eject_reason.clone(),
             State::Down if self.verdict.condition() != Condition::Down => match &self.agent.unfit {
-                Some(words) => words,
-                None => &self.probe_reason,
+                Some(remark) => remark.clone(),
+                None => self.probe_reason.clone(),
             },
-            State::Up | State::Down | State::Starting => &self.probe_reason,
+            State::Up | State::Down | State::Starting => self.probe_reason.clone(),
         }
     }
 
@@ -287,8 +288,8 @@ impl BackendState {
         self.outlier.until()
     }
 
-    /// A probe has ended; `reason` says how ("connect ok", "connection refused").
-    pub fn probed(&mut self, now: Instant, passed: bool, reason: &str) -> Option<Change> {
+    /// A probe has ended; `remark` says how ("connect ok", "connection refused").
+    pub fn probed(&mut self, now: Instant, passed: bool, remark: &Remark) -> Option<Change> {
         if !self.policy.probed {
             return None;
         }
@@ -296,7 +297,7 @@ impl BackendState {
             let turned = state.verdict.observe(passed, state.policy.rise, state.policy.fall);
             // Words of a result that has not changed the condition would contradict it.
             if turned || passed == (state.verdict.condition() == Condition::Up) {
-                reason.clone_into(&mut state.probe_reason);
+                remark.clone_into(&mut state.probe_reason);
             }
             if passed {
                 state.outlier.probe_passed(now);
@@ -310,16 +311,16 @@ impl BackendState {
     }
 
     /// Real work failed. `may_eject`: another backend of the pool could take the work.
-    pub fn failed(&mut self, now: Instant, reason: &str, may_eject: bool) -> Option<Change> {
+    pub fn failed(&mut self, now: Instant, kind: FailureKind, may_eject: bool) -> Option<Change> {
         let passive = self.policy.passive.clone()?;
         self.change(now, |state| {
             // A backend that takes no work anyway is not ejected for what it still had.
             let may_eject = may_eject && matches!(state.state(), State::Up | State::Starting);
             if let Some(length) = state.outlier.failed(now, &passive, may_eject) {
-                state.eject_reason = format!(
-                    "{} failures within {:?}, last: {reason}; ejected for {length:?}",
+                state.eject_reason = Reason::from(kind).says(format!(
+                    "{} failures within {:?}, last: {kind}; ejected for {length:?}",
                     passive.failures, passive.window
-                );
+                ));
             }
         })
     }
@@ -342,7 +343,7 @@ impl BackendState {
         self.change(now, |state| {
             match report.fit {
                 Some(true) => state.agent.unfit = None,
-                Some(false) => state.agent.unfit = Some(format!("its agent says: {words}")),
+                Some(false) => state.agent.unfit = Some(Reason::Agent.says(format!("its agent says: {words}"))),
                 None => {}
             }
             state.agent.order = report.order.unwrap_or(state.agent.order);
@@ -379,12 +380,12 @@ impl BackendState {
 
     fn start_over(&mut self) {
         let (verdict, reason) = if self.policy.probed {
-            (Verdict::default(), "not probed yet")
+            (Verdict::default(), Reason::NotProbedYet)
         } else {
-            (Verdict::unprobed(), "not probed")
+            (Verdict::unprobed(), Reason::NotProbed)
         };
         self.verdict = verdict;
-        reason.clone_into(&mut self.probe_reason);
+        self.probe_reason = reason.into();
     }
 
     fn change(&mut self, now: Instant, act: impl FnOnce(&mut BackendState)) -> Option<Change> {
@@ -401,312 +402,10 @@ impl BackendState {
         Some(Change {
             from,
             to,
-            reason: self.reason().to_owned(),
+            reason: self.reason(),
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Meant to notice: the
-    /// newcomer ready at once; without a ramp.
-    #[test]
-    fn newcomers_are_probed_first() {
-        let start = Instant::now();
-        for (probed, newcomer, before, share) in [
-            (true, true, Standing::New, 0..512),
-            (true, false, Standing::Untested, 1024..1025),
-            (false, true, Standing::Ready, 0..512),
-            (false, false, Standing::Ready, 1024..1025),
-        ] {
-            let policy = Policy {
-                slow_start: Some(10 * SECOND),
-                ..policy(probed)
-            };
-            let mut backend = match newcomer {
-                true => BackendState::newcomer(start, policy),
-                false => BackendState::new(start, policy),
-            };
-            assert_eq!(backend.standing(), before, "{probed} {newcomer}");
-            backend.probed(start, true, "connect ok");
-            assert_eq!(backend.standing(), Standing::Ready);
-            let found = backend.share(start + SECOND);
-            assert!(share.contains(&found), "{probed} {newcomer}: {found}");
-        }
-    }
-
-    fn policy(probed: bool) -> Policy {
-        Policy {
-            probed,
-            agent: true,
-            interval: 2 * SECOND,
-            rise: 2,
-            fall: 3,
-            passive: Some(Passive {
-                failures: 2,
-                window: 10 * SECOND,
-                eject: 10 * SECOND,
-            }),
-            slow_start: Some(10 * SECOND),
-        }
-    }
-
-    /// What may happen to a backend, each one second after the one before.
-    #[derive(Debug, Clone, Copy)]
-    enum Event {
-        Pass,
-        Fail,
-        /// As many failures of traffic as eject, if another backend is left.
-        Broken,
-        /// The same of the last backend.
-        BrokenLast,
-        Drain,
-        Down,
-        Ready,
-        /// Ten seconds pass.
-        Wait,
-        Reload,
-    }
-    use Event::*;
-
-    fn apply(backend: &mut BackendState, now: &mut Instant, event: Event) -> Option<Change> {
-        *now += SECOND;
-        match event {
-            Pass => backend.probed(*now, true, "connect ok"),
-            Fail => backend.probed(*now, false, "connection refused"),
-            Broken | BrokenLast => {
-                let first = backend.failed(*now, "reset", matches!(event, Broken));
-                first.or(backend.failed(*now, "reset", matches!(event, Broken)))
-            }
-            Drain => backend.order(*now, Order::Drain),
-            Down => backend.order(*now, Order::Down),
-            Ready => backend.order(*now, Order::Ready),
-            Wait => {
-                *now += 10 * SECOND;
-                backend.tick(*now)
-            }
-            Reload => {
-                let policy = backend.policy.clone();
-                backend.adopt(*now, policy, Orders::End)
-            }
-        }
-    }
-
-    /// The shortest way into each state, and then every event. rise 2 / fall 3, two failures eject for 10 s.
-    /// Broken on purpose: `Wait` ending the ejection of a probed backend; `Ready` not taking an ejection back.
-    #[test]
-    fn every_event_in_every_state() {
-        use State::{Disabled, Down as IsDown, Drain as Draining, Ejected, Starting, Up};
-        let events = [Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload];
-        #[rustfmt::skip]
-        let rows: [(&[Event], State, [State; 9]); 11] = [
-            //                            Pass      Fail      Broken    BrokenLast Drain    Down      Ready     Wait      Reload
-            (&[], Starting,              [Up,       IsDown,   Ejected,  Starting, Draining, Disabled, Starting, Starting, Starting]),
-            (&[Pass], Up,                [Up,       Up,       Ejected,  Up,       Draining, Disabled, Up,       Up,       Up]),
-            (&[Pass, Fail, Fail], Up,    [Up,       IsDown,   Ejected,  Up,       Draining, Disabled, Up,       Up,       Up]),
-            (&[Fail], IsDown,            [IsDown,   IsDown,   IsDown,   IsDown,   Draining, Disabled, IsDown,   IsDown,   IsDown]),
-            (&[Fail, Pass], IsDown,      [Up,       IsDown,   IsDown,   IsDown,   Draining, Disabled, IsDown,   IsDown,   IsDown]),
-            (&[Pass, Broken], Ejected,   [Ejected,  Ejected,  Ejected,  Ejected,  Draining, Disabled, Up,       Ejected,  Ejected]),
-            (&[Pass, Broken, Wait], Ejected, [Up,   Ejected,  Ejected,  Ejected,  Draining, Disabled, Up,       Ejected,  Ejected]),
-            (&[Pass, Drain], Draining,   [Draining, Draining, Draining, Draining, Draining, Disabled, Up,       Draining, Up]),
-            (&[Fail, Drain], Draining,   [Draining, Draining, Draining, Draining, Draining, Disabled, IsDown,   Draining, IsDown]),
-            (&[Pass, Down], Disabled,    [Disabled, Disabled, Disabled, Disabled, Draining, Disabled, Up,       Disabled, Up]),
-            (&[Down], Disabled,          [Disabled, Disabled, Disabled, Disabled, Draining, Disabled, Starting, Disabled, Starting]),
-        ];
-        for (path, state, wanted) in rows {
-            for (event, wanted) in events.into_iter().zip(wanted) {
-                let mut now = Instant::now();
-                let mut backend = BackendState::new(now, policy(true));
-                path.iter()
-                    .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
-                assert_eq!(backend.state(), state, "{path:?}");
-                let change = apply(&mut backend, &mut now, event);
-                assert_eq!(backend.state(), wanted, "{path:?} then {event:?}");
-                let reported = change.map(|change| (change.from, change.to));
-                assert_eq!(
-                    reported,
-                    (state != wanted).then_some((state, wanted)),
-                    "{path:?} then {event:?}"
-                );
-            }
-        }
-    }
-
-    /// Without probes: always up but for ejections, which time alone ends.
-    #[test]
-    fn without_probes() {
-        let mut now = Instant::now();
-        let mut backend = BackendState::new(now, policy(false));
-        let rows = [
-            (Fail, State::Up),
-            (Broken, State::Ejected),
-            (Pass, State::Ejected),
-            (Wait, State::Up),
-            (Drain, State::Drain),
-            (Ready, State::Up),
-        ];
-        assert_eq!((backend.state(), backend.reason()), (State::Up, "not probed"));
-        for (event, wanted) in rows {
-            apply(&mut backend, &mut now, event);
-            assert_eq!(backend.state(), wanted, "{event:?}");
-        }
-    }
-
-    /// Columns: way there, reason.
-    #[test]
-    fn reasons_are_those_of_the_state() {
-        let rows: [(&[Event], &str); 7] = [
-            (&[], "not probed yet"),
-            (&[Pass], "connect ok"),
-            (&[Pass, Fail], "connect ok"),
-            (&[Pass, Fail, Fail, Fail], "connection refused"),
-            (&[Fail, Pass], "connection refused"),
-            (&[Pass, Broken], "2 failures within 10s, last: reset; ejected for 10s"),
-            (&[Pass, Drain], "by order"),
-        ];
-        for (path, wanted) in rows {
-            let mut now = Instant::now();
-            let mut backend = BackendState::new(now, policy(true));
-            path.iter()
-                .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
-            assert_eq!(backend.reason(), wanted, "{path:?}");
-        }
-    }
-
-    /// Columns: way there, whether it ramps. Broken on purpose: a ramp after `starting`.
-    #[test]
-    fn returning_backends_ramp_up_and_new_ones_do_not() {
-        let rows: [(&[Event], bool); 7] = [
-            (&[Pass], false),
-            (&[Fail, Pass, Pass], true),
-            (&[Pass, Broken, Wait, Pass], true),
-            (&[Pass, Drain, Ready], true),
-            (&[Pass, Down, Ready], true),
-            (&[Down, Ready, Pass], false),
-            (&[Pass, Fail, Pass], false),
-        ];
-        for (path, wanted) in rows {
-            let mut now = Instant::now();
-            let mut backend = BackendState::new(now, policy(true));
-            path.iter()
-                .for_each(|&event| drop(apply(&mut backend, &mut now, event)));
-            assert_eq!(backend.state(), State::Up);
-            assert_eq!(backend.share(now) < slow_start::WHOLE, wanted, "{path:?}");
-            assert_eq!(backend.deadline(now).is_some(), wanted, "{path:?}");
-            let halfway = backend.share(now + 5 * SECOND);
-            assert_eq!(halfway, if wanted { 512 } else { 1024 }, "{path:?}");
-            assert_eq!(backend.share(now + 10 * SECOND), 1024, "{path:?}");
-            assert_eq!(backend.deadline(now + 10 * SECOND), None, "{path:?}");
-        }
-    }
-
-    #[test]
-    fn probes_come_sooner_in_doubt() {
-        let mut now = Instant::now();
-        let mut backend = BackendState::new(now, policy(true));
-        for (event, wanted_ms) in [
-            (Pass, 2000),
-            (Fail, 500),
-            (Fail, 500),
-            (Fail, 2000),
-            (Pass, 500),
-            (Pass, 2000),
-        ] {
-            apply(&mut backend, &mut now, event);
-            assert_eq!(backend.next_probe_in().as_millis(), wanted_ms, "after {event:?}");
-        }
-    }
-
-    #[test]
-    fn switching_probes_on_starts_over() {
-        let now = Instant::now();
-        let mut backend = BackendState::new(now, policy(true));
-        backend.probed(now, false, "connection refused");
-        assert_eq!(
-            backend.adopt(now, policy(false), Orders::End).map(|change| change.to),
-            Some(State::Up)
-        );
-        assert_eq!(
-            backend.adopt(now, policy(true), Orders::End).map(|change| change.to),
-            Some(State::Starting)
-        );
-    }
-
-    proptest! {
-        /// Any sequence: changes are reported exactly when the word changes, `since` moves with them, a share is whole
-        /// unless up, and following deadlines ends.
-        #[test]
-        fn reports_are_complete(path in proptest::collection::vec(0usize..9, 0..60), probed in any::<bool>()) {
-            let events = [Pass, Fail, Broken, BrokenLast, Drain, Down, Ready, Wait, Reload];
-            let mut now = Instant::now();
-            let mut backend = BackendState::new(now, policy(probed));
-            for at in path {
-                let (before, since) = (backend.state(), backend.since());
-                let change = apply(&mut backend, &mut now, events[at]);
-                prop_assert_eq!(change.is_some(), backend.state() != before);
-                prop_assert_eq!(backend.since(), if change.is_some() { now } else { since });
-                let share = backend.share(now);
-                prop_assert!((1..=1024).contains(&share) && (backend.state() == State::Up || share == 1024));
-                prop_assert!(!backend.reason().is_empty());
-            }
-            let mut steps = 0;
-            while let Some(at) = backend.deadline(now) {
-                now = now.max(at);
-                backend.tick(now);
-                steps += 1;
-                prop_assert!(steps < 300);
-            }
-        }
-    }
-
-    /// What an agent says holds until it says something else, beside the probes and below the operator.
-    /// Meant to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
-    #[test]
-    fn agents() {
-        use crate::health::agent::parse;
-        let mut now = Instant::now();
-        let mut backend = BackendState::new(now, policy(true));
-        apply(&mut backend, &mut now, Pass);
-        for (line, state, share, weight, reason) in [
-            ("up", State::Up, 1024, 10, "connect ok"),
-            ("down # disk", State::Down, 1024, 10, "its agent says: down # disk"),
-            ("75%", State::Down, 768, 10, "its agent says: down # disk"),
-            ("up", State::Up, 768, 10, "connect ok"),
-            ("drain", State::Drain, 768, 10, "its agent says so"),
-            ("maint 200%", State::Disabled, 1024, 20, "its agent says so"),
-            ("nonsense", State::Disabled, 1024, 20, "its agent says so"),
-            ("ready 0%", State::Up, 1, 0, "connect ok"),
-            ("100%", State::Up, 1024, 10, "connect ok"),
-        ] {
-            let change = backend.agent_said(now, parse(line), line);
-            // Beyond the ramp of a backend that returns.
-            now += 20 * SECOND;
-            let seen = (
-                backend.state(),
-                backend.share(now),
-                backend.weight(10),
-                backend.reason(),
-            );
-            assert_eq!(seen, (state, share, weight, reason), "{line} {change:?}");
-        }
-        backend.agent_said(now, parse("drain"), "drain");
-        backend.order(now, Order::Down);
-        assert_eq!((backend.state(), backend.reason()), (State::Disabled, "by order"));
-        backend.order(now, Order::Ready);
-        assert_eq!(backend.state(), State::Drain, "the agent has not changed its mind");
-        backend.adopt(
-            now,
-            Policy {
-                agent: false,
-                ..policy(true)
-            },
-            Orders::End,
-        );
-        assert_eq!(backend.state(), State::Up, "there is no agent any more");
-    }
-}
+mod tests;

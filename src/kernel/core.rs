@@ -21,7 +21,8 @@ use super::tables;
 use crate::base::rng::mix;
 use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
-use crate::link::{self, FailureKind, Record, Shared};
+use crate::health::FailureKind;
+use crate::link::{self, Record, Shared};
 use crate::relay::{By, Cause};
 use crate::routing::Asked;
 use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
@@ -495,11 +496,11 @@ impl Core {
             let shard = backend.stats.shards.kept_elsewhere();
             match cause {
                 Cause::ConnectFailed => {
-                    shard.refused.add(1);
+                    shard.failed(FailureKind::Refused);
                     shared.failed(backend.identity, FailureKind::Refused, Instant::now());
                 }
                 Cause::ConnectTimeout => {
-                    shard.timed_out.add(1);
+                    shard.failed(FailureKind::TimedOut);
                     shared.failed(backend.identity, FailureKind::TimedOut, Instant::now());
                 }
                 _ => {}

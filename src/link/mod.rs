@@ -19,7 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
-use crate::base::{Latest, LogLimit, words};
+use crate::base::{Latest, LogLimit};
+use crate::health::FailureKind;
 use crate::relay::{By, Cause};
 use crate::routing::Asked;
 use crate::snapshot::{Backend, Listener, Snapshot};
@@ -121,18 +122,6 @@ pub struct Failure {
     pub at: Instant,
     /// What.
     pub kind: FailureKind,
-}
-
-words! {
-    /// See [`Failure`].
-    pub enum FailureKind {
-        /// Connection refused.
-        Refused = "refused",
-        /// No answer in time.
-        TimedOut = "timed_out",
-        /// Reset before the first byte.
-        ResetEarly = "reset_early",
-    }
 }
 
 /// A handle on one worker.

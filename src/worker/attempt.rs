@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use super::Context;
 use super::origin::Origin;
 use crate::config::model::SendProxy;
-use crate::link::{Address, FailureKind};
+use crate::health::FailureKind;
+use crate::link::Address;
 use crate::relay::Cause;
 use crate::route::{self, Purpose};
 use crate::snapshot::{Backend, BackendPermit, Choice};
@@ -122,16 +123,16 @@ impl Attempt {
     pub(super) fn note_failure(&mut self, context: &mut Context, backend: &Backend, error: ConnectError) {
         self.last_error = Some(error);
         let shard = backend.stats.shards.of(context.id);
-        let (counter, report) = match error {
-            ConnectError::Refused => (&shard.refused, Some(FailureKind::Refused)),
-            ConnectError::Reset => (&shard.reset_early, Some(FailureKind::ResetEarly)),
-            ConnectError::TimedOut => (&shard.timed_out, Some(FailureKind::TimedOut)),
-            _ => (&shard.local_errors, None),
+        let kind = match error {
+            ConnectError::Refused => FailureKind::Refused,
+            ConnectError::Reset => FailureKind::ResetEarly,
+            ConnectError::TimedOut => FailureKind::TimedOut,
+            _ => FailureKind::LocalError,
         };
-        counter.add(1);
-        match report {
-            Some(kind) => context.shared.failed(backend.identity, kind, context.now),
-            None => context.shared.trouble(backend, error),
+        shard.failed(kind);
+        match kind {
+            FailureKind::LocalError => context.shared.trouble(backend, error),
+            kind => context.shared.failed(backend.identity, kind, context.now),
         }
     }
 }

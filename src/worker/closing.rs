@@ -9,7 +9,7 @@ use super::Context;
 use super::connection::{Connection, Next, Phase};
 use super::listen::seconds_and_probes;
 use crate::base::Side;
-use crate::link::FailureKind;
+use crate::health::FailureKind;
 use crate::relay::{By, Cause, Peer};
 use crate::worker::os::socket;
 
@@ -27,7 +27,7 @@ pub(super) fn reset(connection: &mut Connection, context: &Context, by: Side) ->
     let early = by == Side::Backend && connection.lanes.pair.moved_from(Side::Backend) == 0;
     if let Some(reached) = connection.backend.as_ref().filter(|_| early) {
         let backend = reached.place.backend();
-        backend.stats.shards.of(context.id).reset_early.add(1);
+        backend.stats.shards.of(context.id).failed(FailureKind::ResetEarly);
         context
             .shared
             .failed(backend.identity, FailureKind::ResetEarly, context.now);

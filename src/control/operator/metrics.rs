@@ -11,7 +11,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 
 use super::status::{self, BackendFacts, Facts, Times};
 use crate::api::status::VIP_STATES;
-use crate::health::State;
+use crate::health::{FailureKind, State};
 use crate::link;
 use crate::relay::Cause;
 use crate::routing::Routing;
@@ -174,7 +174,7 @@ impl Metrics<'_> {
                 "Attempts to connect here after one elsewhere had failed.",
             ),
             ("weir_backend_failures_total", "Failures of real traffic, by reason."),
-            ("weir_probe_failures_total", "Health probes that failed."),
+            ("weir_probe_failures_total", "Health probes that failed, by reason."),
             (
                 "weir_probe_overdue_total",
                 "Health probes overdue by three intervals: lost, or more due than may run.",
@@ -219,19 +219,15 @@ impl Metrics<'_> {
                 bytes.count(&[pool_label, name, ("direction", "in")], sum(|shard| &shard.bytes_in));
                 bytes.count(&[pool_label, name, ("direction", "out")], sum(|shard| &shard.bytes_out));
                 retries.count(&labels, sum(|shard| &shard.retries));
-                let reasons: [(&str, Field<BackendShard>); 4] = [
-                    ("refused", |shard| &shard.refused),
-                    ("timed_out", |shard| &shard.timed_out),
-                    ("local_error", |shard| &shard.local_errors),
-                    ("reset_early", |shard| &shard.reset_early),
-                ];
-                for (reason, field) in reasons {
-                    failures.count(&[pool_label, name, ("reason", reason)], sum(field));
+                for &kind in FailureKind::ALL {
+                    failures.count(&[pool_label, name, ("reason", kind.as_str())], stats.failures(kind));
                 }
                 let times = Times::sum(stats.shards.iter().map(|shard| &shard.connect));
                 connect.times(&labels, &times);
                 probes.times(&labels, &known.probes);
-                probe_failures.count(&labels, known.probe_failures);
+                for &(reason, n) in &known.probe_failures {
+                    probe_failures.count(&[pool_label, name, ("reason", reason.as_str())], n);
+                }
                 probes_overdue.count(&labels, known.probes_overdue);
             }
         }
@@ -581,140 +577,4 @@ impl Peak {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::status::{Arbiter, Node, Track, Vip, Witness};
-
-    fn render(facts: &Facts) -> String {
-        let metrics = Metrics {
-            snapshot: &Snapshot::default(),
-            workers: &[],
-            facts,
-        };
-        metrics.render()
-    }
-
-    #[test]
-    fn vips_and_nodes_have_samples() {
-        let vip = |address: &str, state: &str| Vip {
-            address: address.into(),
-            state: state.into(),
-            transitions: 3,
-            ..Vip::default()
-        };
-        let node = |name: &str, alive| Node {
-            name: name.into(),
-            alive,
-            last_beat_ms: None,
-            mismatch: (name == "b").then(|| "beat is 10 ms there, 50 ms here".into()),
-        };
-        let track = |name: &str, holds| Track {
-            name: name.into(),
-            holds,
-            ..Track::default()
-        };
-        let witness = |address: &str, up| Witness {
-            address: address.into(),
-            up,
-        };
-        let page = render(&Facts {
-            vips: vec![vip("10.0.0.100/24", "active"), vip("2001:db8::1/64", "standby")],
-            nodes: vec![node("b", true), node("c", false)],
-            witnesses: vec![witness("10.0.0.254:22", Some(false)), witness("10.0.0.253:22", None)],
-            tracks: vec![
-                track("gw", Some(true)),
-                track("uplink", Some(false)),
-                track("new", None),
-            ],
-            arbiter: Some(Arbiter {
-                up: Some(true),
-                votes: vec!["10.0.0.100".into()],
-                ..Arbiter::default()
-            }),
-            ..Facts::default()
-        });
-        for unknown in ["10.0.0.253", "new"] {
-            assert!(
-                !page.contains(&format!("\"{unknown}")),
-                "nothing is said of what is not known"
-            );
-        }
-        for line in [
-            "# TYPE weir_vip_held gauge",
-            "weir_vip_held{vip=\"10.0.0.100/24\"} 1",
-            "weir_vip_held{vip=\"2001:db8::1/64\"} 0",
-            "weir_vip_state{vip=\"2001:db8::1/64\",state=\"standby\"} 1",
-            "weir_vip_state{vip=\"2001:db8::1/64\",state=\"active\"} 0",
-            "# TYPE weir_vip_transitions_total counter",
-            "weir_vip_transitions_total{vip=\"10.0.0.100/24\"} 3",
-            "weir_node_alive{node=\"b\"} 1",
-            "weir_node_alive{node=\"c\"} 0",
-            "weir_node_config_mismatch{node=\"b\"} 1",
-            "weir_node_config_mismatch{node=\"c\"} 0",
-            "weir_witness_up{witness=\"10.0.0.254:22\"} 0",
-            "weir_track_up{track=\"gw\"} 1",
-            "weir_track_up{track=\"uplink\"} 0",
-            "weir_arbiter_up 1",
-            "weir_arbiter_votes 1",
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
-        }
-    }
-
-    #[test]
-    fn families_without_samples_are_left_out_and_labels_are_escaped() {
-        let page = render(&Facts::default());
-        assert!(
-            !page.contains("weir_vip_held") && !page.contains("weir_backend_up"),
-            "{page}"
-        );
-        let node = Node {
-            name: "a\"b\\c\nd".into(),
-            ..Node::default()
-        };
-        let page = render(&Facts {
-            nodes: vec![node],
-            ..Facts::default()
-        });
-        assert!(page.contains(r#"weir_node_alive{node="a\"b\\c\nd"} 0"#), "{page}");
-    }
-
-    /// Fails when buckets are not added up.
-    #[test]
-    fn histograms_are_cumulative_and_in_seconds() {
-        let mut times = Times::default();
-        for us in [50, 250, 400, 7_200_000_000] {
-            times.observe(Duration::from_micros(us));
-        }
-        let mut seconds = family(MetricType::HISTOGRAM, "t_seconds", "Help.");
-        seconds.times(&[], &times);
-        let page = TextEncoder::new().encode_to_string(&[seconds]).unwrap_or_default();
-        for line in [
-            "t_seconds_bucket{le=\"0.0001\"} 1",
-            "t_seconds_bucket{le=\"0.00025\"} 2",
-            "t_seconds_bucket{le=\"0.0005\"} 3",
-            "t_seconds_bucket{le=\"3600\"} 3",
-            "t_seconds_bucket{le=\"+Inf\"} 4",
-            "t_seconds_sum 7200.0007",
-            "t_seconds_count 4",
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
-        }
-    }
-
-    #[test]
-    fn a_peak_is_remembered_for_a_minute_and_forgotten_after_two() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let ms = Duration::from_millis;
-        let mut peak = Peak::new(start);
-        peak.observe(at(0), ms(5));
-        peak.observe(at(1), ms(3));
-        // (second, greatest by then)
-        for (second, greatest) in [(1, 5), (59, 5), (61, 5), (119, 5), (122, 0)] {
-            assert_eq!(peak.value(at(second)), ms(greatest), "{second}");
-        }
-        peak.observe(at(130), ms(9));
-        assert_eq!(peak.value(at(500)), ms(0), "nobody asked meanwhile");
-    }
-}
+mod tests;

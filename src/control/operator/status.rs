@@ -11,7 +11,7 @@ use crate::api::status::{
     Arbiter, Backend, Listener, Node, Pool, Process, Queue, Route, Source, Status, Track, Vip, Witness, Worker,
 };
 use crate::config::model;
-use crate::health::State;
+use crate::health::{Reason, Remark, State};
 use crate::link;
 use crate::routing::{ByName, Routing};
 use crate::snapshot::{self, Snapshot};
@@ -65,8 +65,8 @@ pub struct Facts {
 pub struct BackendFacts {
     /// `None`: nobody knows it any more.
     pub state: Option<State>,
-    /// Why, in a few words.
-    pub reason: String,
+    /// Why.
+    pub reason: Option<Remark>,
     /// Where it comes from, if not from the configuration.
     pub source: String,
     /// In this state.
@@ -75,8 +75,8 @@ pub struct BackendFacts {
     pub weight: Option<u32>,
     /// Probes so far.
     pub probes: Times,
-    /// Of them, failed.
-    pub probe_failures: u64,
+    /// Of them, failed; reasons that there were.
+    pub probe_failures: Vec<(Reason, u64)>,
     /// How often one was overdue by three intervals.
     pub probes_overdue: u64,
 }
@@ -222,7 +222,8 @@ fn backend(backend: &snapshot::Backend, facts: &Facts) -> Backend {
         weight: known.weight.unwrap_or(backend.config.weight),
         backup: backend.config.backup,
         state: known.state.map_or("", State::as_str).into(),
-        reason: known.reason,
+        reason: known.reason.as_ref().map_or_else(String::new, Remark::to_string),
+        reason_code: known.reason.map_or("", |remark| remark.reason.as_str()).into(),
         since_s: known.since.as_secs(),
         active: stats.active.get(),
         total: stats.shards.sum(|shard| &shard.total),

@@ -28,7 +28,7 @@ use crate::control::events;
 use crate::health::agent;
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
-use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Standing, State};
+use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Reason, Standing, State};
 use crate::link::{Failure, Shed};
 use crate::queue::PoolQueue;
 use crate::relay::Cause;
@@ -47,10 +47,19 @@ const PROBES_PAUSE: Duration = Duration::from_millis(20);
 pub struct ProbeStats {
     /// Durations of probes.
     pub seconds: Histogram,
-    /// Probes that failed.
-    pub failures: Count,
+    /// Probes that failed, by [`Reason`].
+    pub failures: [Count; Reason::ALL.len()],
     /// How often one was overdue.
     pub overdue: Count,
+}
+
+impl ProbeStats {
+    /// How many failed for which reason, of those reasons that there were.
+    pub fn failed(&self) -> Vec<(Reason, u64)> {
+        let counts = Reason::ALL.iter().zip(&self.failures);
+        let counts = counts.map(|(&reason, count)| (reason, count.get()));
+        counts.filter(|&(_, n)| n > 0).collect()
+    }
 }
 
 /// A backend and everything that is known of it.
@@ -301,24 +310,24 @@ impl Pools {
             self.schedule.finish(now, verdict.run, Duration::ZERO, 0);
             return;
         };
-        let (passed, reason) = match &verdict.result {
-            Ok(reason) => (true, reason),
-            Err(reason) => (false, reason),
+        let (passed, remark) = match &verdict.result {
+            Ok(remark) => (true, remark),
+            Err(remark) => (false, remark),
         };
         let entry = &mut self.pools[pool].entries[ix];
         if verdict.run.key != entry.backend.identity {
             return self.on_agent(verdict, pool, ix, now);
         }
         let change = if verdict.untried {
-            log::debug!("probe of {} could not be made: {reason}", news::name(&entry.backend));
+            log::debug!("probe of {} could not be made: {remark}", news::name(&entry.backend));
             None
         } else {
             entry.probes.seconds.observe_us(verdict.took.as_micros() as u64);
             if !passed {
-                entry.probes.failures.add(1);
-                log::debug!("probe of {} failed: {reason}", news::name(&entry.backend));
+                entry.probes.failures[remark.reason as usize].add(1);
+                log::debug!("probe of {} failed: {remark}", news::name(&entry.backend));
             }
-            entry.state.probed(now, passed, reason)
+            entry.state.probed(now, passed, remark)
         };
         let next_in = entry.state.next_probe_in();
         self.schedule
@@ -339,7 +348,7 @@ impl Pools {
             .finish(now, verdict.run, next_in, self.rng.next_u64() as u32);
         let entry = &mut self.pools[pool].entries[ix];
         let words = match &verdict.result {
-            Ok(words) => words,
+            Ok(line) => line.text(),
             Err(reason) => return log::debug!("agent of {}: {reason}", news::name(&entry.backend)),
         };
         let before = (entry.weight(), entry.state.share(now));
@@ -367,7 +376,7 @@ impl Pools {
         entry
             .state
             .succeeded(total.saturating_sub(std::mem::replace(&mut entry.seen, total)));
-        let change = entry.state.failed(failure.at, failure.kind.as_str(), others);
+        let change = entry.state.failed(failure.at, failure.kind, others);
         if let Some(until) = entry.state.ejected_until() {
             self.schedule.hurry(failure.at, failure.backend, until);
         }

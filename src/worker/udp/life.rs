@@ -11,7 +11,8 @@ use crate::base::{Key, Kind};
 use crate::config::model::SendProxy;
 use crate::flow::{Dropped, Endpoints, Full, OnError};
 use crate::gate::ListenerPermit;
-use crate::link::{Address, FailureKind};
+use crate::health::FailureKind;
+use crate::link::Address;
 use crate::relay::{By, Cause};
 use crate::route::{self, Purpose};
 use crate::snapshot::{BackendPermit, Choice, Listener};
@@ -175,7 +176,7 @@ impl Udp {
                 Err(ConnectError::Exhausted) => return Err(Dropped::NoDescriptor),
                 Err(ConnectError::NoPorts) => return Err(Dropped::NoPort),
                 Err(error) => {
-                    shard.local_errors.add(1);
+                    shard.failed(FailureKind::LocalError);
                     context.shared.trouble(&backend, error);
                 }
             }
@@ -259,7 +260,8 @@ impl Udp {
             return Err(Dropped::Unreachable);
         };
         session.bound.place = None;
-        session.bound.backend.stats.shards.of(context.id).local_errors.add(1);
+        let stats = &session.bound.backend.stats;
+        stats.shards.of(context.id).failed(FailureKind::LocalError);
         context
             .shared
             .trouble(&session.bound.backend, ConnectError::Unreachable);
@@ -295,10 +297,7 @@ impl Udp {
             session.bound.place = None;
             if blame {
                 let shard = session.bound.backend.stats.shards.of(context.id);
-                match kind {
-                    FailureKind::Refused => shard.refused.add(1),
-                    _ => shard.timed_out.add(1),
-                }
+                shard.failed(kind);
                 context.shared.failed(session.bound.backend.identity, kind, context.now);
             }
             if let Some((again, introduces)) = session.refused(quoted, &self.stash).filter(|_| resend) {

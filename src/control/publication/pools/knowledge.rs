@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Pools;
 use crate::api::question::BackendOrder;
 use crate::health::verdict::Condition;
-use crate::health::{Order, State};
+use crate::health::{Order, Reason, State};
 
 /// Of one backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,10 @@ pub struct Knowledge {
     backend: u64,
     /// What the probes say, unless an order hides it.
     healthy: Option<bool>,
+    /// What is said of that, and its [`Reason`].
     reason: String,
+    #[serde(default)]
+    reason_code: String,
     /// Draining or down by order.
     order: Option<Withdrawn>,
     /// Weight by order.
@@ -42,7 +45,8 @@ impl Pools {
                 (State::Down, Condition::Down) => Some(false),
                 _ => None,
             },
-            reason: entry.state.reason().chars().take(200).collect(),
+            reason: entry.state.reason().text().chars().take(200).collect(),
+            reason_code: entry.state.reason().reason.as_str().into(),
             order: match entry.state.ordered() {
                 Order::Drain => Some(Withdrawn::Drain),
                 Order::Down => Some(Withdrawn::Down),
@@ -63,7 +67,11 @@ impl Pools {
             };
             if let Some(healthy) = known.healthy {
                 let state = &mut self.pools[pool].entries[ix].state;
-                let change = state.probed(now, healthy, &known.reason);
+                let of_word = |reason: &&Reason| reason.as_str() == known.reason_code;
+                // Of another version, whose words are others.
+                let unknown = &Reason::NotProbedYet;
+                let reason = Reason::ALL.iter().find(of_word).unwrap_or(unknown);
+                let change = state.probed(now, healthy, &reason.says(known.reason));
                 self.after(pool, ix, change);
             }
             let withdrawn = known.order.map(|order| match order {

@@ -109,7 +109,7 @@ fn what_is_known_stays_with_the_address() {
     let run = pools.take_probes()[0].run;
     let verdict = Verdict {
         run,
-        result: Ok("connect ok".into()),
+        result: Ok(crate::health::Reason::ConnectOk.into()),
         untried: false,
         took: Duration::ZERO,
     };

@@ -35,12 +35,13 @@ use mio::{Events, Interest, Poll, Waker};
 
 use crate::base::{Key, Slab, Timers};
 use crate::config::PROBES_MAX;
-use crate::health::answer::{ANSWER_MAX, Expected, Judged, excerpt};
+use crate::health::answer::{ANSWER_MAX, Expected, Judged, unexpected};
 use crate::health::schedule::{Run, tries};
+use crate::health::{Reason, Remark};
 use crate::sys::route::Target;
 use crate::sys::socket::{self, ConnectError, Transfer};
 pub use question::Probe;
-use wire::{Got, Sent, Wire, words};
+use wire::{Got, Sent, Wire, reason};
 
 /// Orders that wait at most. Twice what may run: those of a prober that hangs are given up and made again.
 const QUEUE_MAX: usize = 2 * PROBES_MAX as usize;
@@ -55,8 +56,8 @@ const WAKE: mio::Token = mio::Token(usize::MAX);
 pub struct Verdict {
     /// As in the [`Probe`].
     pub run: Run,
-    /// A few words: what was seen.
-    pub result: Result<String, String>,
+    /// What was seen.
+    pub result: Result<Remark, Remark>,
     /// It failed for want of descriptors, memory or ports here, and says nothing of the backend.
     pub untried: bool,
     /// From start to verdict.
@@ -68,7 +69,7 @@ impl Verdict {
     pub fn untried(run: Run) -> Verdict {
         Verdict {
             run,
-            result: Err("the prober does not keep up".into()),
+            result: Err(Reason::NotTried.into()),
             untried: true,
             took: Duration::ZERO,
         }
@@ -172,7 +173,7 @@ struct Live {
 /// What a look at a probe's socket found.
 enum Seen {
     Wait,
-    Verdict(Result<String, String>),
+    Verdict(Result<Remark, Remark>),
     Over,
 }
 
@@ -266,7 +267,7 @@ impl<I: From<Verdict>> Running<I> {
             Err(error) => {
                 let error = ConnectError::from(error);
                 let untried = matches!(error, ConnectError::Exhausted | ConnectError::NoPorts);
-                self.decide(key, Err(words(error)), untried);
+                self.decide(key, Err(reason(error).into()), untried);
             }
         }
     }
@@ -317,18 +318,17 @@ impl<I: From<Verdict>> Running<I> {
             Some(live) if !live.decided && live.started.elapsed() < live.probe.timeout => self.attempt(key),
             Some(live) if !live.decided => {
                 let waited = humantime::format_duration(live.probe.timeout);
-                let reason = if live.answer.is_empty() {
-                    format!("no answer within {waited}")
-                } else {
-                    format!("unexpected answer {}", excerpt(&live.answer))
+                let remark = match live.answer.is_empty() {
+                    true => Reason::NoAnswer.says(format!("no answer within {waited}")),
+                    false => unexpected(&live.answer),
                 };
-                self.decide(key, Err(reason), false);
+                self.decide(key, Err(remark), false);
             }
             _ => self.remove(key),
         }
     }
 
-    fn decide(&mut self, key: Key, result: Result<String, String>, untried: bool) {
+    fn decide(&mut self, key: Key, result: Result<Remark, Remark>, untried: bool) {
         let Some(live) = self.probes.get_mut(key) else {
             return;
         };
@@ -370,7 +370,7 @@ impl Live {
             return self.discard(fd);
         }
         if error {
-            return Seen::Verdict(Err(words(socket::connect_error(fd))));
+            return Seen::Verdict(Err(reason(socket::connect_error(fd)).into()));
         }
         if !self.probe.datagram {
             // This one is connected; the others are not needed any more.
@@ -378,13 +378,13 @@ impl Live {
         }
         match self.converse(fd) {
             Ok(None) => Seen::Wait,
-            Ok(Some(words)) => Seen::Verdict(Ok(words)),
-            Err(words) => Seen::Verdict(Err(words)),
+            Ok(Some(remark)) => Seen::Verdict(Ok(remark)),
+            Err(remark) => Seen::Verdict(Err(remark)),
         }
     }
 
     /// Sends and receives until there is a verdict, or nothing more for now.
-    fn converse(&mut self, fd: RawFd) -> Result<Option<String>, String> {
+    fn converse(&mut self, fd: RawFd) -> Result<Option<Remark>, Remark> {
         let mut buffer = [0; 4096];
         if self.wire.is_none() {
             self.wire = Some(self.probe.wire()?);
@@ -397,12 +397,11 @@ impl Live {
             match self.sent {
                 Sent::Blocked => return Ok(None),
                 Sent::All if self.probe.expected == Expected::Connection => {
-                    let words = if self.probe.tls.is_some() {
-                        "TLS ok"
-                    } else {
-                        "connect ok"
+                    let reason = match self.probe.tls.is_some() {
+                        true => Reason::TlsOk,
+                        false => Reason::ConnectOk,
                     };
-                    return Ok(Some(words.into()));
+                    return Ok(Some(reason.into()));
                 }
                 Sent::All | Sent::Begun => {}
             }
@@ -416,13 +415,13 @@ impl Live {
                 }
                 Got::Blocked => return Ok(None),
                 Got::End => true,
-                Got::Lost => return Err(words(socket::connect_error(fd))),
-                Got::Broken(words) => return Err(words),
+                Got::Lost => return Err(reason(socket::connect_error(fd)).into()),
+                Got::Broken(remark) => return Err(remark),
             };
             match self.probe.expected.judge(&self.answer, ended) {
                 Judged::More => {}
-                Judged::Passed(words) => return Ok(Some(words)),
-                Judged::Failed(words) => return Err(words),
+                Judged::Passed(remark) => return Ok(Some(remark)),
+                Judged::Failed(remark) => return Err(remark),
             }
         }
     }
@@ -442,14 +441,14 @@ impl Live {
 }
 
 impl Probe {
-    fn wire(&self) -> Result<Wire, String> {
+    fn wire(&self) -> Result<Wire, Remark> {
         match &self.tls {
             Some(tls) => {
                 let address = match &self.route.target {
                     Target::Ip(address) => Some(address.ip()),
                     Target::Unix(_) => None,
                 };
-                Wire::secured(tls.connect(address)?, &self.send).map_err(|e| format!("TLS: {e}"))
+                Wire::secured(tls.connect(address)?, &self.send).map_err(tls::failed)
             }
             None if self.datagram => Ok(Wire::Plain([].into(), 0)),
             None => Ok(Wire::Plain(self.send.clone(), 0)),

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use crate::config::model::{Pool, ProbeTls};
+use crate::health::{Reason, Remark};
 
 /// How the probes of a pool speak TLS.
 #[derive(Debug, Clone)]
@@ -69,15 +70,20 @@ fn roots(ca: &Path) -> Result<RootCertStore, String> {
 
 impl Secured {
     /// A connection to this address; a unix socket has none.
-    pub fn connect(&self, address: Option<IpAddr>) -> Result<Box<ClientConnection>, String> {
+    pub fn connect(&self, address: Option<IpAddr>) -> Result<Box<ClientConnection>, Remark> {
         let by_address = || match address {
             Some(address) => ServerName::IpAddress(address.into()),
             None => ServerName::try_from("localhost").expect("a name"),
         };
         let name = self.name.clone().unwrap_or_else(by_address);
         let connection = ClientConnection::new(self.config.clone(), name);
-        connection.map(Box::new).map_err(|e| format!("TLS: {e}"))
+        connection.map(Box::new).map_err(failed)
     }
+}
+
+/// What is said of a handshake that fails.
+pub fn failed(why: impl std::fmt::Display) -> Remark {
+    Reason::Tls.says(format!("TLS: {why}"))
 }
 
 /// Takes every certificate; that the backend holds its key is proven all the same.

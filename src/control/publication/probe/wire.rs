@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use rustls::ClientConnection;
 
+use super::tls;
+use crate::health::{Reason, Remark};
 use crate::sys::socket::{self, ConnectError, Transfer};
 
 /// What goes over one socket.
@@ -38,7 +40,7 @@ pub enum Got {
     /// The socket's fault.
     Lost,
     /// TLS is broken; why.
-    Broken(String),
+    Broken(Remark),
 }
 
 impl Wire {
@@ -49,14 +51,14 @@ impl Wire {
     }
 
     /// Sends what it can.
-    pub fn send(&mut self, fd: RawFd) -> Result<Sent, String> {
+    pub fn send(&mut self, fd: RawFd) -> Result<Sent, Remark> {
         match self {
             Wire::Plain(bytes, at) => {
                 while *at < bytes.len() {
                     match socket::send(fd, &bytes[*at..]) {
                         Transfer::Bytes(n) => *at += n,
                         Transfer::Blocked | Transfer::Starved => return Ok(Sent::Blocked),
-                        _ => return Err("connection lost while sending".into()),
+                        _ => return Err(Reason::Lost.into()),
                     }
                 }
                 Ok(Sent::All)
@@ -66,7 +68,7 @@ impl Wire {
                     match connection.write_tls(&mut Stream(fd)) {
                         Ok(_) => {}
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Blocked),
-                        Err(_) => return Err("connection lost while sending".into()),
+                        Err(_) => return Err(Reason::Lost.into()),
                     }
                 }
                 match connection.is_handshaking() {
@@ -95,7 +97,7 @@ impl Wire {
         }
         match connection.read_tls(&mut Stream(fd)) {
             Ok(0) => match connection.is_handshaking() {
-                true => Got::Broken("TLS: closed within the handshake".into()),
+                true => Got::Broken(tls::failed("closed within the handshake")),
                 false => Got::End,
             },
             Ok(_) => match connection.process_new_packets() {
@@ -103,7 +105,7 @@ impl Wire {
                 Err(error) => {
                     // The alert that says so to the backend.
                     let _ = connection.write_tls(&mut Stream(fd));
-                    Got::Broken(format!("TLS: {error}"))
+                    Got::Broken(tls::failed(error))
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Got::Blocked,
@@ -145,22 +147,21 @@ fn as_io(fd: RawFd, transfer: Transfer) -> io::Result<usize> {
         Transfer::Bytes(n) => Ok(n),
         Transfer::Blocked | Transfer::Starved => Err(io::ErrorKind::WouldBlock.into()),
         Transfer::Eof => Ok(0),
-        Transfer::Failed => Err(io::Error::other(words(socket::connect_error(fd)))),
+        Transfer::Failed => Err(io::Error::other(
+            Remark::from(reason(socket::connect_error(fd))).to_string(),
+        )),
     }
 }
 
-/// A connection that failed, in words.
-pub fn words(error: ConnectError) -> String {
+/// Why a connection failed.
+pub fn reason(error: ConnectError) -> Reason {
     match error {
-        ConnectError::Refused => "connection refused",
-        ConnectError::Reset => "connection reset",
-        ConnectError::TimedOut => "connection timed out",
-        ConnectError::Unreachable => "no route to the backend",
-        ConnectError::Denied => {
-            "permission denied (EACCES): by the mode of the unix socket's file, a firewall or a `prohibit` route"
-        }
-        ConnectError::NoPorts => "no local port is free",
-        ConnectError::Exhausted => "out of descriptors or memory",
+        ConnectError::Refused => Reason::Refused,
+        ConnectError::Reset => Reason::Reset,
+        ConnectError::TimedOut => Reason::TimedOut,
+        ConnectError::Unreachable => Reason::Unreachable,
+        ConnectError::Denied => Reason::Denied,
+        ConnectError::NoPorts => Reason::NoPorts,
+        ConnectError::Exhausted => Reason::Exhausted,
     }
-    .into()
 }
