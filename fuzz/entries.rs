@@ -243,7 +243,8 @@ fn served() -> &'static Served {
         let address = http.local_addr().unwrap();
         let (sender, inputs) = crossbeam_channel::unbounded();
         std::thread::spawn(move || inputs.into_iter().for_each(answer));
-        let handle = observer::start(listener, Some(http), sender).unwrap();
+        let shared = weir::link::Shared::new(None, crossbeam_channel::bounded(1).0, std::time::Instant::now());
+        let handle = observer::start(listener, Some(http), sender, shared).unwrap();
         Served {
             dir,
             http: address,

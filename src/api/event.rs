@@ -37,7 +37,8 @@ pub const COMMON: &[(&str, &str)] = &[
 #[rustfmt::skip]
 pub const KINDS: &[Kind] = &[
     ("backend_state", "A backend has another state.",
-        &[("pool", Text), ("backend", Text), ("address", Text), ("state", Text), ("was", Text), ("reason", Text)]),
+        &[("pool", Text), ("backend", Text), ("address", Text), ("state", Text), ("was", Text), ("reason", Text),
+          ("reason_code", Text)]),
     ("backend_weight", "A backend has another weight by order.",
         &[("pool", Text), ("backend", Text), ("address", Text), ("weight", Number)]),
     ("probes_overdue", "Probes have not ended in time.",

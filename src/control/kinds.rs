@@ -32,6 +32,7 @@ fn told() -> Vec<Value> {
             state: "up",
             was: "down",
             reason: text(),
+            reason_code: "order",
         },
         News::BackendWeight {
             pool: text(),

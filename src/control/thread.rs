@@ -177,7 +177,12 @@ impl Control {
     /// Serves the admin socket, and HTTP if it is wanted.
     pub(super) fn observe(&mut self) -> std::io::Result<()> {
         let http = self.http.as_ref().map(TcpListener::try_clone).transpose()?;
-        let handle = observer::start(self.admin.try_clone()?, http, self.inputs_sender.clone())?;
+        let handle = observer::start(
+            self.admin.try_clone()?,
+            http,
+            self.inputs_sender.clone(),
+            self.shared.clone(),
+        )?;
         self.observer = Some(handle);
         Ok(())
     }

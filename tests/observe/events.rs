@@ -69,7 +69,7 @@ fn what_happens_is_told_until_the_end() {
         record,
         json!({
             "time": null, "level": "info", "event": "backend_state", "message": message, "pool": "main", "backend": "a",
-            "address": address, "state": "drain", "was": "up", "reason": "by order",
+            "address": address, "state": "drain", "was": "up", "reason": "by order", "reason_code": "order",
         })
     );
     weir.wait_for_line(&message);

@@ -11,7 +11,7 @@ use hyper::body::Bytes;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
-use crate::api::status::Status;
+use crate::snapshot::Snapshot;
 
 /// Listeners and backends beyond so many have no series of their own.
 const SERIES_MAX: usize = 128;
@@ -43,7 +43,7 @@ const COUNTERS: usize = 4;
 const NAMES: [&str; COUNTERS + 1] = ["active", "new", "in", "out", "failed"];
 
 /// A gauge, and counters: new, bytes in, bytes out, failed or refused.
-type Sample = (u32, [u64; COUNTERS]);
+pub type Sample = (u32, [u64; COUNTERS]);
 
 impl History {
     /// Time between samples.
@@ -54,7 +54,7 @@ impl History {
     const RECENT: u64 = 30;
 
     /// Adds one sample.
-    pub fn push(&mut self, now: Instant, time: SystemTime, status: &Status) {
+    pub fn push(&mut self, now: Instant, time: SystemTime, samples: Vec<(String, Sample)>) {
         let passed = self.last.map(|last| now.saturating_duration_since(last).as_secs_f64());
         self.last = Some(now);
         self.seq += 1;
@@ -64,7 +64,7 @@ impl History {
         if self.times_ms.len() > Self::SAMPLES_MAX {
             self.times_ms.pop_front();
         }
-        for (name, sample) in samples(status) {
+        for (name, sample) in samples {
             if self.series.len() < SERIES_MAX || self.series.contains_key(&name) {
                 let series = self.series.entry(name).or_insert_with(|| Series::new(sample.1));
                 series.push(sample, passed);
@@ -169,23 +169,31 @@ impl Series {
 }
 
 /// What one sample consists of: the whole, each listener, each backend.
-fn samples(status: &Status) -> Vec<(String, Sample)> {
-    let listeners = status.listeners.iter().map(|listener| {
+pub fn samples(snapshot: &Snapshot) -> Vec<(String, Sample)> {
+    let listeners = snapshot.listeners.iter().map(|listener| {
+        let stats = &listener.stats;
         let counters = [
-            listener.accepted,
-            listener.bytes_in,
-            listener.bytes_out,
-            listener.refused,
+            stats.shards.sum(|shard| &shard.accepted),
+            stats.shards.sum(|shard| &shard.bytes_in),
+            stats.shards.sum(|shard| &shard.bytes_out),
+            stats.refused(),
         ];
-        (format!("listener/{}", listener.name), (listener.active, counters))
+        (
+            format!("listener/{}", listener.config.name),
+            (stats.active.get(), counters),
+        )
     });
-    let backends = status.pools.iter().flat_map(|pool| {
+    let backends = snapshot.pools.iter().flat_map(|pool| {
         pool.backends.iter().map(|backend| {
-            let counters = [backend.total, backend.bytes_in, backend.bytes_out, backend.failed];
-            (
-                format!("backend/{}/{}", pool.name, backend.name),
-                (backend.active, counters),
-            )
+            let stats = &backend.stats;
+            let counters = [
+                stats.shards.sum(|shard| &shard.total),
+                stats.shards.sum(|shard| &shard.bytes_in),
+                stats.shards.sum(|shard| &shard.bytes_out),
+                stats.failed(),
+            ];
+            let name = format!("backend/{}/{}", pool.config.name, backend.config.name);
+            (name, (stats.active.get(), counters))
         })
     });
     let listeners: Vec<_> = listeners.collect();
@@ -206,45 +214,29 @@ fn samples(status: &Status) -> Vec<(String, Sample)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::{Backend, Listener, Pool};
 
-    fn status(accepted: u64, bytes: u64, backends: &[(&str, u64)]) -> Status {
-        Status {
-            listeners: vec![Listener {
-                name: "web".into(),
-                active: 3,
-                accepted,
-                bytes_out: bytes,
-                ..Listener::default()
-            }],
-            pools: vec![Pool {
-                name: "p".into(),
-                backends: backends
-                    .iter()
-                    .map(|&(name, total)| Backend {
-                        name: name.into(),
-                        total,
-                        ..Backend::default()
-                    })
-                    .collect(),
-                ..Pool::default()
-            }],
-            ..Status::default()
-        }
+    /// One listener, which is the whole, and backends with what they have served.
+    fn sampled(accepted: u64, bytes: u64, backends: &[(&str, u64)]) -> Vec<(String, Sample)> {
+        let listener = (3, [accepted, 0, bytes, 0]);
+        let backends = backends
+            .iter()
+            .map(|&(name, total)| (format!("backend/p/{name}"), (0, [total, 0, 0, 0])));
+        let whole = ["total", "listener/web"].map(|name| (name.to_string(), listener));
+        whole.into_iter().chain(backends).collect()
     }
 
-    fn push(history: &mut History, start: Instant, at_ms: u64, status: &Status) {
+    fn push(history: &mut History, start: Instant, at_ms: u64, samples: Vec<(String, Sample)>) {
         let at = Duration::from_millis(at_ms);
-        history.push(start + at, SystemTime::UNIX_EPOCH + at, status);
+        history.push(start + at, SystemTime::UNIX_EPOCH + at, samples);
     }
 
     #[test]
     fn counters_become_rates_over_the_time_that_passed() {
         let (mut history, start) = (History::default(), Instant::now());
-        push(&mut history, start, 0, &status(100, 0, &[("a", 50)]));
-        push(&mut history, start, 1000, &status(110, 2000, &[("a", 60)]));
-        push(&mut history, start, 3000, &status(111, 2000, &[("a", 50), ("b", 7)]));
-        push(&mut history, start, 4000, &status(111, 2000, &[("b", 9)]));
+        push(&mut history, start, 0, sampled(100, 0, &[("a", 50)]));
+        push(&mut history, start, 1000, sampled(110, 2000, &[("a", 60)]));
+        push(&mut history, start, 3000, sampled(111, 2000, &[("a", 50), ("b", 7)]));
+        push(&mut history, start, 4000, sampled(111, 2000, &[("b", 9)]));
         assert_eq!(
             history.since(0),
             json!({
@@ -269,7 +261,7 @@ mod tests {
     fn a_reader_gets_what_it_has_not_seen_or_everything() {
         let (mut history, start) = (History::default(), Instant::now());
         for n in 0..700 {
-            push(&mut history, start, n * 1000, &status(n, 0, &[]));
+            push(&mut history, start, n * 1000, sampled(n, 0, &[]));
         }
         // (asked for, from, samples)
         for (since, from, samples) in [
@@ -296,7 +288,7 @@ mod tests {
     fn few_texts_are_made_between_two_samples_and_none_is_out_of_date() {
         let (mut history, start) = (History::default(), Instant::now());
         for n in 0..100 {
-            push(&mut history, start, n * 1000, &status(n, 0, &[]));
+            push(&mut history, start, n * 1000, sampled(n, 0, &[]));
             let seq = history.seq;
             for since in (0..200).chain([u64::MAX]) {
                 let text: Value = serde_json::from_slice(&history.text_since(since)).unwrap();
@@ -311,13 +303,13 @@ mod tests {
     #[test]
     fn what_is_gone_for_a_whole_window_is_forgotten() {
         let (mut history, start) = (History::default(), Instant::now());
-        push(&mut history, start, 0, &status(0, 0, &[("gone", 1)]));
+        push(&mut history, start, 0, sampled(0, 0, &[("gone", 1)]));
         let has = |history: &History| history.since(0)["series"].get("backend/p/gone").is_some();
         for n in 1..History::SAMPLES_MAX as u64 {
-            push(&mut history, start, n * 1000, &status(0, 0, &[]));
+            push(&mut history, start, n * 1000, sampled(0, 0, &[]));
             assert!(has(&history));
         }
-        push(&mut history, start, 600_000, &status(0, 0, &[]));
+        push(&mut history, start, 600_000, sampled(0, 0, &[]));
         assert!(!has(&history));
     }
 }

@@ -3,7 +3,7 @@
 //! # How it works
 //!
 //! One thread with a single-threaded runtime serves both sockets. It owns no state of the balancer: a question becomes a
-//! [`Request`] in the control thread's queue, and the answer is waited for with a limit. Nothing here is touched by workers.
+//! [`Request`](crate::control::request::Request) in the control thread's queue, and the answer is waited for with a limit. Nothing here is touched by workers.
 //!
 //! # What a client can do to others
 //!
@@ -23,17 +23,19 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::LocalSet;
 
-use super::ask::{ANSWER_MAX, Asker};
-use super::history::History;
+use super::ask::Asker;
+use super::history::{self, History};
 use super::{admin, http};
 use crate::control::events;
-use crate::control::request::{Input, Request};
+use crate::control::request::Input;
+use crate::link::Shared;
 use crate::sys::sched;
 
 /// Changes of the HTTP socket that may wait: each of them is a reload.
@@ -52,8 +54,14 @@ pub struct Handle {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// Serves on `admin` (see [`admin::bind`]) and `http` until the handle is stopped. Questions go to `inputs`.
-pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Input>) -> io::Result<Handle> {
+/// Serves on `admin` (see [`admin::bind`]) and `http` until the handle is stopped. Questions go to `inputs`; what `shared` counts
+/// makes the history.
+pub fn start(
+    admin: UnixListener,
+    http: Option<TcpListener>,
+    inputs: Sender<Input>,
+    shared: Arc<Shared>,
+) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -71,7 +79,7 @@ pub fn start(admin: UnixListener, http: Option<TcpListener>, inputs: Sender<Inpu
         let result = local.block_on(&runtime, async move {
             let admin = tokio::net::UnixListener::from_std(admin)?;
             let history = Rc::new(RefCell::new(History::default()));
-            tokio::task::spawn_local(sample(asker.clone(), history.clone()));
+            tokio::task::spawn_local(sample(shared, history.clone()));
             tokio::task::spawn_local(admin::serve(admin, asker.clone(), history.clone()));
             let serve_http = |http: Option<TcpListener>| -> io::Result<_> {
                 let http = http.map(tokio::net::TcpListener::from_std).transpose()?;
@@ -138,19 +146,15 @@ fn ended() -> io::Error {
     io::Error::other("the observer has ended")
 }
 
-/// Once a second, for the graphs.
-async fn sample(asker: Asker, history: Rc<RefCell<History>>) {
+/// Once a second, for the graphs: from what workers count, without a question to anybody.
+async fn sample(shared: Arc<Shared>, history: Rc<RefCell<History>>) {
     let mut ticks = tokio::time::interval(History::INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let Ok(status) = asker.ask(ANSWER_MAX, |reply| Request::Status { reply }).await else {
-            continue;
-        };
-        if let Ok(status) = serde_json::from_value(status) {
-            let now = std::time::SystemTime::now();
-            history.borrow_mut().push(Instant::now(), now, &status);
-        }
+        let now = std::time::SystemTime::now();
+        let samples = history::samples(&shared.snapshot());
+        history.borrow_mut().push(Instant::now(), now, samples);
     }
 }
 

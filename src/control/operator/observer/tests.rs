@@ -17,6 +17,7 @@ use super::*;
 use crate::api::question::QUESTION_BYTES;
 use crate::api::question::{BackendOrder, Refusal, VipOrder};
 use crate::api::status::Status;
+use crate::control::request::Request;
 use crate::link::LiveConnection;
 
 /// A served pair of sockets.
@@ -59,7 +60,8 @@ fn serve(control: Control) -> Served {
             answer(request, control, n);
         }
     });
-    let handle = start(admin::bind(&path).unwrap(), Some(http), sender).unwrap();
+    let shared = Shared::new(None, crossbeam_channel::bounded(1).0, Instant::now());
+    let handle = start(admin::bind(&path).unwrap(), Some(http), sender, shared).unwrap();
     Served {
         http: address,
         path,

@@ -29,8 +29,10 @@ pub enum News {
         state: &'static str,
         /// The word of the one before.
         was: &'static str,
-        /// Why.
+        /// Why, for people.
         reason: String,
+        /// Why: the word of a [`Reason`](crate::health::Reason).
+        reason_code: &'static str,
     },
     /// A backend has another weight by order.
     BackendWeight {
@@ -100,6 +102,7 @@ impl fmt::Display for News {
                 state,
                 was,
                 reason,
+                reason_code: _,
             } => write!(
                 f,
                 "backend {} is {state} (was {was}): {reason}",
@@ -172,7 +175,8 @@ pub fn changed(backend: &Backend, change: &Change) -> News {
         address: backend.config.address.to_string(),
         state: change.to.as_str(),
         was: change.from.as_str(),
-        reason: change.reason.clone(),
+        reason: change.reason.to_string(),
+        reason_code: change.reason.reason.as_str(),
     }
 }
 
