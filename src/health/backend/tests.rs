@@ -285,6 +285,12 @@ fn agents() {
         let seen = (backend.state(), backend.share(now), backend.weight(10), remark.text());
         assert_eq!(seen, (state, share, weight, reason), "{line} {change:?}");
     }
+    // Of both the probes are heard.
+    backend.agent_said(now, parse("down"), "down");
+    [Fail; 3].map(|event| drop(apply(&mut backend, &mut now, event)));
+    assert_eq!((backend.state(), backend.reason().text()), (State::Down, "connection refused"));
+    backend.agent_said(now, parse("up"), "up");
+    [Pass; 2].map(|event| drop(apply(&mut backend, &mut now, event)));
     backend.agent_said(now, parse("drain"), "drain");
     backend.order(now, Order::Down);
     assert_eq!(
