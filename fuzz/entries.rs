@@ -146,7 +146,7 @@ pub fn answers(bytes: &[u8]) {
         let judged = expected.judge(bytes, true);
         assert_ne!(judged, Judged::More, "{expected:?}");
         if let (Expected::Line, Judged::Passed(line)) = (&expected, &judged) {
-            assert!(agent::parse(line).percent.is_none_or(|percent| percent <= 256));
+            assert!(agent::parse(line.text()).percent.is_none_or(|percent| percent <= 256));
         }
     }
 }
