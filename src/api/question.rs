@@ -42,6 +42,32 @@ pub enum Question {
         name: String,
         /// What to do.
         order: BackendOrder,
+        /// Over reloads; of a weight only.
+        #[serde(default)]
+        keep: bool,
+    },
+    /// Add a backend to a pool.
+    BackendAdd {
+        /// Pool.
+        pool: String,
+        /// As in the configuration.
+        address: String,
+        /// 1 unless stated.
+        #[serde(default)]
+        weight: Option<u32>,
+        /// Over reloads.
+        #[serde(default)]
+        keep: bool,
+    },
+    /// Take a backend out of its pool.
+    BackendRemove {
+        /// Pool.
+        pool: String,
+        /// Backend.
+        name: String,
+        /// Over reloads.
+        #[serde(default)]
+        keep: bool,
     },
     /// Change a VIP.
     Vip {

@@ -12,12 +12,15 @@ pub fn schema() -> Value {
         let mut properties = json!({"command": {"const": command}});
         keys.iter().for_each(|(key, schema)| properties[key] = schema.clone());
         let mut required = vec!["command"];
-        required.extend(keys.iter().map(|(key, _)| *key));
+        let needed = keys.iter().filter(|(_, schema)| schema.get("default").is_none());
+        required.extend(needed.map(|(key, _)| *key));
         json!({
             "description": means, "type": "object", "properties": properties, "required": required,
             "additionalProperties": false,
         })
     };
+    let keep = || json!({"type": "boolean", "default": false});
+    let weight = json!({"type": ["integer", "null"], "minimum": 0, "maximum": 65535, "default": null});
     let order = json!({"oneOf": [
         {"enum": ["ready", "drain", "down"]},
         {"type": "object", "properties": {"weight": {"type": "integer", "minimum": 0, "maximum": 65535}},
@@ -33,7 +36,12 @@ pub fn schema() -> Value {
             question("status", "The status document, as `weir status --json`.", &[]),
             question("conns", "Live connections and sessions.", &[("limit", number())]),
             question("kill", "End a connection or session.", &[("id", number())]),
-            question("backend", "Change a backend until the next reload.", &[("pool", text()), ("name", text()), ("order", order)]),
+            question("backend", "Change a backend until the next reload; a weight over reloads, if it is to be kept.",
+                &[("pool", text()), ("name", text()), ("order", order), ("keep", keep())]),
+            question("backend_add", "Add a backend to a pool until the next reload or, if it is to be kept, until weir is restarted.",
+                &[("pool", text()), ("address", text()), ("weight", weight), ("keep", keep())]),
+            question("backend_remove", "Take a backend out of its pool, for as long; what is open there may finish.",
+                &[("pool", text()), ("name", text()), ("keep", keep())]),
             question("vip", "Move a virtual address away from this node, or let it come back.",
                 &[("address", json!({"type": "string", "description": "without prefix length"})), ("order", json!({"enum": ["demote", "allow"]}))]),
             question("reload", "Read the configuration again; takes up to two minutes.", &[]),
@@ -67,6 +75,18 @@ mod tests {
                 pool: "p".into(),
                 name: "n".into(),
                 order: BackendOrder::Drain,
+                keep: false,
+            },
+            Question::BackendAdd {
+                pool: "p".into(),
+                address: "10.0.0.1:80".into(),
+                weight: None,
+                keep: false,
+            },
+            Question::BackendRemove {
+                pool: "p".into(),
+                name: "n".into(),
+                keep: false,
             },
             Question::Vip {
                 address: [10, 0, 0, 1].into(),
@@ -82,6 +102,7 @@ mod tests {
         for question in &all {
             match question {
                 Question::Status | Question::Conns { .. } | Question::Kill { .. } | Question::Backend { .. } => {}
+                Question::BackendAdd { .. } | Question::BackendRemove { .. } => {}
                 Question::Vip { .. } | Question::Reload | Question::Dump | Question::Metrics | Question::Health => {}
                 Question::History { .. } | Question::Events => {}
             }

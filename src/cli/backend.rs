@@ -1,4 +1,4 @@
-//! `weir backend`: change one backend until the next reload says otherwise.
+//! `weir backend`: change one backend until the next reload says otherwise; add one, remove one.
 
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use super::table;
 use crate::api::question::{BackendOrder, Question};
 use crate::api::status::Status;
 
-/// Change one backend until the next reload says otherwise.
+/// Change one backend until the next reload says otherwise, add one to a pool, or remove one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which one.
+    /// Which one; for `add` the pool alone.
     #[arg(value_name = "POOL/NAME")]
     backend: Name,
     #[command(subcommand)]
@@ -21,26 +21,36 @@ pub struct Args {
     options: Options,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
     pool: String,
-    name: String,
+    name: Option<String>,
 }
 
 impl FromStr for Name {
     type Err = String;
     fn from_str(text: &str) -> Result<Name, String> {
-        match text.split_once('/') {
-            Some((pool, name)) if !pool.is_empty() && !name.is_empty() => Ok(Name {
+        let (pool, name) = match text.split_once('/') {
+            Some((pool, name)) => (pool, Some(name)),
+            None => (text, None),
+        };
+        match pool.is_empty() || name == Some("") {
+            true => Err("write POOL/NAME, for example web/a".into()),
+            false => Ok(Name {
                 pool: pool.into(),
-                name: name.into(),
+                name: name.map(Into::into),
             }),
-            _ => Err("write POOL/NAME, for example web/a".into()),
         }
     }
 }
 
-#[derive(Debug, Clone, Copy, clap::Subcommand)]
+/// `weight=N`.
+fn setting(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("weight=").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| "write weight=N, for example weight=2".into())
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
 #[command(disable_help_subcommand = true)]
 enum OrderArg {
     /// Back to what health says, with the configured weight.
@@ -57,28 +67,81 @@ enum OrderArg {
     Weight {
         /// 0 = no new work.
         weight: u32,
+        /// Over reloads, until weir is restarted.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Add a backend to a pool (`weir backend POOL add ADDRESS`); it takes work when a probe has passed.
+    Add {
+        /// As in the configuration, such as 10.0.0.11:8080.
+        address: String,
+        /// Its share; 1 unless stated.
+        #[arg(value_name = "weight=N", value_parser = setting)]
+        weight: Option<u32>,
+        /// Over reloads, until weir is restarted.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Take it out of its pool; what is open there may finish as the pool's `on_drain` says.
+    Remove {
+        /// Over reloads, until weir is restarted.
+        #[arg(long)]
+        keep: bool,
     },
 }
 
 /// Gives the order; 1 if it is refused.
 pub fn run(args: Args) -> ExitCode {
-    let Name { pool, name } = args.backend;
-    let order = match args.order {
-        OrderArg::Ready => BackendOrder::Ready,
-        OrderArg::Drain { .. } => BackendOrder::Drain,
-        OrderArg::Down => BackendOrder::Down,
-        OrderArg::Weight { weight } => BackendOrder::Weight(weight),
+    let question = match question(&args.backend, &args.order) {
+        Ok(question) => question,
+        Err(why) => {
+            eprintln!("weir backend: {why}");
+            return ExitCode::from(2);
+        }
     };
-    let question = Question::Backend {
-        pool: pool.clone(),
-        name: name.clone(),
-        order,
-    };
-    match (client::ordered(&args.options, &question), args.order) {
-        (Err(code), _) => code,
-        (Ok(()), OrderArg::Drain { wait: Some(wait) }) => wait_until_idle(&args.options, &pool, &name, wait),
-        (Ok(()), _) => ExitCode::SUCCESS,
+    match (client::ordered(&args.options, &question), args.order, &question) {
+        (Err(code), ..) => code,
+        (Ok(()), OrderArg::Drain { wait: Some(wait) }, Question::Backend { pool, name, .. }) => {
+            wait_until_idle(&args.options, pool, name, wait)
+        }
+        (Ok(()), ..) => ExitCode::SUCCESS,
     }
+}
+
+/// What was typed as it is sent.
+fn question(backend: &Name, order: &OrderArg) -> Result<Question, String> {
+    let pool = backend.pool.clone();
+    if let OrderArg::Add { address, weight, keep } = order {
+        let (address, weight, keep) = (address.clone(), *weight, *keep);
+        return match &backend.name {
+            None => Ok(Question::BackendAdd {
+                pool,
+                address,
+                weight,
+                keep,
+            }),
+            Some(_) => Err(format!("write the pool alone: weir backend {pool} add {address}")),
+        };
+    }
+    let Some(name) = backend.name.clone() else {
+        return Err("write POOL/NAME, for example web/a".into());
+    };
+    let (order, keep) = match *order {
+        OrderArg::Ready => (BackendOrder::Ready, false),
+        OrderArg::Drain { .. } => (BackendOrder::Drain, false),
+        OrderArg::Down => (BackendOrder::Down, false),
+        OrderArg::Weight { weight, keep } => (BackendOrder::Weight(weight), keep),
+        OrderArg::Add { .. } | OrderArg::Remove { .. } => {
+            let keep = matches!(order, OrderArg::Remove { keep: true });
+            return Ok(Question::BackendRemove { pool, name, keep });
+        }
+    };
+    Ok(Question::Backend {
+        pool,
+        name,
+        order,
+        keep,
+    })
 }
 
 /// How often the status is looked at.
@@ -165,5 +228,56 @@ mod tests {
         ] {
             assert_eq!(Look::of(backend), look);
         }
+    }
+
+    #[test]
+    fn what_is_typed_is_what_is_sent() {
+        let weigh = |keep| OrderArg::Weight { weight: 5, keep };
+        let add = || OrderArg::Add {
+            address: "10.0.0.1:80".into(),
+            weight: Some(2),
+            keep: true,
+        };
+        let rows = [
+            (
+                "web/a",
+                weigh(false),
+                r#"{"command":"backend","pool":"web","name":"a","order":{"weight":5},"keep":false}"#,
+            ),
+            (
+                "web/a",
+                weigh(true),
+                r#"{"command":"backend","pool":"web","name":"a","order":{"weight":5},"keep":true}"#,
+            ),
+            (
+                "web/10.0.0.1:80",
+                OrderArg::Remove { keep: false },
+                r#"{"command":"backend_remove","pool":"web","name":"10.0.0.1:80","keep":false}"#,
+            ),
+            (
+                "web",
+                add(),
+                r#"{"command":"backend_add","pool":"web","address":"10.0.0.1:80","weight":2,"keep":true}"#,
+            ),
+            ("web/a", add(), "write the pool alone: weir backend web add 10.0.0.1:80"),
+            ("web", OrderArg::Ready, "write POOL/NAME, for example web/a"),
+            (
+                "web",
+                OrderArg::Remove { keep: true },
+                "write POOL/NAME, for example web/a",
+            ),
+        ];
+        for (typed, order, expected) in rows {
+            let sent = question(&typed.parse().unwrap(), &order);
+            let sent = sent.map_or_else(|why| why, |question| serde_json::to_string(&question).unwrap());
+            assert_eq!(sent, expected, "{typed} {order:?}");
+        }
+        for wrong in ["", "/a", "web/"] {
+            assert!(wrong.parse::<Name>().is_err(), "{wrong}");
+        }
+        assert_eq!(
+            (setting("weight=3"), setting("weight=x").is_err(), setting("3").is_err()),
+            (Ok(3), true, true)
+        );
     }
 }

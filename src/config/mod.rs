@@ -43,7 +43,7 @@ pub use http::RouteName;
 pub use load::load;
 pub use model::Config;
 pub use reference::{manual, reference};
-pub use reweigh::reweighted;
+pub use reweigh::{reweighted, with_members};
 pub use rules::Rules;
 pub use write::write;
 pub use yaml::{Entry, FILE_BYTES_MAX, Node, Place, Value, shorten};

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::amend::{self, OPERATOR};
 use super::event_log;
 use super::operator::metrics::{Metrics, Peak};
 use super::operator::process::ProcessFacts;
 use super::operator::status::{self, BackendFacts, Facts, Times};
 use super::phase::Operation;
+use super::publication::pools::Weighed;
 use super::request::Request;
 use super::thread::Control;
 use crate::config;
@@ -55,12 +57,34 @@ impl Control {
                 pool,
                 name,
                 order,
+                keep,
                 reply,
             } => {
                 let now = Instant::now();
-                let outcome = admitted.and_then(|()| self.pools.order(&pool, &name, order, now));
+                let outcome = admitted.and_then(|()| self.pools.order(&pool, &name, order, keep, now));
                 // In force when it is answered.
                 self.follow_pools(now);
+                let _ = reply.send(outcome);
+            }
+            Request::BackendAdd {
+                pool,
+                address,
+                weight,
+                keep,
+                reply,
+            } => {
+                let outcome = admitted.and_then(|()| self.add_backend(&pool, &address, weight, keep));
+                self.follow_pools(Instant::now());
+                let _ = reply.send(outcome);
+            }
+            Request::BackendRemove {
+                pool,
+                name,
+                keep,
+                reply,
+            } => {
+                let outcome = admitted.and_then(|()| self.remove_backend(&pool, &name, keep));
+                self.follow_pools(Instant::now());
                 let _ = reply.send(outcome);
             }
             Request::Vip { address, order, reply } => {
@@ -74,13 +98,20 @@ impl Control {
     /// The configuration in force, with what operators have ordered since it was read.
     fn dump(&self) -> String {
         let orders = self.pools.ordered_weights();
-        let weight =
-            |pool: &str, address: &BackendAddress| orders.get(&(pool.to_string(), address.to_string())).copied();
-        let tree = config::reweighted(&self.config.written, weight);
+        let weight = |pool: &str, address: &BackendAddress| {
+            let ordered = orders.get(&(pool.to_string(), address.to_string()))?;
+            Some(ordered.weight)
+        };
+        let (tree, amended) = amend::written(&self.amended, self.config.written.node().clone());
+        let tree = config::reweighted(tree, weight);
         let mut text = String::from("# The configuration in force, by `weir dump`.\n");
-        for ((pool, address), weight) in &orders {
-            text += &format!("# By order until the next reload: {pool}, {address}: weight {weight}.\n");
+        for ((pool, address), Weighed { weight, keep }) in &orders {
+            text += &format!(
+                "# By order {}: {pool}, {address}: weight {weight}.\n",
+                amend::lasts(*keep)
+            );
         }
+        text += &amended;
         text + &config::write(&tree)
     }
 
@@ -92,6 +123,20 @@ impl Control {
         match self.shared.stuck(STUCK_AFTER, Duration::MAX) {
             Some(stuck) => Err(stuck),
             None => Ok(()),
+        }
+    }
+
+    /// Who said that a backend is in its pool; empty: the configuration.
+    fn origin(&self, pool: &str, address: &BackendAddress) -> String {
+        let source = self.discovery.origin(pool, address);
+        let added = || {
+            self.amended
+                .get(pool)
+                .is_some_and(|amendments| amendments.adds(address))
+        };
+        match source.is_empty() && added() {
+            true => OPERATOR.into(),
+            false => source,
         }
     }
 
@@ -126,9 +171,7 @@ impl Control {
                 let facts = BackendFacts {
                     state: Some(entry.state.state()),
                     reason: Some(entry.state.reason()),
-                    source: self
-                        .discovery
-                        .origin(&entry.backend.pool, &entry.backend.config.address),
+                    source: self.origin(&entry.backend.pool, &entry.backend.config.address),
                     weight: Some(entry.weight()),
                     since: now.saturating_duration_since(entry.state.since()),
                     probes: Times::sum([&entry.probes.seconds]),

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::amend;
 use super::events;
 use super::life::Life;
 use super::operator::{admin, http};
@@ -45,6 +46,7 @@ impl Control {
             listeners: self.endpoints.labels(),
             knowledge: self.pools.knowledge(),
             members: self.discovery.told(KNOWLEDGE_MAX, Instant::now()),
+            amended: amend::told(&self.amended),
             own,
         };
         let program = self.upgrade.program.clone();

@@ -30,7 +30,7 @@
 //! | `thread` | the state, start, the rounds, the end |
 //! | `reload` | one configuration replaced by another, whole or not at all |
 //! | `handover` | its part in an upgrade, as the old process and as the new one |
-//! | `answers` | the operators' questions and orders |
+//! | `answers`, `amend`, `amending` | the operators' questions and orders; backends that they add and remove |
 //! | `engines` | the table of engines, and the order in which they hear of a change |
 //! | `phase` | which operations a process takes at which point of its life |
 //! | `publication` | what engines act on: pools and health, listeners and sockets, the worker threads |
@@ -47,6 +47,8 @@
 //! their own. It waits for workers, for `SETTLE_MAX` (2 s) at most each time.
 
 mod access_log;
+mod amend;
+mod amending;
 mod answers;
 mod capacity;
 pub mod discovery;

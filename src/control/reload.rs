@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::access_log::Opened;
+use super::amend;
 use super::capacity::Capacity;
 use super::election;
 use super::event_log;
@@ -71,6 +72,7 @@ impl Control {
         self.pools.secure(secured);
         self.discovery.follow(&config, |pool| self.pools.members(pool));
         let pools = self.discovery.fill(&config.pools);
+        let pools = amend::reloaded(&mut self.amended, &config, pools);
         self.pools.configure(&pools, workers, probes as usize, Instant::now());
         let Changes {
             assigned,

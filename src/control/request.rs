@@ -68,6 +68,32 @@ pub enum Request {
         name: String,
         /// What to do.
         order: BackendOrder,
+        /// Over reloads.
+        keep: bool,
+        /// What was done.
+        reply: Sender<Result<String, String>>,
+    },
+    /// Add a backend to a pool.
+    BackendAdd {
+        /// Pool name.
+        pool: String,
+        /// As in the configuration.
+        address: String,
+        /// 1 unless stated.
+        weight: Option<u32>,
+        /// Over reloads.
+        keep: bool,
+        /// What was done.
+        reply: Sender<Result<String, String>>,
+    },
+    /// Take a backend out of its pool.
+    BackendRemove {
+        /// Pool name.
+        pool: String,
+        /// Backend name.
+        name: String,
+        /// Over reloads.
+        keep: bool,
         /// What was done.
         reply: Sender<Result<String, String>>,
     },
@@ -112,7 +138,7 @@ impl Request {
             | Request::Metrics { .. }
             | Request::Health { .. } => Operation::Look,
             Request::Kill { .. } => Operation::Kill,
-            Request::Backend { .. } => Operation::Backend,
+            Request::Backend { .. } | Request::BackendAdd { .. } | Request::BackendRemove { .. } => Operation::Backend,
             Request::Vip { .. } => Operation::Vip,
             Request::Reload { .. } => Operation::Reload,
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
 
 use super::access_log;
+use super::amend::{self, Amended};
 use super::capacity::Capacity;
 use super::discovery::{Changed, Discovery};
 use super::election::Helpers;
@@ -56,6 +57,7 @@ pub struct Control {
     pub(super) endpoints: Endpoints,
     pub(super) pools: Pools,
     pub(super) discovery: Discovery,
+    pub(super) amended: Amended,
     pub(super) prober: Prober<Input>,
     pub(super) version: u64,
     pub(super) generation: u64,
@@ -86,11 +88,12 @@ impl Control {
         source: Source,
         config: Config,
         capacity: Capacity,
-        inheritance: Inheritance,
+        mut inheritance: Inheritance,
         spawn: SpawnWorker,
         engines: Vec<StartEngine>,
         helpers: Option<Helpers>,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
+        let amended = amend::inherited(std::mem::take(&mut inheritance.amended));
         let (mut upgrade, knowledge, members) = Upgrade::new(inheritance);
         let (sender, inputs) = bounded(INPUTS_MAX);
         let told = sender.clone();
@@ -130,6 +133,7 @@ impl Control {
             endpoints: Endpoints::default(),
             pools: Pools::new(u64::from(std::process::id())),
             discovery: Discovery::new(notify, members),
+            amended: Amended::new(),
             // Bounded by the budget, when there is one.
             prober: Prober::start(sender.clone(), 0)?,
             config: config.clone(),
@@ -164,6 +168,9 @@ impl Control {
                 return Err(refusal.into());
             }
         }
+        control.amended = amended;
+        let pools: Vec<String> = control.amended.keys().cloned().collect();
+        pools.iter().for_each(|pool| control.follow_members(pool));
         control.pools.learn(knowledge, Instant::now());
         control.http = http;
         if !control.upgrade.is_waiting() {
@@ -342,15 +349,6 @@ impl Control {
             Input::Members(Changed(pool)) => self.follow_members(&pool),
         }
         true
-    }
-
-    /// Puts those into a pool that its sources name now.
-    fn follow_members(&mut self, pool: &str) {
-        if let Some(members) = self.discovery.members(pool)
-            && let Err(error) = self.pools.set_members(pool, &members, Instant::now())
-        {
-            log::error!("members of pool {pool} stay as they were: {error}");
-        }
     }
 
     /// Where this process is in its life.

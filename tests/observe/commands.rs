@@ -360,3 +360,105 @@ fn the_protocol_has_a_schema() {
         "{commands:?}"
     );
 }
+
+/// Backends come and go by order: probed first, shown with who named them, in the dump and in what a file would change; a
+/// reload ends that, unless it is to be kept, and so does no upgrade.
+#[test]
+fn backends_are_added_and_removed() {
+    let (weir, servers) = two("shutdown_grace: 5s");
+    let third = Server::echo();
+    let address = third.address.to_string();
+    let order = |words: &[&str]| {
+        let output = ask(&weir, words);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        (output.status.code(), format!("{out}{err}").trim_end().to_string())
+    };
+    let there = || {
+        let pool = &json(&weir, &["members", "main"])["members"];
+        let row = |member: &serde_json::Value| {
+            format!(
+                "{} {}",
+                member["name"].as_str().unwrap(),
+                member["source"].as_str().unwrap()
+            )
+        };
+        pool.as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+    };
+    let added = format!("{address} operator");
+    let file = weir.dir().join("weir.yaml");
+    let file = file.to_str().unwrap();
+
+    let mut follower = super::events::Line::follow(&weir);
+    let (code, said_so) = order(&["backend", "main", "add", &address, "weight=7"]);
+    assert_eq!(
+        (code, &*said_so),
+        (Some(0), &*format!("main/{address}: added until the next reload"))
+    );
+    let record = follower.next_of("members");
+    assert_eq!((&record["source"], &record["members"]), (&"operator".into(), &1.into()));
+    let record = follower.next_of("backend_state");
+    let change = ["address", "was", "state"].map(|key| record[key].as_str().unwrap());
+    assert_eq!(change, [&*address, "starting", "up"], "it is probed first");
+    assert_eq!(there(), ["a ", "b ", &added]);
+    said(&weir, &["backend", "main/a", "down"]);
+    said(&weir, &["backend", "main/b", "down"]);
+    let mut stream = client::connect(&weir.address("main"));
+    client::round_trip(&mut stream, b"hello");
+
+    // (what is ordered, what is said)
+    let again = format!("pool main has {address} already");
+    for (words, said_so) in [
+        (vec!["backend", "main", "add", &address], &*again),
+        (vec!["backend", "main", "add", "0.0.0.0:80"], "0.0.0.0:80: "),
+        (
+            vec!["backend", "none", "add", "10.0.0.1:80"],
+            "there is no pool \"none\"",
+        ),
+        (vec!["backend", "main/x", "remove"], "pool main has no backend \"x\""),
+    ] {
+        let (code, text) = order(&words);
+        assert_eq!(code, Some(1), "{words:?}: {text}");
+        assert!(text.starts_with(&format!("weir: {said_so}")), "{words:?}: {text}");
+    }
+
+    // The dump is accepted and has it; a reload of the file would take it away.
+    let dump = said(&weir, &["dump"]);
+    let dumped = weir.dir().join("dump.yaml");
+    std::fs::write(&dumped, &dump).unwrap();
+    let check = command(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "-c"])
+        .arg(&dumped)
+        .output()
+        .unwrap();
+    assert!(check.status.success() && dump.contains(&address), "{dump}{check:?}");
+    let (_, differs) = order(&["diff", "-c", file]);
+    assert!(
+        differs.contains(&format!("pools.main.backends.{address}.weight: 7 -> (none)")),
+        "{differs}"
+    );
+    said(&weir, &["reload"]);
+    assert_eq!(there(), ["a ", "b "]);
+    assert_eq!(said(&weir, &["diff", "-c", file]), "");
+    client::round_trip(&mut stream, b"it may finish");
+
+    // Kept over reloads: an addition, a removal, a weight.
+    said(&weir, &["backend", "main", "add", &address, "--keep"]);
+    said(&weir, &["backend", "main/a", "remove", "--keep"]);
+    said(&weir, &["backend", "main/b", "weight", "9", "--keep"]);
+    weir.rewrite(&config(&servers, "shutdown_grace: 6s"));
+    said(&weir, &["reload"]);
+    assert_eq!(there(), ["b ", &added]);
+    assert_eq!(json(&weir, &["status"])["pools"][0]["backends"][0]["weight"], 9);
+    said(&weir, &["backend", "main/b", "remove"]);
+    let (code, text) = order(&["backend", &format!("main/{address}"), "remove"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("is the last backend of its pool"), "{text}");
+    let a = servers[0].address.to_string();
+    let (code, text) = order(&["backend", "main", "add", &a]);
+    assert_eq!(
+        (code, &*text),
+        (Some(0), &*format!("main/{a}: is back, as it is named"))
+    );
+    said(&weir, &["backend", &format!("main/{address}"), "remove"]);
+    assert_eq!(there(), ["a "]);
+}

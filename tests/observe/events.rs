@@ -13,7 +13,7 @@ use super::common::{PATIENCE, Weir, wait_until};
 use super::said;
 
 /// A connection to the admin socket, one JSON object a line.
-struct Line(BufReader<UnixStream>);
+pub struct Line(BufReader<UnixStream>);
 
 impl Line {
     fn connect(weir: &Weir) -> Line {
@@ -23,7 +23,7 @@ impl Line {
     }
 
     /// Follows from the moment that this returns.
-    fn follow(weir: &Weir) -> Line {
+    pub fn follow(weir: &Weir) -> Line {
         let mut line = Line::connect(weir);
         assert_eq!(line.ask(&json!({"command": "events"})), json!({"ok": "following"}));
         line
@@ -42,7 +42,7 @@ impl Line {
     }
 
     /// The next one of a kind; others are passed over.
-    fn next_of(&mut self, kind: &str) -> Value {
+    pub fn next_of(&mut self, kind: &str) -> Value {
         std::iter::from_fn(|| self.next())
             .find(|record| record["event"] == kind)
             .unwrap_or_else(|| panic!("the stream has ended without {kind}"))

@@ -465,3 +465,26 @@ fn followers_are_told_of_the_process_that_serves_now() {
     let last = records.last().unwrap();
     assert_eq!((&last["event"], &last["successor"]), (&"end".into(), &successor.into()));
 }
+
+/// What operators have added, removed and weighed goes over to the new process, kept or not; the next reload ends what is not kept.
+#[test]
+fn backends_by_order_go_over() {
+    use super::common::operator::{json, said};
+
+    let servers = [Server::echo(), Server::echo(), Server::echo()];
+    let service = start(&servers[0]);
+    let weir = &service.weir;
+    let [first, kept, passing] = servers.each_ref().map(|server| server.address.to_string());
+    said(weir, &["backend", "main", "add", &kept, "weight=4", "--keep"]);
+    said(weir, &["backend", "main", "add", &passing]);
+    said(weir, &["backend", &format!("main/{first}"), "remove"]);
+    let there = || {
+        let members = json(weir, &["members", "main"])["members"].take();
+        let row = |member: &serde_json::Value| format!("{}*{}", member["address"].as_str().unwrap(), member["weight"]);
+        members.as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+    };
+    service.upgrade(weir.pid());
+    assert_eq!(there(), [format!("{kept}*4"), format!("{passing}*1")]);
+    said(weir, &["reload"]);
+    assert_eq!(there(), [format!("{first}*1"), format!("{kept}*4")]);
+}

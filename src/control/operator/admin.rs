@@ -208,11 +208,41 @@ async fn answer(question: Question, asker: &Asker, history: &Rc<RefCell<History>
             true => Ok(format!("{id} is ended").into()),
             false => Err(format!("no connection or session has the id {id}").into()),
         },
-        Question::Backend { pool, name, order } => {
+        Question::Backend {
+            pool,
+            name,
+            order,
+            keep,
+        } => {
             let request = |reply| Request::Backend {
                 pool,
                 name,
                 order,
+                keep,
+                reply,
+            };
+            Ok(asker.ask(ANSWER_MAX, request).await??.into())
+        }
+        Question::BackendAdd {
+            pool,
+            address,
+            weight,
+            keep,
+        } => {
+            let request = |reply| Request::BackendAdd {
+                pool,
+                address,
+                weight,
+                keep,
+                reply,
+            };
+            Ok(asker.ask(ANSWER_MAX, request).await??.into())
+        }
+        Question::BackendRemove { pool, name, keep } => {
+            let request = |reply| Request::BackendRemove {
+                pool,
+                name,
+                keep,
                 reply,
             };
             Ok(asker.ask(ANSWER_MAX, request).await??.into())

@@ -24,6 +24,7 @@ use crate::api::question::BackendOrder;
 use crate::balance::Picker;
 use crate::base::Rng;
 use crate::config::model::{self, OnDown, OnMarkedUp, PoolPolicy, Protocol};
+use crate::control::amend;
 use crate::control::events;
 use crate::health::agent;
 use crate::health::drain::Drain;
@@ -70,17 +71,27 @@ pub struct Entry {
     pub state: BackendState,
     /// Its probes.
     pub probes: ProbeStats,
-    /// Weight by order, until the next reload.
-    weight: Option<u32>,
+    /// Weight by order.
+    weight: Option<Weighed>,
     drain: Option<Drain>,
     /// Established connections that its outlier detection knows of.
     seen: u64,
 }
 
+/// A weight by order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weighed {
+    /// It.
+    pub weight: u32,
+    /// It outlasts reloads.
+    pub keep: bool,
+}
+
 impl Entry {
     /// The weight in force.
     pub fn weight(&self) -> u32 {
-        self.state.weight(self.weight.unwrap_or(self.backend.config.weight))
+        let ordered = self.weight.map(|ordered| ordered.weight);
+        self.state.weight(ordered.unwrap_or(self.backend.config.weight))
     }
 }
 
@@ -384,12 +395,12 @@ impl Pools {
     }
 
     /// Weights by order, by pool and address; of what is drained or down by order 0.
-    pub fn ordered_weights(&self) -> BTreeMap<(String, String), u32> {
+    pub fn ordered_weights(&self) -> BTreeMap<(String, String), Weighed> {
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
         let ordered = entries.filter_map(|entry| {
             let weight = match entry.state.ordered() {
                 Order::Ready => entry.weight?,
-                Order::Drain | Order::Down => 0,
+                Order::Drain | Order::Down => Weighed { weight: 0, keep: false },
             };
             let backend = &entry.backend;
             let place = (backend.pool.to_string(), backend.config.address.to_string());
@@ -398,27 +409,56 @@ impl Pools {
         ordered.collect()
     }
 
-    /// Carries out an operator's order.
-    pub fn order(&mut self, pool: &str, name: &str, order: BackendOrder, now: Instant) -> Result<String, String> {
-        let names = |list: Vec<&str>| list.join(", ");
-        let Some(p) = self.pools.iter().position(|entry| entry.config.name == pool) else {
-            let known = self.pools.iter().map(|entry| entry.config.name.as_str()).collect();
-            return Err(format!("there is no pool {pool:?}; there are: {}", names(known)));
-        };
-        let Some(ix) = self.pools[p].entries.iter().position(|e| e.backend.config.name == name) else {
-            let known = self.pools[p]
-                .entries
-                .iter()
-                .map(|e| e.backend.config.name.as_str())
-                .collect();
-            return Err(format!("pool {pool} has no backend {name:?}; it has: {}", names(known)));
-        };
+    /// The place of a pool; the error is a sentence.
+    pub fn place_of(&self, pool: &str) -> Result<usize, String> {
+        let place = self.pools.iter().position(|entry| entry.config.name == pool);
+        place.ok_or_else(|| {
+            let known: Vec<&str> = self.pools.iter().map(|entry| entry.config.name.as_str()).collect();
+            format!("there is no pool {pool:?}; there are: {}", known.join(", "))
+        })
+    }
+
+    /// The places of a pool and of a backend in it; the error is a sentence.
+    fn places_of(&self, pool: &str, name: &str) -> Result<(usize, usize), String> {
+        let p = self.place_of(pool)?;
+        let names = || self.pools[p].entries.iter().map(|e| e.backend.config.name.as_str());
+        match names().position(|other| other == name) {
+            Some(ix) => Ok((p, ix)),
+            None => {
+                let known: Vec<&str> = names().collect();
+                Err(format!(
+                    "pool {pool} has no backend {name:?}; it has: {}",
+                    known.join(", ")
+                ))
+            }
+        }
+    }
+
+    /// A backend as its configuration or source has it; the error is a sentence.
+    pub fn config_of(&self, pool: &str, name: &str) -> Result<model::Backend, String> {
+        let (p, ix) = self.places_of(pool, name)?;
+        Ok(self.pools[p].entries[ix].backend.config.clone())
+    }
+
+    /// Carries out an operator's order. A weight that is to be kept outlasts reloads.
+    pub fn order(
+        &mut self,
+        pool: &str,
+        name: &str,
+        order: BackendOrder,
+        keep: bool,
+        now: Instant,
+    ) -> Result<String, String> {
+        let (p, ix) = self.places_of(pool, name)?;
+        if keep && !matches!(order, BackendOrder::Weight(_)) {
+            return Err("only a weight can be kept over reloads; other orders end with the next one".into());
+        }
         let finish = self.pools[p].config.on_drain_finish;
         let entry = &mut self.pools[p].entries[ix];
         self.quiet_until = None;
         let change = match order {
             BackendOrder::Weight(weight) => {
-                entry.weight = Some(weight);
+                entry.weight = Some(Weighed { weight, keep });
                 self.pools[p].refresh_picker();
                 self.changed = true;
                 let backend = &self.pools[p].entries[ix].backend;
@@ -428,7 +468,7 @@ impl Pools {
                     address: backend.config.address.to_string(),
                     weight,
                 });
-                return Ok(format!("{pool}/{name}: weight {weight} until the next reload"));
+                return Ok(format!("{pool}/{name}: weight {weight} {}", amend::lasts(keep)));
             }
             BackendOrder::Ready => {
                 entry.drain = None;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use super::{Before, Event, Line, Note, START_MAX, VARIABLE};
+use crate::control::amend;
 use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::{InheritedSockets, Label};
@@ -24,6 +25,8 @@ pub struct Inheritance {
     pub knowledge: Vec<Knowledge>,
     /// What a predecessor knew of sources of members.
     pub members: Vec<Told>,
+    /// What operators have added to pools and removed from them.
+    pub amended: Vec<amend::Told>,
     /// The conversation with the predecessor, if there is one.
     pub successor: Option<Successor>,
 }
@@ -54,11 +57,12 @@ impl Inheritance {
         let channel = Channel::inherited(fd).with_context(|| format!("{VARIABLE}={fd}"))?;
         channel.set_timeout(START_MAX)?;
         let line = Line(Arc::new(channel));
-        let (mut knowledge, mut members) = (Vec::new(), Vec::new());
+        let (mut knowledge, mut members, mut amended) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             match line.hear()? {
                 Some((Note::Knowledge(part), _)) => knowledge.extend(part),
                 Some((Note::Members(part), _)) => members.extend(part),
+                Some((Note::Amended(part), _)) => amended.extend(part),
                 Some((Note::Sockets(labels), fds)) => {
                     sockets.extend(labels.into_iter().zip(fds));
                 }
@@ -71,6 +75,7 @@ impl Inheritance {
             sockets,
             knowledge,
             members,
+            amended,
             successor: Some(Successor { line }),
         })
     }

@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::amend;
 use crate::control::discovery::Told;
 use crate::control::election::Detached;
 use crate::control::publication::inherited::Label;
@@ -77,6 +78,8 @@ enum Note {
     Knowledge(Vec<Knowledge>),
     /// What is known of sources of members; said only if there are some.
     Members(Vec<Told>),
+    /// Backends that operators have added and removed; said only if there are some.
+    Amended(Vec<amend::Told>),
     /// That was all.
     Everything,
     /// UDP sessions; the descriptors are in the message, in this order.

@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use crossbeam_channel::bounded;
 
 use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use crate::control::amend;
 use crate::control::discovery::Told;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
@@ -59,6 +60,8 @@ pub struct Handover {
     pub knowledge: Vec<Knowledge>,
     /// What is known of sources of members, in parts that fit a message.
     pub members: Vec<Told>,
+    /// Backends that operators have added and removed.
+    pub amended: Vec<amend::Told>,
     /// Sockets of our own.
     pub own: Vec<(String, OwnedFd)>,
 }
@@ -189,6 +192,9 @@ fn introduce(
     for part in &handover.members {
         tell(line, &Note::Members(vec![part.clone()]), &[], "get ready")?;
     }
+    for part in handover.amended.chunks(KNOWLEDGE_MAX) {
+        tell(line, &Note::Amended(part.to_vec()), &[], "get ready")?;
+    }
     tell(line, &Note::Everything, &[], "get ready")?;
 
     let unused = match hear(line, "get ready")? {
@@ -290,6 +296,7 @@ mod tests {
             listeners: HashMap::new(),
             knowledge: Vec::new(),
             members: Vec::new(),
+            amended: Vec::new(),
             own: Vec::new(),
         };
         let _far = successor(far);

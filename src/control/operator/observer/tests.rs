@@ -86,12 +86,17 @@ fn answer(request: Request, control: Control, n: u64) {
             pool,
             name,
             order,
+            keep: _,
             reply,
         } => drop(reply.send(match (&*pool, order) {
             ("web", BackendOrder::Weight(weight)) => Ok(format!("web/{name}: weight {weight}")),
             ("web", order) => Ok(format!("web/{name}: {order:?}")),
             _ => Err(format!("no pool has the name {pool}")),
         })),
+        Request::BackendAdd {
+            pool, address, reply, ..
+        } => drop(reply.send(Ok(format!("{pool}/{address}: added")))),
+        Request::BackendRemove { pool, name, reply, .. } => drop(reply.send(Ok(format!("{pool}/{name}: removed")))),
         Request::Vip { address, order, reply } => drop(reply.send(match order {
             VipOrder::Demote => Ok(format!("{address} moves")),
             VipOrder::Allow => Err(format!("{address} is not ours")),

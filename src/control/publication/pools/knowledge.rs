@@ -26,6 +26,9 @@ pub struct Knowledge {
     order: Option<Withdrawn>,
     /// Weight by order.
     weight: Option<u32>,
+    /// That one outlasts reloads.
+    #[serde(default)]
+    keep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +55,8 @@ impl Pools {
                 Order::Down => Some(Withdrawn::Down),
                 Order::Ready => None,
             },
-            weight: entry.weight,
+            weight: entry.weight.map(|ordered| ordered.weight),
+            keep: entry.weight.is_some_and(|ordered| ordered.keep),
         });
         known
             .filter(|k| k.healthy.is_some() || k.order.is_some() || k.weight.is_some())
@@ -83,7 +87,8 @@ impl Pools {
             let name = entry.entries[ix].backend.config.name.clone();
             let pool = entry.config.name.clone();
             for order in withdrawn.into_iter().chain(weight) {
-                if let Err(error) = self.order(&pool, &name, order, now) {
+                let keep = known.keep && matches!(order, BackendOrder::Weight(_));
+                if let Err(error) = self.order(&pool, &name, order, keep, now) {
                     log::warn!("backend {pool}/{name}: {error}");
                 }
             }

@@ -102,7 +102,8 @@ impl Pools {
             let change = entry.state.adopt(now, Policy::from(policy), Orders::End);
             self.news
                 .extend(change.map(|change| news::changed(&entry.backend, &change)));
-            (entry.weight, entry.drain) = (None, None);
+            entry.weight = entry.weight.filter(|ordered| ordered.keep);
+            entry.drain = None;
             if probed_anew {
                 self.schedule.renew(now, entry.backend.identity);
                 self.schedule.renew(now, agent_key(&entry.backend));
@@ -146,7 +147,7 @@ impl Pools {
                 let finish = config.on_drain_finish.filter(|_| entry.state.state() == State::Drain);
                 entry.drain = finish.map(|finish| Drain::new(now, finish));
                 if orders == Orders::End {
-                    entry.weight = None;
+                    entry.weight = entry.weight.filter(|ordered| ordered.keep);
                 }
                 Some(entry)
             };

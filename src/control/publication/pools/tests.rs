@@ -114,8 +114,8 @@ fn what_is_known_stays_with_the_address() {
         took: Duration::ZERO,
     };
     pools.on_verdict(&verdict, now);
-    pools.order("web", "m1", BackendOrder::Weight(7), now).unwrap();
-    pools.order("web", "m2", BackendOrder::Drain, now).unwrap();
+    pools.order("web", "m1", BackendOrder::Weight(7), false, now).unwrap();
+    pools.order("web", "m2", BackendOrder::Drain, false, now).unwrap();
     let places = ["m1", "m2"].map(|name| BackendPermit::take(&entry(&pools, name).backend).unwrap());
     let known = |pools: &Pools, name: &str| {
         let Entry { state, backend, .. } = entry(pools, name);
