@@ -17,7 +17,8 @@ use crate::config::{self, Config};
 use crate::control::election::Helpers;
 use crate::control::event_log;
 use crate::control::upgrade::Inheritance;
-use crate::control::{Capacity, Control, Input, Source};
+use crate::control::{Capacity, Control, Input, Processes, Source};
+use crate::keeper::returns;
 use crate::kernel::{Attached, Kernel};
 use crate::link::{self, Address, Shared, StartEngine};
 use crate::sys::sandbox::{self, Needs, Unlisted};
@@ -97,13 +98,15 @@ pub fn launch(
     event_log::start();
     event_log::follow(&config.log);
     // Before there are threads, and while there are privileges to hand on. A successor goes on with its predecessor's.
-    let helpers = match &config.failover {
-        Some(failover) if !inheritance.is_succession() => {
-            let helpers = Helpers::start(failover, source.path());
-            Some(helpers.context("cannot start the keeper of the VIPs")?)
-        }
-        _ => None,
-    };
+    let mut processes = Processes::default();
+    if let Some(failover) = config.failover.as_ref().filter(|_| !inheritance.is_succession()) {
+        let helpers = Helpers::start(failover, source.path());
+        processes.failover = Some(helpers.context("cannot start the keeper of the VIPs")?);
+    }
+    if config.kept_pools().next().is_some() && !inheritance.is_succession() {
+        let returns = returns::spawn(returns::table(&config.admin));
+        processes.returns = Some(returns.context("cannot start the keeper of return rules")?);
+    }
     let carries = |listener: &config::model::Listener| listener.engine == config::model::Engine::Kernel;
     let attached = match inheritance.is_succession() {
         false if config.listeners.iter().any(carries) => {
@@ -123,7 +126,15 @@ pub fn launch(
     let pipes = capacity.budget.pipes as usize;
     let spawn = move |id, shared| spawn_worker(id, shared, pipes);
     let spawn = Box::new(spawn);
-    let (control, inputs) = Control::start(source, config, capacity, inheritance, spawn, engines(attached), helpers)?;
+    let (control, inputs) = Control::start(
+        source,
+        config,
+        capacity,
+        inheritance,
+        spawn,
+        engines(attached),
+        processes,
+    )?;
     watch_signals(inputs.clone())?;
     let shared = control.shared();
     if let Some(needs) = &needs
@@ -169,6 +180,7 @@ fn needs(source: &Source, config: &Config) -> Needs {
     let mut needs = Needs {
         large_buffers: config.listeners.iter().any(|l| l.protocol == Protocol::Udp),
         real_time: config.failover.is_some(),
+        foreign_sources: config.kept_pools().next().is_some(),
         file_events: config.member_files().next().is_some(),
         ..Needs::default()
     };

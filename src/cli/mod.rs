@@ -83,10 +83,13 @@ enum Command {
     Top(top::Args),
     /// Read the configuration again; waits, and fails if it is refused.
     Reload(reload::Args),
-    /// The process that installs VIPs; started by `weir run`, never by hand.
+    /// The processes that install VIPs and routing rules; started by `weir run`, never by hand.
     #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
     Keeper {
-        /// Remove the VIPs of the configuration that a dead weir has left, and end.
+        /// Make the rules of `client_address: keep`.
+        #[arg(long, conflicts_with = "sweep")]
+        returns: bool,
+        /// Remove the VIPs and rules of the configuration that a dead weir has left, and end.
         #[arg(long)]
         sweep: bool,
         /// Configuration file.
@@ -129,8 +132,11 @@ pub fn main() -> ExitCode {
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Top(args) => top::run(args),
-        Command::Keeper { sweep: true, config } => crate::keeper::sweep(&config),
-        Command::Keeper { sweep: false, .. } => crate::keeper::main(),
+        Command::Keeper {
+            sweep: true, config, ..
+        } => crate::keeper::sweep(&config),
+        Command::Keeper { returns: true, .. } => crate::keeper::returns::main(),
+        Command::Keeper { .. } => crate::keeper::main(),
         Command::KernelHelper => crate::kernel::helper::main(),
         Command::Runner => crate::runner::main(),
         Command::ConfigReference => reference::run(),

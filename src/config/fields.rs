@@ -338,9 +338,10 @@ pub static FIELDS: &[Field] = &[
     value::<Duration>("pools.*.on_drain.finish", "60s", "They may go on for so long, then are closed, spread over the last part.").or("off").range("0s..24h"),
     value::<AllDown>("pools.*.all_down", "refuse", "When no backend is up: refuse, or try every one as if it were up."),
     value::<SendProxy>("pools.*.send_proxy", "off", "PROXY header sent to the backend.").udp("v2"),
-    optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends.").example("10.0.0.5"),
+    optional::<IpAddr>("pools.*.source_address", "the kernel's choice", "Local address of connections to backends; with `client_address: keep` of health checks alone.").example("10.0.0.5"),
+    value::<ClientAddress>("pools.*.client_address", "hide", "hide: backends see an address of this host. keep: they see the client's address and port, or those of the PROXY header; their way back to clients must lead through this host (docs/guide.md), and a later change to `keep` takes a restart. With `engine: kernel` it stands for `kernel: {mode: keep}`."),
     section("pools.*.kernel", "How the kernel engine sends to these backends."),
-    value::<KernelMode>("pools.*.kernel.mode", "nat", "nat: backends see an address of this host. keep: they see the client, and answer through this host. dsr: they have the service's address themselves, and answer the client directly."),
+    optional::<KernelMode>("pools.*.kernel.mode", "nat; keep with `client_address: keep`", "nat: backends see an address of this host. keep: they see the client, and answer through this host. dsr: they have the service's address themselves, and answer the client directly.").example("nat"),
 
     section("etcd", "The etcd cluster that members come from.").off(),
     list::<EtcdEndpoint>("etcd.endpoints", Refused, "[\"https://10.0.0.5:2379\"]", "Its members, or proxies before them.").range("1..16"),

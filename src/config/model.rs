@@ -283,8 +283,10 @@ pub struct PoolPolicy {
     pub all_down: AllDown,
     /// PROXY header sent to the backend.
     pub send_proxy: SendProxy,
-    /// Local address of connections to backends.
+    /// Local address of connections to backends; of probes alone where clients' addresses are kept.
     pub source_address: Option<IpAddr>,
+    /// Whom backends of the proxy engine see.
+    pub client_address: ClientAddress,
     /// What backends see of the kernel engine.
     pub kernel_mode: KernelMode,
 }
@@ -415,6 +417,15 @@ pub enum SendProxy {
     V1,
     /// Version 2, binary.
     V2,
+}
+
+/// `pools.NAME.client_address`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Backends see an address of this host.
+    Hide,
+    /// Backends see the client's address and port, and answer through this host.
+    Keep,
 }
 
 /// `failover:`.

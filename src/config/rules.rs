@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::check::client_address;
 use super::model::*;
 
 /// Which addresses a pool can use, given the listeners that it serves and its policy. Of the configuration's own backends
@@ -15,6 +16,8 @@ pub struct Rules {
     udp_probe: bool,
     /// A probe takes the port from the member.
     needs_port: bool,
+    /// Backends see their clients' addresses.
+    keeps_clients: bool,
 }
 
 /// What matters of a listener.
@@ -22,6 +25,7 @@ pub struct Rules {
 struct User {
     name: String,
     protocol: Protocol,
+    engine: Engine,
     bind: Vec<Bind>,
 }
 
@@ -31,6 +35,7 @@ impl Rules {
         let user = |listener: &Listener| User {
             name: listener.name.clone(),
             protocol: listener.protocol,
+            engine: listener.engine,
             bind: listener.bind.clone(),
         };
         Rules {
@@ -46,11 +51,15 @@ impl Rules {
             .iter()
             .filter(|listener| listener.pools().any(|used| used == pool));
         let PoolPolicy {
-            source_address, health, ..
+            source_address,
+            health,
+            client_address,
+            ..
         } = &config.pools[pool].policy;
         Rules {
             source_address: *source_address,
             udp_probe: health.kind == ProbeKind::Udp,
+            keeps_clients: *client_address == ClientAddress::Keep,
             needs_port: health.kind != ProbeKind::None && health.port.is_none(),
             ..Rules::new(users)
         }
@@ -86,6 +95,15 @@ impl Rules {
         complaints
     }
 
+    /// Why a pool that keeps clients' addresses cannot do that for this one.
+    fn hides_clients_from(&self, address: &BackendAddress) -> Option<String> {
+        if !self.keeps_clients {
+            return None;
+        }
+        let proxied = self.users.iter().filter(|user| user.engine == Engine::Proxy);
+        client_address::refusal(proxied.map(|user| (user.name.as_str(), &user.bind[..])), address)
+    }
+
     /// Why a member cannot be in the pool.
     pub fn refusal(&self, address: &BackendAddress) -> Option<String> {
         let why = match (address, self.source_address) {
@@ -102,7 +120,11 @@ impl Rules {
             (address, Some(source)) if address.ip().is_some_and(|ip| ip.is_ipv4() != source.is_ipv4()) => Some(
                 format!("is of another family than the pool's `source_address` {source}"),
             ),
-            _ => self.complaints(address).into_iter().next(),
+            (address, _) => self
+                .complaints(address)
+                .into_iter()
+                .next()
+                .or_else(|| self.hides_clients_from(address)),
         };
         why.map(|why| format!("{address} {why}"))
     }

@@ -236,6 +236,7 @@ words!(HttpMethod { "GET" => HttpMethod::Get, "HEAD" => HttpMethod::Head, "OPTIO
 words!(Family { "any" => Family::Any, "v4" => Family::V4, "v6" => Family::V6 } "ipv4" => Family::V4, "ipv6" => Family::V6);
 words!(AllDown { "refuse" => AllDown::Refuse, "try_all" => AllDown::TryAll });
 words!(Holders { "one" => Holders::One, "all" => Holders::All });
+words!(ClientAddress { "hide" => ClientAddress::Hide, "keep" => ClientAddress::Keep });
 words!(SendProxy { "off" => SendProxy::Off, "v1" => SendProxy::V1, "v2" => SendProxy::V2 } "false" => SendProxy::Off);
 
 impl FromText for AccessTarget {

@@ -72,6 +72,7 @@ impl Control {
             own.push((http::inherited_name(self.config.metrics), http.try_clone()?.into()));
         }
         own.extend(self.engines.hand_over()?);
+        own.extend(self.returns.hand_over()?);
         Ok(own)
     }
 

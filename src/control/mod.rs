@@ -40,6 +40,7 @@
 //! | [`election`] | the VIP machine with its beats |
 //! | `event_log`, `events`, `life` | the log, whoever follows what happens, and what happens to the process |
 //! | [`access_log`], `notifier` | the access log, the service manager |
+//! | `returns` | the rules of `client_address: keep`: which are needed, and for how long |
 //!
 //! # What it never does
 //!
@@ -68,11 +69,23 @@ mod phase;
 mod publication;
 mod reload;
 pub mod request;
+mod returns;
 mod source;
 mod thread;
 pub mod upgrade;
+
+use crate::keeper::returns::ReturnsHandle;
 
 pub use capacity::Capacity;
 pub use request::{Input, Request};
 pub use source::Source;
 pub use thread::Control;
+
+/// The processes beside this one, started while it still has the rights that they need.
+#[derive(Debug, Default)]
+pub struct Processes {
+    /// For `failover`.
+    pub failover: Option<election::Helpers>,
+    /// For `client_address: keep`.
+    pub returns: Option<ReturnsHandle>,
+}

@@ -48,6 +48,7 @@ impl Control {
             .prepare(&config.listeners, workers, inherited, owner, duplicate);
         let endpoints = endpoints.map_err(|error| error.to_string())?;
         self.engines.prepare(config)?;
+        self.returns.prepare(config, Instant::now())?;
         Ok(Prepared {
             capacity,
             endpoints,
@@ -83,6 +84,7 @@ impl Control {
         self.config = config;
         self.budget = capacity.budget;
         let snapshot = self.next_snapshot();
+        self.returns.follow(&snapshot, Instant::now());
         self.engines.adopt_beside_workers(&snapshot);
         // Clients in a queue are served by the listener that they connected to: before workers learn that it is gone.
         self.engines.workers.close_and_wait(&closed_streams);
@@ -100,6 +102,7 @@ impl Control {
     /// Engines act on what is in force now.
     pub(super) fn publish(&mut self) {
         let snapshot = self.next_snapshot();
+        self.returns.follow(&snapshot, Instant::now());
         self.engines.adopt(&snapshot);
     }
 

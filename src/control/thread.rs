@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
 
+use super::Processes;
 use super::access_log;
 use super::amend::{self, Amended};
 use super::capacity::Capacity;
 use super::discovery::{Changed, Discovery};
-use super::election::Helpers;
 use super::election::vips::Vips;
 use super::engines::Engines;
 use super::event_log;
@@ -28,6 +28,7 @@ use super::publication::pools::Pools;
 use super::publication::probe::{NotStarted, Prober, Verdict};
 use super::publication::workers::Workers;
 use super::request::Input;
+use super::returns::Returns;
 use super::source::Source;
 use super::upgrade::{Inheritance, State as Upgrade};
 use crate::config::{Budget, Config};
@@ -77,6 +78,7 @@ pub struct Control {
     pub(super) reload_failures: u64,
     pub(super) vips: Vips,
     pub(super) leaving: Leaving,
+    pub(super) returns: Returns,
     pub(super) upgrade: Upgrade,
     pub(super) notifier: Notifier,
 }
@@ -91,7 +93,7 @@ impl Control {
         mut inheritance: Inheritance,
         spawn: SpawnWorker,
         engines: Vec<StartEngine>,
-        helpers: Option<Helpers>,
+        processes: Processes,
     ) -> anyhow::Result<(Control, Sender<Input>)> {
         let amended = amend::inherited(std::mem::take(&mut inheritance.amended));
         let (mut upgrade, knowledge, members) = Upgrade::new(inheritance);
@@ -123,9 +125,11 @@ impl Control {
             shared.clone(),
             Arc::new(move |address, finished| told.leave(address, finished)),
         );
+        let returns = Returns::new(processes.returns, &mut inherit);
         let mut control = Control {
             vips,
             leaving,
+            returns,
             source,
             inputs,
             failures,
@@ -176,7 +180,9 @@ impl Control {
         if !control.upgrade.is_waiting() {
             control.observe()?;
             control.shared.note_control();
-            control.vips.follow(control.config.failover.as_ref(), helpers)?;
+            control
+                .vips
+                .follow(control.config.failover.as_ref(), processes.failover)?;
         }
         Ok((control, sender))
     }
@@ -224,12 +230,19 @@ impl Control {
             self.engines.refresh(now);
             self.follow_pools(now);
             self.engines.workers.reap();
+            self.returns.tick(now);
             self.show_life(now);
             if self.stopping.is_none() && self.vips.is_useless() {
                 log::error!(
                     "the keeper of the VIPs has ended and its privileges with it: this process ends, to be started again"
                 );
                 failure = Some("the keeper of the VIPs has ended");
+                self.begin_stop();
+            }
+            // The rules are still there: what is open may finish.
+            if self.stopping.is_none() && self.returns.is_useless() {
+                log::error!("the keeper of return rules has ended: this process ends, to be started again");
+                failure = Some("the keeper of return rules has ended");
                 self.begin_stop();
             }
             if self.close_at.is_some_and(|at| now >= at) {

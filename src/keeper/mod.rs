@@ -1,4 +1,7 @@
-//! The small process that alone may change addresses.
+//! The small processes that alone may change addresses and routing of this host.
+//!
+//! What follows is about the one that holds addresses; the one that makes routing rules is its sibling, [`returns`], so that what
+//! one of them waits for never delays the other.
 //!
 //! # How it works
 //! `weir run` starts it before it has threads or a sandbox, by executing its own binary again with one end of a socket pair
@@ -12,6 +15,7 @@
 //! | `run` | the keeper's loop |
 //! | `kernel` | the thread that waits for the kernel |
 //! | `sweep` | `weir keeper --sweep` |
+//! | [`returns`] | `weir keeper --returns`, the sibling |
 //!
 //! # Invariants
 //! * The channel is the only tie: when its last other end closes, whoever held it, the addresses go and the keeper ends.
@@ -26,6 +30,7 @@
 
 mod handle;
 mod kernel;
+pub mod returns;
 mod run;
 mod sweep;
 mod wire;

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::Capability;
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
@@ -29,7 +29,7 @@ use crate::failover::lease::{Input, Leases, Manner, Op, Output, Refusal, Report}
 use crate::failover::timers::Timers;
 use crate::sys::neigh::Announcer;
 use crate::sys::netlink::{Address, Change, Interface, Monitor};
-use crate::sys::{output, sched};
+use crate::sys::{output, rights, sched};
 
 mod news;
 
@@ -79,29 +79,14 @@ fn settle_in() -> Option<String> {
     // The last process to be killed for want of memory: it is small, and it is what takes addresses away.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
 
-    let have = caps::read(None, CapSet::Permitted).unwrap_or_default();
-    let keep: CapsHashSet = NEEDED.into_iter().filter(|c| have.contains(c)).collect();
-    for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        let wanted = match set {
-            CapSet::Inheritable => CapsHashSet::new(),
-            _ => keep.clone(),
-        };
-        if caps::set(None, set, &wanted).is_err() {
-            return Some("cannot set its capabilities".into());
-        }
+    match rights::keep_only(&NEEDED) {
+        Err(_) => Some("cannot set its capabilities".into()),
+        Ok(missing) => (!missing.is_empty()).then(|| {
+            format!(
+                "lacks {missing}: start weir as root or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
+            )
+        }),
     }
-    let _ = nix::sys::prctl::set_no_new_privs();
-    let missing: Vec<String> = NEEDED
-        .iter()
-        .filter(|c| !keep.contains(c))
-        .map(ToString::to_string)
-        .collect();
-    (!missing.is_empty()).then(|| {
-        format!(
-            "lacks {}: start weir as root or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
-            missing.join(" and ")
-        )
-    })
 }
 
 /// Whether packets to an address are accepted beside its being held.

@@ -1,30 +1,45 @@
-//! `weir keeper --sweep`: removes what a dead weir has left, without waiting for the leases to end.
+//! `weir keeper --sweep`: removes what a dead weir has left: addresses without waiting for their leases to end, and rules.
 
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::returns;
 use crate::config;
 use crate::config::model::{Holders, Vip};
 use crate::sys::netlink::Netlink;
 
-/// Removes those VIPs of the configuration that a weir has installed on this host. Addresses that somebody else has
-/// installed stay. Without a configuration that can be read nothing is known of VIPs, and the leases end by themselves.
+/// Removes those VIPs of the configuration that a weir has installed on this host, and the rules of its `client_address: keep`.
+/// Addresses and rules that somebody else has made stay. Without a configuration that can be read nothing is known of them; the
+/// leases end by themselves, and the next start removes rules.
 pub fn sweep(path: &Path) -> ExitCode {
-    let vips = match config::load(path) {
-        Ok(loaded) => loaded.config.failover.map_or_else(Vec::new, |f| f.vips),
+    let (vips, table) = match config::load(path) {
+        Ok(loaded) => {
+            let table = returns::table(&loaded.config.admin);
+            (loaded.config.failover.map_or_else(Vec::new, |f| f.vips), table)
+        }
         Err(_) => {
             eprintln!("weir keeper: {} cannot be read: nothing is swept", path.display());
             return ExitCode::SUCCESS;
         }
     };
-    match remove(&vips) {
+    match remove(&vips).and_then(|()| remove_rules(table)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weir keeper: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn remove_rules(table: u32) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let swept = netlink.sweep_rules(table)?;
+    if swept > 0 {
+        eprintln!("weir keeper: swept {swept} rules of table {table}");
+        netlink.deliver_all(table, false)?;
+    }
+    Ok(())
 }
 
 fn remove(vips: &[Vip]) -> io::Result<()> {

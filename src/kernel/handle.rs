@@ -2,8 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,11 +9,11 @@ use super::core::HOST_ADDRESSES_MAX;
 use super::helper::{FromHelper, SUBCOMMAND, ToHelper, Wishes};
 use super::maps::Maps;
 use super::program::{NAMES, Sizes, digest};
-use crate::balance::identity;
 use crate::config::Config;
 use crate::config::model::{self, BackendAddress, Balance, Engine, FLOWS_AUTO, KernelMode};
 use crate::link::Inherit;
 use crate::sys::handover::Channel;
+use crate::sys::ways;
 
 /// How long a helper may take to load the program.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,11 +91,7 @@ fn wishes(config: &Config) -> Wishes {
 
 /// The name under which a helper of this configuration waits: its own in each network namespace.
 fn name(config: &Config) -> String {
-    // The directory rather than its name: a relative path, or another way to it, means the same socket.
-    let directory = config.admin.parent().unwrap_or(Path::new("."));
-    let place = std::fs::metadata(directory).map_or(0, |found| found.dev() ^ found.ino() << 1);
-    let file = config.admin.file_name().unwrap_or_default().to_string_lossy();
-    format!("weir-kernel-{:016x}", identity(&place.to_string(), &file))
+    format!("weir-kernel-{:016x}", ways::instance(&config.admin))
 }
 
 impl Attached {

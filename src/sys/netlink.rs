@@ -29,7 +29,7 @@ const LEASE_MAX_S: u32 = 120;
 
 /// The table of what is for this host itself (RT_TABLE_LOCAL), and the loopback interface, which is the first everywhere.
 const TABLE_LOCAL: u8 = 255;
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// Behind the route that the kernel makes for an address, whose metric is 0.
 const METRIC: u32 = 7400;
@@ -262,7 +262,7 @@ impl Netlink {
         }
     }
 
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(super) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let bytes = self.serialize(message, flags);
         self.socket.send(&bytes, 0)?;
         let (mut found, mut refused, sequence) = (Vec::new(), None, self.sequence);

@@ -15,6 +15,14 @@ pub(super) fn set_freebind(fd: RawFd, six: bool) -> io::Result<()> {
     }
 }
 
+/// Lets a socket be bound to an address that this host will never have, and hear what comes to it (IP_TRANSPARENT, ip(7)).
+pub(super) fn set_transparent(fd: RawFd, six: bool) -> io::Result<()> {
+    match six {
+        true => set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+        false => set_int(fd, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+    }
+}
+
 pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.

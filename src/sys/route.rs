@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use socket2::Socket;
 
-use super::option::set_int;
+use super::option::{set_int, set_transparent};
 
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,23 +28,112 @@ impl std::fmt::Display for Target {
     }
 }
 
+/// From where it leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The kernel's choice.
+    #[default]
+    Any,
+    /// This address of this host, from a port of the kernel's choice.
+    Own(IpAddr),
+    /// This address of somebody else, a client, and this port; another one if it is taken, or if it is 0.
+    Client(SocketAddr),
+    /// The client's, who has none that could be kept: it does not leave.
+    Nobody,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Where to.
     pub target: Target,
-    /// Local address; `None` = the kernel's choice.
-    pub source: Option<IpAddr>,
+    /// From where.
+    pub source: Source,
+}
+
+/// What is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Streams: the kernel sees to it that no two connections have the same addresses and ports.
+    Streams,
+    /// Datagrams: it does not, so only one socket has a client's address and port.
+    Datagrams,
 }
 
 impl Route {
-    /// Sets up a new internet socket for this route, before it connects. The port waits for connect (IP_BIND_ADDRESS_NO_PORT,
-    /// ip(7)), so that the bind alone uses none up.
-    pub fn prepare(&self, socket: &Socket) -> io::Result<()> {
-        if let Some(ip) = self.source {
-            set_int(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-            socket.bind(&SocketAddr::new(ip, 0).into())?;
+    /// From anywhere.
+    pub fn to(target: Target) -> Route {
+        Route {
+            target,
+            source: Source::Any,
         }
-        Ok(())
     }
+
+    /// Sets up a new internet socket for this route, before it connects. A port that the kernel chooses waits for connect
+    /// (IP_BIND_ADDRESS_NO_PORT, ip(7)), so that the bind alone uses none up.
+    pub fn prepare(&self, socket: &Socket, manner: Manner) -> io::Result<()> {
+        let fd = socket.as_raw_fd();
+        let with_any_port = |ip| {
+            set_int(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            socket.bind(&SocketAddr::new(ip, 0).into())
+        };
+        match self.source {
+            Source::Any => Ok(()),
+            Source::Own(ip) => with_any_port(ip),
+            Source::Client(client) => {
+                set_transparent(fd, client.is_ipv6())?;
+                match manner {
+                    _ if client.port() == 0 => with_any_port(client.ip()),
+                    Manner::Streams => {
+                        // Connections to other backends from the same port, and those in TIME_WAIT, do not matter here: connect
+                        // compares both ends.
+                        socket.set_reuse_address(true)?;
+                        socket.bind(&client.into())
+                    }
+                    Manner::Datagrams => bind_alone(socket, client),
+                }
+            }
+            Source::Nobody => Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)),
+        }
+    }
+
+    /// Makes a connection in the best way that can be had: with the client's port, or with another one if that is taken.
+    ///
+    /// Streams find it taken while an earlier connection of the same port of the client to the same backend is in TIME_WAIT here
+    /// (EADDRNOTAVAIL), and datagrams while the client has another session from it; both where something on this host listens on
+    /// that port (EADDRINUSE). As with HAProxy's `usesrc clientip`, the backend sees the client's address all the same.
+    pub(super) fn by_best_source<T>(&self, connect: impl Fn(&Route) -> io::Result<T>) -> io::Result<T> {
+        match (connect(self), &self.source) {
+            (Err(error), Source::Client(client)) if client.port() != 0 && is_taken(&error) => {
+                let any_port = SocketAddr::new(client.ip(), 0);
+                connect(&Route {
+                    source: Source::Client(any_port),
+                    ..self.clone()
+                })
+            }
+            (outcome, _) => outcome,
+        }
+    }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
+}
+
+/// Binds a datagram socket to an address and port that no other one may have, or only those that were given up.
+fn bind_alone(socket: &Socket, client: SocketAddr) -> io::Result<()> {
+    match socket.bind(&client.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+            socket.set_reuse_address(true)?;
+            socket.bind(&client.into())?;
+            socket.set_reuse_address(false)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether this process may make sockets with addresses that are not this host's (CAP_NET_RAW or CAP_NET_ADMIN).
+pub fn may_be_transparent() -> io::Result<()> {
+    let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    set_transparent(socket.as_raw_fd(), false)
 }

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::bpf;
+use super::rights::may_connect;
 use caps::{CapSet, Capability};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
@@ -54,6 +55,8 @@ pub struct Needs {
     pub connect: Vec<PathBuf>,
     /// Large receive buffers for UDP (SO_RCVBUFFORCE takes CAP_NET_ADMIN).
     pub large_buffers: bool,
+    /// Sockets with addresses that are not this host's, or with marks (CAP_NET_RAW).
+    pub foreign_sources: bool,
     /// Events of files (inotify).
     pub file_events: bool,
     /// A thread of real-time priority (CAP_SYS_NICE).
@@ -136,6 +139,10 @@ fn kept(needs: &Needs) -> HashSet<Capability> {
     if needs.large_buffers {
         kept.insert(Capability::CAP_NET_ADMIN);
     }
+    if needs.foreign_sources {
+        // Of what it allows besides, raw and packet sockets, the filter lets nothing through: see `families`.
+        kept.insert(Capability::CAP_NET_RAW);
+    }
     if needs.real_time {
         kept.insert(Capability::CAP_SYS_NICE);
     }
@@ -148,27 +155,6 @@ fn kept(needs: &Needs) -> HashSet<Capability> {
         kept.insert(Capability::CAP_DAC_OVERRIDE);
     }
     kept
-}
-
-/// Whether root without capabilities may certainly connect to a unix socket. One that is not there yet, because its server
-/// starts later, may come to belong to anybody.
-fn may_connect(path: &Path) -> bool {
-    let allows = |path: &Path, bit: u32| {
-        std::fs::metadata(path).is_ok_and(|found| {
-            let shift = match (found.uid(), found.gid()) {
-                (0, _) => 6,
-                (_, 0) => 3,
-                _ => 0,
-            };
-            found.mode() >> shift & bit != 0
-        })
-    };
-    const WRITE: u32 = 2;
-    const SEARCH: u32 = 1;
-    let Ok(real) = path.canonicalize() else {
-        return false;
-    };
-    allows(&real, WRITE) && real.ancestors().skip(1).all(|directory| allows(directory, SEARCH))
 }
 
 fn drop_capabilities(needs: &Needs) -> Result<(), String> {
@@ -287,13 +273,19 @@ fn program(
         .map_err(|error: seccompiler::BackendError| error.to_string())
 }
 
-/// socket(2) with these address families.
+/// socket(2) with these address families; of IP, streams and datagrams, never raw sockets.
 fn families() -> Result<Vec<SeccompRule>, String> {
-    let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-    families
+    /// Of the type; the rest are flags (SOCK_TYPE_MASK).
+    const TYPE: SeccompCmpOp = SeccompCmpOp::MaskedEq(0xf);
+    let family = |family: i32| argument(0, SeccompCmpOp::Eq, family as u64);
+    let of_ip = [libc::AF_INET, libc::AF_INET6].into_iter().flat_map(|ip| {
+        let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM].into_iter();
+        kinds.map(move |kind| rule([family(ip)?, argument(1, TYPE, kind as u64)?]))
+    });
+    let whole = [libc::AF_UNIX, libc::AF_NETLINK]
         .into_iter()
-        .map(|family| condition(0, SeccompCmpOp::Eq, family as u64))
-        .collect()
+        .map(|whole| rule([family(whole)?]));
+    whole.chain(of_ip).collect()
 }
 
 /// clone(2) without new namespaces. Its successor clone3 hides its flags in memory, see [`ABSENT`].
@@ -305,13 +297,15 @@ fn no_namespaces() -> Result<SeccompRule, String> {
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET;
-    condition(0, SeccompCmpOp::MaskedEq(namespaces as u64), 0)
+    rule([argument(0, SeccompCmpOp::MaskedEq(namespaces as u64), 0)?])
 }
 
-fn condition(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, String> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(|error| error.to_string())
+fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule, String> {
+    SeccompRule::new(conditions.into()).map_err(|error| error.to_string())
+}
+
+fn argument(number: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, String> {
+    SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value).map_err(|error| error.to_string())
 }
 
 fn install(program: &BpfProgram) -> io::Result<()> {
@@ -648,6 +642,19 @@ mod tests {
             "clone_newnet" => system_call(libc::SYS_clone, i64::from(libc::CLONE_NEWNET | libc::SIGCHLD)),
             "clone3" => system_call(libc::SYS_clone3, 0),
             "packet_socket" => socket(libc::AF_PACKET),
+            kind @ ("raw_socket" | "stream_socket") => {
+                let kind = match kind {
+                    "raw_socket" => libc::SOCK_RAW,
+                    _ => libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                };
+                // SAFETY: no memory is passed.
+                let done = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_TCP) };
+                if done < 0 {
+                    errno(Err(io::Error::last_os_error()))
+                } else {
+                    0
+                }
+            }
             "inotify" | "inotify with events" => system_call(libc::SYS_inotify_init1, 0),
             "vmsplice" => system_call(libc::SYS_vmsplice, -1),
             "read_allowed" => errno(std::fs::read("/etc/passwd").map(drop)),
@@ -674,6 +681,8 @@ mod tests {
             ("clone3", Ok(libc::ENOSYS)),
             ("clone_newnet", Ok(libc::ENOSYS)),
             ("packet_socket", Ok(libc::ENOSYS)),
+            ("raw_socket", Ok(libc::ENOSYS)),
+            ("stream_socket", Ok(0)),
             ("vmsplice", Ok(libc::ENOSYS)),
             ("inotify", Ok(libc::ENOSYS)),
             ("inotify with events", Ok(0)),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::option::{set_freebind, set_int};
-use super::route::{Route, Target};
+use super::route::{Manner, Route, Source, Target};
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
 /// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`. `moves`: the
@@ -157,6 +157,8 @@ pub enum ConnectError {
     Denied,
     /// No free local port or address.
     NoPorts,
+    /// The client's address, which the backend shall see, cannot be used towards it.
+    NotKept,
     /// No descriptor or memory.
     Exhausted,
 }
@@ -171,6 +173,7 @@ impl ConnectError {
             ConnectError::Unreachable => "unreachable",
             ConnectError::Denied => "permission denied (EACCES)",
             ConnectError::NoPorts => "no_ports",
+            ConnectError::NotKept => "the client's address cannot be kept",
             ConnectError::Exhausted => "exhausted",
         }
     }
@@ -197,7 +200,7 @@ impl From<ConnectError> for io::Error {
             ConnectError::TimedOut => libc::ETIMEDOUT,
             ConnectError::Unreachable => libc::EHOSTUNREACH,
             ConnectError::Denied => libc::EACCES,
-            ConnectError::NoPorts => libc::EADDRNOTAVAIL,
+            ConnectError::NoPorts | ConnectError::NotKept => libc::EADDRNOTAVAIL,
             ConnectError::Exhausted => libc::EMFILE,
         })
     }
@@ -221,25 +224,26 @@ pub fn connect_to_write(route: &Route) -> Result<OwnedFd, ConnectError> {
 }
 
 fn start_connection(route: &Route, hold_ack: bool) -> Result<OwnedFd, ConnectError> {
-    let (socket, outcome) = match &route.target {
-        Target::Ip(address) => {
+    let started = |socket: Socket, outcome: io::Result<()>| match outcome {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
+    };
+    match &route.target {
+        _ if route.source == Source::Nobody => Err(ConnectError::NotKept),
+        Target::Ip(address) => Ok(route.by_best_source(|route| {
             let socket = Socket::new(Domain::for_address(*address), Type::STREAM.nonblocking(), None)?;
-            route.prepare(&socket)?;
+            route.prepare(&socket, Manner::Streams)?;
             if hold_ack {
                 set_int(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
             }
             let outcome = socket.connect(&(*address).into());
-            (socket, outcome)
-        }
+            started(socket, outcome)
+        })?),
         Target::Unix(path) => {
             let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
             let outcome = socket.connect(&SockAddr::unix(path).map_err(|_| ConnectError::Unreachable)?);
-            (socket, outcome)
+            Ok(started(socket, outcome)?)
         }
-    };
-    match outcome {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
-        _ => Ok(socket.into()),
     }
 }
 

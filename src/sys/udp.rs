@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::option::{get_int, set_freebind, set_int};
-use super::route::{Route, Target};
+use super::route::{Manner, Route, Target};
 
 /// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
 pub const LISTEN_BUFFER: usize = 8 << 20;
@@ -132,15 +132,23 @@ pub fn connect(route: &Route) -> io::Result<OwnedFd> {
     let Target::Ip(to) = route.target else {
         return Err(io::Error::from_raw_os_error(libc::EHOSTUNREACH));
     };
-    let socket = Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), None)?;
-    let raw = socket.as_raw_fd();
-    match to {
-        SocketAddr::V4(_) => set_int(raw, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
-        SocketAddr::V6(_) => set_int(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?,
-    }
-    route.prepare(&socket)?;
-    socket.connect(&to.into())?;
-    Ok(socket.into())
+    route.by_best_source(|route| {
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), None)?;
+        let raw = socket.as_raw_fd();
+        match to {
+            SocketAddr::V4(_) => set_int(raw, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
+            SocketAddr::V6(_) => set_int(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?,
+        }
+        route.prepare(&socket, Manner::Datagrams)?;
+        socket.connect(&to.into())?;
+        Ok(socket.into())
+    })
+}
+
+/// Whether another socket may have the address and port that this one keeps of a client: one that will take its place.
+pub fn share_address(fd: RawFd, yes: bool) {
+    // If it cannot, the other one gets another port.
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(yes));
 }
 
 /// What became of a datagram handed to the kernel. A connected socket reports the ICMP error of an *earlier* datagram

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use crate::balance::identity;
+
 /// Links on the way at most (the kernel's limit).
 const LINKS_MAX: usize = 40;
 
@@ -30,6 +32,17 @@ const BROAD: &[&str] = &[
     "/var/log",
     "/var/tmp",
 ];
+
+/// What tells the weir with this admin socket from others of this host, after restarts too: a service manager may remove the
+/// socket's directory and make it anew. A relative path, or another way to it, means the same socket.
+pub fn instance(admin: &Path) -> u64 {
+    let whole = std::path::absolute(admin).unwrap_or_else(|_| admin.to_path_buf());
+    let real = whole.ancestors().skip(1).find_map(|directory| {
+        let real = directory.canonicalize().ok()?;
+        Some(real.join(whole.strip_prefix(directory).ok()?))
+    });
+    identity("", &real.unwrap_or(whole).to_string_lossy())
+}
 
 /// Where the file at `path` is and, for each symbolic link on the way, where the link is and where its target is: whoever
 /// switches it (`current -> v2`) will most likely name another directory beside the target. A directory that is not there

@@ -102,12 +102,16 @@ impl Attempt {
             Address::Ip(used) => Some(used.port()),
             Address::Unix(_) => None,
         };
+        let purpose = Purpose::Serve {
+            port: used,
+            client: origin.client,
+        };
         let connect = if self.held_ack || backend.send_proxy != SendProxy::Off {
             socket::connect_to_write
         } else {
             socket::connect
         };
-        match connect(&route::resolve(&backend.config, &pool.config, Purpose::Serve(used))) {
+        match connect(&route::resolve(&backend.config, &pool.config, purpose)) {
             Ok(fd) => Started::Connecting(place, fd),
             Err(error) => {
                 self.note_failure(context, &backend, error);

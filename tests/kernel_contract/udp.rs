@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use weir::sys::mmsg::{Ask, Inbox, Message, Meta, Outbox, Part, SEGMENTS_MAX};
-use weir::sys::route::{Route, Target};
+use weir::sys::route::{Route, Source, Target};
 use weir::sys::udp::{self, Sent, Trouble};
 
 const ALL: Ask = Ask {
@@ -24,6 +24,7 @@ const BUFFER: usize = 1 << 20;
 
 fn route(to: SocketAddr, source: Option<IpAddr>) -> Route {
     let target = Target::Ip(to);
+    let source = source.map_or(Source::Any, Source::Own);
     Route { target, source }
 }
 

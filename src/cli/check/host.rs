@@ -1,13 +1,15 @@
 //! This machine, as far as a configuration is concerned.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::ready::Host;
+use super::ready::{Host, Road};
 use crate::sys::limits;
+use crate::sys::netlink::Netlink;
 
 /// The service whose settings count, if it is what runs the file.
 const UNIT: &str = "weir.service";
@@ -45,6 +47,20 @@ impl Host for Here {
 
     fn read(&self, path: &str) -> Option<String> {
         Some(std::fs::read_to_string(path).ok()?.trim().to_string())
+    }
+
+    fn road_to(&self, ip: IpAddr) -> Option<Result<Road, String>> {
+        let mut netlink = Netlink::open().ok()?;
+        let way = match netlink.way_to(ip) {
+            Ok(way) => way,
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        let interfaces = netlink.interfaces().ok()?;
+        let interface = interfaces.into_iter().find(|one| one.index == way.interface)?;
+        Some(Ok(Road {
+            interface: interface.name,
+            gateway: way.gateway,
+        }))
     }
 }
 

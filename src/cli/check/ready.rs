@@ -3,7 +3,10 @@
 //! Each row of [`ROWS`] is one subject. It asks the host for what it needs and says what would not work there, and what to do about it.
 //! Nothing is refused: the host may not be the one that the file is for. What cannot be found out is passed over.
 
+mod kept;
 mod service;
+
+use std::net::IpAddr;
 
 use crate::config::model::*;
 use crate::config::{Budget, Config, Diagnostic, MORE_DESCRIPTORS};
@@ -22,6 +25,17 @@ pub trait Host {
     fn unit(&self, property: &str) -> Option<String>;
     /// What is in a small file of the kernel, such as `/proc/sys/fs/nr_open`.
     fn read(&self, path: &str) -> Option<String>;
+    /// How packets get to an address; the error says why they do not.
+    fn road_to(&self, ip: IpAddr) -> Option<Result<Road, String>>;
+}
+
+/// A way to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Road {
+    /// The interface that it begins at.
+    pub interface: String,
+    /// The next host, unless the address is a neighbour's.
+    pub gateway: Option<IpAddr>,
 }
 
 /// Something that would not work on the host.
@@ -59,6 +73,8 @@ const ROWS: &[Row] = &[
     service::capabilities,
     service::time_to_stop,
     service::writable,
+    kept::rights,
+    kept::ways_back,
 ];
 
 /// Warnings that depend on the host, beside [`Loaded::warnings`](crate::config::Loaded::warnings).

@@ -4,6 +4,7 @@
 //! thrown away by the caller.
 
 mod binds;
+pub mod client_address;
 mod etcd;
 mod failover;
 mod kernel;

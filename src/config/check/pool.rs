@@ -59,6 +59,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bo
     let connect = section.section("connect");
     let passive = section.switchable("passive");
     let balance = section.value("balance");
+    let client_address = section.value("client_address");
     let policy = PoolPolicy {
         name: section.name().to_string(),
         balance,
@@ -85,8 +86,12 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bo
         all_down: section.value("all_down"),
         send_proxy: section.value("send_proxy"),
         source_address: source_address(notes, section, &backends),
-        kernel_mode: section.section("kernel").value("mode"),
+        client_address,
+        kernel_mode: super::client_address::kernel_mode(section, client_address),
     };
+    if client_address == ClientAddress::Keep {
+        super::client_address::check(notes, section, users.0, &backends);
+    }
     let backups = backends.iter().filter(|backend| backend.value.backup).count();
     let unwatched = policy.health.kind == ProbeKind::None && policy.passive.is_none();
     if unwatched && backups > 0 && backups < backends.len() {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Backend, BackendAddress, Config, EtcdServers};
+use super::{Backend, BackendAddress, ClientAddress, Config, Engine, EtcdServers, Listener, Pool};
 
 /// `pools.NAME.resolver`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +148,19 @@ impl Config {
         let arbiter = self.failover.as_ref().and_then(|failover| failover.arbiter.as_ref());
         let servers = self.etcd.as_ref().or(arbiter.map(|arbiter| &arbiter.servers));
         servers.filter(|_| wanted)
+    }
+
+    /// Pools of the proxy engine whose backends see their clients' addresses, each with a listener that uses it.
+    pub fn kept_pools(&self) -> impl Iterator<Item = (&Listener, &Pool)> {
+        let proxied = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.engine == Engine::Proxy);
+        let pools = proxied.flat_map(|listener| {
+            let pools = listener.pools().filter_map(|ix| self.pools.get(ix));
+            pools.map(move |pool| (listener, pool))
+        });
+        pools.filter(|(_, pool)| pool.policy.client_address == ClientAddress::Keep)
     }
 
     /// Files with lists of members.

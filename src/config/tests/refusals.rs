@@ -513,6 +513,23 @@ pools: {d: {backends: [unix:/run/b], send_proxy: v1, connect: {attempts: 1}}}"#,
 pools: {p: {backends: [10.0.0.1], health: none}}", &[
         "2:24: pools.p.backends[0].address: has no port, and listener `u` binds a unix socket, which has none to take over: write `10.0.0.1:80`",
     ]),
+    ('P', "client_address: show", &[
+        "6:17: pools.web.client_address: `show` is not known here; it is one of hide, keep",
+    ]),
+    ('P', "client_address: keep
+backends: [unix:/run/b, \"[2001:db8::1]:80\", \"[fe80::1%lo]:80\"]", &[
+        "7:12: pools.web.backends[0]: `unix:/run/b` is a unix socket, over which `client_address: keep` shows no address: write an IP address, or `send_proxy: v2`",
+        "7:25: pools.web.backends[1]: `[2001:db8::1]:80` is IPv6, and clients of listener `web` at `0.0.0.0:80` are IPv4: with `client_address: keep` give each family a listener and a pool of its own",
+        "7:45: pools.web.backends[2]: `[fe80::1%lo]:80` is a link-local address, from which no client can be answered that `client_address: keep` shows: write another address of it",
+    ]),
+    ('P', "client_address: keep
+kernel: {mode: nat}", &[
+        "7:10: pools.web.kernel.mode: `nat` hides clients from backends, and `client_address: keep` shows them: leave one of them out",
+    ]),
+    ('W', "listeners: {u: {bind: unix:/run/u, pool: p}}
+pools: {p: {client_address: keep, backends: [\"10.0.0.1:80\"]}}", &[
+        "2:13: pools.p.client_address: clients of listener `u` come over a unix socket and have no address: write `hide`, or bind an IP address",
+    ]),
     ('F', "node: z", &[
         "9:7: failover.node: there is no node `z`; defined: a, b, c",
     ]),

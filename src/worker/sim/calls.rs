@@ -281,6 +281,8 @@ pub mod udp {
         0
     }
 
+    pub fn share_address(_: RawFd, _: bool) {}
+
     pub fn connect(route: &Route) -> io::Result<OwnedFd> {
         with(|kernel| {
             if kernel.fails("udp socket: EMFILE", 40) {

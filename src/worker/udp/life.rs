@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::session::{Bound, Session, Story, Wire};
 use super::{Context, REPORTS_MAX, Udp, reason, token};
 use crate::base::{Key, Kind};
-use crate::config::model::SendProxy;
+use crate::config::model::{ClientAddress, SendProxy};
 use crate::flow::{Dropped, Endpoints, Full, OnError};
 use crate::gate::ListenerPermit;
 use crate::health::FailureKind;
@@ -16,7 +16,7 @@ use crate::link::Address;
 use crate::relay::{By, Cause};
 use crate::route::{self, Purpose};
 use crate::snapshot::{BackendPermit, Choice, Listener};
-use crate::sys::route::Route;
+use crate::sys::route::{Route, Source};
 use crate::worker::os::socket::ConnectError;
 use crate::worker::os::udp::{self, Trouble};
 
@@ -157,8 +157,11 @@ impl Udp {
             let connected = match bound {
                 Some(bound) if bound == backend.identity => Ok(None),
                 _ => {
-                    let used = Purpose::Serve(Some(ends.local().port()));
-                    let route = route::resolve(&backend.config, &pool.config, used);
+                    let purpose = Purpose::Serve {
+                        port: Some(ends.local().port()),
+                        client: Some(ends.client()),
+                    };
+                    let route = route::resolve(&backend.config, &pool.config, purpose);
                     self.connect(context, &route).map(Some)
                 }
             };
@@ -193,6 +196,9 @@ impl Udp {
 
     /// Connects a socket, giving up parked sessions for a descriptor or a port.
     fn connect(&mut self, context: &mut Context, route: &Route) -> Result<OwnedFd, ConnectError> {
+        if route.source == Source::Nobody {
+            return Err(ConnectError::NotKept);
+        }
         loop {
             let error = match udp::connect(route) {
                 Ok(fd) => return Ok(fd),
@@ -216,6 +222,7 @@ impl Udp {
             return Err(Dropped::NoBackend);
         };
         let (ends, bound) = (*view.ends, view.data.bound.backend.identity);
+        let wire = view.data.wire.fd.as_raw_fd();
         let Some(listener) = self.listeners.get(&ends.listener().0).cloned() else {
             return Err(Dropped::NoBackend);
         };
@@ -223,9 +230,19 @@ impl Udp {
             Rebind::Reopened => Some(self.admit(context, &listener, &ends, true)?),
             _ => None,
         };
+        let pool = context.pool_of(&listener);
+        let keeps = pool.is_some_and(|(pool, _)| pool.config.client_address == ClientAddress::Keep);
+        if keeps {
+            // The client's port goes from this socket to the next.
+            udp::share_address(wire, true);
+        }
         let failed = (why != Rebind::Reopened).then_some(bound);
         let bound = (why != Rebind::Unsendable).then_some(bound);
-        let found = self.find_backend(context, &listener, &ends, failed, bound)?;
+        let found = self.find_backend(context, &listener, &ends, failed, bound);
+        if keeps && !matches!(found, Ok(Found { fd: Some(_), .. })) {
+            udp::share_address(wire, false);
+        }
+        let found = found?;
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::NoBackend);
         };

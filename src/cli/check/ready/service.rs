@@ -31,6 +31,14 @@ const NEEDS: &[Need] = &[
     },
     Need {
         capability: "cap_net_admin",
+        taken_by: kept_clients,
+    },
+    Need {
+        capability: "cap_net_raw",
+        taken_by: kept_clients,
+    },
+    Need {
+        capability: "cap_net_admin",
         taken_by: kernel_engine,
     },
     Need {
@@ -88,8 +96,16 @@ fn kernel_engine(config: &Config, _: &dyn Host) -> Option<(String, String)> {
     ))
 }
 
+fn kept_clients(config: &Config, _: &dyn Host) -> Option<(String, String)> {
+    let (_, pool) = config.kept_pools().next()?;
+    Some((
+        format!("pools.{}.client_address", pool.policy.name),
+        "keeping clients' addresses".into(),
+    ))
+}
+
 /// Whether the service has a capability; `None` where no service runs the file.
-fn granted(host: &dyn Host, capability: &str) -> Option<bool> {
+pub(super) fn granted(host: &dyn Host, capability: &str) -> Option<bool> {
     let lists = |property: &str| {
         let list = host.unit(property)?;
         Some(list.split_whitespace().any(|one| one == capability))

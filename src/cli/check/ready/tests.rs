@@ -32,6 +32,18 @@ impl Host for Told<'_> {
     fn read(&self, path: &str) -> Option<String> {
         self.says(path)
     }
+    /// `road ADDRESS`: an interface, and perhaps the next host, or `no` and why.
+    fn road_to(&self, ip: IpAddr) -> Option<Result<Road, String>> {
+        let said = self.says(&format!("road {ip}"))?;
+        let (interface, rest) = said.split_once(' ').unwrap_or((&said, ""));
+        Some(match interface {
+            "no" => Err(rest.into()),
+            interface => Ok(Road {
+                interface: interface.into(),
+                gateway: rest.parse().ok(),
+            }),
+        })
+    }
 }
 
 /// What is said of a file on a host, less what `known` says of ports in TIME_WAIT.
@@ -354,5 +366,62 @@ fn a_service_leaves_time_to_stop_and_room_to_write() {
     for (more, mut known, expected) in rows {
         known.push(REUSED);
         assert_eq!(says(&file(more), 20_000, &known), expected, "{more} {known:?}");
+    }
+}
+
+/// Columns: what is known of the host, words of what is said; none = nothing is.
+#[test]
+fn what_keeping_clients_takes() {
+    let text =
+        "listeners: {a: {bind: '10.0.0.1:8080', pool: a}}\npools: {a: {client_address: keep, backends: 10.1.0.2:80}}";
+    let strict = ("sysctl net.ipv4.conf.all.rp_filter", "1");
+    let rows: [(&[(&str, &str)], &[&str]); 9] = [
+        (&[], &[]),
+        (&[("road 10.1.0.2", "eth1"), strict], &[]),
+        (
+            &[("road 10.1.0.2", "no Network is unreachable")],
+            &["no route", "10.1.0.2", "Network is unreachable"],
+        ),
+        (
+            &[("road 10.1.0.2", "eth1 10.3.0.254")],
+            &["through 10.3.0.254", "default gateway"],
+        ),
+        (
+            &[("road 10.1.0.2", "eth1 10.3.0.254"), strict],
+            &["net.ipv4.conf.eth1.rp_filter=2"],
+        ),
+        (
+            &[
+                ("road 10.1.0.2", "eth1 10.3.0.254"),
+                strict,
+                ("sysctl net.ipv4.conf.eth1.rp_filter", "2"),
+            ],
+            &["come back through this host:"],
+        ),
+        (
+            &[("/proc/self/status", "CapPrm:\t0000000000001000")],
+            &["`keep` takes CAP_NET_RAW,"],
+        ),
+        (&[("/proc/self/status", "CapPrm:\t0000000000003000")], &[]),
+        (
+            &[
+                ("unit User", "weir"),
+                ("unit CapabilityBoundingSet", "cap_net_raw"),
+                ("unit AmbientCapabilities", "cap_net_raw"),
+            ],
+            &["keeping clients' addresses takes cap_net_admin, which weir.service does not give"],
+        ),
+    ];
+    for (known, words) in rows {
+        let said = says(text, 100_000, &[&[REUSED], known].concat());
+        let [said] = &said[..] else {
+            assert_eq!((&said[..], words), (&[][..], &[][..]), "{known:?}");
+            continue;
+        };
+        assert!(said.starts_with("f: pools.a.client_address: warning: "), "{said}");
+        assert!(
+            words.iter().all(|word| said.contains(word)) && !words.is_empty(),
+            "{said}"
+        );
     }
 }

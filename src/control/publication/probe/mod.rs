@@ -38,7 +38,7 @@ use crate::config::PROBES_MAX;
 use crate::health::answer::{ANSWER_MAX, Expected, Judged, unexpected};
 use crate::health::schedule::{Run, tries};
 use crate::health::{Reason, Remark};
-use crate::sys::route::Target;
+use crate::sys::route::{Manner, Target};
 use crate::sys::socket::{self, ConnectError, Transfer};
 pub use question::Probe;
 use wire::{Got, Sent, Wire, reason};
@@ -459,7 +459,7 @@ impl Probe {
 fn connect_udp(address: SocketAddr, probe: &Probe) -> io::Result<OwnedFd> {
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM.nonblocking(), None)?;
-    probe.route.prepare(&socket)?;
+    probe.route.prepare(&socket, Manner::Datagrams)?;
     socket.connect(&address.into())?;
     socket.send(&probe.send)?;
     Ok(socket.into())
@@ -480,10 +480,7 @@ mod tests {
         for number in 0..100_000 {
             let probe = Probe {
                 run: Run { key: 1, number },
-                route: crate::sys::route::Route {
-                    target: Target::Unix("/nonexistent/socket".into()),
-                    source: None,
-                },
+                route: crate::sys::route::Route::to(Target::Unix("/nonexistent/socket".into())),
                 datagram: false,
                 tls: None,
                 timeout: Duration::from_secs(60),

@@ -161,7 +161,8 @@ pub fn reason(error: ConnectError) -> Reason {
         ConnectError::TimedOut => Reason::TimedOut,
         ConnectError::Unreachable => Reason::Unreachable,
         ConnectError::Denied => Reason::Denied,
-        ConnectError::NoPorts => Reason::NoPorts,
+        // A probe has no client whose address could be kept.
+        ConnectError::NoPorts | ConnectError::NotKept => Reason::NoPorts,
         ConnectError::Exhausted => Reason::Exhausted,
     }
 }
