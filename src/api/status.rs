@@ -3,6 +3,8 @@
 //! The same types write it and read it back in the commands, where unknown keys are passed over and missing ones have a
 //! default: a command and a process of neighbouring versions understand each other.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The states of a VIP.
@@ -46,6 +48,24 @@ pub struct Status {
     pub arbiter: Option<Arbiter>,
     /// What this node tracks, in configuration order.
     pub tracks: Vec<Track>,
+    /// The kernel engine; null if this process has none.
+    pub kernel: Option<Kernel>,
+}
+
+/// What the kernel engine counts as a whole, since its program was loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kernel {
+    /// Established flows: connections and sessions.
+    pub flows: u32,
+    /// At most.
+    pub flows_max: u32,
+    /// Packets passed on from clients.
+    pub packets_in: u64,
+    /// Packets passed on to clients.
+    pub packets_out: u64,
+    /// Packets not passed on, or not as they should have been, by reason; those that have happened.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// Usage and limits of the process.
@@ -100,6 +120,8 @@ pub struct Listener {
     pub name: String,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// What carries it: `proxy` or `kernel`.
+    pub engine: String,
     /// Addresses as configured.
     pub bind: Vec<String>,
     /// Pool it sends to; empty if it has routes only.
@@ -321,6 +343,7 @@ pub struct Connection {
     pub client: String,
     pub pool: String,
     pub backend: String,
+    pub engine: String,
     pub worker: usize,
     pub state: String,
     pub age_ms: u64,

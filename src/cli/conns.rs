@@ -40,12 +40,13 @@ pub fn run(args: Args) -> ExitCode {
 fn text(mut connections: Vec<Connection>) -> String {
     connections.sort_by_key(|connection| (std::cmp::Reverse(connection.age_ms), connection.id));
     let mut rows = Rows::new(&[
-        ">ID", "PROTO", "LISTENER", "CLIENT", "BACKEND", "STATE", ">AGE", ">IDLE", ">UP", ">DOWN",
+        ">ID", "PROTO", "ENGINE", "LISTENER", "CLIENT", "BACKEND", "STATE", ">AGE", ">IDLE", ">UP", ">DOWN",
     ]);
     for connection in &connections {
         rows.row([
             connection.id.into(),
             (&connection.protocol).into(),
+            (&connection.engine).into(),
             (&connection.listener).into(),
             (&connection.client).into(),
             connection.place().into(),

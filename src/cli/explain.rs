@@ -11,7 +11,7 @@ use std::str::FromStr;
 use crate::app::EXIT_CONFIG;
 use crate::balance::acl::Acl;
 use crate::balance::{Cursor, Loads, Member, Picker, Shares, identity, source_key};
-use crate::config::model::{Backend, Balance, Listener, MemberSource, MembersFrom, Pool};
+use crate::config::model::{Backend, Balance, Engine, Listener, MemberSource, MembersFrom, Pool};
 use crate::config::{self, Config, RouteName, Rules, members};
 use crate::discovery::merge;
 use crate::health::{Candidate, Eligibility, Standing};
@@ -248,12 +248,19 @@ impl Answer<'_> {
             from.to_string()
         };
         let backend = self.backend();
+        let engine = match listener.engine {
+            Engine::Proxy => "",
+            Engine::Kernel => " (kernel engine)",
+        };
         match pool.zip(backend) {
             Some((pool, backend)) => println!(
-                "{client} -> listener {} -> pool {} -> backend {} ({}): {}",
+                "{client} -> listener {}{engine} -> pool {} -> backend {} ({}): {}",
                 listener.name, pool.policy.name, backend.name, backend.address, self.reason
             ),
-            None => println!("{client} -> listener {} -> nobody: {}", listener.name, self.reason),
+            None => println!(
+                "{client} -> listener {}{engine} -> nobody: {}",
+                listener.name, self.reason
+            ),
         }
         for note in &self.notes {
             println!("  {note}");
@@ -264,6 +271,7 @@ impl Answer<'_> {
         let backend = self.backend();
         serde_json::json!({
             "listener": self.listener.name,
+            "engine": self.listener.engine.as_str(),
             "server_name": self.server_name,
             "pool": self.pool.map(|pool| &pool.policy.name),
             "from": self.from.ip().to_string(),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::client::{self, Options};
 use super::table::{self, Rows, Tone, Value, age, bytes, millis, tone, trouble};
 use crate::api::question::Question;
-use crate::api::status::{Backend, Pool, Status, Vip};
+use crate::api::status::{Backend, Kernel, Pool, Status, Vip};
 
 /// Show listeners, pools, backends, VIPs and workers.
 #[derive(Debug, clap::Args)]
@@ -68,6 +68,9 @@ fn head(status: &Status) -> String {
         process.limit_fds,
         bytes(process.resident_bytes),
     );
+    if let Some(kernel) = &status.kernel {
+        out.push_str(&packets(kernel));
+    }
     if status.stopping {
         out.push_str("stopping: open connections may finish\n");
     }
@@ -91,14 +94,38 @@ fn head(status: &Status) -> String {
     out
 }
 
+/// What the kernel engine counts.
+fn packets(kernel: &Kernel) -> String {
+    let Kernel {
+        flows,
+        flows_max,
+        packets_in,
+        packets_out,
+        dropped,
+    } = kernel;
+    let mut line = format!("kernel engine: flows {flows} of {flows_max}, packets {packets_in} in, {packets_out} out");
+    let mut dropped = dropped
+        .iter()
+        .map(|(reason, n)| format!("{} {n}", table::clean(reason)));
+    if let Some(first) = dropped.next() {
+        let _ = write!(
+            line,
+            "; not passed on: {}",
+            dropped.fold(first, |all, one| all + ", " + &one)
+        );
+    }
+    line + "\n"
+}
+
 fn listeners(status: &Status) -> String {
     let mut rows = Rows::new(&[
-        "LISTENER", "PROTO", "BIND", "POOL", ">ACTIVE", ">TOTAL", ">REFUSED", ">IN", ">OUT",
+        "LISTENER", "PROTO", "ENGINE", "BIND", "POOL", ">ACTIVE", ">TOTAL", ">REFUSED", ">IN", ">OUT",
     ]);
     for listener in &status.listeners {
         rows.row([
             (&listener.name).into(),
             (&listener.protocol).into(),
+            (&listener.engine).into(),
             listener.bind.join(" ").into(),
             listener.pool_shown().into(),
             listener.active.into(),

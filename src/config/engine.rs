@@ -25,6 +25,16 @@ pub enum Engine {
     Kernel,
 }
 
+impl Engine {
+    /// The word in files and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Engine::Proxy => "proxy",
+            Engine::Kernel => "kernel",
+        }
+    }
+}
+
 /// `pools.NAME.kernel.mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelMode {

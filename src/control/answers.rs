@@ -203,6 +203,7 @@ impl Control {
             beats_rejected: election.beats_rejected,
             turn_max: self.turn_max(now),
             udp_dropped: self.udp_dropped(),
+            packets: self.engines.figures(),
             records_dropped: self.shared.process.records_dropped.get()
                 + self.access_log.as_ref().map_or(0, |(_, log)| log.stats.lost()),
             log_lines_dropped: event_log::dropped(),

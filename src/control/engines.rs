@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::publication::workers::Workers;
 use crate::config::{Config, model};
-use crate::link::{Endpoint, Engine, EngineOrder, Inherit, Shared, Shed, StartEngine};
+use crate::link::{Endpoint, Engine, EngineOrder, Inherit, PacketFigures, Shared, Shed, StartEngine};
 use crate::snapshot::{Owner, Snapshot};
 
 /// How old counters that are kept elsewhere may be.
@@ -112,6 +112,11 @@ impl Engines {
     pub fn collect(&mut self, now: Instant) {
         self.collected = Some(now);
         self.others.iter().for_each(|engine| engine.collect());
+    }
+
+    /// What those count that work on packets.
+    pub fn figures(&self) -> Option<PacketFigures> {
+        self.others.iter().find_map(|engine| engine.figures())
     }
 
     /// Takes nothing new. The workers serve what is queued at these addresses first.

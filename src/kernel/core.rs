@@ -16,6 +16,7 @@ use super::layout::{
     SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
 };
 use super::maps::Maps;
+use super::news::{Served, news};
 use super::places::{Identified, Places};
 use super::tables;
 use crate::base::rng::mix;
@@ -52,12 +53,15 @@ pub(super) struct Core {
     /// What the process's gauges have from here.
     totals: [u32; 2],
     said: BTreeSet<String>,
+    /// What the event log was told of it.
+    served: Served,
 }
 
 /// How a flow ended.
 struct End<'a> {
     key: &'a Tuple,
     up: &'a Flow,
+    packets_down: u64,
     bytes_down: u64,
     /// Nanoseconds, as the program counts them.
     at: u64,
@@ -148,6 +152,7 @@ impl Core {
             turned: None,
             totals: [0; 2],
             said: BTreeSet::new(),
+            served: Served::new(),
         }
     }
 
@@ -284,11 +289,15 @@ impl Core {
         }
 
         let mut wanted: HashMap<ServiceKey, Service> = HashMap::new();
+        let mut served = Served::new();
         for ((listener, pool), place) in carried.iter().zip(listener_places) {
             let (Some(place), Some(&place_of_pool)) = (place, pool_places.get(&pool.config.name)) else {
                 continue;
             };
-            for (ip, port) in self.addresses(&listener.config) {
+            let addresses = self.addresses(&listener.config);
+            let at = addresses.iter().map(|&address| address.into());
+            served.insert(listener.config.name.clone(), at.collect());
+            for (ip, port) in addresses {
                 let key = ServiceKey {
                     address: address(ip),
                     port: port.to_be_bytes(),
@@ -335,6 +344,10 @@ impl Core {
             Ok(()) => {
                 maps.turn_over(joins);
                 self.pool_places = pool_places;
+                for line in news(&self.served, &served) {
+                    log::info!("kernel engine: {line}");
+                }
+                self.served = served;
                 self.turned = Some(Instant::now());
             }
             Err(error) => {
@@ -479,6 +492,7 @@ impl Core {
         let End {
             key,
             up,
+            packets_down,
             bytes_down,
             at,
             cause,
@@ -522,6 +536,7 @@ impl Core {
                 first_byte_us: None,
                 duration_us,
                 spliced: 0,
+                packets: Some([up.packets, packets_down]),
                 closed_by: by,
                 cause,
                 interim: false,
@@ -544,6 +559,7 @@ impl Core {
             &End {
                 key: &ended.key,
                 up: &ended.up,
+                packets_down: ended.packets_down,
                 bytes_down: ended.bytes_down,
                 at: ended.at,
                 cause,
@@ -573,6 +589,7 @@ impl Core {
             &End {
                 key,
                 up: &up,
+                packets_down: down.packets,
                 bytes_down: down.bytes,
                 at: up.last.max(down.last),
                 cause,

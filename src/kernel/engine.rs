@@ -16,7 +16,7 @@ use super::task::Task;
 use crate::base::LogLimit;
 use crate::config::Config;
 use crate::config::model::{self, Engine as Carrier};
-use crate::link::{Engine, EngineOrder, Inherit, Shared};
+use crate::link::{Engine, EngineOrder, Inherit, PacketFigures, Shared};
 use crate::snapshot::Snapshot;
 use crate::sys::netlink::Monitor;
 
@@ -158,6 +158,10 @@ impl Engine for Kernel {
         {
             self.core.lock().collect(&attached.maps, &self.shared);
         }
+    }
+
+    fn figures(&self) -> Option<PacketFigures> {
+        self.attached.as_ref().map(|attached| attached.maps.figures())
     }
 
     fn close(&self) {

@@ -2,6 +2,9 @@
 //! sides. A test compiles weir.h and compares.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use crate::base::words;
 
 /// A value with a fixed form.
 pub trait Plain: Sized {
@@ -332,6 +335,9 @@ pub const SERVICE_ANSWERS_MANY: u32 = 2;
 /// An address of this host, under port and protocol 0.
 pub const SERVICE_HOST: u32 = 3;
 
+/// Local ports that mode `nat` uses, as `PORTS` of the program: those that sockets do not choose for themselves.
+pub const PORTS: [RangeInclusive<u16>; 2] = [1024..=32_767, 61_000..=65_535];
+
 /// By the key of the source.
 pub const BALANCE_HASH: u32 = 0;
 /// In turn.
@@ -372,16 +378,28 @@ pub const END_BACKEND_RESET: u32 = 2;
 /// The backend refused.
 pub const END_REFUSED: u32 = 3;
 
-/// Reasons for packets that were not passed on, as metrics name them, in the order of `enum drop`.
-pub const DROPS: [&str; 10] = [
-    "no_backend",
-    "full",
-    "no_port",
-    "no_flow",
-    "hop_limit",
-    "malformed",
-    "too_big",
-    "untold",
-    "stray",
-    "stray_flood",
-];
+words! {
+    /// What became of packets that were not passed on, or not as they should have been, in the order of `enum drop`.
+    pub enum DropReason {
+        /// Nobody takes new work, or those who do are full: the host refused the client.
+        NoBackend = "no_backend",
+        /// The listener has as many flows as it may: the host refused the client.
+        Full = "full",
+        /// No port of this host towards the backend was free: the host refused the client.
+        NoPort = "no_port",
+        /// `kernel.flows` are established: the flow goes on among those that are not.
+        TableFull = "table_full",
+        /// Its hops were used up.
+        HopLimit = "hop_limit",
+        /// It could not be rewritten, or came without the checksum that IPv6 demands.
+        Malformed = "malformed",
+        /// Larger than the way out takes.
+        TooBig = "too_big",
+        /// An end of which there was no room to tell: it is not in the access log.
+        Untold = "untold",
+        /// From the middle of a connection that is not known here: answered by RST.
+        Stray = "stray",
+        /// The same, more than are answered, or nobody to answer for.
+        StrayFlood = "stray_flood",
+    }
+}

@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::layout::{
-    Backend, DROPS, Ended, Flow, Listener, Plain, Pool, Service, ServiceKey, Slot, State, Tally, Tuple,
+    Backend, DropReason, Ended, Flow, LISTENER_ACTIVE, Listener, Plain, Pool, Service, ServiceKey, Slot, State, Tally,
+    Tuple,
 };
 use super::program::{NAMES, Sizes};
+use crate::link::PacketFigures;
 use crate::sys::bpf::{self, Array, Map, Ring};
 
 /// Entries read at a time, more than share a bucket.
@@ -219,13 +221,30 @@ impl Maps {
         tally(&self.backend_tallies, place)
     }
 
-    /// Packets that were not passed on, by reason.
-    pub fn drops(&self) -> [u64; DROPS.len()] {
-        std::array::from_fn(|ix| {
-            let mut value = vec![0; self.drops.value_size()];
-            let _ = self.drops.lookup(&(ix as u32).bytes(), &mut value);
-            value.chunks(u64::SIZE).map(u64::of).sum()
-        })
+    /// Packets with that fate, on all CPUs.
+    fn dropped(&self, reason: DropReason) -> u64 {
+        let mut value = vec![0; self.drops.value_size()];
+        let _ = self.drops.lookup(&(reason as u32).bytes(), &mut value);
+        value.chunks(u64::SIZE).map(u64::of).sum()
+    }
+
+    /// What the program has counted since it was loaded.
+    pub fn figures(&self) -> PacketFigures {
+        let places = || 0..self.listeners.length();
+        let tallies = places().map(|place| self.listener_tally(place as u32));
+        PacketFigures {
+            flows: places()
+                .map(|place| self.listeners.words(place)[LISTENER_ACTIVE].load(Relaxed))
+                .sum(),
+            flows_max: self.sizes().flows,
+            packets: tallies.fold([0; 2], |[up, down], tally| {
+                [up + tally.packets_up, down + tally.packets_down]
+            }),
+            dropped: DropReason::ALL
+                .iter()
+                .map(|&reason| (reason.as_str(), self.dropped(reason)))
+                .collect(),
+        }
     }
 
     /// Hands every end that was told to `each`.

@@ -15,6 +15,7 @@
 //! | `maps` | the maps as the engine uses them |
 //! | `tables`, `flows` | decisions: slots of a pool, fates of flows |
 //! | `places` | which listener and backend stands where in the maps |
+//! | `news` | where listeners serve, for the event log |
 //! | `core` | what is known; publication, statistics, accounts |
 //! | `task` | the thread: sweeps, orders, news |
 //! | `engine` | the engine as control knows it |
@@ -32,6 +33,7 @@ mod handle;
 pub mod helper;
 pub mod layout;
 mod maps;
+mod news;
 mod places;
 mod program;
 mod tables;

@@ -124,8 +124,7 @@ impl Program {
         let mut gone: Vec<u32> = self.attached.keys().copied().collect();
         for interface in interfaces {
             let is_wanted = match wanted.is_empty() {
-                // The loopback interface's is zero.
-                true => interface.mac.is_some_and(|mac| mac != [0; 6]),
+                true => interface.is_ethernet(),
                 false => wanted.contains(&interface.name),
             };
             if !is_wanted {

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
+use super::NAME;
 use super::core::{Core, locals};
 use super::flows::Fate;
 use super::handle::Attached;
@@ -242,6 +243,7 @@ impl Task {
             client: key.source().to_string(),
             pool: backend.map_or_else(String::new, |b| b.pool.to_string()),
             backend: backend.map_or_else(String::new, |b| b.config.name.clone()),
+            engine: NAME,
             worker: 0,
             state: match up.flags {
                 flags if key.is_tcp() && flags & FLOW_OPEN == 0 => "connecting",

@@ -47,6 +47,11 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Brings counters and gauges up to date: once a second, and before somebody looks.
     fn collect(&self);
 
+    /// What it counts besides, if it works on packets.
+    fn figures(&self) -> Option<PacketFigures> {
+        None
+    }
+
     /// Takes nothing new from now on. What is open may finish.
     fn close(&self);
 
@@ -56,6 +61,19 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// Another process carries on: touches nothing of what is shared with it any more, and ends nothing.
     fn let_go(&self);
+}
+
+/// What an engine counts that works on packets. Its own totals: they outlive a process whose flows do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PacketFigures {
+    /// Connections and sessions that both sides have confirmed.
+    pub flows: u32,
+    /// At most.
+    pub flows_max: u32,
+    /// Passed on from clients, and to them.
+    pub packets: [u64; 2],
+    /// Not passed on, or not as they should have been, by reason.
+    pub dropped: Vec<(&'static str, u64)>,
 }
 
 /// What a process before this one handed over under a name, once.

@@ -28,7 +28,7 @@ use crate::stats::{ProcessStats, WorkerStats};
 use crate::sys::socket::ConnectError;
 
 pub use command::{Accepted, Command, EngineOrder, Finished, InTransit, Recipients, Shed, SocketMove};
-pub use engine::{Engine, Inherit, StartEngine};
+pub use engine::{Engine, Inherit, PacketFigures, StartEngine};
 pub use listening::{Address, Endpoint, HandedSession, ListenSocket, SessionState};
 
 /// Commands that may wait for one worker.
@@ -49,6 +49,8 @@ pub struct LiveConnection {
     pub pool: String,
     /// Backend name, empty while none is chosen.
     pub backend: String,
+    /// The engine that carries it.
+    pub engine: &'static str,
     /// Serving worker.
     pub worker: usize,
     /// `connecting`, `open`, `half_closed` or `closing`.
@@ -92,6 +94,8 @@ pub struct Record {
     pub duration_us: u64,
     /// Bytes moved by splice.
     pub spliced: u64,
+    /// Packets from the client and to it, if the engine works on packets.
+    pub packets: Option<[u64; 2]>,
     /// Who ended it.
     pub closed_by: By,
     /// Why.

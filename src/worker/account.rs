@@ -8,6 +8,7 @@ use crate::base::Side;
 use crate::link::{Accepted, LiveConnection, Record};
 use crate::relay::{By, Cause};
 use crate::routing::Asked;
+use crate::snapshot::Owner;
 
 impl Connection {
     /// A pump has moved bytes; `before`: what each lane had moved until then.
@@ -88,6 +89,7 @@ impl Connection {
             first_byte_us: self.story.first_byte_us.map(u64::from),
             duration_us: now.saturating_duration_since(self.story.opened).as_micros() as u64,
             spliced: self.story.spliced,
+            packets: None,
             closed_by,
             cause,
             interim: false,
@@ -116,6 +118,7 @@ impl Connection {
                 |backend| backend.pool.to_string(),
             ),
             backend: backend.map_or_else(String::new, |backend| backend.config.name.clone()),
+            engine: Owner::WORKERS.0,
             worker: context.id,
             state: match &self.phase {
                 Phase::Header { .. } => "proxy_header",
@@ -157,6 +160,7 @@ pub(super) fn account_refusal(context: &Context, accepted: Accepted, id: u64, ca
         first_byte_us: None,
         duration_us: 0,
         spliced: 0,
+        packets: None,
         closed_by: By::Weir,
         cause,
         interim: false,

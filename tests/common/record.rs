@@ -24,6 +24,10 @@ pub struct Record {
     pub closed_by: String,
     pub cause: String,
     pub server_name: Option<String>,
+    /// Of the kernel engine only, as the next two.
+    pub engine: Option<String>,
+    pub packets_up: u64,
+    pub packets_down: u64,
     /// Names of all fields in the order in which they were written.
     pub fields: Vec<String>,
 }
@@ -64,6 +68,9 @@ impl Record {
             closed_by: word("closed_by")?,
             cause: word("cause")?,
             server_name: word("server_name"),
+            engine: word("engine"),
+            packets_up: count("packets_up"),
+            packets_down: count("packets_down"),
             fields: fields.keys().cloned().collect(),
         })
     }

@@ -6,10 +6,12 @@ mod common;
 
 mod hosts;
 
+mod demo;
 mod load;
 mod model;
 mod nodes;
 mod object;
 mod packets;
 mod service;
+mod shown;
 mod streams;

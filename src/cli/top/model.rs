@@ -307,6 +307,7 @@ impl Model {
                 cells: vec![
                     text(&listener.name),
                     text(&listener.protocol),
+                    text(&listener.engine),
                     text(&listener.bind.join(" ")),
                     self.pool_of(listener),
                     number(listener.active, listener.active.to_string()),
@@ -558,7 +559,11 @@ pub fn detail_lines(connection: &Connection, rates: [f64; 4]) -> Vec<(&'static s
         ("listener", format!("{} ({})", connection.listener, connection.protocol)),
         ("client", connection.client.clone()),
         ("backend", connection.place()),
-        ("worker", connection.worker.to_string()),
+        match &*connection.engine {
+            // It has no workers.
+            "kernel" => ("engine", connection.engine.clone()),
+            _ => ("worker", connection.worker.to_string()),
+        },
         ("state", connection.state.clone()),
         ("age", age(connection.age_ms / 1000)),
         ("idle", age(connection.idle_ms / 1000)),

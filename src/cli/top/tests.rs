@@ -12,6 +12,7 @@ fn connection(id: u64, listener: &str, backend: &str, bytes_down: u64) -> Connec
         client: format!("192.0.2.{id}:40000"),
         pool: "web".into(),
         backend: backend.into(),
+        engine: "proxy".into(),
         worker: 0,
         state: "open".into(),
         age_ms: 61_000,
@@ -54,6 +55,7 @@ fn sample(n: u64) -> Sample {
             listeners: vec![Listener {
                 name: "web".into(),
                 protocol: "tcp".into(),
+                engine: "kernel".into(),
                 bind: vec!["0.0.0.0:80".into(), "[::]:80".into()],
                 pool: "web".into(),
                 active: 3,

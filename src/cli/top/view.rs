@@ -53,7 +53,8 @@ impl View {
             View::Listeners => &[
                 ("LISTENER", 10, false),
                 ("PROTO", 5, false),
-                ("BIND", 16, false),
+                ("ENGINE", 6, false),
+                ("BIND", 9, false),
                 ("POOL", 8, false),
                 ("LIVE", 5, true),
                 ("NEW/S", 5, true),
@@ -94,7 +95,7 @@ impl View {
     pub fn first_order(self) -> (usize, bool) {
         match self {
             View::Backends => (6, true),
-            View::Listeners => (8, true),
+            View::Listeners => (9, true),
             View::Connections => (7, true),
             View::Vips | View::Sources => (0, false),
         }

@@ -130,6 +130,12 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
         let server_name = record.asked.server_name.as_deref();
         put("server_name", server_name.map_or(Value::Absent, Value::Text));
     }
+    // Only of an engine that works on packets.
+    if let Some([up, down]) = record.packets {
+        put("engine", Value::Plain(&record.listener.owner.0));
+        put("packets_up", Value::Number(up));
+        put("packets_down", Value::Number(down));
+    }
 }
 
 fn millis(us: Option<u64>) -> Value<'static> {
@@ -244,6 +250,19 @@ mod tests {
             (&json["interim"], &json["cause"]),
             (&true.into(), &serde_json::Value::Null)
         );
+    }
+
+    #[test]
+    fn records_of_packets_count_them() {
+        let mut kernel = record("web", Some("a"));
+        kernel.packets = Some([5, 4]);
+        let text = line(&kernel, LogFormat::Text);
+        assert!(
+            text.ends_with("cause=finished engine=proxy packets_up=5 packets_down=4\n"),
+            "{text}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&line(&kernel, LogFormat::Json)).unwrap();
+        assert_eq!((&json["engine"], &json["packets_down"]), (&"proxy".into(), &4.into()));
     }
 
     /// Splits a text line by the rule that its reader would use.

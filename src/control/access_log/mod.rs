@@ -376,6 +376,7 @@ mod tests {
             first_byte_us: Some(1500),
             duration_us: 61_000_007,
             spliced: 0,
+            packets: None,
             closed_by: By::Client,
             cause: Cause::Finished,
             interim: false,

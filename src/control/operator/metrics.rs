@@ -39,6 +39,7 @@ impl Metrics<'_> {
     pub fn render(&self) -> String {
         let mut page = Page::default();
         self.listeners(&mut page);
+        self.kernel(&mut page);
         self.backends(&mut page);
         self.members(&mut page);
         self.failover(&mut page);
@@ -88,24 +89,26 @@ impl Metrics<'_> {
             let protocol = status::protocol(listener.config.protocol);
             let udp = protocol == "udp";
             let pool = ("pool", listener.pool.as_deref().unwrap_or_default());
-            let labels = [name, ("protocol", protocol), pool];
+            // The last one: it came later than the others.
+            let engine = ("engine", listener.owner.0);
+            let labels = [name, ("protocol", protocol), pool, engine];
             total.count(&labels, sum(|shard| &shard.accepted));
             active.gauge(&labels, stats.active.get());
             if udp {
-                sessions.gauge(&[name, pool], stats.active.get());
+                sessions.gauge(&[name, pool, engine], stats.active.get());
             }
             for &cause in Cause::ALL {
                 let (word, n) = (cause.as_str(), stats.closed(cause));
                 match cause {
                     // One cause, two things to do about it.
                     Cause::NoBackend => {
-                        refused.count(&[name, ("reason", word)], sum(|shard| &shard.no_backend[0]));
-                        refused.count(&[name, ("reason", "full")], sum(|shard| &shard.no_backend[1]));
+                        refused.count(&[name, ("reason", word), engine], sum(|shard| &shard.no_backend[0]));
+                        refused.count(&[name, ("reason", "full"), engine], sum(|shard| &shard.no_backend[1]));
                     }
-                    _ if cause.is_refusal() => refused.count(&[name, ("reason", word)], n),
+                    _ if cause.is_refusal() => refused.count(&[name, ("reason", word), engine], n),
                     _ => {}
                 }
-                closed.count(&[name, ("cause", word)], n);
+                closed.count(&[name, ("cause", word), engine], n);
             }
             for way in listener.routing.iter().flat_map(Routing::iter) {
                 let labels = [name, ("route", &*way.name), ("pool", &*way.pool)];
@@ -116,13 +119,16 @@ impl Metrics<'_> {
                 ("out", |shard| &shard.bytes_out, |shard| &shard.datagrams_out),
             ];
             for (direction, of_bytes, of_datagrams) in directions {
-                let labels = [name, ("direction", direction)];
+                let labels = [name, ("direction", direction), engine];
                 bytes.count(&labels, sum(of_bytes));
                 if udp {
                     datagrams.count(&labels, sum(of_datagrams));
                 }
             }
-            seconds.times(&[name], &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)));
+            seconds.times(
+                &[name, engine],
+                &Times::sum(stats.shards.iter().map(|shard| &shard.seconds)),
+            );
         }
         page.0.extend([
             total, active, refused, closed, bytes, seconds, sessions, datagrams, routed,
@@ -134,6 +140,33 @@ impl Metrics<'_> {
                 .udp_dropped
                 .iter()
                 .map(|&(reason, n)| ([("reason", reason)], n)),
+        );
+    }
+
+    fn kernel(&self, page: &mut Page) {
+        let figures = || self.facts.packets.iter();
+        page.gauge(
+            "weir_kernel_flows",
+            "Connections and sessions in the kernel engine's table of established ones.",
+            figures().map(|figures| ([], figures.flows)),
+        );
+        page.gauge(
+            "weir_limit_kernel_flows",
+            "Connections and sessions in the kernel engine's table of established ones at most.",
+            figures().map(|figures| ([], figures.flows_max)),
+        );
+        page.counter(
+            "weir_kernel_packets_total",
+            "Packets that the kernel engine passed on from (in) and to (out) clients.",
+            figures().flat_map(|figures| {
+                let of = |direction, n| ([("direction", direction)], n);
+                [of("in", figures.packets[0]), of("out", figures.packets[1])]
+            }),
+        );
+        page.counter(
+            "weir_kernel_dropped_total",
+            "Packets that the kernel engine did not pass on, or not as they should have been, by reason.",
+            figures().flat_map(|figures| figures.dropped.iter().map(|&(reason, n)| ([("reason", reason)], n))),
         );
     }
 

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::process::ProcessFacts;
 use crate::api::status::{
-    Arbiter, Backend, Listener, Node, Pool, Process, Queue, Route, Source, Status, Track, Vip, Witness, Worker,
+    Arbiter, Backend, Kernel, Listener, Node, Pool, Process, Queue, Route, Source, Status, Track, Vip, Witness, Worker,
 };
 use crate::config::model;
 use crate::health::{Reason, Remark, State};
-use crate::link;
+use crate::link::{self, PacketFigures};
 use crate::routing::{ByName, Routing};
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{BUCKETS_US, Histogram, ProcessStats};
@@ -52,6 +52,8 @@ pub struct Facts {
     pub turn_max: Vec<Duration>,
     /// UDP datagrams dropped, by reason.
     pub udp_dropped: Vec<(&'static str, u64)>,
+    /// What the kernel engine counts, if this process has it.
+    pub packets: Option<PacketFigures>,
     /// Access records lost: those that workers could not hand over and those that could not be written.
     pub records_dropped: u64,
     /// Lines of the event log that nobody will read.
@@ -152,6 +154,18 @@ pub fn document(snapshot: &Snapshot, process: &ProcessStats, workers: &[link::Wo
         witnesses: facts.witnesses.clone(),
         arbiter: facts.arbiter.clone(),
         tracks: facts.tracks.clone(),
+        kernel: facts.packets.as_ref().map(kernel),
+    }
+}
+
+fn kernel(figures: &PacketFigures) -> Kernel {
+    let dropped = figures.dropped.iter().filter(|(_, n)| *n > 0);
+    Kernel {
+        flows: figures.flows,
+        flows_max: figures.flows_max,
+        packets_in: figures.packets[0],
+        packets_out: figures.packets[1],
+        dropped: dropped.map(|&(reason, n)| (reason.to_string(), n)).collect(),
     }
 }
 
@@ -171,6 +185,7 @@ fn listener(listener: &snapshot::Listener) -> Listener {
     Listener {
         name: listener.config.name.clone(),
         protocol: protocol(listener.config.protocol).into(),
+        engine: listener.owner.0.into(),
         bind: listener.config.bind.iter().map(|bind| bind.to_string()).collect(),
         pool: listener.pool.as_deref().unwrap_or_default().into(),
         routes: listener.routing.iter().flat_map(Routing::iter).map(route).collect(),

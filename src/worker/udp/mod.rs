@@ -49,7 +49,7 @@ use crate::config::model::Protocol;
 use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
 use crate::link::LiveConnection;
 use crate::relay::{By, Cause};
-use crate::snapshot::{Listener, Listeners};
+use crate::snapshot::{Listener, Listeners, Owner};
 use crate::worker::os::epoll::Readiness;
 use crate::worker::os::mmsg::{Inbox, Outbox};
 use crate::worker::os::udp::Sent;
@@ -265,6 +265,7 @@ impl Udp {
                 client: view.ends.client().to_string(),
                 pool: view.data.bound.backend.pool.to_string(),
                 backend: view.data.bound.backend.config.name.clone(),
+                engine: Owner::WORKERS.0,
                 worker: context.id,
                 state: match view.data.bound.place {
                     Some(_) => "open",

@@ -264,6 +264,7 @@ impl Session {
             first_byte_us: self.story.first_byte_us.map(u64::from),
             duration_us: now.saturating_duration_since(self.story.opened).as_micros() as u64,
             spliced: 0,
+            packets: None,
             closed_by,
             cause,
             interim: false,

@@ -97,6 +97,32 @@ fn families_without_samples_are_left_out_and_labels_are_escaped() {
     assert!(page.contains(r#"weir_node_alive{node="a\"b\\c\nd"} 0"#), "{page}");
 }
 
+/// Only where there is a kernel engine.
+#[test]
+fn packets_have_samples() {
+    let page = render(&Facts {
+        packets: Some(link::PacketFigures {
+            flows: 3,
+            flows_max: 1024,
+            packets: [7, 8],
+            dropped: vec![("no_backend", 0), ("too_big", 9)],
+        }),
+        ..Facts::default()
+    });
+    for line in [
+        "weir_kernel_flows 3",
+        "weir_limit_kernel_flows 1024",
+        "# TYPE weir_kernel_packets_total counter",
+        "weir_kernel_packets_total{direction=\"in\"} 7",
+        "weir_kernel_packets_total{direction=\"out\"} 8",
+        "weir_kernel_dropped_total{reason=\"no_backend\"} 0",
+        "weir_kernel_dropped_total{reason=\"too_big\"} 9",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+    }
+    assert!(!render(&Facts::default()).contains("weir_kernel"));
+}
+
 /// Fails when buckets are not added up.
 #[test]
 fn histograms_are_cumulative_and_in_seconds() {

@@ -119,6 +119,7 @@ fn live() -> LiveConnection {
         client: "192.0.2.1:1".into(),
         pool: "web".into(),
         backend: "a".into(),
+        engine: "proxy",
         worker: 0,
         state: "open",
         age_ms: 1,

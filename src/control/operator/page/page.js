@@ -206,6 +206,7 @@ const listeners = new Table([
   { title: "Name", className: "strong half", named: false, text: (l) => l.name },
   { title: "Address", className: "mono half", named: false, text: (l) => `${l.protocol} ${l.bind.join(" ")}` },
   { title: "Pool", text: (l) => l.pool },
+  { title: "Engine", text: (l) => l.engine },
   { title: "Live", className: "r", text: (l) => count(l.active) },
   { title: "New", className: "r", text: (l) => count(last(row("listener/" + l.name, "new"))) + "/s" },
   { title: "Refused", className: "r", text: (l) => count(l.refused) },
@@ -309,6 +310,7 @@ function draw(status, healthy) {
   const p = status.process;
   show($("process"), `${count(p.connections)} of ${count(p.connections_max)} connections, ${count(p.udp_sessions)} of ${count(p.udp_sessions_max)} UDP sessions, ` +
     `${count(p.open_fds)} of ${count(p.limit_fds)} descriptors, ${bytes(p.resident_bytes)} memory, ${bytes(p.spliced_bytes)} spliced` +
+    (status.kernel ? `, kernel engine: ${count(status.kernel.flows)} of ${count(status.kernel.flows_max)} flows` : "") +
     (p.records_dropped ? `, ${count(p.records_dropped)} access records lost` : ""));
   document.title = `weir · ${count(last(row("total", "active")))} live`;
 }
