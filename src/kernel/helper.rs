@@ -105,11 +105,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What this process has not of what loading and attaching takes.
+pub fn missing() -> Result<Vec<String>, String> {
+    let now = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
+    let missing = NEEDED.iter().filter(|capability| !now.contains(capability));
+    Ok(missing.map(ToString::to_string).collect())
+}
+
 /// Gives up what is not needed; says what is missing.
 fn settle_privileges() -> Result<(), String> {
     let needed: CapsHashSet = NEEDED.into_iter().collect();
     let now = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
-    let missing: Vec<String> = needed.difference(&now).map(ToString::to_string).collect();
+    let missing = missing()?;
     for set in [
         CapSet::Ambient,
         CapSet::Effective,

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod epoll;
+pub mod ethtool;
 pub mod handover;
 pub mod limits;
 pub mod mmsg;

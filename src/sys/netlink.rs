@@ -58,6 +58,13 @@ pub struct Interface {
     pub up: bool,
 }
 
+impl Interface {
+    /// Whether its packets begin with an Ethernet header. The loopback interface's do, and lead nowhere.
+    pub fn is_ethernet(&self) -> bool {
+        self.mac.is_some_and(|mac| mac != [0; 6])
+    }
+}
+
 /// An address as the kernel has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {

@@ -1,6 +1,7 @@
 //! `weir check -c FILE`: every error and every warning, in one go.
 
 mod host;
+mod kernel;
 mod ready;
 
 use std::os::unix::fs::PermissionsExt;
@@ -29,14 +30,15 @@ pub fn run(path: &Path) -> ExitCode {
         }
         Ok(Loaded { config, warnings }) => {
             let file = path.display().to_string();
-            for warning in warnings
-                .iter()
-                .chain(&ready::warnings(&file, &config, &host::here(path)))
-            {
+            let here = host::here(path);
+            for warning in warnings.iter().chain(&ready::warnings(&file, &config, &here)) {
                 eprintln!("{}", warning.as_warning());
             }
             for advice in config.failover.iter().flat_map(host_advice) {
                 eprintln!("{file}: failover: warning: {advice}");
+            }
+            for warning in kernel::advice(&file, &config, &kernel::Host::read(&here)) {
+                eprintln!("{}", warning.as_warning());
             }
             for bound in config.failover.iter().flat_map(failover_bounds) {
                 println!("{file}: failover: {bound}");

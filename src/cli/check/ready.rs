@@ -104,8 +104,14 @@ fn number(text: Option<String>) -> Option<u64> {
     text?.parse().ok()
 }
 
+/// Whether there are sockets of that protocol: the kernel engine has none.
 fn serves(config: &Config, protocol: Protocol) -> bool {
-    config.listeners.iter().any(|listener| listener.protocol == protocol)
+    proxied(config, protocol).next().is_some()
+}
+
+fn proxied(config: &Config, protocol: Protocol) -> impl Iterator<Item = &Listener> {
+    let has_sockets = move |l: &&Listener| l.protocol == protocol && l.engine == Engine::Proxy;
+    config.listeners.iter().filter(has_sockets)
 }
 
 /// RLIMIT_NOFILE against `limits`.
@@ -145,8 +151,8 @@ fn is_distant(backend: &Backend) -> bool {
 fn time_wait(config: &Config, host: &dyn Host) -> Vec<Advice> {
     /// How long the kernel keeps such a port (TCP_TIMEWAIT_LEN), seconds.
     const TIME_WAIT_S: u64 = 60;
-    let tcp = config.listeners.iter().filter(|l| l.protocol == Protocol::Tcp);
-    let mut pools = tcp.flat_map(Listener::pools).filter_map(|pool| config.pools.get(pool));
+    let pools = proxied(config, Protocol::Tcp).flat_map(Listener::pools);
+    let mut pools = pools.filter_map(|pool| config.pools.get(pool));
     let reused = host.sysctl("net.ipv4.tcp_tw_reuse").is_some_and(|value| value == "1");
     if reused || !pools.any(|pool| pool.backends.iter().any(is_distant)) {
         return Vec::new();
