@@ -3,6 +3,8 @@
 //! Three small HTTP servers and two UDP echoes on ports of the kernel's choosing, the real balancer in front, and a client that keeps
 //! asking, so that the closing table has something to show even when nobody follows the `curl` line.
 
+mod kernel;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -40,11 +42,19 @@ pub struct Args {
     /// The HTTP backends come from a file of members that changes every second and a half.
     #[arg(long)]
     members: bool,
+    /// kernel: hosts in network namespaces of their own, traffic through the kernel engine, and requests a second beside the proxy
+    /// engine's; needs root and ends by itself.
+    #[arg(long, value_name = "ENGINE", value_parser = ["proxy", "kernel"], default_value = "proxy", conflicts_with = "members")]
+    engine: String,
 }
 
 /// Runs it.
 pub fn run(args: Args) -> ExitCode {
-    match demo(args.time, args.members) {
+    let outcome = match &*args.engine {
+        "kernel" => kernel::demo(args.time),
+        _ => demo(args.time, args.members),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weir demo: {error:#}");
@@ -56,7 +66,9 @@ pub fn run(args: Args) -> ExitCode {
 fn demo(time: Option<Duration>, by_file: bool) -> anyhow::Result<()> {
     let mut backends = Vec::new();
     for (name, weight) in BACKENDS {
-        let address = serve_http(name)?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        serve_http(listener, name);
         backends.push(format!(
             "- {{name: {name}, address: \"{address}\", weight: {weight}}}\n"
         ));
@@ -193,18 +205,16 @@ fn stop_after(time: Duration, inputs: Sender<Input>) {
 }
 
 /// A server that answers every request with its name.
-fn serve_http(name: &'static str) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
+fn serve_http(listener: TcpListener, name: &'static str) {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             thread::spawn(move || answer(&stream, name));
         }
     });
-    Ok(address)
 }
 
 fn answer(stream: &TcpStream, name: &str) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
     let mut requests = BufReader::new(stream);
     let mut line = String::new();
     while requests.read_line(&mut line)? > 0 {
@@ -268,35 +278,34 @@ fn ask(web: SocketAddr, echo: SocketAddr, over: &AtomicBool) -> (u64, u64) {
 fn print_spread(shared: &Shared, elapsed: Duration) {
     let snapshot = shared.snapshot();
     for pool in &snapshot.pools {
-        let totals: Vec<u64> = pool
-            .backends
-            .iter()
-            .map(|b| b.stats.shards.sum(|shard| &shard.total))
-            .collect();
-        let (all, weights) = (
-            totals.iter().sum::<u64>().max(1) as f64,
-            pool.backends.iter().map(|b| b.config.weight).sum::<u32>().max(1),
-        );
+        let rows = pool.backends.iter().map(|backend| {
+            let total = backend.stats.shards.sum(|shard| &shard.total);
+            let (name, address) = (backend.config.name.clone(), backend.config.address.to_string());
+            (name, address, backend.config.weight, total)
+        });
+        print_pool(&pool.config.name, elapsed, &rows.collect::<Vec<_>>());
+    }
+}
+
+/// A backend: name, address, weight, connections.
+type Spread = (String, String, u32, u64);
+
+fn print_pool(name: &str, elapsed: Duration, backends: &[Spread]) {
+    let all = backends.iter().map(|(.., total)| total).sum::<u64>().max(1) as f64;
+    let weights = backends.iter().map(|(_, _, weight, _)| weight).sum::<u32>().max(1);
+    println!(
+        "pool {name}: {all} connections or sessions in {:.1} s",
+        elapsed.as_secs_f64()
+    );
+    println!(
+        "  {:<10} {:<22} {:>6} {:>12} {:>7} {:>7}",
+        "backend", "address", "weight", "connections", "share", "wanted"
+    );
+    for (name, address, weight, total) in backends {
         println!(
-            "pool {2}: {0} connections or sessions in {1:.1} s",
-            all,
-            elapsed.as_secs_f64(),
-            pool.config.name
+            "  {name:<10} {address:<22} {weight:>6} {total:>12} {:>6.1}% {:>6.1}%",
+            100.0 * *total as f64 / all,
+            100.0 * f64::from(*weight) / f64::from(weights),
         );
-        println!(
-            "  {:<10} {:<22} {:>6} {:>12} {:>7} {:>7}",
-            "backend", "address", "weight", "connections", "share", "wanted"
-        );
-        for (backend, &total) in pool.backends.iter().zip(&totals) {
-            println!(
-                "  {:<10} {:<22} {:>6} {:>12} {:>6.1}% {:>6.1}%",
-                backend.config.name,
-                backend.config.address.to_string(),
-                backend.config.weight,
-                total,
-                100.0 * total as f64 / all,
-                100.0 * f64::from(backend.config.weight) / f64::from(weights),
-            );
-        }
     }
 }
