@@ -4,10 +4,14 @@
 //! escapes and formats. Families without a sample (VIPs where there are none) are left out. `docs/observability.md`
 //! explains the metrics to people, and a test holds the two together.
 
+mod page;
+
 use std::time::{Duration, Instant};
 
 use prometheus::TextEncoder;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricType;
+
+use page::{Page, Samples, counter, family};
 
 use super::status::{self, BackendFacts, Facts, Times};
 use crate::api::status::VIP_STATES;
@@ -16,7 +20,7 @@ use crate::link;
 use crate::relay::Cause;
 use crate::routing::Routing;
 use crate::snapshot::Snapshot;
-use crate::stats::{BUCKETS_US, BackendShard, Count, ListenerShard};
+use crate::stats::{BackendShard, Count, ListenerShard};
 
 /// What the page is made of.
 #[derive(Debug)]
@@ -474,93 +478,6 @@ impl Metrics<'_> {
 /// Whether the address is installed here in this state.
 fn holds(state: &str) -> bool {
     matches!(state, "active" | "releasing")
-}
-
-#[derive(Default)]
-struct Page(Vec<MetricFamily>);
-
-impl Page {
-    fn counter<'a, const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
-    ) {
-        let mut family = family(MetricType::COUNTER, name, help);
-        samples
-            .into_iter()
-            .for_each(|(labels, value)| family.count(&labels, value));
-        self.0.push(family);
-    }
-
-    fn gauge<'a, const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = ([(&'static str, &'a str); N], impl Into<f64>)>,
-    ) {
-        let mut family = family(MetricType::GAUGE, name, help);
-        samples
-            .into_iter()
-            .for_each(|(labels, value)| family.gauge(&labels, value));
-        self.0.push(family);
-    }
-}
-
-fn family(kind: MetricType, name: &str, help: &str) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_field_type(kind);
-    family.set_name(name.into());
-    family.set_help(help.into());
-    family
-}
-
-fn counter(value: f64) -> Counter {
-    let mut counter = Counter::default();
-    counter.set_value(value);
-    counter
-}
-
-/// Adding samples to a family.
-trait Samples {
-    fn push(&mut self, labels: Labels, value: impl FnOnce(&mut Metric));
-    fn count(&mut self, labels: Labels, value: u64) {
-        self.push(labels, |metric| metric.set_counter(counter(value as f64)));
-    }
-    fn gauge(&mut self, labels: Labels, value: impl Into<f64>) {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value.into());
-        self.push(labels, |metric| metric.set_gauge(gauge));
-    }
-    fn times(&mut self, labels: Labels, times: &Times) {
-        let mut below = 0;
-        let buckets = BUCKETS_US.iter().zip(&times.buckets).map(|(&bound_us, &n)| {
-            below += n;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound_us as f64 / 1e6);
-            bucket.set_cumulative_count(below);
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(times.count());
-        histogram.set_sample_sum(times.sum_us as f64 / 1e6);
-        self.push(labels, |metric| metric.set_histogram(histogram));
-    }
-}
-
-impl Samples for MetricFamily {
-    fn push(&mut self, labels: Labels, value: impl FnOnce(&mut Metric)) {
-        let pairs = labels.iter().map(|&(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.into());
-            pair.set_value(value.into());
-            pair
-        });
-        let mut metric = Metric::from_label(pairs.collect());
-        value(&mut metric);
-        self.mut_metric().push(metric);
-    }
 }
 
 /// The greatest of the values observed within about the last minute: the counters behind it are zeroed when they are read,
