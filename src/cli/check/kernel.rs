@@ -83,11 +83,15 @@ pub fn advice(file: &str, config: &Config, host: &Host) -> Vec<Diagnostic> {
         let mut say = |path: &str, message: String| found.push((path.into(), message));
         of_process(&format!("listeners.{}.engine", first.name), host, &mut say);
         of_interfaces(config, host, &mut say);
-        let mut pools: Vec<usize> = listeners.iter().map(|listener| listener.pool).collect();
+        let mut pools: Vec<usize> = listeners.iter().flat_map(|listener| listener.pools()).collect();
         pools.sort_unstable();
         pools.dedup();
         for ix in pools {
-            let serve: Vec<&Listener> = listeners.iter().copied().filter(|l| l.pool == ix).collect();
+            let serve: Vec<&Listener> = listeners
+                .iter()
+                .copied()
+                .filter(|l| l.pools().any(|pool| pool == ix))
+                .collect();
             of_pool(&config.pools[ix], &serve, host, &mut say);
         }
     }
