@@ -17,6 +17,7 @@
 //! | `places` | which listener and backend stands where in the maps |
 //! | `news` | where listeners serve, for the event log |
 //! | `core` | what is known; publication, statistics, accounts |
+//! | `account` | ends of flows: statistics, access records |
 //! | `task` | the thread: sweeps, orders, news |
 //! | `engine` | the engine as control knows it |
 //!
@@ -26,6 +27,7 @@
 //!   right over reloads, upgrades and restarts, and a process that finds maps of another one knows whose flows they are.
 //! * Flows outlive this process, however it ends, for `restart_grace`.
 
+mod account;
 mod core;
 mod engine;
 mod flows;
