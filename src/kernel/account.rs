@@ -1,20 +1,27 @@
 //! Ends of flows: statistics, the access record, failures of backends.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::core::Core;
+use super::core::{Core, EndOrder};
 use super::flows::is_unproven;
 use super::layout::{
-    BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_REFUSED, Ended, FLOW_ENDED, FLOW_OPEN, Flow,
+    BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSED, Ended, FLOW_ENDED, FLOW_OPEN, Flow,
     LISTENER_ACTIVE, Tuple,
 };
 use super::maps::Maps;
+use super::program::Injected;
+use super::resets::resets;
+use crate::config::model::{Balance, KernelMode};
 use crate::health::FailureKind;
 use crate::link::{self, Record, Shared};
 use crate::relay::{By, Cause};
 use crate::routing::Asked;
+
+/// How long the program may take to tell of an end that was asked for.
+const TELLS: Duration = Duration::from_secs(3);
 
 /// How a flow ended.
 struct End<'a> {
@@ -88,8 +95,11 @@ impl Core {
     }
 
     /// An end that the program has told.
-    pub(super) fn on_end(&self, shared: &Shared, ended: &Ended) {
+    pub(super) fn on_end(&mut self, shared: &Shared, ended: &Ended) {
+        let asked = self.asked.remove(&ended.key);
         let (cause, by) = match ended.end {
+            // Or a process before this one has asked for it.
+            END_CUT => (asked.map_or(Cause::Killed, |asked| asked.cause), By::Weir),
             END_CLIENT_RESET => (Cause::ClientReset, By::Client),
             END_BACKEND_RESET => (Cause::BackendReset, By::Backend),
             END_REFUSED => (Cause::ConnectFailed, By::Backend),
@@ -110,7 +120,41 @@ impl Core {
         );
     }
 
-    /// Ends a flow, or removes the entries of one that has ended.
+    /// Frames that end a TCP connection and tell both of its sides; `None` if there is nobody to tell, or it is under way.
+    pub(super) fn cut(&mut self, key: &Tuple, up: &Flow, down: Option<&Flow>, cause: Cause) -> Option<[Injected; 2]> {
+        let until = Instant::now() + TELLS;
+        // Its address is at another node, and so may be the connection.
+        let home = *self.locals.get(&key.destination().ip())?;
+        match self.asked.entry(*key) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(vacant) => vacant.insert(EndOrder { cause, until }),
+        };
+        Some(resets(key, up, down, home))
+    }
+
+    /// Whether a flow was told to end a moment ago.
+    pub(super) fn is_ending(&self, key: &Tuple) -> bool {
+        self.asked.contains_key(key)
+    }
+
+    /// Flows whose end has not been told in time, and why they should have ended. They are not asked again.
+    pub(super) fn overdue(&mut self, now: Instant) -> Vec<(Tuple, Cause)> {
+        let due = self.asked.extract_if(|_, asked| asked.until <= now);
+        due.map(|(key, asked)| (key, asked.cause)).collect()
+    }
+
+    /// Whether the connection goes on at the node that its address goes to: see the program's first comment.
+    pub(super) fn goes_along(&self, up: &Flow) -> bool {
+        let backend = self.backends.get(up.backend).map(|backend| backend.pool.clone());
+        let mut pools = self.snapshot.pools.iter();
+        pools.any(|pool| {
+            backend.as_deref() == Some(&*pool.config.name)
+                && pool.config.balance == Balance::SourceHash
+                && pool.config.kernel_mode != KernelMode::Nat
+        })
+    }
+
+    /// Ends a flow of which nobody is told, or removes the entries of one that has ended.
     pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, cause: Cause) {
         let Some(up) = maps.take(key) else { return };
         let down = maps.take(&up.to.turned()).unwrap_or_default();

@@ -12,7 +12,7 @@ use super::NAME;
 use super::flows::Policy;
 use super::layout::{
     BACKEND_ACTIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
-    SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, address,
+    SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
 };
 use super::maps::Maps;
 use super::news::{Served, news};
@@ -22,6 +22,7 @@ use crate::base::rng::mix;
 use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
 use crate::link::Shared;
+use crate::relay::Cause;
 use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
 use crate::sys::netlink::Netlink;
 
@@ -51,6 +52,16 @@ pub(super) struct Core {
     said: BTreeSet<String>,
     /// What the event log was told of it.
     served: Served,
+    /// Flows that were told to end, and why; the program tells when it is done.
+    pub(super) asked: HashMap<Tuple, EndOrder>,
+}
+
+/// Why a flow was told to end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EndOrder {
+    pub(super) cause: Cause,
+    /// Then it is ended by other means.
+    pub(super) until: Instant,
 }
 
 /// Addresses of this host with their interfaces, but for those that mean nothing outside.
@@ -136,6 +147,7 @@ impl Core {
             turned: None,
             totals: [0; 2],
             said: BTreeSet::new(),
+            asked: HashMap::new(),
             served: Served::new(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::core::HOST_ADDRESSES_MAX;
 use super::helper::{FromHelper, SUBCOMMAND, ToHelper, Wishes};
 use super::maps::Maps;
-use super::program::{NAMES, Sizes, digest};
+use super::program::{Injected, NAMES, Sizes, digest};
 use crate::config::Config;
 use crate::config::model::{self, BackendAddress, Balance, Engine, FLOWS_AUTO, KernelMode};
 use crate::link::Inherit;
@@ -17,6 +17,9 @@ use crate::sys::ways;
 
 /// How long a helper may take to load the program.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Frames in a message, which is at most [`MESSAGE_MAX`](crate::sys::handover::MESSAGE_MAX) bytes long.
+const INJECTED_AT_ONCE: usize = 200;
 
 /// A helper and the maps that it has made.
 #[derive(Debug)]
@@ -154,6 +157,12 @@ impl Attached {
 
     fn tell(&self, what: &ToHelper) -> io::Result<()> {
         self.channel.send(&serde_json::to_vec(what)?, &[])
+    }
+
+    /// Has frames come in.
+    pub fn inject(&self, frames: &[Injected]) -> io::Result<()> {
+        let mut parts = frames.chunks(INJECTED_AT_ONCE);
+        parts.try_for_each(|part| self.tell(&ToHelper::Inject(part.to_vec())))
     }
 
     /// Tells the helper where to attach and how long to wait.

@@ -8,7 +8,7 @@
 //! program and maps go with it, and nothing is left. An upgrade hands the socket pair on, so it notices nothing.
 //!
 //! # What it never does
-//! It decides nothing about connections and does not look into the maps.
+//! It decides nothing about connections and does not look into the maps; frames that reset connections are made by the main process.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
-use super::program::{Program, Sizes};
+use super::program::{Injected, Program, Sizes};
 use crate::sys::handover::Channel;
 use crate::sys::output;
 
@@ -52,6 +52,8 @@ pub enum ToHelper {
     },
     /// Whenever they change.
     Follow(Wishes),
+    /// Have these come in.
+    Inject(Vec<Injected>),
     /// End now.
     End,
 }
@@ -245,6 +247,7 @@ impl Helper {
                             self.told.clear();
                             due = Instant::now();
                         }
+                        ToHelper::Inject(frames) => self.inject(channel, &frames),
                         ToHelper::End => return Ok(false),
                         ToHelper::Load { .. } => {}
                     },
@@ -257,6 +260,14 @@ impl Helper {
             let before = self.program.attached();
             let trouble = self.program.follow(&self.wishes.interfaces);
             self.tell(channel, before, trouble);
+        }
+    }
+
+    fn inject(&mut self, channel: &Channel, frames: &[Injected]) {
+        let outcome = frames.iter().try_for_each(|frame| self.program.inject(frame));
+        if let Err(error) = outcome {
+            let line = format!("connections cannot be reset: {error}");
+            let _ = say(channel, &FromHelper::Says { line }, &[]);
         }
     }
 

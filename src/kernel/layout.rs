@@ -369,6 +369,9 @@ pub const FLOW_DSR: u32 = 32;
 /// Its beginning was not seen here.
 pub const FLOW_JOINED: u32 = 128;
 
+/// Ended by us.
+pub const FLOW_CUT: u32 = 256;
+
 /// Both sides have ended.
 pub const END_FINISHED: u32 = 0;
 /// Reset by the client.
@@ -377,6 +380,13 @@ pub const END_CLIENT_RESET: u32 = 1;
 pub const END_BACKEND_RESET: u32 = 2;
 /// The backend refused.
 pub const END_REFUSED: u32 = 3;
+/// By us.
+pub const END_CUT: u32 = 4;
+
+/// An injected frame that ends a flow.
+pub const INJECT_CUT: u16 = 1;
+/// One that leaves as it is.
+pub const INJECT_PLAIN: u16 = 2;
 
 words! {
     /// What became of packets that were not passed on, or not as they should have been, in the order of `enum drop`.

@@ -14,6 +14,7 @@
 //! | `helper`, `handle` | the process that holds them, and the main process's end |
 //! | `maps` | the maps as the engine uses them |
 //! | `tables`, `flows` | decisions: slots of a pool, fates of flows |
+//! | `resets` | what tells both sides of a connection that it is over |
 //! | `places` | which listener and backend stands where in the maps |
 //! | `news` | where listeners serve, for the event log |
 //! | `core` | what is known; publication, statistics, accounts |
@@ -38,6 +39,7 @@ mod maps;
 mod news;
 mod places;
 mod program;
+mod resets;
 mod tables;
 mod task;
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::MapData;
 use aya::programs::tc::{self, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +43,11 @@ pub const NAMES: [&str; 12] = [
     "events",
 ];
 
-/// The name of the program in the object.
+/// The program that is attached, by its name in the object.
 const PROGRAM: &str = "ingress";
+
+/// The one that has a frame come in at an interface.
+const INJECT: &str = "inject";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("weir.bpf.o");
 
@@ -58,7 +61,13 @@ pub fn digest() -> String {
 /// The loaded program and where it is attached. Dropping it detaches it.
 pub struct Program {
     ebpf: Ebpf,
-    attached: BTreeMap<u32, (String, SchedClassifierLinkId)>,
+    attached: BTreeMap<u32, Attachment>,
+}
+
+struct Attachment {
+    name: String,
+    mac: [u8; 6],
+    link: SchedClassifierLinkId,
 }
 
 /// An error and all of its causes in one sentence.
@@ -91,11 +100,12 @@ impl Program {
             .map_max_entries("backend_tallies", sizes.backends)
             .load(OBJECT)
             .map_err(|error| format!("the maps cannot be made: {}", sentence(&error)))?;
-        let program = classifier(&mut ebpf);
-        program.load().map_err(|error| match error {
-            ProgramError::LoadError { io_error, .. } => format!("the kernel refuses the program: {io_error}"),
-            other => format!("the kernel refuses the program: {}", sentence(&other)),
-        })?;
+        for name in [PROGRAM, INJECT] {
+            classifier(&mut ebpf, name).load().map_err(|error| match error {
+                ProgramError::LoadError { io_error, .. } => format!("the kernel refuses the program: {io_error}"),
+                other => format!("the kernel refuses the program: {}", sentence(&other)),
+            })?;
+        }
         Ok(Program {
             ebpf,
             attached: BTreeMap::new(),
@@ -132,22 +142,27 @@ impl Program {
             }
             gone.retain(|&index| index != interface.index);
             if !self.attached.contains_key(&interface.index) {
-                match attach(classifier(&mut self.ebpf), &interface.name) {
+                match attach(classifier(&mut self.ebpf, PROGRAM), &interface.name) {
                     Ok(link) => {
-                        self.attached.insert(interface.index, (interface.name, link));
+                        let attachment = Attachment {
+                            name: interface.name,
+                            mac: interface.mac.unwrap_or_default(),
+                            link,
+                        };
+                        self.attached.insert(interface.index, attachment);
                     }
                     Err(error) => trouble.push(format!("{}: {error}", interface.name)),
                 }
             }
         }
         for index in gone {
-            if let Some((_, link)) = self.attached.remove(&index) {
+            if let Some(attachment) = self.attached.remove(&index) {
                 // Of an interface that has gone: there is nothing to detach from.
-                let _ = classifier(&mut self.ebpf).detach(link);
+                let _ = classifier(&mut self.ebpf, PROGRAM).detach(attachment.link);
             }
         }
         for name in wanted {
-            if !self.attached.values().any(|(attached, _)| attached == name)
+            if !self.attached.values().any(|attached| attached.name == *name)
                 && !trouble.iter().any(|line| line.starts_with(name))
             {
                 trouble.push(format!("{name}: there is no such interface"));
@@ -158,12 +173,50 @@ impl Program {
 
     /// Names of the interfaces that it is attached to.
     pub fn attached(&self) -> Vec<String> {
-        self.attached.values().map(|(name, _)| name.clone()).collect()
+        self.attached.values().map(|attached| attached.name.clone()).collect()
+    }
+
+    /// Has a frame come in at the interface that it says, or at any if the program is not attached there.
+    pub fn inject(&mut self, frame: &Injected) -> io::Result<()> {
+        let wanted = self.attached.get_key_value(&frame.interface);
+        let Some((&index, attached)) = wanted.or_else(|| self.attached.first_key_value()) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        // The source address says where and how: struct injected.
+        let bytes = [
+            &attached.mac[..],
+            &index.to_ne_bytes(),
+            &frame.kind.to_ne_bytes(),
+            &frame.rest,
+        ]
+        .concat();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&bytes);
+        let outcome = classifier(&mut self.ebpf, INJECT).test_run(options);
+        let outcome = outcome.map_err(|error| io::Error::other(sentence(&error)))?;
+        match outcome.return_value {
+            0 => Ok(()),
+            refused => Err(io::Error::other(format!(
+                "the kernel takes no frame ({})",
+                refused as i32
+            ))),
+        }
     }
 }
 
-fn classifier(ebpf: &mut Ebpf) -> &mut SchedClassifier {
-    let program = ebpf.program_mut(PROGRAM).expect("the object has it");
+/// A frame of our own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {
+    /// Where it comes in.
+    pub interface: u32,
+    /// One of `INJECT_*`.
+    pub kind: u16,
+    /// What follows its Ethernet addresses.
+    pub rest: Vec<u8>,
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    let program = ebpf.program_mut(name).expect("the object has it");
     program.try_into().expect("it is a classifier")
 }
 

@@ -88,7 +88,7 @@ impl Task {
     }
 
     fn read_ends(&self) {
-        let core = self.core.lock();
+        let mut core = self.core.lock();
         self.attached.maps.ends(|ended| core.on_end(&self.shared, &ended));
     }
 
@@ -129,7 +129,7 @@ impl Task {
         let maps = &self.attached.maps;
         let policies = self.core.lock().policies.clone();
         let now = monotonic_ns();
-        let mut due: Vec<(Tuple, Option<Cause>)> = Vec::new();
+        let (mut faded, mut due) = (Vec::new(), Vec::new());
         for kind in [Kind::Settled, Kind::Half] {
             let outcome = maps.walk(kind, |key, up| {
                 if up.flags & FLOW_CLIENT == 0 {
@@ -143,8 +143,8 @@ impl Task {
                     let down = maps.flow(&up.to.turned());
                     match policy.fate(&up, down.as_ref(), is_tcp, now) {
                         Fate::Stays => {}
-                        Fate::Fades => due.push((key, None)),
-                        Fate::Ends(cause) => due.push((key, Some(cause))),
+                        Fate::Fades => faded.push(key),
+                        Fate::Ends(cause) => due.push((key, up, cause)),
                     }
                 }
                 true
@@ -156,10 +156,14 @@ impl Task {
             }
         }
         let mut core = self.core.lock();
-        for (key, cause) in due {
-            core.remove(maps, &self.shared, &key, cause.unwrap_or(Cause::Finished));
+        for key in faded {
+            core.remove(maps, &self.shared, &key, Cause::Finished);
+        }
+        for (key, cause) in core.overdue(Instant::now()) {
+            core.remove(maps, &self.shared, &key, cause);
         }
         core.sweep_places(maps);
+        self.end_all(&mut core, due);
     }
 
     /// Client's entries of live flows that fit, `most` of them.
@@ -177,11 +181,34 @@ impl Task {
         found
     }
 
-    fn end_all(&self, found: &[(Tuple, Flow)], cause: Cause) {
-        let core = self.core.lock();
-        for (key, _) in found {
-            core.remove(&self.attached.maps, &self.shared, key, cause);
+    /// Ends flows, by their clients' entries. Both sides of a connection are told.
+    fn end_all(&self, core: &mut Core, ends: impl IntoIterator<Item = (Tuple, Flow, Cause)>) {
+        let maps = &self.attached.maps;
+        let mut frames = Vec::new();
+        for (key, up, cause) in ends {
+            if core.is_ending(&key) {
+                continue;
+            }
+            let told = match key.is_tcp() && !(cause == Cause::VipMoved && core.goes_along(&up)) {
+                true => core.cut(&key, &up, maps.flow(&up.to.turned()).as_ref(), cause),
+                false => None,
+            };
+            match told {
+                Some(resets) => frames.extend(resets),
+                None => core.remove(maps, &self.shared, &key, cause),
+            }
         }
+        // Those that are not told end all the same, when the program has not told of them in time.
+        if let Err(error) = self.attached.inject(&frames)
+            && let Some(left_out) = self.untold.admit(self.shared.epoch.elapsed())
+        {
+            log::warn!("kernel engine: connections that end are not told: {error}{left_out}");
+        }
+    }
+
+    fn end_found(&self, found: Vec<(Tuple, Flow)>, cause: Cause) {
+        let ends = found.into_iter().map(|(key, up)| (key, up, cause));
+        self.end_all(&mut self.core.lock(), ends);
     }
 
     fn obey(&self, order: EngineOrder) {
@@ -195,14 +222,14 @@ impl Task {
             }
             EngineOrder::Kill { id, reply } => {
                 let found = self.find(1, |_, flow| flow.id == id);
-                self.end_all(&found, Cause::Killed);
                 let _ = reply.send(!found.is_empty());
+                self.end_found(found, Cause::Killed);
             }
             EngineOrder::Shed(shed) => self.shed(shed),
             EngineOrder::Leave { address: ip, finished } => {
                 let ip = address(ip);
                 let found = self.find(usize::MAX, |key, _| key.dst == ip);
-                self.end_all(&found, Cause::VipMoved);
+                self.end_found(found, Cause::VipMoved);
                 drop(finished);
             }
             EngineOrder::Sync(done) => drop(done),
@@ -229,7 +256,7 @@ impl Task {
             None => true,
         };
         let found = self.find(shed.count, |key, flow| flow.backend == place && of_protocol(key));
-        self.end_all(&found, shed.cause);
+        self.end_found(found, shed.cause);
     }
 
     fn describe(&self, core: &Core, key: &Tuple, up: &Flow, now: u64) -> LiveConnection {

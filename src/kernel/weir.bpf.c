@@ -24,6 +24,11 @@
  * A snapshot (services, pools, slots) is written into the bank that is not in force, and comes into force by one store to
  * `state`. Backends and listeners lie outside the banks, in places that are theirs as long as anything refers to them.
  *
+ * To end a connection, the process in user space makes an RST for either side and has it injected as if the other had sent it; so
+ * it finds its way, and ends the flow, like any other packet. A mark tells it from others, which nothing from outside can bear. Its
+ * number follows all that has passed here. If some of that was lost, the receiver takes the number for a guess and asks
+ * (RFC 5961, 3.2); whatever comes from then on is answered by RST with exactly the number that is expected.
+ *
  * What this never does: it does not loop over anything that grows, does not wait, does not touch a packet of somebody else, and
  * passes on nothing that it could not rewrite completely.
  */
@@ -52,6 +57,7 @@ static __u32 (*prandom)(void) = (void *)7;
 static __u32 (*cpu)(void) = (void *)8;
 static long (*store_bytes)(struct __sk_buff *skb, __u32 at, const void *from, __u32 length, __u64 flags) = (void *)9;
 static long (*redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
 static long (*l4_csum_replace)(struct __sk_buff *skb, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*load_bytes)(const struct __sk_buff *skb, __u32 at, void *to, __u32 length) = (void *)26;
 static long (*change_tail)(struct __sk_buff *skb, __u32 length, __u64 flags) = (void *)38;
@@ -117,6 +123,8 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define ROUTE_SECONDS 1
 /* RSTs to strays in a second, on each CPU: clients of a node that has gone are told soon, and floods are not answered. */
 #define RESETS_MAX 4096
+/* What injected packets bear, plus their kind. No mark survives a wire. */
+#define INJECT_MARK 0x77656972u
 
 enum fragment { WHOLE, FIRST, LATER };
 
@@ -144,6 +152,8 @@ struct packet {
 	__u8 hops;
 	__u8 flags;
 	__u8 entrance;
+	/* One of `enum inject_kind`; 0: from a wire. */
+	__u8 injected;
 	/* IPv4: as it is. */
 	__u16 check;
 	__u16 l4_check;
@@ -1226,6 +1236,20 @@ APART int error(struct __sk_buff *skb, struct packet *p, __u64 now)
 	return leave(flow);
 }
 
+/* An injected packet that stays as it is. */
+APART int plainly(struct __sk_buff *skb, struct packet *p, __u64 now)
+{
+	__u32 zero = 0;
+	struct flow *way = map_lookup(&scratch, &zero);
+
+	if (!way)
+		return DROP;
+	__builtin_memset(way, 0, sizeof(*way));
+	way->to = p->key;
+	find_way(skb, way, skb->ifindex, now / 1000000000ull);
+	return leave(way);
+}
+
 /* Payload that has not been seen before: what is sent again counts once. */
 INLINE __u32 fresh(struct flow *flow, const struct packet *p)
 {
@@ -1284,12 +1308,20 @@ int ingress(struct __sk_buff *skb)
 	__u32 up, mtu = 0, bytes;
 	int verdict;
 
+	if (!p)
+		return PASS;
 	/* 0: for this host. Tagged frames come again, through their own interface. */
-	if (!p || skb->pkt_type != 0 || skb->vlan_present)
+	if (skb->pkt_type != 0 || skb->vlan_present)
 		return PASS;
 	if (!parse(skb, p))
 		return PASS;
 	now = ktime_ns();
+	if (skb->mark > INJECT_MARK && skb->mark <= INJECT_MARK + INJECT_PLAIN) {
+		p->injected = skb->mark - INJECT_MARK;
+		skb->mark = 0;
+		if (p->injected == INJECT_PLAIN)
+			return plainly(skb, p, now);
+	}
 	if (p->fragment == LATER)
 		return later_fragment(skb, p);
 	if (p->key.protocol != IPPROTO_TCP && p->key.protocol != IPPROTO_UDP)
@@ -1308,6 +1340,15 @@ int ingress(struct __sk_buff *skb)
 			forget(&p->key, &other);
 			flow = 0;
 		}
+	}
+	/* Its flow has ended meanwhile, or is another program's: that of a process before or after this one. */
+	if (p->injected && !flow) {
+		skb->mark = INJECT_MARK + p->injected;
+		return PASS;
+	}
+	if (flow && flow->flags & FLOW_CUT && !(p->flags & TCP_RST)) {
+		int taken = reset(skb, p, now);
+		return taken == PASS ? DROP : taken;
 	}
 	if (!flow) {
 		int taken;
@@ -1373,7 +1414,13 @@ int ingress(struct __sk_buff *skb)
 		struct flow *client = up ? flow : find(&other), *down = up ? find(&other) : flow;
 
 		__sync_fetch_and_or(&flow->flags, FLOW_FIN);
-		if (p->flags & TCP_RST) {
+		if (p->injected) {
+			how = END_CUT;
+			if (client)
+				__sync_fetch_and_or(&client->flags, FLOW_CUT);
+			if (down)
+				__sync_fetch_and_or(&down->flags, FLOW_CUT);
+		} else if (p->flags & TCP_RST) {
 			how = up ? END_CLIENT_RESET : END_BACKEND_RESET;
 			if (!up && client && !(client->flags & FLOW_ANSWERED))
 				how = END_REFUSED;
@@ -1391,6 +1438,18 @@ int ingress(struct __sk_buff *skb)
 	    (flow->flags & FLOW_ANSWERED || (flow->flags & FLOW_DSR && (!(flow->flags & FLOW_JOINED) || flow->packets > packets))))
 		settle(&p->key);
 	return verdict;
+}
+
+/* Has a frame of user space come in at an interface (BPF_PROG_TEST_RUN). */
+SEC("classifier/inject")
+int inject(struct __sk_buff *skb)
+{
+	struct injected where;
+
+	if (load_bytes(skb, 6, &where, 6))
+		return -1;
+	skb->mark = INJECT_MARK + where.kind;
+	return clone_redirect(skb, where.ifindex, BPF_F_INGRESS);
 }
 
 /* Some helpers are for GPL-compatible programs only. */

@@ -146,6 +146,7 @@ struct backend {
 #define FLOW_DSR 32u        /* only the way to the backend is seen */
 #define FLOW_HOP 64u        /* `hop` is known */
 #define FLOW_JOINED 128u    /* its beginning was not seen here */
+#define FLOW_CUT 256u       /* ended by us: whoever still sends is reset */
 
 /* One direction of a connection or session. */
 struct flow {
@@ -180,6 +181,8 @@ enum end {
 	END_BACKEND_RESET,
 	/* The backend refused the connection. */
 	END_REFUSED,
+	/* By us. */
+	END_CUT,
 };
 
 /* An ended flow. */
@@ -192,6 +195,20 @@ struct ended {
 	__u64 at;
 	__u32 end;
 	__u32 pad;
+};
+
+/* Frames of our own (`inject`): an RST that ends the flow it belongs to. Their source address is where and how: */
+struct injected {
+	/* The interface that it comes from. */
+	__u32 ifindex;
+	__u16 kind;
+};
+
+enum inject_kind {
+	/* Ends a flow: travels as if a side of it had sent it. */
+	INJECT_CUT = 1,
+	/* Leaves as it is: where answers are not seen, there is no flow that takes it to the client. */
+	INJECT_PLAIN,
 };
 
 /* Of a listener or a backend, on one CPU. */

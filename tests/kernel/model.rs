@@ -11,8 +11,8 @@ use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, seeds, source_k
 use weir::base::Rng;
 use weir::config::model::{Balance, SourceHash};
 use weir::kernel::layout::{
-    BALANCE_HASH, BALANCE_LEAST, Backend, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, SERVICE_ANSWERS, SERVICE_HOST,
-    Service, ServiceKey, Slot, State, Tuple, address,
+    BALANCE_HASH, BALANCE_LEAST, Backend, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, SERVICE_ANSWERS,
+    SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, address,
 };
 
 use super::common::netns::Netns;
@@ -87,24 +87,6 @@ impl Program {
         program.load().unwrap();
         let verified = program.info().unwrap().verified_instruction_count();
         eprintln!("{verified:?} instructions verified");
-        let put = |ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]| {
-            match bytes.len() {
-                8 => Array::<_, Bytes<8>>::try_from(ebpf.map_mut(name).unwrap())
-                    .unwrap()
-                    .set(ix, Bytes(bytes.try_into().unwrap()), 0),
-                16 => Array::<_, Bytes<16>>::try_from(ebpf.map_mut(name).unwrap())
-                    .unwrap()
-                    .set(ix, Bytes(bytes.try_into().unwrap()), 0),
-                64 => Array::<_, Bytes<64>>::try_from(ebpf.map_mut(name).unwrap())
-                    .unwrap()
-                    .set(ix, Bytes(bytes.try_into().unwrap()), 0),
-                72 => Array::<_, Bytes<72>>::try_from(ebpf.map_mut(name).unwrap())
-                    .unwrap()
-                    .set(ix, Bytes(bytes.try_into().unwrap()), 0),
-                n => panic!("{n} bytes"),
-            }
-            .unwrap()
-        };
         let listener = Listener {
             identity: 1,
             ..Listener::default()
@@ -116,7 +98,7 @@ impl Program {
         };
         put(&mut ebpf, "state", 0, &state.bytes());
         for family in [0, 1] {
-            Program::serve_hashed(&mut ebpf, family, put);
+            Program::serve_hashed(&mut ebpf, family);
             let backend = Backend {
                 identity: 1 + family as u64,
                 address: ip(BACKENDS[family]),
@@ -166,7 +148,7 @@ impl Program {
         Program(ebpf)
     }
 
-    fn serve_hashed(ebpf: &mut Ebpf, family: usize, put: impl Fn(&mut Ebpf, &str, u32, &[u8])) {
+    fn serve_hashed(ebpf: &mut Ebpf, family: usize) {
         let (pool, table) = (4 + family as u32, 8 + family as u32 * 65_537);
         let place = |ix: usize| 2 + 2 * family as u32 + ix as u32;
         let hashed = Hashed::new(family);
@@ -234,12 +216,15 @@ impl Program {
     }
 
     /// `None`: the kernel does not make a packet of these bytes, for want of a header.
-    fn run(&self, packet: &[u8]) -> Option<(Verdict, Vec<u8>)> {
+    fn run(&self, packet: &[u8], mark: u32) -> Option<(Verdict, Vec<u8>)> {
         let program: &SchedClassifier = self.0.program("ingress").unwrap().try_into().unwrap();
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
+        // The first words of struct __sk_buff.
+        let context = [[0; 8].as_slice(), &mark.to_ne_bytes()].concat();
+        options.ctx_in = Some(&context);
         let Ok(result) = program.test_run(options) else {
             assert!(packet.len() < ETHERNET + 40);
             return None;
@@ -252,6 +237,22 @@ impl Program {
             other => panic!("verdict {other}"),
         };
         Some((verdict, out))
+    }
+}
+
+/// Sets an element of an array.
+fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
+    fn set<const N: usize>(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
+        let map = ebpf.map_mut(name).unwrap();
+        let mut array = Array::<_, Bytes<N>>::try_from(map).unwrap();
+        array.set(ix, Bytes(bytes.try_into().unwrap()), 0).unwrap();
+    }
+    match bytes.len() {
+        8 => set::<8>(ebpf, name, ix, bytes),
+        16 => set::<16>(ebpf, name, ix, bytes),
+        64 => set::<64>(ebpf, name, ix, bytes),
+        72 => set::<72>(ebpf, name, ix, bytes),
+        n => panic!("{n} bytes"),
     }
 }
 
@@ -506,6 +507,8 @@ struct Flow {
     is_client: bool,
     answered: bool,
     ended: bool,
+    /// Ended by us.
+    cut: bool,
     fin: bool,
 }
 
@@ -646,6 +649,15 @@ impl Model {
             self.flows.remove(&old.to.turned());
             flow = None;
         }
+        if let Some(flow) = flow
+            && flow.cut
+            && p.flags & RST == 0
+        {
+            return match is_plain(p) {
+                true => Wanted::Reset,
+                false => Wanted::Dropped,
+            };
+        }
         if let Some(flow) = flow {
             return match p.hops <= 1 || no_checksum {
                 true => Wanted::Dropped,
@@ -655,13 +667,10 @@ impl Model {
         let is_stray = p.protocol == TCP && p.flags & (SYN | ACK | RST | FIN) != SYN;
         match self.opens(p) {
             None => self.joins(p, p.hops <= 1 || no_checksum),
-            Some(_) if is_stray => {
-                let is_plain = p.fragment.is_none() && p.l4 == p.l3 + if p.is_v6 { 40 } else { 20 };
-                match is_plain && p.flags & RST == 0 {
-                    true => Wanted::Reset,
-                    false => Wanted::Passed,
-                }
-            }
+            Some(_) if is_stray => match is_plain(p) && p.flags & RST == 0 {
+                true => Wanted::Reset,
+                false => Wanted::Passed,
+            },
             Some(_) if p.hops <= 1 || no_checksum => Wanted::Dropped,
             Some((to, true)) => Wanted::Opens(to),
             Some((to, false)) => {
@@ -677,6 +686,7 @@ impl Model {
             is_client,
             answered: false,
             ended: false,
+            cut: false,
             fin: false,
         };
         self.recent.extend([client, to.turned()]);
@@ -704,6 +714,13 @@ impl Model {
         }
         if !is_client && p.flags & RST == 0 {
             self.flows.entry(other).and_modify(|flow| flow.answered = true);
+        }
+    }
+
+    /// What an RST of our own changes besides.
+    fn cut(&mut self, p: &Parsed, to: &Tuple) {
+        for key in [p.key, to.turned()] {
+            self.flows.entry(key).and_modify(|flow| flow.cut = true);
         }
     }
 
@@ -800,6 +817,11 @@ fn check(p: &Parsed, was: &[u8], is: &[u8]) {
     }
     let of = |b: &[u8]| off(&[&pseudo(p, b), &b[p.l4..]]);
     assert_eq!(of(was), of(is), "the checksum");
+}
+
+/// Whole and without options.
+fn is_plain(p: &Parsed) -> bool {
+    p.fragment.is_none() && p.l4 == p.l3 + if p.is_v6 { 40 } else { 20 }
 }
 
 /// The RST that answers a packet (RFC 9293, 3.10.7.1).
@@ -1011,7 +1033,11 @@ fn the_program_does_as_the_model_says() {
             }) {
                 continue;
             }
-            let Some((verdict, out)) = program.run(&packet) else {
+            // An RST may be our own.
+            let own = parse(&packet).filter(|p| p.protocol == TCP && p.flags & RST != 0 && p.fragment.is_none());
+            let own = own.filter(|p| p.hops > 1 && model.flows.contains_key(&p.key) && rng.below(2) == 0);
+            let mark = own.as_ref().map_or(0, |_| 0x7765_6972 + u32::from(INJECT_CUT));
+            let Some((verdict, out)) = program.run(&packet, mark) else {
                 continue;
             };
             seen[verdict as usize] += 1;
@@ -1030,6 +1056,9 @@ fn the_program_does_as_the_model_says() {
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
                     model.passed_on(&p, to);
+                    if own.is_some() {
+                        model.cut(&p, &to);
+                    }
                 }
                 Wanted::Opens(mut to) => {
                     assert_eq!(verdict, Verdict::Sent, "{}", context());
@@ -1081,4 +1110,151 @@ fn the_program_does_as_the_model_says() {
     });
     eprintln!("{seen:?}, {resets} answered by RST, {joined} joined");
     assert!(seen.iter().all(|&n| n > 200) && resets > 20 && joined > 100);
+}
+
+/// A segment of one connection, without data.
+fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    let ports = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    let build = Build {
+        src: from.0,
+        dst: to.0,
+        protocol: TCP,
+        hops: 64,
+        extra: (0, Vec::new()),
+        fragment: None,
+        l4: [&ports[..], &[0; 8], &[5 << 4, flags, 1, 0, 0, 0, 0, 0]].concat(),
+        check: Some(16),
+    };
+    build.frame()
+}
+
+/// Where a packet went.
+#[track_caller]
+fn sent(program: &Program, packet: &[u8]) -> Tuple {
+    let (verdict, out) = program.run(packet, 0).unwrap();
+    assert_eq!(verdict, Verdict::Sent);
+    parse(&out).unwrap().key
+}
+
+/// The proxy, the program, and the program of another node, each with tables of its own.
+#[test]
+fn engines_and_nodes_agree_about_sources() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("agree");
+    let mut rng = Rng::new(seed(1));
+    netns.enter(|| {
+        let nodes = [Program::new(), Program::new()];
+        let hashed = [Hashed::new(0), Hashed::new(1)];
+        let mut took = [0; 2];
+        for nth in 0..10_000 {
+            let family = nth % 2;
+            let bits = u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64());
+            let source: std::net::IpAddr = match family {
+                0 => std::net::Ipv4Addr::from_bits(0x0b00_0000 | bits as u32 & 0xff_ffff).into(),
+                _ => std::net::Ipv6Addr::from_bits(0x2001 << 112 | bits >> 16).into(),
+            };
+            let port = 1024 + rng.below(60_000) as u16;
+            let wanted = hashed[family].of((source, port).into());
+            let packet = segment((&source.to_string(), port), (SERVICES[family], HASHED), SYN);
+            for node in &nodes {
+                assert_eq!(
+                    sent(node, &packet).dst,
+                    ip(HASHED_BACKENDS[family][wanted]),
+                    "{source}:{port}"
+                );
+            }
+            took[wanted] += 1;
+        }
+        // Weights are 1 and 2.
+        assert!((3_100..3_600).contains(&took[0]), "{took:?}");
+    });
+}
+
+/// Connections that stay, opened on two processors at once: each backend's part is within 1 % of its weight's.
+#[test]
+fn held_connections_are_spread_by_weight() {
+    const BACKENDS: [&str; 4] = ["10.2.0.11", "10.2.0.12", "10.2.0.13", "10.2.0.14"];
+    const PORT: u16 = 90;
+    const EACH: u16 = 2_000;
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("least");
+    netns.enter(|| {
+        let mut program = Program::new();
+        let (first, pool) = (20, 10);
+        for (ix, text) in BACKENDS.iter().enumerate() {
+            let at = first + ix as u32;
+            let backend = Backend {
+                identity: u64::from(at),
+                address: ip(text),
+                source: ip(SOURCES[0]),
+                port: BACKEND_PORT.to_be_bytes(),
+                ifindex: 1,
+                ready: 1,
+                ..Backend::default()
+            };
+            put(&mut program.0, "backends", at, &backend.bytes());
+            let slot = Slot {
+                backend: at,
+                weight: 1 + ix as u32,
+            };
+            put(&mut program.0, "table", 200_000 + ix as u32, &slot.bytes());
+        }
+        let shape_of_pool = Pool {
+            balance: BALANCE_LEAST,
+            mode: MODE_NAT,
+            table: 200_000,
+            length: BACKENDS.len() as u32,
+            ..Pool::default()
+        };
+        put(&mut program.0, "pools", pool, &shape_of_pool.bytes());
+        let key = ServiceKey {
+            address: ip(SERVICES[0]),
+            port: PORT.to_be_bytes(),
+            protocol: TCP,
+            bank: 0,
+        };
+        let service = Service {
+            pool,
+            ..Service::default()
+        };
+        serve(&mut program.0, &key, &service);
+
+        let program = &program;
+        let open = |processor: usize| {
+            let mut only = nix::sched::CpuSet::new();
+            only.set(processor).unwrap();
+            // Fewer processors: they take turns.
+            let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only);
+            let mut held = [0u32; BACKENDS.len()];
+            for nth in 0..EACH {
+                let client = (format!("10.1.0.{}", 10 + processor), 2_000 + nth);
+                let (client, service) = ((client.0.as_str(), client.1), (SERVICES[0], PORT));
+                let there = sent(program, &segment(client, service, SYN));
+                let ix = BACKENDS.iter().position(|text| ip(text) == there.dst).unwrap();
+                let (us, backend) = (there.source(), there.destination());
+                let (us, backend) = ((SOURCES[0], us.port()), (BACKENDS[ix], backend.port()));
+                sent(program, &segment(backend, us, SYN | ACK));
+                sent(program, &segment(client, service, ACK));
+                held[ix] += 1;
+            }
+            held
+        };
+        let held = std::thread::scope(|scope| {
+            let threads = [0, 1].map(|processor| scope.spawn(move || open(processor)));
+            let parts = threads.map(|thread| thread.join().unwrap());
+            std::array::from_fn::<u32, 4, _>(|ix| parts[0][ix] + parts[1][ix])
+        });
+        println!("{} held connections at 1:2:3:4: {held:?}", 2 * EACH);
+        for (ix, &held) in held.iter().enumerate() {
+            let fair = f64::from(2 * EACH) * (1 + ix) as f64 / 10.0;
+            assert!(
+                (f64::from(held) - fair).abs() <= 0.01 * fair,
+                "backend {ix} has {held}, not {fair}"
+            );
+        }
+    });
 }

@@ -1,10 +1,12 @@
 //! Two nodes before the same backends: connections go on when an address goes from one to the other, with nothing shared between
 //! them but the configuration.
 
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
+use super::common::client::{connect, round_trip};
 use super::common::netns::{Bridge, Netns};
 use super::common::operator::{said, status};
 use super::common::server::{Server, bind};
@@ -166,4 +168,28 @@ fn connections_survive_their_node_in_mode_dsr() {
     nodes.client.ip(&["route", "add", "10.8.0.0/24", "dev", "eth0"]);
     let pool = "kernel: {mode: dsr}\n    backends: ['10.8.0.20:80', '10.8.0.21:80']";
     connections_survive_their_node(pool, &nodes, ["0.0.0.0:80", "0.0.0.0:80"]);
+}
+
+/// `nat`: another node could not go on with them, so they end where they are, and nobody waits.
+#[test]
+fn connections_that_cannot_go_along_end() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let nodes = Nodes::new();
+    let shared = Shared::of(0);
+    let addresses = ["10.8.0.20:8080", "10.8.0.21:8080"];
+    let _servers: Vec<Server> = (0..2).map(|ix| nodes.serve(ix, addresses[ix], &shared)).collect();
+    let pool = "backends: ['10.8.0.20:8080', '10.8.0.21:8080']";
+    let a = nodes.start(0, pool);
+    wait_until("a holds both addresses", || nodes.holds(0));
+    let b = nodes.start(1, pool);
+    wait_until("backends are up", || is_ready(&a) && is_ready(&b));
+    let mut client = nodes.client.enter(|| connect(&format!("{SERVICE}:80")));
+    client.write_all(b"s ").unwrap();
+    round_trip(&mut client, b"hello");
+    said(&a, &["vip", SERVICE, "demote"]);
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let record = &a.wait_for_records(1)[0];
+    assert_eq!((&*record.cause, &*record.closed_by), ("vip_moved", "weir"));
 }

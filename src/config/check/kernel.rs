@@ -176,19 +176,12 @@ fn of_pool(pool: &Pool, section: &Section, users: &[&Listener]) {
             "packets keep their port in `mode: dsr`, and a backend has another one than the listener: write the listener's, or leave the port out",
         );
     }
-    let tcp = users.iter().any(|l| l.protocol == Protocol::Tcp);
     let connect = section.section("connect");
     for key in ["attempts", "keepalive"].into_iter().filter(|key| connect.has(key)) {
         refuse(
             &connect,
             key,
             "`engine: kernel` makes no connections; a client that tries again gets another backend",
-        );
-    }
-    if tcp && policy.on_down == Some(OnDown::Close) {
-        section.error(
-            "on_down",
-            "`engine: kernel` cannot reset connections: write `keep`, or `engine: proxy`",
         );
     }
 }
