@@ -162,22 +162,17 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A package around the binary under test.
-fn package(into: &Path) -> PathBuf {
+/// A package around the binary under test, as `scripts/package` makes it.
+pub fn package(into: &Path) -> PathBuf {
     // Its parts are put together in one place.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock();
-    let weir = env!("CARGO_BIN_EXE_weir");
-    let generated = root().join("target/package");
-    for what in ["man", "completions"] {
-        run(command(weir).args(["generate", what]).arg(generated.join(what)));
-    }
     let file = into.join("weir.deb");
-    let mut deb = Command::new("cargo");
-    deb.current_dir(root()).arg("deb");
-    deb.args(["--no-build", "--profile", "dev", "--fast"]);
-    deb.args(["--strip", "--no-separate-debug-symbols", "--output"]);
-    run(deb.arg(&file));
+    let mut make = Command::new(root().join("scripts/package"));
+    make.env("WEIR_BINARY", env!("CARGO_BIN_EXE_weir"));
+    make.args(["--profile", "dev", "--fast", "--strip"]);
+    make.args(["--no-separate-debug-symbols", "--output"]);
+    run(make.arg(&file));
     file
 }
 
