@@ -190,8 +190,8 @@ pub(crate) mod tests {
         Hello::Name(name.into())
     }
 
-    /// Meant to notice: a limit that is not the one of the name, a name that is taken as it stands, a record that is taken for
-    /// the whole hello.
+    /// Meant to notice: a limit that is another one, a record that is taken for the whole hello. Seen to fail when the dot at the
+    /// end of a name stayed.
     #[test]
     fn what_the_first_bytes_are() {
         let plain = hello("www.example.org", [9; 32], RECORD_MAX);

@@ -41,7 +41,7 @@ fn explained(weir: &Weir, from: IpAddr) -> String {
 }
 
 /// The hash, the limits and the log are those of the client that the header names; the backend is chosen behind the header.
-/// Meant to notice: the proxy's address in place of the client's in any of them.
+/// Meant to notice: the proxy's address in place of the client's in any of them. Seen to fail when nobody's address was hashed.
 #[test]
 fn the_clients_address_counts_not_the_proxys() {
     if !have(&["haproxy"]) {

@@ -146,6 +146,12 @@ fn haproxy_lines() {
         ("bind :80\nuse_backend x if { req.ssl_sni a.test }", "", &[2]),
         ("bind :80\nuse_backend %[req.ssl_sni,lower,map(/m)]", "", &[2]),
         ("bind :80\nuse_backend l if { req.ssl_sni 10.0.0.1 }", "", &[2]),
+        // Seen to fail when a route that is refused took the others with it.
+        (
+            "bind :80\nuse_backend l if { req.ssl_sni 10.0.0.1 b.test }",
+            "routes: {b.test: l}",
+            &[2],
+        ),
         (
             "bind :80\nserver s 10.0.0.2 weight 5 maxconn 9",
             "- {name: s, address: 10.0.0.2, weight: 5, max_connections: 9}",

@@ -382,6 +382,7 @@ fn mio_waker() -> mio::Waker {
 /// | connections are always closed in order (`Connection::ending`) | FIN behind a part |
 /// | what a lane holds is forgotten with its connection (`Pipes::discard`) | pipes do not add up |
 /// | no timer for an attempt to connect (`Next::Schedule`) | whoever waits has a timer |
+/// | a wildcard stands for two labels (`Routing::of`) | a backend serves a name that it has no route for |
 /// | a session that its listener refuses keeps its place in the process | a gauge is not at zero |
 #[test]
 fn seeds() {
