@@ -46,6 +46,8 @@
 //! | *mark*, *pump*, *retire* | note readiness; move bytes; end and account |
 //! | *key* | of the configuration; in `worker` and `base` a handle on a slab's entry ([`base::Key`]) |
 //! | *probe*, *verdict* | a health check; what a run of them means |
+//! | *reason*, *remark* | why a backend is in its state: a word ([`health::Reason`]); the sentence for people |
+//! | *admin state* | ready, drain or down, as an operator or a backend's agent wants it ([`health::AdminState`]) |
 //! | *failure* | of a backend, seen by real traffic |
 //! | *shed* | have an engine end some connections of a backend |
 //! | *engine* | what carries connections: the workers, and what stands beside them ([`link::Engine`]) |

@@ -76,7 +76,7 @@ mod tests {
     use crate::config;
 
     /// Columns: the backend, the pool's further keys, what for, where it goes, from where.
-    /// Meant to notice: the probe's port for clients, the client's port for a backend that has one.
+    /// Seen to fail: the probe's port for clients, the client's port for a backend that has one.
     #[test]
     fn where_connections_go() {
         use Purpose::{Agent, Probe};

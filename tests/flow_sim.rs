@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use weir::balance::limits::source;
 use weir::base::Key;
 use weir::flow::{
-    After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Policy, Proof, RECENT, State, Step, Table,
+    After, CONFIRM, Endpoints, Full, ListenerIx, OnError, PARKED_TIME, Proof, RECENT, SessionLimits, State, Step, Table,
 };
 
 /// splitmix64: enough to choose steps.
@@ -148,7 +148,7 @@ struct World {
     now: Instant,
     table: Table<Data, BuildHasherDefault<DefaultHasher>>,
     caps: Rc<Caps>,
-    policies: Vec<Policy>,
+    policies: Vec<SessionLimits>,
     model: Vec<Model>,
     in_hand: VecDeque<InHand>,
     serial: u64,
@@ -161,8 +161,8 @@ struct World {
     expired: u64,
 }
 
-fn policy(rng: &mut Rng) -> Policy {
-    Policy {
+fn policy(rng: &mut Rng) -> SessionLimits {
+    SessionLimits {
         idle: Duration::from_millis(rng.pick(&[20, 200, 1000, 5000, 30_000])),
         requests: rng.pick(&[None, None, None, Some(1), Some(3)]),
         replies: rng.pick(&[None, None, Some(0), Some(1), Some(1), Some(2)]),
@@ -173,10 +173,10 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng(seed);
         let now = Instant::now();
-        let policies: Vec<Policy> = (0..1 + rng.below(3)).map(|_| policy(&mut rng)).collect();
+        let policies: Vec<SessionLimits> = (0..1 + rng.below(3)).map(|_| policy(&mut rng)).collect();
         let mut table = Table::with_hasher(now, BuildHasherDefault::default());
         for (ix, policy) in policies.iter().enumerate() {
-            table.set_policy(ListenerIx(ix as u32), *policy);
+            table.set_limits(ListenerIx(ix as u32), *policy);
         }
         let caps = Rc::new(Caps {
             process: 1 + rng.below(30) as usize,
@@ -203,7 +203,7 @@ impl World {
         }
     }
 
-    fn policy_of(&self, ends: &Endpoints) -> Policy {
+    fn policy_of(&self, ends: &Endpoints) -> SessionLimits {
         self.policies[ends.listener().0 as usize]
     }
 
@@ -599,7 +599,7 @@ impl World {
             let is_empty = self.model.iter().all(|m| m.ends.listener() != listener);
             assert_eq!(self.table.forget(listener), is_empty);
         }
-        self.table.set_policy(ListenerIx(ix as u32), self.policies[ix]);
+        self.table.set_limits(ListenerIx(ix as u32), self.policies[ix]);
     }
 
     fn check(&self) {

@@ -1,6 +1,6 @@
 //! Weighted draws in constant time: Walker's alias method, tables built as Vose does.
 
-use super::{Loads, Member, Shares, View};
+use super::{Loads, Member, Options, Shares};
 use crate::base::Rng;
 
 /// Rejected draws after which a scan settles it.
@@ -46,7 +46,7 @@ impl Alias {
     ///
     /// Draws are rejected until one fits. When most of the weight is out, a scan over the eligible ones takes over.
     #[inline]
-    pub(super) fn eligible<L: Loads>(&self, view: &View<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
+    pub(super) fn eligible<L: Loads>(&self, view: &Options<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
         for _ in 0..DRAWS_MAX {
             let ix = self.draw(rng);
             if view.may(ix) && Some(ix) != not {
@@ -62,7 +62,7 @@ impl Alias {
 
 /// The same draw by a single pass (a weighted reservoir of one).
 #[cold]
-fn scan<L: Loads>(view: &View<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
+fn scan<L: Loads>(view: &Options<'_, L>, rng: &mut Rng, not: Option<usize>) -> Option<usize> {
     let (mut total, mut chosen) = (0, None);
     for ix in view.eligible.iter_ones().filter(|&ix| Some(ix) != not) {
         let capacity = view.capacity(ix);
@@ -109,7 +109,7 @@ mod tests {
         let members = members(&weights);
         let eligible = Mask::from_fn(100, |ix| ix < 3);
         let (alias, loads, shares) = (Alias::new(&members), Fake::new(&[0; 100]), Shares::full());
-        let view = View {
+        let view = Options {
             members: &members,
             loads: &loads,
             shares: &shares,

@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 
 use super::alias::Alias;
 use super::explain::{Note, Reason, Trace};
-use super::{Cursor, Loads, Shares, View};
+use super::{Cursor, Loads, Options, Shares};
 
 /// Most candidates for an exact scan.
 pub(super) const EXACT_MAX: usize = 64;
@@ -52,7 +52,7 @@ pub(super) trait Rule<L> {
 }
 
 #[inline]
-fn cost<L: Loads, R: Rule<L>>(view: &View<'_, L>, rule: &R, ix: usize) -> Cost {
+fn cost<L: Loads, R: Rule<L>>(view: &Options<'_, L>, rule: &R, ix: usize) -> Cost {
     Cost {
         load: rule.load(view.loads, ix),
         capacity: view.capacity(ix),
@@ -62,7 +62,7 @@ fn cost<L: Loads, R: Rule<L>>(view: &View<'_, L>, rule: &R, ix: usize) -> Cost {
 /// Exact when there are few candidates or no table to draw from, sampled otherwise.
 #[inline]
 pub(super) fn pick<L: Loads, R: Rule<L>, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     alias: Option<&Alias>,
     rule: &R,
@@ -75,7 +75,7 @@ pub(super) fn pick<L: Loads, R: Rule<L>, T: Trace>(
 }
 
 fn exact<L: Loads, R: Rule<L>, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     rule: &R,
     trace: &mut T,
@@ -111,7 +111,7 @@ fn exact<L: Loads, R: Rule<L>, T: Trace>(
 /// Smooth weighted round robin among those given (nginx's): all are credited their weight, the richest is taken and pays
 /// for all. Says whether there was a choice.
 pub(super) fn rotate<L: Loads>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     credits: &mut Vec<i64>,
     among: impl Iterator<Item = usize>,
 ) -> Option<(usize, bool)> {
@@ -141,7 +141,7 @@ pub(super) enum Memory {
 /// The least costly of two weighted draws and, with memory, of the last runner-up.
 #[inline]
 pub(super) fn sampled<L: Loads, R: Rule<L>, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     alias: &Alias,
     rule: &R,

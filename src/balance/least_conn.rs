@@ -6,7 +6,7 @@
 use super::alias::Alias;
 use super::explain::{Reason, Trace};
 use super::least::{self, Rule};
-use super::{Cursor, Loads, View};
+use super::{Cursor, Loads, Options};
 
 /// Connections as they would be with the new one.
 pub(super) struct Connections;
@@ -25,7 +25,7 @@ impl<L: Loads> Rule<L> for Connections {
 
 #[inline]
 pub(super) fn pick<L: Loads, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     alias: Option<&Alias>,
     trace: &mut T,

@@ -11,7 +11,7 @@
 use super::alias::Alias;
 use super::explain::{Reason, Trace};
 use super::least::{self, Rule};
-use super::{Cursor, Loads, View};
+use super::{Cursor, Loads, Options};
 
 /// Latency assumed of a backend whose first trial is still under way.
 pub const UNKNOWN_NS: u64 = 1_000_000_000;
@@ -38,7 +38,7 @@ impl<L: Loads> Rule<L> for Time {
 
 #[inline]
 pub(super) fn pick<L: Loads, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     alias: Option<&Alias>,
     trace: &mut T,

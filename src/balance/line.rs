@@ -102,7 +102,7 @@ mod tests {
     /// Each step: what is done, and whom that wakes (0 = nobody). `j`: joins, `c`: a place may be free, `aN`: N answers,
     /// `lN`: N leaves. At most three wait.
     ///
-    /// Meant to notice: a call that is repeated for one that is called; leaving that calls nobody; leaving from the middle
+    /// Seen to fail: a call that is repeated for one that is called; leaving that calls nobody; leaving from the middle
     /// that calls the first.
     #[test]
     fn whom_a_step_wakes() {
@@ -145,7 +145,8 @@ mod tests {
     /// Places, arrivals, workers that take their time, clients that give up: everybody who stays is served, in order of
     /// arrival, and no place is free while somebody waits and nobody is on the way to it.
     ///
-    /// Meant to notice: answering after the look instead of before it (a place that becomes free in between is lost).
+    /// Seen to fail: leaving that calls nobody. Meant to notice: answering after the look instead of before it (a place that
+    /// becomes free in between is lost).
     #[test]
     fn served_in_order_and_never_forgotten() {
         for seed in 0..2_000 {

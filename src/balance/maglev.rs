@@ -33,7 +33,7 @@
 
 use super::explain::{Note, Reason, Trace};
 use super::hash::mix2;
-use super::{Loads, Member, Shares, View};
+use super::{Loads, Member, Options, Shares};
 use crate::base::Rng;
 use crate::base::rng::below;
 
@@ -85,7 +85,7 @@ impl Maglev {
     #[inline]
     pub(super) fn pick<L: Loads, T: Trace>(
         &self,
-        view: &View<'_, L>,
+        view: &Options<'_, L>,
         key: u64,
         trace: &mut T,
     ) -> Option<(usize, Reason)> {
@@ -122,7 +122,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn new<L: Loads>(view: &View<'_, L>, factor: f64, weight_total: u64) -> Bounds {
+    fn new<L: Loads>(view: &Options<'_, L>, factor: f64, weight_total: u64) -> Bounds {
         let out: u64 = view
             .eligible
             .iter_zeros()
@@ -140,7 +140,7 @@ impl Bounds {
 }
 
 #[inline]
-fn ramped<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, key: u64, trace: &mut T) -> bool {
+fn ramped<L: Loads, T: Trace>(view: &Options<'_, L>, ix: usize, key: u64, trace: &mut T) -> bool {
     let share = view.shares.get(ix);
     if share == Shares::WHOLE {
         return true;
@@ -153,7 +153,7 @@ fn ramped<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, key: u64, trace: &m
 }
 
 #[inline]
-fn under<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, bounds: Option<&Bounds>, trace: &mut T) -> bool {
+fn under<L: Loads, T: Trace>(view: &Options<'_, L>, ix: usize, bounds: Option<&Bounds>, trace: &mut T) -> bool {
     let Some(bounds) = bounds else { return true };
     let (active, cap) = (view.loads.active(ix), bounds.cap(view.members[ix].weight));
     let under = u64::from(active) < cap;
@@ -165,7 +165,7 @@ fn under<L: Loads, T: Trace>(view: &View<'_, L>, ix: usize, bounds: Option<&Boun
 
 /// The eligible backend with the highest weighted rendezvous score for this key.
 #[cold]
-fn rendezvous<L: Loads>(view: &View<'_, L>, key: u64, mut admits: impl FnMut(usize) -> bool) -> Option<usize> {
+fn rendezvous<L: Loads>(view: &Options<'_, L>, key: u64, mut admits: impl FnMut(usize) -> bool) -> Option<usize> {
     let mut best: Option<(f64, usize)> = None;
     for ix in view.eligible.iter_ones() {
         let member = view.members[ix];

@@ -155,14 +155,14 @@ impl Cursor {
 }
 
 /// Everything about the pool that a pick reads and none of it writes.
-struct View<'a, L> {
+struct Options<'a, L> {
     members: &'a [Member],
     loads: &'a L,
     shares: &'a Shares,
     eligible: &'a Mask,
 }
 
-impl<L: Loads> View<'_, L> {
+impl<L: Loads> Options<'_, L> {
     /// Effective weight in 1/1024ths of a unit of weight; 0 = takes no work.
     #[inline]
     fn capacity(&self, ix: usize) -> u64 {
@@ -185,10 +185,10 @@ struct Tables {
     /// Differs between pickers whose members differ in order, identity or weight.
     fingerprint: u64,
     balance: Balance,
-    policy: Policy,
+    algorithm: Algorithm,
 }
 
-enum Policy {
+enum Algorithm {
     LeastConn(Option<Alias>),
     LeastTime(Option<Alias>),
     RoundRobin(round_robin::Schedule),
@@ -218,12 +218,12 @@ impl Picker {
             members.len()
         );
         let sampled = || (members.len() > least::EXACT_MAX).then(|| Alias::new(members));
-        let policy = match balance {
-            Balance::LeastConn => Policy::LeastConn(sampled()),
-            Balance::LeastTime => Policy::LeastTime(sampled()),
-            Balance::RoundRobin => Policy::RoundRobin(round_robin::Schedule::new(members)),
-            Balance::Random => Policy::Random(Alias::new(members)),
-            Balance::SourceHash => Policy::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load)),
+        let algorithm = match balance {
+            Balance::LeastConn => Algorithm::LeastConn(sampled()),
+            Balance::LeastTime => Algorithm::LeastTime(sampled()),
+            Balance::RoundRobin => Algorithm::RoundRobin(round_robin::Schedule::new(members)),
+            Balance::Random => Algorithm::Random(Alias::new(members)),
+            Balance::SourceHash => Algorithm::SourceHash(maglev::Maglev::new(members, source_hash.bounded_load)),
         };
         let fingerprint = members.iter().fold(members.len() as u64, |hash, member| {
             hash::mix2(hash::mix2(hash, member.identity), u64::from(member.weight))
@@ -232,7 +232,7 @@ impl Picker {
             members: members.into(),
             fingerprint,
             balance,
-            policy,
+            algorithm,
         }))
     }
 
@@ -249,8 +249,8 @@ impl Picker {
     /// The table that a client's key looks into, slot to index of a backend, for an engine that looks for itself: slot
     /// `key % len`, and past whoever is not eligible (see [`maglev`]). `None` where no table decides, or it has no slot.
     pub fn table(&self) -> Option<&[u16]> {
-        match &self.0.policy {
-            Policy::SourceHash(maglev) => maglev.table(),
+        match &self.0.algorithm {
+            Algorithm::SourceHash(maglev) => maglev.table(),
             _ => None,
         }
     }
@@ -293,8 +293,8 @@ impl Picker {
             notes.note(ix, Note::NoWeight);
         }
         let chosen = self.decide(cursor, key, loads, shares, eligible, &mut notes);
-        let slot = match &self.0.policy {
-            Policy::SourceHash(maglev) => maglev.slot(key),
+        let slot = match &self.0.algorithm {
+            Algorithm::SourceHash(maglev) => maglev.slot(key),
             _ => None,
         };
         Explanation {
@@ -324,7 +324,7 @@ impl Picker {
             cursor.credits.clear();
             cursor.runner_up = None;
         }
-        let view = View {
+        let view = Options {
             members: &tables.members,
             loads,
             shares,
@@ -340,12 +340,12 @@ impl Picker {
             }
             _ => {}
         }
-        match &tables.policy {
-            Policy::LeastConn(alias) => least_conn::pick(&view, cursor, alias.as_ref(), trace),
-            Policy::LeastTime(alias) => least_time::pick(&view, cursor, alias.as_ref(), trace),
-            Policy::RoundRobin(schedule) => round_robin::pick(&view, cursor, schedule, trace),
-            Policy::Random(alias) => random::pick(&view, cursor, alias, trace),
-            Policy::SourceHash(maglev) => maglev.pick(&view, key, trace),
+        match &tables.algorithm {
+            Algorithm::LeastConn(alias) => least_conn::pick(&view, cursor, alias.as_ref(), trace),
+            Algorithm::LeastTime(alias) => least_time::pick(&view, cursor, alias.as_ref(), trace),
+            Algorithm::RoundRobin(schedule) => round_robin::pick(&view, cursor, schedule, trace),
+            Algorithm::Random(alias) => random::pick(&view, cursor, alias, trace),
+            Algorithm::SourceHash(maglev) => maglev.pick(&view, key, trace),
         }
     }
 }

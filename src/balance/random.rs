@@ -7,11 +7,11 @@ use super::alias::Alias;
 use super::explain::{Reason, Trace};
 use super::least::{self, Memory};
 use super::least_conn::Connections;
-use super::{Cursor, Loads, View};
+use super::{Cursor, Loads, Options};
 
 #[inline]
 pub(super) fn pick<L: Loads, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     alias: &Alias,
     trace: &mut T,

@@ -23,7 +23,7 @@ use std::collections::BinaryHeap;
 
 use super::explain::{Note, Reason, Trace};
 use super::least::rotate;
-use super::{Cursor, Loads, Member, Shares, View};
+use super::{Cursor, Loads, Member, Options, Shares};
 
 /// Longest cycle.
 pub const SLOTS_MAX: u64 = 1 << 17;
@@ -87,7 +87,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 
 #[inline]
 pub(super) fn pick<L: Loads, T: Trace>(
-    view: &View<'_, L>,
+    view: &Options<'_, L>,
     cursor: &mut Cursor,
     schedule: &Schedule,
     trace: &mut T,

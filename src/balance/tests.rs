@@ -101,7 +101,7 @@ fn pools(sizes: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Row>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Broken on purpose: the check of weights in `View::may`, the mask check in `round_robin`.
+    /// Broken on purpose: the check of weights in `Options::may`, the mask check in `round_robin`.
     #[test]
     fn only_eligible_backends_of_some_weight_and_none_only_when_there_is_none(
         pool in prop_oneof![pools(1..4), pools(1..200)],

@@ -109,7 +109,7 @@ mod tests {
         Rules::of(&config, 0)
     }
 
-    /// What a file may say, or the first error. Meant to notice: an empty text taken for an empty list, which empties a pool
+    /// What a file may say, or the first error. Seen to fail: an empty text taken for an empty list, which empties a pool
     /// in the middle of a write.
     #[test]
     fn texts_of_members() {

@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// A name through its life: what A and AAAA said, and who the members are. Meant to notice: a family that fails loses its
+    /// A name through its life: what A and AAAA said, and who the members are. Seen to fail: a family that fails loses its
     /// members; a family that has none keeps them.
     #[test]
     fn two_families_of_one_name() {
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// `PRIORITY WEIGHT PORT TARGET`, and the members. Meant to notice: the highest priority first; weight 0 taken over.
+    /// `PRIORITY WEIGHT PORT TARGET`, and the members. Seen to fail: the highest priority first; weight 0 taken over.
     #[test]
     fn priority_and_weight_of_a_service() {
         let host = |addresses: &str, error: Option<&str>| Host {

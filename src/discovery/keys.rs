@@ -113,7 +113,7 @@ fn shown(value: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A value under the key `a`, and the member or the error. Meant to notice: an object with a field that is not known.
+    /// A value under the key `a`, and the member or the error. Seen to fail: an object with a field that is not known.
     #[test]
     fn values() {
         #[rustfmt::skip]

@@ -237,7 +237,7 @@ pub(super) mod tests {
 
     /// A source through its life: at which second it says what, who the members are then, and what is logged.
     ///
-    /// Meant to notice: an error that clears the members; an empty answer that counts; order that matters.
+    /// Seen to fail: an error that clears the members; an empty answer that counts; order that matters.
     #[test]
     fn the_last_good_answer_holds() {
         use Heard::{Failed, Members, Same};

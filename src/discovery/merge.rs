@@ -48,7 +48,7 @@ mod tests {
     use super::super::known::tests::list;
     use super::*;
 
-    /// Meant to notice: held members first, so that what a source says of one does not count.
+    /// Seen to fail: held members first, so that what a source says of one does not count.
     #[test]
     fn the_first_that_names_an_address_counts() {
         let (s, held) = (Origin::Source, Origin::Held);

@@ -123,8 +123,7 @@ mod tests {
     /// What happens to a file at which millisecond (`w` written in part, `c` closed or put in place, `b` something beside it, a
     /// number: it looks like that, `-`: it is not there) and what is done.
     ///
-    /// Seen to fail: reading at the first look; an event that does not prolong the wait; what was read counting at once; an
-    /// event that leaves what was read as it is.
+    /// Seen to fail: reading at the first look; an event that does not prolong the wait; what was read counting at once.
     #[test]
     fn half_a_file_does_not_count() {
         #[rustfmt::skip]

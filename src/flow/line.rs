@@ -9,7 +9,7 @@ pub const PARKED_TIME: Duration = Duration::from_secs(2);
 
 /// When sessions of a listener end; `None` = unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub struct SessionLimits {
     /// Silence in both directions.
     pub idle: Duration,
     /// Client datagrams of one session.
@@ -30,7 +30,7 @@ pub(super) struct Line {
 
 impl Line {
     /// Without sessions.
-    pub(super) fn new(policy: Policy) -> Line {
+    pub(super) fn new(policy: SessionLimits) -> Line {
         let mut line = Line {
             idle: 0,
             requests: None,
@@ -42,7 +42,7 @@ impl Line {
         line
     }
 
-    pub(super) fn set(&mut self, policy: Policy) {
+    pub(super) fn set(&mut self, policy: SessionLimits) {
         self.idle = nanos(policy.idle);
         self.requests = policy.requests.map(|limit| limit.max(1));
         self.replies = policy.replies;

@@ -93,5 +93,5 @@ pub use answers::{After, Full, Step};
 pub use dropped::{Dropped, Tally};
 pub use endpoints::{Endpoints, ListenerIx};
 pub use errors::{CONFIRM, OnError, Proof, RECENT};
-pub use line::{PARKED_TIME, Policy};
-pub use table::{PARKED_MAX, State, Table, View};
+pub use line::{PARKED_TIME, SessionLimits};
+pub use table::{PARKED_MAX, SessionView, State, Table};

@@ -11,7 +11,7 @@ use crate::base::{Key, Slab};
 use super::answers::{After, Full, Step};
 use super::endpoints::{Endpoints, ListenerIx};
 use super::errors::{Judgement, OnError, Proof, RECENT, Trust};
-use super::line::{Line, Policy, nanos};
+use super::line::{Line, SessionLimits, nanos};
 use super::list::{Link, NONE, Nodes};
 use super::sources::Sources;
 
@@ -34,7 +34,7 @@ pub enum State {
 
 /// One session as seen from outside.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a, T> {
+pub struct SessionView<'a, T> {
     /// Addresses.
     pub ends: &'a Endpoints,
     /// State.
@@ -130,7 +130,7 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// Adds a listener or changes its policy; sessions that it has follow at once.
-    pub fn set_policy(&mut self, listener: ListenerIx, policy: Policy) {
+    pub fn set_limits(&mut self, listener: ListenerIx, policy: SessionLimits) {
         let (lines, free) = (&mut self.lines, &mut self.free_lines);
         let ix = *self.line_of.entry(listener).or_insert_with(|| {
             free.pop().unwrap_or_else(|| {
@@ -398,12 +398,12 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     /// Everything about a session.
-    pub fn view(&self, id: Key) -> Option<View<'_, T>> {
+    pub fn view(&self, id: Key) -> Option<SessionView<'_, T>> {
         self.sessions.get(id).map(Session::view)
     }
 
     /// All sessions in slot order, parked ones too.
-    pub fn iter(&self) -> impl Iterator<Item = (Key, View<'_, T>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Key, SessionView<'_, T>)> {
         self.sessions.iter().map(|(id, session)| (id, session.view()))
     }
 
@@ -548,8 +548,8 @@ impl<T, S: BuildHasher> Table<T, S> {
 }
 
 impl<T> Session<T> {
-    fn view(&self) -> View<'_, T> {
-        View {
+    fn view(&self) -> SessionView<'_, T> {
+        SessionView {
             ends: &self.ends,
             state: self.state,
             proven: self.trust.proven,

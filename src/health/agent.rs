@@ -1,6 +1,6 @@
 //! What a backend's agent says: the words of HAProxy's agent-check.
 
-use super::order::Order;
+use super::admin_state::AdminState;
 
 /// Highest percentage; as there.
 const PERCENT_MAX: u32 = 256;
@@ -11,7 +11,7 @@ pub struct Report {
     /// Whether the backend is fit: `up`, or `down`, `failed`, `stopped`.
     pub fit: Option<bool>,
     /// Whether it shall take work: `ready`, `drain`, `maint`.
-    pub order: Option<Order>,
+    pub order: Option<AdminState>,
     /// Share of its weight: `75%`.
     pub percent: Option<u32>,
 }
@@ -24,9 +24,9 @@ pub fn parse(line: &str) -> Report {
         match word.to_ascii_lowercase().as_str() {
             "up" => report.fit = Some(true),
             "down" | "failed" | "fail" | "stopped" => report.fit = Some(false),
-            "ready" => report.order = Some(Order::Ready),
-            "drain" => report.order = Some(Order::Drain),
-            "maint" => report.order = Some(Order::Down),
+            "ready" => report.order = Some(AdminState::Ready),
+            "drain" => report.order = Some(AdminState::Drain),
+            "maint" => report.order = Some(AdminState::Down),
             word => {
                 let percent = word.strip_suffix('%').and_then(|number| number.parse::<u32>().ok());
                 report.percent = percent.map(|percent| percent.min(PERCENT_MAX)).or(report.percent);
@@ -73,14 +73,14 @@ mod tests {
             (
                 "drain",
                 Report {
-                    order: Some(Order::Drain),
+                    order: Some(AdminState::Drain),
                     ..nothing
                 },
             ),
             (
                 "maint\r\n",
                 Report {
-                    order: Some(Order::Down),
+                    order: Some(AdminState::Down),
                     ..nothing
                 },
             ),
@@ -95,7 +95,7 @@ mod tests {
                 "ready,up\t50%",
                 Report {
                     fit: Some(true),
-                    order: Some(Order::Ready),
+                    order: Some(AdminState::Ready),
                     percent: Some(50),
                 },
             ),

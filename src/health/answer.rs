@@ -128,7 +128,7 @@ mod tests {
         Expected::Bytes(expect.into())
     }
 
-    /// Meant to fail when the whole answer is parsed (endless headers: `More` for ever) and when `ended` is forgotten.
+    /// Seen to fail when the whole answer is parsed (endless headers: `More` for ever) and when `ended` is forgotten.
     #[test]
     fn answers() {
         let ok = || Expected::Http([200..=200, 300..=399].into());

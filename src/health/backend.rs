@@ -1,7 +1,7 @@
 //! One backend as everybody sees it: probes, real traffic and the operator's orders in one state.
 //!
 //! Four machines run side by side and never look at each other: the [`Verdict`] of the probes, the [`Outlier`] of real
-//! traffic, what the backend's agent said last ([`Report`]), and the last [`Order`] of the operator. The state word is derived
+//! traffic, what the backend's agent said last ([`Report`]), and the last [`AdminState`] of the operator. The state word is derived
 //! from them, most binding first:
 //!
 //! | state | when | new work |
@@ -22,8 +22,8 @@
 
 use std::time::{Duration, Instant};
 
+pub use super::admin_state::AdminState;
 use super::agent::Report;
-pub use super::order::Order;
 use super::outlier::Outlier;
 use super::reason::{FailureKind, Reason, Remark};
 use super::slow_start;
@@ -85,7 +85,7 @@ pub enum Standing {
 
 /// The part of a pool's configuration that concerns health.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
+pub struct Criteria {
     /// Whether there are probes at all.
     pub probed: bool,
     /// Whether it has an agent.
@@ -102,9 +102,9 @@ pub struct Policy {
     pub slow_start: Option<Duration>,
 }
 
-impl From<&PoolPolicy> for Policy {
-    fn from(pool: &PoolPolicy) -> Policy {
-        Policy {
+impl From<&PoolPolicy> for Criteria {
+    fn from(pool: &PoolPolicy) -> Criteria {
+        Criteria {
             probed: pool.health.kind != ProbeKind::None,
             agent: pool.health.agent.is_some(),
             interval: pool.health.interval,
@@ -132,13 +132,13 @@ pub struct Change {
 struct Agent {
     /// What it said when it said that the backend is not fit.
     unfit: Option<Remark>,
-    order: Order,
+    order: AdminState,
     percent: u32,
 }
 
 impl Default for Agent {
     fn default() -> Agent {
-        let (unfit, order, percent) = (None, Order::Ready, 100);
+        let (unfit, order, percent) = (None, AdminState::Ready, 100);
         Agent { unfit, order, percent }
     }
 }
@@ -146,10 +146,10 @@ impl Default for Agent {
 /// State of one backend. Survives reloads: call [`BackendState::adopt`] with the new policy.
 #[derive(Debug, Clone)]
 pub struct BackendState {
-    policy: Policy,
+    policy: Criteria,
     verdict: Verdict,
     outlier: Outlier,
-    order: Order,
+    order: AdminState,
     agent: Agent,
     /// What the probes, and the traffic that ejected it, said last.
     probe_reason: Remark,
@@ -163,12 +163,12 @@ pub struct BackendState {
 
 impl BackendState {
     /// A backend nobody has heard of before.
-    pub fn new(now: Instant, policy: Policy) -> BackendState {
+    pub fn new(now: Instant, policy: Criteria) -> BackendState {
         let mut state = BackendState {
             policy,
             verdict: Verdict::default(),
             outlier: Outlier::default(),
-            order: Order::Ready,
+            order: AdminState::Ready,
             agent: Agent::default(),
             probe_reason: Reason::NotProbed.into(),
             eject_reason: Reason::NotProbed.into(),
@@ -181,7 +181,7 @@ impl BackendState {
     }
 
     /// The same of one that comes to others that serve.
-    pub fn newcomer(now: Instant, policy: Policy) -> BackendState {
+    pub fn newcomer(now: Instant, policy: Criteria) -> BackendState {
         let unprobed = !policy.probed;
         BackendState {
             is_newcomer: true,
@@ -193,13 +193,13 @@ impl BackendState {
     /// The state word.
     pub fn state(&self) -> State {
         match (self.order.max(self.agent.order), self.verdict.condition()) {
-            (Order::Down, _) => State::Disabled,
-            (Order::Drain, _) => State::Drain,
-            (Order::Ready, Condition::Down) => State::Down,
-            (Order::Ready, _) if self.agent.unfit.is_some() => State::Down,
-            (Order::Ready, _) if self.outlier.is_ejected() => State::Ejected,
-            (Order::Ready, Condition::Starting) => State::Starting,
-            (Order::Ready, Condition::Up) => State::Up,
+            (AdminState::Down, _) => State::Disabled,
+            (AdminState::Drain, _) => State::Drain,
+            (AdminState::Ready, Condition::Down) => State::Down,
+            (AdminState::Ready, _) if self.agent.unfit.is_some() => State::Down,
+            (AdminState::Ready, _) if self.outlier.is_ejected() => State::Ejected,
+            (AdminState::Ready, Condition::Starting) => State::Starting,
+            (AdminState::Ready, Condition::Up) => State::Up,
         }
     }
 
@@ -253,7 +253,7 @@ impl BackendState {
     }
 
     /// What the operator said last.
-    pub fn ordered(&self) -> Order {
+    pub fn ordered(&self) -> AdminState {
         self.order
     }
 
@@ -326,10 +326,10 @@ impl BackendState {
     }
 
     /// The operator spoke. `Ready` also takes back an ejection; the probes' verdict stands.
-    pub fn order(&mut self, now: Instant, order: Order) -> Option<Change> {
+    pub fn order(&mut self, now: Instant, order: AdminState) -> Option<Change> {
         self.change(now, |state| {
             state.order = order;
-            if order == Order::Ready {
+            if order == AdminState::Ready {
                 state.outlier.reset();
             }
         })
@@ -359,12 +359,12 @@ impl BackendState {
     }
 
     /// A new policy. What is known of the backend stays, unless probes were switched on or off.
-    pub fn adopt(&mut self, now: Instant, policy: Policy, orders: Orders) -> Option<Change> {
+    pub fn adopt(&mut self, now: Instant, policy: Criteria, orders: Orders) -> Option<Change> {
         self.change(now, |state| {
             let switched = state.policy.probed != policy.probed;
             state.policy = policy;
             if orders == Orders::End {
-                state.order = Order::Ready;
+                state.order = AdminState::Ready;
             }
             if state.policy.passive.is_none() {
                 state.outlier.reset();

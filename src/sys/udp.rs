@@ -227,7 +227,7 @@ impl Trouble {
 
 /// One entry of a socket's error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Report {
+pub struct SocketError {
     /// What it says.
     pub trouble: Trouble,
     /// How many bytes of the datagram it quotes; they are at the start of the buffer. Linux quotes up to 528 bytes over IPv4
@@ -237,7 +237,7 @@ pub struct Report {
 
 /// Takes one entry from a socket's error queue, if there is one. The error that the next send or receive would report goes
 /// with the last entry.
-pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
+pub fn take_error(fd: RawFd, buffer: &mut [u8]) -> Option<SocketError> {
     let mut control = Control::zeroed();
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
@@ -268,7 +268,7 @@ pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
             at = libc::CMSG_NXTHDR(&raw const header, at);
         }
     }
-    Some(Report {
+    Some(SocketError {
         trouble,
         quoted: n as usize,
     })

@@ -67,7 +67,7 @@ impl Clocks {
 mod tests {
     use super::*;
 
-    /// Meant to notice: the half-close limit without a half-close, an idle time that is not one more than its limit.
+    /// Seen to fail: the half-close limit without a half-close, an idle time that is not one more than its limit.
     #[test]
     fn the_first_moment_comes_first() {
         let timeouts = |idle: u64, half_close: u64| Timeouts {

@@ -327,17 +327,17 @@ fn a_refusal_quotes_the_datagram_and_is_reported_instead_of_the_next_send() {
             // The pending error costs one send.
             assert_eq!(udp::send(fd, b"lost"), Sent::Unreachable);
             let mut buffer = [0; 1500];
-            let report = udp::take_report(fd, &mut buffer).expect("report");
+            let report = udp::take_error(fd, &mut buffer).expect("report");
             assert_eq!(
                 (report.trouble, &buffer[..report.quoted]),
                 (Trouble::Closed, &b"is anybody there?"[..])
             );
-            assert_eq!(udp::take_report(fd, &mut buffer), None);
+            assert_eq!(udp::take_error(fd, &mut buffer), None);
 
             // Emptying the queue first takes the pending error too.
             assert_eq!(udp::send(fd, b"again"), Sent::Gone);
             wait(&socket, PollFlags::empty());
-            assert_eq!(udp::take_report(fd, &mut buffer).map(|report| report.quoted), Some(5));
+            assert_eq!(udp::take_error(fd, &mut buffer).map(|report| report.quoted), Some(5));
             let there = UdpSocket::bind(to).expect("bind");
             there.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
             assert_eq!(udp::send(fd, b"sent"), Sent::Gone);
@@ -356,9 +356,7 @@ fn a_long_datagram_is_quoted_in_part() {
             assert_eq!(udp::send(socket.as_raw_fd(), &sent), Sent::Gone);
             wait(&socket, PollFlags::empty());
             let mut buffer = [0; 4000];
-            let quoted = udp::take_report(socket.as_raw_fd(), &mut buffer)
-                .expect("report")
-                .quoted;
+            let quoted = udp::take_error(socket.as_raw_fd(), &mut buffer).expect("report").quoted;
             assert!((64..=most).contains(&quoted), "{quoted}");
             assert_eq!(buffer[..quoted], sent[..quoted]);
         }

@@ -7,7 +7,6 @@ use std::os::unix::fs::symlink;
 use super::common::{Launch, Server, Weir, operator, wait_until};
 use super::{List, answers, configuration, error, members, wait_until_answers, wait_until_up};
 
-/// Meant to notice: a file that cannot be read empties the pool.
 #[test]
 fn replaced_and_written_in_place() {
     let (a, b) = (Server::named("a"), Server::named("b"));
@@ -45,7 +44,8 @@ fn replaced_and_written_in_place() {
     assert_eq!(unknown.status.code(), Some(1));
 }
 
-/// What is not a list is said, with line and column, and nobody leaves.
+/// What is not a list is said, with line and column, and nobody leaves. Meant to notice: a file that cannot be read empties the
+/// pool.
 #[test]
 fn broken_files_change_nothing() {
     let (a, b) = (Server::named("a"), Server::named("b"));
@@ -106,8 +106,6 @@ fn written_in_pieces() {
 }
 
 /// One that is closed and at once written anew, over and over: who closed it has said that it is whole, and it no longer is.
-///
-/// Seen to fail: what was read counting without another look (`LATE` not waited for, events of that time not taken).
 #[test]
 fn written_anew_as_soon_as_it_is_closed() {
     let servers: Vec<Server> = (0..3).map(|_| Server::named("x")).collect();

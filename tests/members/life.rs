@@ -142,8 +142,6 @@ impl Drop for Killed {
 }
 
 /// `weir check` asks each source once, all at the same time, and warns of those that do not answer; the file is good.
-///
-/// Seen to fail: sources not asked.
 #[test]
 fn check_asks_the_sources() {
     let nobody = super::common::Port::reserve();

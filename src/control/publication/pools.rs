@@ -29,7 +29,7 @@ use crate::control::events;
 use crate::health::agent;
 use crate::health::drain::Drain;
 use crate::health::schedule::{Overdue, Schedule};
-use crate::health::{BackendState, Candidate, Change, Eligibility, Order, Reason, Standing, State};
+use crate::health::{AdminState, BackendState, Candidate, Change, Eligibility, Reason, Standing, State};
 use crate::link::{Failure, Shed};
 use crate::queue::PoolQueue;
 use crate::relay::Cause;
@@ -399,8 +399,8 @@ impl Pools {
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
         let ordered = entries.filter_map(|entry| {
             let weight = match entry.state.ordered() {
-                Order::Ready => entry.weight?,
-                Order::Drain | Order::Down => Weighed { weight: 0, keep: false },
+                AdminState::Ready => entry.weight?,
+                AdminState::Drain | AdminState::Down => Weighed { weight: 0, keep: false },
             };
             let backend = &entry.backend;
             let place = (backend.pool.to_string(), backend.config.address.to_string());
@@ -472,7 +472,7 @@ impl Pools {
             }
             BackendOrder::Ready => {
                 entry.drain = None;
-                let change = entry.state.order(now, Order::Ready);
+                let change = entry.state.order(now, AdminState::Ready);
                 // The configured weight holds again.
                 if entry.weight.take().is_some() {
                     self.pools[p].refresh_picker();
@@ -482,11 +482,11 @@ impl Pools {
             }
             BackendOrder::Drain => {
                 entry.drain = finish.map(|finish| Drain::new(now, finish));
-                entry.state.order(now, Order::Drain)
+                entry.state.order(now, AdminState::Drain)
             }
             BackendOrder::Down => {
                 entry.drain = None;
-                entry.state.order(now, Order::Down)
+                entry.state.order(now, AdminState::Down)
             }
         };
         self.after(p, ix, change);

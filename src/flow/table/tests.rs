@@ -4,9 +4,9 @@ fn table(idle_s: u64) -> (Table<()>, Instant, Endpoints) {
     let now = Instant::now();
     let mut table = Table::new(now);
     let idle = Duration::from_secs(idle_s);
-    table.set_policy(
+    table.set_limits(
         ListenerIx(0),
-        Policy {
+        SessionLimits {
             idle,
             requests: None,
             replies: None,
@@ -182,12 +182,12 @@ fn a_forgotten_listener_leaves_nothing() {
     table.remove(id);
     for listener in 0..1000 {
         assert!(table.forget(ListenerIx(listener)));
-        let policy = Policy {
+        let policy = SessionLimits {
             idle: Duration::from_secs(1),
             requests: None,
             replies: None,
         };
-        table.set_policy(ListenerIx(listener + 1), policy);
+        table.set_limits(ListenerIx(listener + 1), policy);
     }
     assert_eq!((table.lines.len(), table.line_of.len()), (1, 1));
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Meant to notice: the
+/// A newcomer is probed before it counts, and ramps up; one that begins with its pool does neither. Seen to fail: the
 /// newcomer ready at once; without a ramp.
 #[test]
 fn newcomers_are_probed_first() {
@@ -16,7 +16,7 @@ fn newcomers_are_probed_first() {
         (false, true, Standing::Ready, 0..512),
         (false, false, Standing::Ready, 1024..1025),
     ] {
-        let policy = Policy {
+        let policy = Criteria {
             slow_start: Some(10 * SECOND),
             ..policy(probed)
         };
@@ -32,8 +32,8 @@ fn newcomers_are_probed_first() {
     }
 }
 
-fn policy(probed: bool) -> Policy {
-    Policy {
+fn policy(probed: bool) -> Criteria {
+    Criteria {
         probed,
         agent: true,
         interval: 2 * SECOND,
@@ -75,9 +75,9 @@ fn apply(backend: &mut BackendState, now: &mut Instant, event: Event) -> Option<
             let first = backend.failed(*now, FailureKind::ResetEarly, matches!(event, Broken));
             first.or(backend.failed(*now, FailureKind::ResetEarly, matches!(event, Broken)))
         }
-        Drain => backend.order(*now, Order::Drain),
-        Down => backend.order(*now, Order::Down),
-        Ready => backend.order(*now, Order::Ready),
+        Drain => backend.order(*now, AdminState::Drain),
+        Down => backend.order(*now, AdminState::Down),
+        Ready => backend.order(*now, AdminState::Ready),
         Wait => {
             *now += 10 * SECOND;
             backend.tick(*now)
@@ -260,7 +260,7 @@ proptest! {
 }
 
 /// What an agent says holds until it says something else, beside the probes and below the operator.
-/// Meant to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
+/// Seen to fail with `max` of the orders replaced by the operator's, and with `unfit` looked at before the probes.
 #[test]
 fn agents() {
     use crate::health::agent::parse;
@@ -299,16 +299,16 @@ fn agents() {
         apply(&mut backend, &mut now, Pass);
     }
     backend.agent_said(now, parse("drain"), "drain");
-    backend.order(now, Order::Down);
+    backend.order(now, AdminState::Down);
     assert_eq!(
         (backend.state(), backend.reason().text()),
         (State::Disabled, "by order")
     );
-    backend.order(now, Order::Ready);
+    backend.order(now, AdminState::Ready);
     assert_eq!(backend.state(), State::Drain, "the agent has not changed its mind");
     backend.adopt(
         now,
-        Policy {
+        Criteria {
             agent: false,
             ..policy(true)
         },

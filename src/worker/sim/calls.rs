@@ -253,7 +253,7 @@ pub mod udp {
     use std::os::fd::{OwnedFd, RawFd};
 
     use crate::sys::route::{Route, Target};
-    pub use crate::sys::udp::{LISTEN_BUFFER, Listening, Report, Sent, Trouble};
+    pub use crate::sys::udp::{LISTEN_BUFFER, Listening, Sent, SocketError, Trouble};
     use crate::worker::sim::kernel::{File, Gone, Port, with};
 
     pub fn prepare(fd: OwnedFd, address: SocketAddr, buffer: usize) -> io::Result<Listening> {
@@ -320,11 +320,11 @@ pub mod udp {
         })
     }
 
-    pub fn take_report(fd: RawFd, buffer: &mut [u8]) -> Option<Report> {
-        let (trouble, quoted) = with(|kernel| kernel.port(fd)?.take_report())?;
+    pub fn take_error(fd: RawFd, buffer: &mut [u8]) -> Option<SocketError> {
+        let (trouble, quoted) = with(|kernel| kernel.port(fd)?.take_queued_error())?;
         let len = quoted.len().min(buffer.len()).min(528);
         buffer[..len].copy_from_slice(&quoted[..len]);
-        Some(Report { trouble, quoted: len })
+        Some(SocketError { trouble, quoted: len })
     }
 }
 

@@ -73,7 +73,7 @@ impl Port {
         std::mem::take(&mut self.error)
     }
 
-    pub fn take_report(&mut self) -> Option<(Trouble, Vec<u8>)> {
+    pub fn take_queued_error(&mut self) -> Option<(Trouble, Vec<u8>)> {
         let report = self.errors.pop_front();
         self.error = !self.errors.is_empty();
         report

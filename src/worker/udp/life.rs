@@ -293,7 +293,7 @@ impl Udp {
             let Some(session) = self.table.get_mut(key) else {
                 return nth > 0;
             };
-            let Some(report) = udp::take_report(session.wire.fd.as_raw_fd(), &mut quote) else {
+            let Some(report) = udp::take_error(session.wire.fd.as_raw_fd(), &mut quote) else {
                 return nth > 0;
             };
             if report.trouble == Trouble::Other {

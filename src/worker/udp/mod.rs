@@ -46,7 +46,7 @@ use super::Context;
 use super::sockets::set::{LINGER_MS, Set};
 use crate::base::{Key, Kind, Side, Token};
 use crate::config::model::Protocol;
-use crate::flow::{Dropped, ListenerIx, Policy, Table, Tally, View};
+use crate::flow::{Dropped, ListenerIx, SessionLimits, SessionView, Table, Tally};
 use crate::link::LiveConnection;
 use crate::relay::{By, Cause};
 use crate::snapshot::{Listener, Listeners, Owner};
@@ -183,12 +183,12 @@ impl Udp {
         let wanted = &listener.config.udp;
         let known = self.listeners.get(&listener.id);
         if known.is_none_or(|known| known.config.udp != *wanted) {
-            let policy = Policy {
+            let policy = SessionLimits {
                 idle: wanted.idle,
                 requests: wanted.requests,
                 replies: wanted.replies,
             };
-            self.table.set_policy(ListenerIx(listener.id), policy);
+            self.table.set_limits(ListenerIx(listener.id), policy);
         }
         self.listeners.insert(listener.id, listener.clone());
     }
@@ -215,8 +215,8 @@ impl Udp {
         self.end_sessions(context, socket, |_| true);
     }
 
-    fn end_sessions(&mut self, context: &mut Context, socket: Key, which: impl Fn(&View<Session>) -> bool) {
-        let of_socket = |view: &View<Session>| view.data.socket == socket && which(view);
+    fn end_sessions(&mut self, context: &mut Context, socket: Key, which: impl Fn(&SessionView<Session>) -> bool) {
+        let of_socket = |view: &SessionView<Session>| view.data.socket == socket && which(view);
         let sessions = self.table.iter().filter(|(_, view)| of_socket(view));
         for session in sessions.map(|(session, _)| session).collect::<Vec<_>>() {
             self.retire(context, session, Cause::Shutdown, By::Weir);

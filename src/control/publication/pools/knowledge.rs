@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Pools;
 use crate::api::question::BackendOrder;
 use crate::health::verdict::Condition;
-use crate::health::{Order, Reason, State};
+use crate::health::{AdminState, Reason, State};
 
 /// Of one backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +51,9 @@ impl Pools {
             reason: entry.state.reason().text().chars().take(200).collect(),
             reason_code: entry.state.reason().reason.as_str().into(),
             order: match entry.state.ordered() {
-                Order::Drain => Some(Withdrawn::Drain),
-                Order::Down => Some(Withdrawn::Down),
-                Order::Ready => None,
+                AdminState::Drain => Some(Withdrawn::Drain),
+                AdminState::Down => Some(Withdrawn::Down),
+                AdminState::Ready => None,
             },
             weight: entry.weight.map(|ordered| ordered.weight),
             keep: entry.weight.is_some_and(|ordered| ordered.keep),

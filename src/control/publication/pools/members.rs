@@ -19,7 +19,7 @@ use crate::config::model::{self, PoolPolicy, ProbeKind};
 use crate::health::backend::Orders;
 use crate::health::drain::Drain;
 use crate::health::schedule::Pace;
-use crate::health::{BackendState, Policy, State};
+use crate::health::{BackendState, Criteria, State};
 use crate::queue::PoolQueue;
 use crate::snapshot::Backend;
 use crate::stats::BackendStats;
@@ -99,7 +99,7 @@ impl Pools {
         let probed_anew = before.health != policy.health || before.source_address != policy.source_address;
         let picked_anew = before.balance != policy.balance || before.source_hash != policy.source_hash;
         for entry in &mut pool.entries {
-            let change = entry.state.adopt(now, Policy::from(policy), Orders::End);
+            let change = entry.state.adopt(now, Criteria::from(policy), Orders::End);
             self.news
                 .extend(change.map(|change| news::changed(&entry.backend, &change)));
             entry.weight = entry.weight.filter(|ordered| ordered.keep);
@@ -140,7 +140,7 @@ impl Pools {
             changes.came += usize::from(stayed.is_none());
             let returned = || {
                 let mut entry = self.leaving.remove(&identity)?;
-                let change = entry.state.adopt(now, Policy::from(&*config), orders);
+                let change = entry.state.adopt(now, Criteria::from(&*config), orders);
                 self.news
                     .extend(change.map(|change| news::changed(&entry.backend, &change)));
                 // What it was emptied for is over, unless an operator wanted it, too.
@@ -175,8 +175,8 @@ impl Pools {
                 None => Entry {
                     backend: as_wanted(BackendStats::new(self.shards)),
                     state: match is_joined {
-                        true => BackendState::newcomer(now, Policy::from(&*config)),
-                        false => BackendState::new(now, Policy::from(&*config)),
+                        true => BackendState::newcomer(now, Criteria::from(&*config)),
+                        false => BackendState::new(now, Criteria::from(&*config)),
                     },
                     probes: Default::default(),
                     weight: None,

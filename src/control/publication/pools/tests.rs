@@ -52,7 +52,7 @@ fn names(pools: &Pools) -> String {
     names.join(" ")
 }
 
-/// Columns: members asked for, who is there then, and what came, went and changed. Meant to notice: the order of the source
+/// Columns: members asked for, who is there then, and what came, went and changed. Seen to fail: the order of the source
 /// taken over.
 #[test]
 fn members_by_address_in_a_steady_order() {
@@ -100,7 +100,7 @@ fn members_by_address_in_a_steady_order() {
 }
 
 /// Health, orders, drain, weight and counts are those of the address, in the pool or out of it, until the last connection
-/// ends; a reload ends the orders. Meant to notice: one that leaves forgotten at once.
+/// ends; a reload ends the orders. Seen to fail: one that leaves forgotten at once.
 #[test]
 fn what_is_known_stays_with_the_address() {
     let now = Instant::now();
@@ -152,7 +152,7 @@ fn homes(pools: &mut Pools, clients: u64) -> Vec<String> {
         .collect()
 }
 
-/// One member in N that goes or comes moves at most 1.5 / N of the clients; one that makes way for another is two. Meant to notice: a
+/// One member in N that goes or comes moves at most 1.5 / N of the clients; one that makes way for another is two. Seen to fail: a
 /// picker whose table depends on the places of the members.
 #[test]
 fn one_member_moves_its_share_of_the_clients() {

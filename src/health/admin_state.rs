@@ -2,7 +2,7 @@
 
 /// What the operator said last. The later is the more binding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Order {
+pub enum AdminState {
     /// Let health decide.
     #[default]
     Ready,
