@@ -180,7 +180,7 @@ fn needs(source: &Source, config: &Config) -> Needs {
     let mut needs = Needs {
         large_buffers: config.listeners.iter().any(|l| l.protocol == Protocol::Udp),
         real_time: config.failover.is_some(),
-        foreign_sources: config.kept_pools().next().is_some(),
+        foreign_sources: config.kept_pools().next().is_some() || config.marking_pool().is_some(),
         file_events: config.member_files().next().is_some(),
         ..Needs::default()
     };

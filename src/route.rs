@@ -46,7 +46,12 @@ pub fn resolve(backend: &Backend, policy: &PoolPolicy, purpose: Purpose) -> Rout
         (ClientAddress::Keep, Purpose::Serve { client, .. }, Target::Ip(to)) => kept(client, to.ip()).unwrap_or(own),
         _ => own,
     };
-    Route { target, source }
+    Route {
+        target,
+        source,
+        mark: policy.connect.mark,
+        dscp: policy.connect.dscp,
+    }
 }
 
 /// A client's address, as the source of what goes to a backend; `None` = the client is on this host, at an address that means

@@ -377,6 +377,10 @@ pub struct Connect {
     pub attempts: u32,
     /// Noticing backends that have vanished; `None` = off.
     pub keepalive: Option<Keepalive>,
+    /// Mark of packets to backends.
+    pub mark: Option<u32>,
+    /// Class of packets to backends, 0 to 63.
+    pub dscp: Option<u8>,
 }
 
 /// `pools.NAME.on_down`.

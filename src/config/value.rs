@@ -237,6 +237,37 @@ words!(Family { "any" => Family::Any, "v4" => Family::V4, "v6" => Family::V6 } "
 words!(AllDown { "refuse" => AllDown::Refuse, "try_all" => AllDown::TryAll });
 words!(Holders { "one" => Holders::One, "all" => Holders::All });
 words!(ClientAddress { "hide" => ClientAddress::Hide, "keep" => ClientAddress::Keep });
+/// A class of RFC 2474, as it stands in the upper six bits of the TOS byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dscp(pub u8);
+
+impl FromText for Dscp {
+    const KIND: &'static str = "dscp";
+    fn from_text(text: &str) -> Result<Self, String> {
+        let digits = |name: &str| -> Option<Vec<u8>> { name.bytes().map(|b| b.checked_sub(b'0')).collect() };
+        let lower = text.to_ascii_lowercase();
+        let class = match (lower.as_str(), lower.split_at_checked(2)) {
+            ("ef", _) => Some(46),
+            // RFC 2474 section 4.2.2, RFC 2597 section 6.
+            (_, Some(("cs", class))) => match digits(class).as_deref() {
+                Some([class @ 0..=7]) => Some(8 * class),
+                _ => None,
+            },
+            (_, Some(("af", class))) => match digits(class).as_deref() {
+                Some([class @ 1..=4, drop @ 1..=3]) => Some(8 * class + 2 * drop),
+                _ => None,
+            },
+            (number, _) => number.parse().ok().filter(|class| *class < 64),
+        };
+        class.map(Dscp).ok_or_else(|| {
+            format!(
+                "`{}` is no class: write 0 to 63, or a name such as ef, af41, cs3; of a TOS byte, a quarter",
+                shorten(text)
+            )
+        })
+    }
+}
+
 words!(SendProxy { "off" => SendProxy::Off, "v1" => SendProxy::V1, "v2" => SendProxy::V2 } "false" => SendProxy::Off);
 
 impl FromText for AccessTarget {

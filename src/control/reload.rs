@@ -21,12 +21,13 @@ use super::phase::{Operation, Phase};
 use super::publication::endpoints::{Changes, PreparedEndpoints};
 use super::publication::probe::tls::{self, Secured};
 use super::publication::workers::NewWorkers;
+use super::returns;
 use super::thread::Control;
 use crate::api::question::Refusal;
 use crate::config::model::{self, AccessTarget};
 use crate::config::{Config, FDS_PER_PROBE};
 use crate::snapshot::Snapshot;
-use crate::sys::sandbox;
+use crate::sys::{route, sandbox};
 
 impl Control {
     /// Acquires what `config` needs and what is not there yet. It changes nothing; dropping the outcome gives everything back.
@@ -49,6 +50,15 @@ impl Control {
         let endpoints = endpoints.map_err(|error| error.to_string())?;
         self.engines.prepare(config)?;
         self.returns.prepare(config, Instant::now())?;
+        if let Some(pool) = config.marking_pool() {
+            route::may_mark().map_err(|error| {
+                let key = format!("pools.{}.connect.mark", pool.policy.name);
+                format!(
+                    "{key}: this process may not mark packets ({error}): {}; a running one takes a restart",
+                    returns::REMEDY
+                )
+            })?;
+        }
         Ok(Prepared {
             capacity,
             endpoints,

@@ -24,7 +24,7 @@ const LINGER: Duration = Duration::from_secs(5);
 const NAME: &str = "keeper.returns";
 
 /// What a process without privileges is told.
-const REMEDY: &str = "start weir as root or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW";
+pub const REMEDY: &str = "start weir as root or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW";
 
 /// The rules that are there, and who needs them.
 #[derive(Debug, Default)]

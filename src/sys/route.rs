@@ -49,6 +49,10 @@ pub struct Route {
     pub target: Target,
     /// From where.
     pub source: Source,
+    /// Mark of its packets.
+    pub mark: Option<u32>,
+    /// Their class, 0 to 63.
+    pub dscp: Option<u8>,
 }
 
 /// What is carried.
@@ -66,6 +70,8 @@ impl Route {
         Route {
             target,
             source: Source::Any,
+            mark: None,
+            dscp: None,
         }
     }
 
@@ -73,6 +79,17 @@ impl Route {
     /// (IP_BIND_ADDRESS_NO_PORT, ip(7)), so that the bind alone uses none up.
     pub fn prepare(&self, socket: &Socket, manner: Manner) -> io::Result<()> {
         let fd = socket.as_raw_fd();
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
+        if let (Some(class), Target::Ip(to)) = (self.dscp, &self.target) {
+            // The lower two bits belong to congestion notification (RFC 3168).
+            let tos = i32::from(class) << 2;
+            match to {
+                SocketAddr::V4(_) => set_int(fd, libc::IPPROTO_IP, libc::IP_TOS, tos)?,
+                SocketAddr::V6(_) => set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos)?,
+            }
+        }
         let with_any_port = |ip| {
             set_int(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
             socket.bind(&SocketAddr::new(ip, 0).into())
@@ -130,6 +147,11 @@ fn bind_alone(socket: &Socket, client: SocketAddr) -> io::Result<()> {
         }
         outcome => outcome,
     }
+}
+
+/// Whether this process may mark packets (CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17).
+pub fn may_mark() -> io::Result<()> {
+    Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?.set_mark(1)
 }
 
 /// Whether this process may make sockets with addresses that are not this host's (CAP_NET_RAW or CAP_NET_ADMIN).

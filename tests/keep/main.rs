@@ -9,6 +9,7 @@ mod common;
 mod hosts;
 
 mod life;
+mod packets;
 mod sessions;
 mod streams;
 

@@ -25,7 +25,10 @@ const BUFFER: usize = 1 << 20;
 fn route(to: SocketAddr, source: Option<IpAddr>) -> Route {
     let target = Target::Ip(to);
     let source = source.map_or(Source::Any, Source::Own);
-    Route { target, source }
+    Route {
+        source,
+        ..Route::to(target)
+    }
 }
 
 fn addr(s: &str) -> SocketAddr {

@@ -177,7 +177,10 @@ fn of_pool(pool: &Pool, section: &Section, users: &[&Listener]) {
         );
     }
     let connect = section.section("connect");
-    for key in ["attempts", "keepalive"].into_iter().filter(|key| connect.has(key)) {
+    for key in ["attempts", "keepalive", "mark", "dscp"]
+        .into_iter()
+        .filter(|key| connect.has(key))
+    {
         refuse(
             &connect,
             key,

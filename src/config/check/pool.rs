@@ -74,6 +74,8 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bo
             timeout: connect.value("timeout"),
             attempts: connect.value("attempts"),
             keepalive: super::keepalive(&connect),
+            mark: connect.optional("mark"),
+            dscp: connect.optional("dscp").map(|Dscp(class)| class),
         },
         queue: section.switchable("queue").map(|queue| Queue {
             length: queue.value("length"),

@@ -163,6 +163,11 @@ impl Config {
         pools.filter(|(_, pool)| pool.policy.client_address == ClientAddress::Keep)
     }
 
+    /// The first pool whose packets have a mark.
+    pub fn marking_pool(&self) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.policy.connect.mark.is_some())
+    }
+
     /// Files with lists of members.
     pub fn member_files(&self) -> impl Iterator<Item = &PathBuf> {
         self.sources().filter_map(|from| match from {

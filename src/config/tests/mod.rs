@@ -258,6 +258,8 @@ fn defaults_are_those_of_the_contract() {
             timeout: seconds(2),
             attempts: 3,
             keepalive: listener.keepalive,
+            mark: None,
+            dscp: None,
         }
     );
     assert_eq!(

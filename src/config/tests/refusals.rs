@@ -507,11 +507,18 @@ source_address: 10.0.0.5", &[
 pools: {d: {backends: [unix:/run/b], send_proxy: v1, connect: {attempts: 1}}}"#, &[
         "2:24: pools.d.backends[0].address: a unix socket carries streams, and listener `d` is udp: write an IP address",
         "2:38: pools.d.send_proxy: version 1 is for streams, and listener `d` is udp: write `v2`",
-        "2:54: pools.d.connect: has a meaning for tcp only, and only udp listeners use this pool: leave it out",
+        "2:64: pools.d.connect.attempts: has a meaning for tcp only, and only udp listeners use this pool: leave it out",
     ]),
     ('W', "listeners: {u: {bind: unix:/run/u, pool: p}}
 pools: {p: {backends: [10.0.0.1], health: none}}", &[
         "2:24: pools.p.backends[0].address: has no port, and listener `u` binds a unix socket, which has none to take over: write `10.0.0.1:80`",
+    ]),
+    ('P', "connect: {dscp: 64, mark: 0}", &[
+        "6:17: pools.web.connect.dscp: `64` is no class: write 0 to 63, or a name such as ef, af41, cs3; of a TOS byte, a quarter",
+        "6:27: pools.web.connect.mark: `0` is out of range: 1 to 4294967295",
+    ]),
+    ('P', "connect: {dscp: af44}", &[
+        "6:17: pools.web.connect.dscp: `af44` is no class: write 0 to 63, or a name such as ef, af41, cs3; of a TOS byte, a quarter",
     ]),
     ('P', "client_address: show", &[
         "6:17: pools.web.client_address: `show` is not known here; it is one of hide, keep",

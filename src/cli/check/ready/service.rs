@@ -38,6 +38,10 @@ const NEEDS: &[Need] = &[
         taken_by: kept_clients,
     },
     Need {
+        capability: "cap_net_raw",
+        taken_by: marks,
+    },
+    Need {
         capability: "cap_net_admin",
         taken_by: kernel_engine,
     },
@@ -93,6 +97,14 @@ fn kernel_engine(config: &Config, _: &dyn Host) -> Option<(String, String)> {
     Some((
         format!("listeners.{}.engine", listener.name),
         "the kernel engine".into(),
+    ))
+}
+
+fn marks(config: &Config, _: &dyn Host) -> Option<(String, String)> {
+    let pool = config.marking_pool()?;
+    Some((
+        format!("pools.{}.connect.mark", pool.policy.name),
+        "marking packets".into(),
     ))
 }
 

@@ -258,7 +258,7 @@ fn parameters<'s>(line: &'s Statement, mut at: usize, server: &mut Server<'s>, d
             "source" => server.pool.source = Some(value),
             "usesrc" => draft.remark(
                 line,
-                "`usesrc`: servers see weir's address: `send_proxy` tells them the client's",
+                "`usesrc`: write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
             ),
             "send-proxy" => (server.pool.send_proxy, takes) = (Some("v1"), 0),
             "send-proxy-v2" => (server.pool.send_proxy, takes) = (Some("v2"), 0),
@@ -399,7 +399,7 @@ fn policy(proxy: &Proxy, line: &Statement, section: &mut Section, draft: &mut Dr
             if line.words.iter().any(|word| word == "usesrc") {
                 draft.remark(
                     line,
-                    "`usesrc`: servers see weir's address: `send_proxy` tells them the client's",
+                    "`usesrc`: write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
                 );
             }
         }

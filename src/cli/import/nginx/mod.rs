@@ -425,7 +425,7 @@ fn connect<'s>(
             ("proxy_bind", _) if value.contains('$') || statement.word(2) == "transparent" => {
                 draft.remark(
                     statement,
-                    "servers see weir's address: `send_proxy` tells them the client's",
+                    "write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
                 );
             }
             ("proxy_bind", address) => put("source_address", address.into(), statement),

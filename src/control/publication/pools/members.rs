@@ -96,7 +96,10 @@ impl Pools {
     fn follow(&mut self, mut pool: PoolEntry, policy: &PoolPolicy, now: Instant) -> PoolEntry {
         let before = &pool.config;
         // What is on its way was sent by other rules.
-        let probed_anew = before.health != policy.health || before.source_address != policy.source_address;
+        let probed_anew = before.health != policy.health
+            || before.source_address != policy.source_address
+            || before.connect.mark != policy.connect.mark
+            || before.connect.dscp != policy.connect.dscp;
         let picked_anew = before.balance != policy.balance || before.source_hash != policy.source_hash;
         for entry in &mut pool.entries {
             let change = entry.state.adopt(now, Criteria::from(policy), Orders::End);
