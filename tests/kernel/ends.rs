@@ -63,7 +63,7 @@ fn both_are_told(client: &mut TcpStream, backend: &Receiver<ErrorKind>, weir: &W
     assert_eq!(records[0].closed_by, "weir");
 }
 
-/// Columns: of the listener, of the pool, what an operator says, cause.
+/// Columns: of the listener, of the pool, what an operator says, cause. Seen to fail where the backend's RST is dropped.
 #[test]
 fn whoever_waits_is_told() {
     if !may_make_namespaces() {
@@ -167,7 +167,8 @@ fn a_backend_that_does_not_answer_refuses() {
     }
 }
 
-/// `dsr`: what the backend sends is not seen, and its side of the connection ends all the same.
+/// `dsr`: what the backend sends is not seen, and its side of the connection ends all the same. Seen to fail where the
+/// backend's RST is dropped.
 #[test]
 fn both_are_told_where_answers_are_not_seen() {
     if !may_make_namespaces() {
