@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import subprocess
+import time
 
 from .rig import BACKEND, BACKEND_DNAT, LOAD, NEAR, ROOT, SERVICES, checkout, sh
 
@@ -234,7 +235,45 @@ class Weir(Subject):
         return super().serves(service) or self.udp
 
 
-KINDS = {kind.kind: kind for kind in (Direct, Dnat, CopyLoop, Haproxy, Nginx, Weir)}
+class Kernel(Weir):
+    """weir with `engine: kernel`. Its program looks at every packet of the balancer: like DNAT's rules, it is there only while it is
+    measured, and its backend has an address of its own, so that nobody else has connections between the same two ports."""
+
+    kind = name = "kernel"
+    child = None
+
+    def start(self):
+        listeners, pools = "", ""
+        for service, (port, offset) in SERVICES.items():
+            protocol = "udp" if service in ("echo", "sink") else "tcp"
+            idle = f", udp: {{idle: {UDP_IDLE}}}" if protocol == "udp" else ""
+            backend = BACKEND_DNAT if protocol == "tcp" else BACKEND
+            listeners += (f"  {service}: {{engine: kernel, protocol: {protocol}, bind: ['{NEAR}:{self.base + offset}'], "
+                          f"pool: {service}{idle}}}\n")
+            pools += f"  {service}: {{backends: [{{name: s, address: '{backend}:{port}'}}], health: {{type: none}}}}\n"
+        # Nothing stays behind when it is told to end.
+        self.text = (f"workers: {self.workers}\nadmin: {self.folder}/{self.name}.sock\nlog: {{access: 'off'}}\n"
+                     f"shutdown_grace: 0s\nkernel: {{restart_grace: 0s}}\nlisteners:\n{listeners}pools:\n{pools}")
+        self.path = self.config("yaml", self.text)
+
+    def enter(self):
+        self.child = self.run(f"{self.binary} run -c {self.path}")
+        self.hosts.wait_for("client", NEAR, self.base, self.child)
+
+    def leave(self):
+        self.child.terminate()
+        self.child.wait(10)
+        for _ in range(100):
+            if not self.pids():
+                return
+            time.sleep(0.05)
+        raise RuntimeError("the helper of the kernel engine does not end")
+
+    def serves(self, service):
+        return True
+
+
+KINDS = {kind.kind: kind for kind in (Direct, Dnat, CopyLoop, Haproxy, Nginx, Weir, Kernel)}
 
 
 def peer(argument):

@@ -164,6 +164,34 @@ def comparisons(lines, most):
     return found
 
 
+# What the kernel engine is to reach: what it adds to direct routing at most, as a ratio to what a peer adds; 0 = nothing.
+AIMS = {"short": {"haproxy": 0.20, "nft-dnat": 1.0}, "keepalive": 0, "bulk1": {"haproxy": 0.05}, "bulk8": 0, "udp-rtt": {"nginx": 0.08}}
+
+
+def aims(samples, most):
+    """The section that holds the kernel engine against its aims; nothing if it did not take part."""
+    rows = []
+    for name in dict.fromkeys(s["scenario"] for s in samples if s["scenario"] in AIMS):
+        found = chosen([s for s in samples if s["scenario"] == name], most)
+        told = lambda who, key: median([s.get(key) for s in found[who][0]]) if who in found else None
+        mine = told("kernel", "added")
+        if mine is None:
+            continue
+        wanted = AIMS[name] or {"direct": 0}
+        for who, ratio in wanted.items():
+            theirs = told(who, "added")
+            if theirs is None:
+                continue
+            bound = ratio * theirs
+            word = f"<= {ratio:g} x {who}" if ratio else "<= 0"
+            rows.append([name, f"{mine:.3g}", word, f"{bound:.3g}", "yes" if mine <= bound else "no"])
+        p99 = [told(who, "p99_us") for who in ("kernel", "haproxy")]
+        if None not in p99:
+            rows.append([name, f"{p99[0]:,.0f}", "p99 < haproxy's", f"{p99[1]:,.0f}", "yes" if p99[0] < p99[1] else "no"])
+    head = ["", "kernel engine", "wanted", "that is", "reached"]
+    return ["### The kernel engine against its aims", "", "What is added to direct routing, and p99 in us.", ""] + table(head, rows) if rows else []
+
+
 def title(about):
     """The head of a run's tables."""
     asked, others = about["asked"], [a["version"] for who, a in about["subjects"].items() if a and who.split("-")[0] != "weir"]
@@ -196,6 +224,7 @@ def markdown(lines, wanted=lambda name: True):
                 text += section(name, [s for s in with_these if s["scenario"] == name], most)
             for more, _ in comparisons(with_these, most).values():
                 text += more
+            text += aims(with_these, most)
     return "\n".join(text)
 
 

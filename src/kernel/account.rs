@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::core::{Core, EndOrder};
 use super::flows::is_unproven;
 use super::layout::{
-    BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSED, Ended, FLOW_ENDED, FLOW_OPEN, Flow,
-    LISTENER_ACTIVE, Tuple,
+    BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSED, Ended, FLOW_BACKEND_FIRST, FLOW_ENDED,
+    FLOW_JOINED, FLOW_OPEN, Flow, LISTENER_ACTIVE, Tuple,
 };
 use super::maps::Maps;
 use super::program::Injected;
@@ -29,6 +29,8 @@ struct End<'a> {
     up: &'a Flow,
     packets_down: u64,
     bytes_down: u64,
+    /// 0 = there was none.
+    first_byte_us: u32,
     /// Nanoseconds, as the program counts them.
     at: u64,
     cause: Cause,
@@ -43,6 +45,7 @@ impl Core {
             up,
             packets_down,
             bytes_down,
+            first_byte_us,
             at,
             cause,
             by,
@@ -82,7 +85,7 @@ impl Core {
                 bytes_up: up.bytes,
                 bytes_down,
                 connect_us,
-                first_byte_us: None,
+                first_byte_us: (up.flags & FLOW_JOINED == 0 && first_byte_us > 0).then_some(u64::from(first_byte_us)),
                 duration_us,
                 spliced: 0,
                 packets: Some([up.packets, packets_down]),
@@ -103,7 +106,7 @@ impl Core {
             END_CLIENT_RESET => (Cause::ClientReset, By::Client),
             END_BACKEND_RESET => (Cause::BackendReset, By::Backend),
             END_REFUSED => (Cause::ConnectFailed, By::Backend),
-            // Whoever's FIN came first is not noted; most often it is the client's.
+            _ if ended.up.flags & FLOW_BACKEND_FIRST != 0 => (Cause::Finished, By::Backend),
             _ => (Cause::Finished, By::Client),
         };
         self.account(
@@ -113,6 +116,7 @@ impl Core {
                 up: &ended.up,
                 packets_down: ended.packets_down,
                 bytes_down: ended.bytes_down,
+                first_byte_us: ended.first_byte_us,
                 at: ended.at,
                 cause,
                 by,
@@ -177,6 +181,7 @@ impl Core {
                 up: &up,
                 packets_down: down.packets,
                 bytes_down: down.bytes,
+                first_byte_us: down.first_byte_us,
                 at: up.last.max(down.last),
                 cause,
                 by: By::Weir,

@@ -256,8 +256,8 @@ shapes! {
         next: u32,
         /// What this side expects next (TCP).
         ack: u32,
-        /// 0.
-        pad: u32,
+        /// The backend's entry: to the first byte of an answer.
+        first_byte_us: u32,
     }
 
     /// An ended flow.
@@ -274,8 +274,8 @@ shapes! {
         at: u64,
         /// One of `END_*`.
         end: u32,
-        /// 0.
-        pad: u32,
+        /// Of the backend's entry.
+        first_byte_us: u32,
     }
 
     /// Counters of a listener or backend.
@@ -372,6 +372,9 @@ pub const FLOW_JOINED: u32 = 128;
 /// Ended by us.
 pub const FLOW_CUT: u32 = 256;
 
+/// The backend has ended before the client.
+pub const FLOW_BACKEND_FIRST: u32 = 512;
+
 /// Both sides have ended.
 pub const END_FINISHED: u32 = 0;
 /// Reset by the client.
@@ -403,7 +406,7 @@ words! {
         HopLimit = "hop_limit",
         /// It could not be rewritten, or came without the checksum that IPv6 demands.
         Malformed = "malformed",
-        /// Larger than the way out takes.
+        /// Larger than the way out takes: the sender was told.
         TooBig = "too_big",
         /// An end of which there was no room to tell: it is not in the access log.
         Untold = "untold",

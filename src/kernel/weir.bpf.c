@@ -68,6 +68,7 @@ static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)1
 static void (*ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int length, __u64 flags) = (void *)152;
 static __u64 (*ktime_ns)(void) = (void *)5;
+static long (*adjust_room)(struct __sk_buff *skb, __s32 difference, __u32 mode, __u64 flags) = (void *)50;
 static long (*check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu, __s32 diff, __u64 flags) = (void *)163;
 
 struct map {
@@ -80,7 +81,7 @@ struct map {
 	__u32 pinning;
 };
 
-/* RSTs of our own in a second. */
+/* Packets of our own in a second. */
 struct resets {
 	__u64 second;
 	__u64 sent;
@@ -101,7 +102,8 @@ MAP(half, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 65536, 0);
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 4096, 0);
 /* Conversations with backends past the services, as the backend sends. */
 MAP(direct, BPF_MAP_TYPE_LRU_HASH, struct tuple, __u32, 8192, 0);
-MAP(resets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct resets, 1, 0);
+/* RSTs to strays, errors about packets that are too big. */
+MAP(resets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct resets, 2, 0);
 MAP(listener_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 1024, 0);
 MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
@@ -125,6 +127,11 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define RESETS_MAX 4096
 /* What injected packets bear, plus their kind. No mark survives a wire. */
 #define INJECT_MARK 0x77656972u
+/* The same of errors about packets that are too big: whoever heeds them needs one. */
+#define TOO_BIGS_MAX 1024
+/* How much of such a packet is sent back; RFC 792 asks for its header and 8 bytes, RFC 4443 for as much as fits. */
+#define QUOTED 128
+#define ICMP_HEADER 8
 
 enum fragment { WHOLE, FIRST, LATER };
 
@@ -619,7 +626,7 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	ended->bytes_down = down ? down->bytes : 0;
 	ended->at = now;
 	ended->end = how;
-	ended->pad = 0;
+	ended->first_byte_us = down ? down->first_byte_us : 0;
 	ringbuf_submit(ended, 0);
 	return 0;
 }
@@ -1250,6 +1257,106 @@ APART int plainly(struct __sk_buff *skb, struct packet *p, __u64 now)
 	return leave(way);
 }
 
+/* Whether a packet's checksum is still to be computed on its way out, as it comes from a host on this machine; `at` is the
+ * checksum's place, where `sum` is left standing. A difference without addresses is nothing to such a sum. */
+INLINE int is_partial(struct __sk_buff *skb, __u32 at, __u16 *sum)
+{
+	__u16 after = 0;
+
+	if (load_bytes(skb, at, sum, 2) || l4_csum_replace(skb, at, 0, 1, 2) || load_bytes(skb, at, &after, 2))
+		return 0;
+	if (after == *sum)
+		return 1;
+	store_bytes(skb, at, sum, 2, 0);
+	return 0;
+}
+
+/* Tells whoever sent a packet that it is larger than the way out takes, and how large one may be: RFC 1191, RFC 8201. The
+ * packet itself is what is sent back, its beginning behind two new headers. */
+APART int too_big(struct __sk_buff *skb, struct packet *p, __u32 mtu, __u64 now)
+{
+	__u32 one = 1, length = (p->is_v6 ? 40 : 20) + ICMP_HEADER, sum;
+	struct resets *budget = map_lookup(&resets, &one);
+	__u8 macs[12], quoted[QUOTED];
+	__u16 left = 0;
+	int partial;
+
+	/* Of more headers than these there is no telling what a sum covers. */
+	if (!budget || skb->len < p->l3 + QUOTED || p->l4 != p->l3 + length - ICMP_HEADER || (p->is_v6 && mtu < 1280))
+		return drop(DROP_TOO_BIG);
+	if (budget->second != now / 1000000000ull) {
+		budget->second = now / 1000000000ull;
+		budget->sent = 0;
+	}
+	if (budget->sent++ >= TOO_BIGS_MAX)
+		return drop(DROP_TOO_BIG);
+	partial = is_partial(skb, p->l4 + (p->key.protocol == IPPROTO_UDP ? 6 : 16), &left);
+	if (load_bytes(skb, p->l3, quoted, QUOTED) || load_bytes(skb, 0, macs, 12) ||
+	    change_tail(skb, p->l3 + QUOTED, 0) || adjust_room(skb, length, BPF_ADJ_ROOM_MAC, 0))
+		return drop(DROP_MALFORMED);
+	/* A sum that the way out completes makes everything from the transport header on sum up to the opposite of what stands for it
+	 * now, whatever that is; the header before it, over IPv4, sums up to nothing. */
+	if (!partial)
+		sum = csum_diff(0, 0, (__u32 *)quoted, QUOTED, 0);
+	else
+		sum = csum_diff(0, 0, (__u32 *)quoted, p->is_v6 ? 40 : 20, (__u16)~left);
+	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
+		return drop(DROP_MALFORMED);
+	if (p->is_v6) {
+		struct {
+			__u32 version;
+			__u16 length;
+			__u8 next;
+			__u8 hops;
+			__u32 src[4];
+			__u32 dst[4];
+			/* Type 2. */
+			__u8 type;
+			__u8 code;
+			__u16 check;
+			__u32 mtu;
+		} ip = {bpf_htonl(6u << 28), bpf_htons(ICMP_HEADER + QUOTED), IPPROTO_ICMPV6, 64, {}, {}, 2, 0, 0, bpf_htonl(mtu)};
+		__u32 rest[2] = {bpf_htonl(ICMP_HEADER + QUOTED), bpf_htonl(IPPROTO_ICMPV6)};
+
+		__builtin_memcpy(ip.src, p->key.dst, 16);
+		__builtin_memcpy(ip.dst, p->key.src, 16);
+		sum = csum_diff(0, 0, ip.src, 32, sum);
+		sum = csum_diff(0, 0, rest, 8, sum);
+		sum = csum_diff(0, 0, (__u32 *)&ip.type, 8, sum);
+		ip.check = ~fold(sum);
+		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
+			return drop(DROP_MALFORMED);
+	} else {
+		struct {
+			__u8 version;
+			__u8 tos;
+			__u16 length;
+			__u16 id;
+			__u16 offset;
+			__u8 hops;
+			__u8 protocol;
+			__u16 check;
+			__u32 src;
+			__u32 dst;
+			/* Type 3, code 4. */
+			__u8 type;
+			__u8 code;
+			__u16 icmp_check;
+			__u16 unused;
+			__u16 mtu;
+		} ip = {0x45, 0xc0, bpf_htons(20 + ICMP_HEADER + QUOTED), 0, bpf_htons(0x4000), 64, IPPROTO_ICMP, 0, p->key.dst[3],
+			p->key.src[3], 3, 4, 0, 0, bpf_htons(mtu)};
+
+		ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, 20, 0));
+		sum = csum_diff(0, 0, (__u32 *)&ip.type, 8, sum);
+		ip.icmp_check = ~fold(sum);
+		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
+			return drop(DROP_MALFORMED);
+	}
+	count_drop(DROP_TOO_BIG);
+	return redirect(skb->ifindex, 0);
+}
+
 /* Payload that has not been seen before: what is sent again counts once. */
 INLINE __u32 fresh(struct flow *flow, const struct packet *p)
 {
@@ -1370,11 +1477,9 @@ int ingress(struct __sk_buff *skb)
 		return DROP;
 	if (now / 1000000000ull > (__u64)flow->routed + ROUTE_SECONDS)
 		find_way(skb, flow, flow->ifindex, now / 1000000000ull);
-	if (!skb->gso_size) {
-		long fits = check_mtu(skb, flow->ifindex, &mtu, 0, 0);
-		if (fits > 0)
-			return drop(DROP_TOO_BIG);
-	}
+	/* Of a merged packet, the segments that it will become. */
+	if (check_mtu(skb, flow->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) > 0)
+		return too_big(skb, p, mtu, now);
 	if (p->key.protocol == IPPROTO_TCP && p->flags & TCP_SYN)
 		clamp_mss(skb, p, flow->ifindex);
 	if (rewrite(skb, p, &flow->to))
@@ -1390,6 +1495,8 @@ int ingress(struct __sk_buff *skb)
 	bytes = p->key.protocol == IPPROTO_TCP ? fresh(flow, p) : p->payload;
 	__sync_fetch_and_add(&flow->packets, packets);
 	__sync_fetch_and_add(&flow->bytes, bytes);
+	if (!up && bytes && !flow->first_byte_us)
+		flow->first_byte_us = (now - flow->opened) / 1000 + 1;
 	count_bytes(flow, packets, bytes, up);
 
 	/* Before anything that may move the entry. */
@@ -1425,6 +1532,8 @@ int ingress(struct __sk_buff *skb)
 			if (!up && client && !(client->flags & FLOW_ANSWERED))
 				how = END_REFUSED;
 		} else if (!client || !down || !(client->flags & FLOW_FIN) || !(down->flags & FLOW_FIN)) {
+			if (!up && client && !(client->flags & FLOW_FIN))
+				__sync_fetch_and_or(&client->flags, FLOW_BACKEND_FIRST);
 			/* Without a view of the other side, a FIN is the end as far as this side knows. */
 			if (!client || !(client->flags & FLOW_DSR))
 				return verdict;

@@ -147,6 +147,7 @@ struct backend {
 #define FLOW_HOP 64u        /* `hop` is known */
 #define FLOW_JOINED 128u    /* its beginning was not seen here */
 #define FLOW_CUT 256u       /* ended by us: whoever still sends is reset */
+#define FLOW_BACKEND_FIRST 512u /* the backend has sent its FIN before the client */
 
 /* One direction of a connection or session. */
 struct flow {
@@ -171,7 +172,8 @@ struct flow {
 	/* TCP: what comes next from this side, and what it expects next. */
 	__u32 next;
 	__u32 ack;
-	__u32 pad;
+	/* The backend's entry: from the client's first packet to the first byte of an answer. */
+	__u32 first_byte_us;
 };
 
 /* Why a flow ended. */
@@ -194,7 +196,8 @@ struct ended {
 	__u64 bytes_down;
 	__u64 at;
 	__u32 end;
-	__u32 pad;
+	/* Of the backend's entry. */
+	__u32 first_byte_us;
 };
 
 /* Frames of our own (`inject`): an RST that ends the flow it belongs to. Their source address is where and how: */
@@ -232,7 +235,7 @@ enum drop {
 	DROP_FLOWS,
 	DROP_TTL,
 	DROP_MALFORMED,
-	/* Larger than the way out takes. */
+	/* Larger than the way out takes; whoever sent it is told. */
 	DROP_TOO_BIG,
 	/* No room to tell of an end. */
 	DROP_UNTOLD,

@@ -1,11 +1,11 @@
 //! What an operator sees of the engine.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::common::client::{connect, fetch, round_trip};
 use super::common::operator::{json, said, status};
-use super::common::{Weir, command, may_make_namespaces, run, wait_until};
+use super::common::{Record, Weir, command, may_make_namespaces, run, wait_until};
 use super::hosts::{Net, V4};
 
 /// The page of Prometheus.
@@ -191,4 +191,60 @@ pools: {{web: {{health: none, backends: [{{name: a, address: '{}'}}]}}, plain: {
     assert_eq!(sample(&weir, name), 1.0);
     let table = said(&weir, &["status"]);
     assert!(table.contains("; not passed on: no_backend 1\n"), "{table}");
+}
+
+/// Seen from the program: whose FIN came first, and when the first byte of an answer did.
+#[test]
+fn records_tell_who_ended_first_and_when_the_answer_began() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    // This one ends first, that one when its client has.
+    let (_named, _echo) = (net.named(0, &V4.backend(0, 8080)), net.echo(1, &V4.backend(1, 8080)));
+    let weir = net.weir(&format!(
+        "
+listeners:
+  quick: {{engine: kernel, bind: ['{}'], pool: quick}}
+  echo: {{engine: kernel, bind: ['{}'], pool: echo}}
+pools: {{quick: {{health: none, backends: ['{}']}}, echo: {{health: none, backends: ['{}']}}}}
+",
+        V4.service(80),
+        V4.service(81),
+        V4.backend(0, 8080),
+        V4.backend(1, 8080),
+    ));
+    net.client.enter(|| {
+        assert_eq!(fetch(&V4.service(80)).unwrap(), "0");
+        let mut asks = connect(&V4.service(81));
+        round_trip(&mut asks, b"hello");
+        let mut says_nothing = connect(&V4.service(81));
+        for stream in [&mut asks, &mut says_nothing] {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+    });
+    let records = weir.wait_for_records(3);
+    let rows: Vec<_> = records
+        .iter()
+        .map(|record| {
+            (
+                &*record.listener,
+                record.end(),
+                record.bytes_down,
+                record.first_byte_ms.is_some(),
+            )
+        })
+        .collect();
+    assert!(
+        rows.contains(&("quick", ("finished", "backend"), 1, true)),
+        "{records:?}"
+    );
+    assert!(rows.contains(&("echo", ("finished", "client"), 5, true)), "{records:?}");
+    assert!(
+        rows.contains(&("echo", ("finished", "client"), 0, false)),
+        "{records:?}"
+    );
+    let late = |record: &Record| record.first_byte_ms.is_some_and(|ms| ms > record.duration_ms);
+    assert!(!records.iter().any(late), "{records:?}");
 }
