@@ -501,6 +501,15 @@ vrrp_instance one {
   unicast_peer {
     10.0.0.2
   }
+  track_script {
+    alive weight 3
+    down
+    gone
+  }
+  track_interface {
+    eth2 weight -20
+    eth3
+  }
   virtual_ipaddress {
     10.1.0.1/24 dev eth1 label eth1:1
     10.1.0.2
@@ -510,9 +519,27 @@ vrrp_instance two {
   interface eth0
   priority 50
   preempt_delay 7
+  track_interface {
+    eth3
+  }
   virtual_ipaddress {
     10.1.0.3
   }
+}
+vrrp_script alive {
+  script \"killall -0 haproxy\"
+  interval 2
+  timeout 1
+  weight -30
+  rise 4
+  fall 5
+}
+vrrp_script down {
+  script \"/bin/sh -c 'test ! -e /etc/down'\"
+  user nobody
+}
+vrrp_script unused {
+  script /bin/true
 }
 vrrp_sync_group both {
   group {
@@ -524,7 +551,19 @@ virtual_server 10.1.0.1 80 {
   }
 }
 ";
-    let yaml = imported(text, None).unwrap().yaml.unwrap();
+    let Finished { yaml, remarks } = imported(text, None).unwrap();
+    let yaml = yaml.unwrap();
+    let tracked = [
+        "gone: there is no vrrp_script `gone`",
+        "vrrp_script: nothing tracks it",
+        "eth3: counts for the node",
+    ];
+    for said in tracked {
+        assert!(
+            remarks.iter().any(|remark| remark.contains(said)),
+            "{said}: {remarks:?}"
+        );
+    }
     let (_, failover) = yaml.split_once("failover:\n").unwrap();
     assert_eq!(
         failover,
@@ -537,6 +576,17 @@ virtual_server 10.1.0.1 80 {
     - {address: 10.1.0.3/32, interface: eth0, prefer: [10.0.0.2, 10.0.0.1], preempt_delay: 7s}
   groups:
     both: [10.1.0.1, 10.1.0.2]
+  track:
+    alive:
+      exec: [/usr/bin/env, killall, \"-0\", haproxy]
+      interval: 2s
+      timeout: 1s
+      rise: 4
+      fall: 5
+      weight: 3
+    down: {exec: [/bin/sh, \"-c\", \"/bin/sh -c 'test ! -e /etc/down'\"]}
+    eth2: {interface: eth2, weight: 20}
+    eth3: {interface: eth3}
 "
     );
 }

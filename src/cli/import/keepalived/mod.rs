@@ -1,6 +1,7 @@
-//! keepalived: `vrrp_instance` becomes virtual addresses, `vrrp_sync_group` a group of them, `virtual_server` a listener and
-//! its pool.
+//! keepalived: `vrrp_instance` becomes virtual addresses, `vrrp_sync_group` a group of them, what they track `failover.track`,
+//! `virtual_server` a listener and its pool.
 
+mod track;
 mod words;
 
 use std::net::IpAddr;
@@ -33,6 +34,9 @@ pub const BLOCKS: &[&str] = &[
     "interface_up_down_delays",
 ];
 
+/// Blocks that become `failover.track`.
+const TRACKED: [&str; 2] = ["track_script", "track_interface"];
+
 /// Port of beats that is written, as in the documents.
 const BEAT_PORT: u16 = 7400;
 
@@ -56,11 +60,18 @@ pub fn import(file: &[Statement], draft: &mut Draft) {
         .iter()
         .find_map(|s| child(s, "router_id"))
         .map(|s| fit(s.word(1)));
-    failover(&named("vrrp_instance"), &named("vrrp_sync_group"), router_id, draft);
+    let scripts = named("vrrp_script");
+    failover(
+        &named("vrrp_instance"),
+        &named("vrrp_sync_group"),
+        &scripts,
+        router_id,
+        draft,
+    );
     let groups = named("virtual_server_group");
     for statement in &file {
         match statement.word(0) {
-            "vrrp_instance" | "vrrp_sync_group" | "virtual_server_group" => {}
+            "vrrp_instance" | "vrrp_sync_group" | "virtual_server_group" | "vrrp_script" => {}
             "virtual_server" => virtual_server(statement, &groups, draft),
             "global_defs" => statement.block.iter().for_each(|inner| remark(inner, draft)),
             _ => remark(statement, draft),
@@ -74,10 +85,17 @@ fn child<'s>(of: &'s Statement, word: &str) -> Option<&'s Statement> {
 
 // ---- addresses that move ----
 
-fn failover(instances: &[&Statement], groups: &[&Statement], router_id: Option<String>, draft: &mut Draft) {
+fn failover(
+    instances: &[&Statement],
+    groups: &[&Statement],
+    scripts: &[&Statement],
+    router_id: Option<String>,
+    draft: &mut Draft,
+) {
     let Some(first) = instances.first() else {
         groups
             .iter()
+            .chain(scripts)
             .for_each(|group| draft.remark(group, "there is no vrrp_instance for it"));
         return;
     };
@@ -110,13 +128,16 @@ fn failover(instances: &[&Statement], groups: &[&Statement], router_id: Option<S
                 ),
             }
         }
-        for inner in group.block.iter().filter(|inner| inner.word(0) != "group") {
+        let known = |inner: &&Statement| inner.word(0) == "group" || TRACKED.contains(&inner.word(0));
+        for inner in group.block.iter().filter(|inner| !known(inner)) {
             remark(inner, draft);
         }
         if addresses.has("all") {
             section.name_list("groups", &fit(group.word(1)), group, addresses);
         }
     }
+    let trackers: Vec<&Statement> = instances.iter().chain(groups).copied().collect();
+    track::tracks(&trackers, scripts, &mut section, draft);
     draft.root.name("", "failover", first, section);
 }
 
@@ -256,6 +277,7 @@ fn vips(instance: &Statement, nodes: &[String], section: &mut Section, draft: &m
             | "virtual_ipaddress"
             | "virtual_ipaddress_excluded"
             | "garp_master_refresh" => {}
+            word if TRACKED.contains(&word) => {}
             "authentication" => draft.remark(inner, SECRET),
             word if word.starts_with('@') => {
                 draft.remark(inner, "conditions are not expanded: write what holds on this node");
