@@ -1,7 +1,7 @@
 //! Policy routing, as by ip-rule(8): what a backend sends to an address that is not this host's comes to a socket of this host.
 //!
 //! A rule matches by the backend's address, protocol and port, and leads to a table of its own with one route, `local default`.
-//! All of it carries the number [`PROTOCOL`](super::netlink::PROTOCOL), which `ip rule` and `ip route` show as `proto 87`.
+//! All of it carries the number [`PROTOCOL`], which `ip rule` and `ip route` show as `proto 87`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

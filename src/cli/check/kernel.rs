@@ -295,7 +295,7 @@ fn overlap(a: &RangeInclusive<u16>, b: &RangeInclusive<u16>) -> bool {
 }
 
 impl Host {
-    /// This one, and what this process may do; of a service that runs the file, [`ready`](super::ready) knows that.
+    /// This one, and what this process may do; of a service that runs the file, [`ready`] knows that.
     pub fn read(here: &dyn ready::Host) -> Host {
         let as_service = here.unit("CapabilityBoundingSet").is_some();
         let word = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_string());
