@@ -10,7 +10,7 @@ const READERS: &[(&str, &str)] = &[
     ("control/operator", "start time, events shown to operators"),
     ("control/access_log", "writing it"),
     ("control/event_log.rs", "time of a log line"),
-    ("kernel/core.rs", "time of an access record"),
+    ("kernel/account.rs", "time of an access record"),
     ("sys/sched.rs", "comment"),
     ("worker/account.rs", "time of an access record"),
     ("worker/udp", "time of an access record"),
