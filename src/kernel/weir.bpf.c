@@ -120,6 +120,8 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define PROBES 64
 #define EXTENSIONS 4
 #define PORT_TRIES 24
+/* After its end a flow's port may serve another from then on. */
+#define REUSE_NS 500000000ull
 #define LEAST_SEEN 64
 #define OPTIONS 12
 #define ROUTE_SECONDS 1
@@ -724,11 +726,23 @@ APART int find_way(struct __sk_buff *skb, struct flow *flow, __u32 fallback, __u
 /* Of the ports from 1024, those that sockets of this host do not choose by themselves (net.ipv4.ip_local_port_range). */
 #define PORTS (65536 - 1024 - (61000 - 32768))
 
-/* Enters a flow's way back under a key, unless that is taken. */
-APART int take_port(struct tuple *key, struct flow *down)
+/* Enters a flow's way back under a key, unless that is taken. What ended some time ago makes room: or a backend could only have
+ * as many connections in the time that entries stay after their end as there are ports. */
+APART int take_port(struct tuple *key, struct flow *down, __u64 now)
 {
-	if (map_lookup(&flows, key))
-		return 1;
+	struct flow *old = map_lookup(&flows, key), *up;
+	struct tuple other;
+
+	if (old) {
+		turn_round(&other, &old->to);
+		up = map_lookup(&flows, &other);
+		if (!up || up->id != old->id || !(up->flags & FLOW_ENDED))
+			return 1;
+		if (now < up->last + REUSE_NS || now < old->last + REUSE_NS)
+			return 1;
+		map_delete(&flows, &other);
+		map_delete(&flows, key);
+	}
 	return map_update(&half, key, down, BPF_NOEXIST) != 0;
 }
 
@@ -1000,13 +1014,13 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 
 			other.dport = p->key.sport;
 			if (own >= 1024 && !(own >= 32768 && own <= 60999))
-				taken = take_port(&other, down);
+				taken = take_port(&other, down, now);
 			for (int i = 0; taken && i < PORT_TRIES; i++) {
 				__u32 port = (first + i * 7919) % PORTS;
 
 				port += 1024 + (port >= 32768 - 1024) * (61000 - 32768);
 				other.dport = bpf_htons(port);
-				taken = take_port(&other, down);
+				taken = take_port(&other, down, now);
 			}
 			if (taken) {
 				count_drop(DROP_PORTS);

@@ -1258,3 +1258,33 @@ fn held_connections_are_spread_by_weight() {
         }
     });
 }
+
+/// One after the other, more connections than there are ports towards their one backend, in less time than the entries of ended ones
+/// stay. Nobody removes entries here.
+///
+/// Seen to fail where ports of ended connections are not used again.
+#[test]
+fn ports_of_ended_connections_serve_others() {
+    /// Of 36,280.
+    const TURNS: [(&str, u16); 2] = [(CLIENTS[0][0], 26_000), (CLIENTS[0][1], 14_000)];
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("ports");
+    netns.enter(|| {
+        let program = Program::new();
+        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        for (client, count) in TURNS {
+            for nth in 0..count {
+                let client = (client, 30_000 + nth);
+                let there = sent(&program, &segment(client, service, SYN));
+                let us = (SOURCES[0], there.source().port());
+                sent(&program, &segment(backend, us, SYN | ACK));
+                sent(&program, &segment(client, service, ACK));
+                sent(&program, &segment(client, service, RST | ACK));
+            }
+            // Late packets of theirs count no more then.
+            std::thread::sleep(std::time::Duration::from_millis(600));
+        }
+    });
+}
