@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use super::flows::Policy;
+use super::flows::Patience;
 use super::layout::{
     BACKEND_ACTIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
     SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
@@ -39,7 +39,7 @@ pub(super) struct Core {
     pub(super) listeners: Places<Listener>,
     pub(super) backends: Places<Backend>,
     /// When flows at each place of a listener end.
-    pub(super) policies: HashMap<u32, Policy>,
+    pub(super) patiences: HashMap<u32, Patience>,
     /// Addresses of this host and their interfaces.
     pub(super) locals: BTreeMap<IpAddr, u32>,
     /// How each backend is reached: our address towards it.
@@ -140,7 +140,7 @@ impl Core {
             snapshot: Arc::default(),
             listeners: Places::new(std::iter::empty()),
             backends: Places::new(std::iter::empty()),
-            policies: HashMap::new(),
+            patiences: HashMap::new(),
             locals: BTreeMap::new(),
             ways: HashMap::new(),
             pool_places: HashMap::new(),
@@ -173,7 +173,7 @@ impl Core {
         let now = Instant::now();
         let active = |place: u32| maps.listeners.words(place as usize)[LISTENER_ACTIVE].load(Relaxed);
         for place in self.listeners.sweep(now, active) {
-            self.policies.remove(&place);
+            self.patiences.remove(&place);
             maps.listeners.put(place as usize, &ListenerShape::default().bytes());
         }
         let active = |place: u32| maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
@@ -232,7 +232,7 @@ impl Core {
         let backend_places = self.backends.settle(&backends, now, |place| maps.backend_tally(place));
         for ((listener, pool), place) in carried.iter().zip(&listener_places) {
             let Some(place) = *place else { continue };
-            self.policies.insert(place, Policy::new(&listener.config, &pool.config));
+            self.patiences.insert(place, Patience::new(&listener.config, &pool.config));
             let words = maps.listeners.words(place as usize);
             let shape = ListenerShape {
                 identity: listener.identity(),

@@ -14,7 +14,7 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 
 /// When flows of a listener end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub struct Patience {
     idle: Option<Duration>,
     half_close: Option<Duration>,
     max_age: Option<Duration>,
@@ -38,17 +38,17 @@ pub fn is_unproven(up: &Flow) -> bool {
     up.flags & (FLOW_JOINED | FLOW_OPEN) == FLOW_JOINED
 }
 
-impl Policy {
+impl Patience {
     /// Of a listener with its pool.
-    pub fn new(listener: &Listener, pool: &PoolPolicy) -> Policy {
+    pub fn new(listener: &Listener, pool: &PoolPolicy) -> Patience {
         match listener.protocol {
-            Protocol::Tcp => Policy {
+            Protocol::Tcp => Patience {
                 idle: listener.timeouts.idle,
                 half_close: listener.timeouts.half_close,
                 max_age: listener.timeouts.max_age,
                 connect: pool.connect.timeout,
             },
-            Protocol::Udp => Policy {
+            Protocol::Udp => Patience {
                 idle: Some(listener.udp.idle),
                 half_close: None,
                 max_age: None,
@@ -104,8 +104,8 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn policy() -> Policy {
-        Policy {
+    fn patience() -> Patience {
+        Patience {
             idle: Some(Duration::from_secs(600)),
             half_close: Some(Duration::from_secs(60)),
             max_age: Some(Duration::from_secs(3600)),
@@ -151,7 +151,7 @@ mod tests {
             };
             let (up, down) = (flow(flags, last), down.map(|(last, flags)| flow(flags, last)));
             assert_eq!(
-                policy().fate(&up, down.as_ref(), is_tcp, 10_000 * S),
+                patience().fate(&up, down.as_ref(), is_tcp, 10_000 * S),
                 wanted,
                 "row {row}"
             );

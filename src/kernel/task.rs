@@ -127,7 +127,7 @@ impl Task {
     /// Ends what is idle and removes what has ended.
     fn sweep(&mut self) {
         let maps = &self.attached.maps;
-        let policies = self.core.lock().policies.clone();
+        let patiences = self.core.lock().patiences.clone();
         let now = monotonic_ns();
         let (mut faded, mut due) = (Vec::new(), Vec::new());
         for kind in [Kind::Settled, Kind::Half] {
@@ -135,13 +135,13 @@ impl Task {
                 if up.flags & FLOW_CLIENT == 0 {
                     return true;
                 }
-                let Some(policy) = policies.get(&up.listener) else {
+                let Some(patience) = patiences.get(&up.listener) else {
                     return true;
                 };
                 let is_tcp = key.is_tcp();
-                if policy.doubts(&up, is_tcp, now) {
+                if patience.doubts(&up, is_tcp, now) {
                     let down = maps.flow(&up.to.turned());
-                    match policy.fate(&up, down.as_ref(), is_tcp, now) {
+                    match patience.fate(&up, down.as_ref(), is_tcp, now) {
                         Fate::Stays => {}
                         Fate::Fades => faded.push(key),
                         Fate::Ends(cause) => due.push((key, up, cause)),

@@ -16,7 +16,7 @@ impl Connection {
         let after = self.lanes.moved();
         let (up, down) = (after[0] - before[0], after[1] - before[1]);
         let Some(reached) = &self.backend else { return };
-        let backend = reached.place.backend();
+        let backend = reached.permit.backend();
         let listener = self.origin.listener.stats.shards.of(context.id);
         let shard = backend.stats.shards.of(context.id);
         if up > 0 {
@@ -46,7 +46,7 @@ impl Connection {
         let Some(reached) = &self.backend else { return };
         let connect_us = us(reached.since, context.now);
         self.story.connect_us = Some(connect_us);
-        let shard = reached.place.backend().stats.shards.of(context.id);
+        let shard = reached.permit.backend().stats.shards.of(context.id);
         shard.total.add(1);
         shard.connect.observe_us(u64::from(connect_us));
     }
@@ -81,7 +81,7 @@ impl Connection {
             listener: self.origin.listener.clone(),
             client: self.origin.client,
             local: self.origin.local.clone(),
-            backend: reached.map(|reached| reached.place.backend().clone()),
+            backend: reached.map(|reached| reached.permit.backend().clone()),
             attempts: self.attempts(),
             bytes_up: self.lanes.pair.moved_from(Side::Client),
             bytes_down: self.lanes.pair.moved_from(Side::Backend),
@@ -98,7 +98,7 @@ impl Connection {
     }
 
     pub(super) fn describe(&self, context: &Context, now_ms: u64) -> LiveConnection {
-        let backend = self.backend.as_ref().map(|reached| reached.place.backend());
+        let backend = self.backend.as_ref().map(|reached| reached.permit.backend());
         LiveConnection {
             id: self.id,
             protocol: "tcp",

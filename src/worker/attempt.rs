@@ -77,7 +77,7 @@ impl Attempt {
             _ if out_of_time => Choice::Nobody,
             _ => pool.choose(cursor, pool.key_of(origin.client), &self.tried, clock),
         };
-        let Choice::Backend(place) = choice else {
+        let Choice::Backend(permit) = choice else {
             return match self.last_error {
                 None if matches!(choice, Choice::Full) && pool.config.queue.is_some() => Started::MustWait,
                 None => Started::NoBackend {
@@ -88,7 +88,7 @@ impl Attempt {
                 Some(_) => Started::GaveUp(Cause::ConnectFailed),
             };
         };
-        let backend = place.backend().clone();
+        let backend = permit.backend().clone();
         if spent > 0 {
             backend.stats.shards.of(worker).retries.add(1);
         }
@@ -112,7 +112,7 @@ impl Attempt {
             socket::connect
         };
         match connect(&route::resolve(&backend.config, &pool.config, purpose)) {
-            Ok(fd) => Started::Connecting(place, fd),
+            Ok(fd) => Started::Connecting(permit, fd),
             Err(error) => {
                 self.note_failure(context, &backend, error);
                 if error == ConnectError::Exhausted {

@@ -26,7 +26,7 @@ pub(super) fn reset(connection: &mut Connection, context: &Context, by: Side) ->
     };
     let early = by == Side::Backend && connection.lanes.pair.moved_from(Side::Backend) == 0;
     if let Some(reached) = connection.backend.as_ref().filter(|_| early) {
-        let backend = reached.place.backend();
+        let backend = reached.permit.backend();
         backend.stats.shards.of(context.id).failed(FailureKind::ResetEarly);
         context
             .shared

@@ -71,8 +71,8 @@ pub(super) fn admit(connection: &mut Connection, context: &mut Context) -> Next 
     let origin = &mut connection.origin;
     let ip = origin.client.map(|address| address.ip());
     match origin.listener.gate.admit(ip, context.now) {
-        Ok(pass) => {
-            origin.pass = Some(pass);
+        Ok(permit) => {
+            origin.permit = Some(permit);
             match origin.listener.routing.is_some() {
                 true => {
                     let wait_ms = origin.listener.config.timeouts.hello.as_millis() as u64;
@@ -165,12 +165,12 @@ pub(super) fn start(connection: &mut Connection, context: &mut Context, key: Key
 /// What comes after starting an attempt; `None` = another one.
 fn after_start(connection: &mut Connection, context: &Context, key: Key, started: Started) -> Option<Next> {
     let cause = match started {
-        Started::Connecting(place, fd) => {
+        Started::Connecting(permit, fd) => {
             connection.lanes.pair.replace_backend();
             let registered = register(context, key, Side::Backend, &fd);
             connection.backend = Some(Reached {
                 fd,
-                place,
+                permit,
                 since: context.now,
                 keepalive: None,
                 settled: false,
@@ -245,7 +245,7 @@ pub(super) fn wait_on(connection: &Connection) -> Next {
 /// The current attempt has failed.
 pub(super) fn failed(connection: &mut Connection, context: &mut Context, error: ConnectError) -> Next {
     if let (Some(reached), Phase::Connecting(attempt)) = (connection.backend.take(), &mut connection.phase) {
-        attempt.note_failure(context, reached.place.backend(), error);
+        attempt.note_failure(context, reached.permit.backend(), error);
     }
     Next::Connect
 }
@@ -278,7 +278,7 @@ fn established(connection: &mut Connection, context: &mut Context) -> Next {
     let (Phase::Connecting(attempt), Some(reached)) = (&connection.phase, &mut connection.backend) else {
         return Next::Wait;
     };
-    let (fd, backend) = (reached.fd.as_raw_fd(), reached.place.backend().clone());
+    let (fd, backend) = (reached.fd.as_raw_fd(), reached.permit.backend().clone());
     let header = connection.origin.header_for(&backend);
     // The send buffer of a new socket holds far more than a header.
     if !header.is_empty() && socket::send(fd, &header) != Transfer::Bytes(header.len()) {

@@ -56,7 +56,7 @@ pub(super) struct Connection {
 /// A backend that is being reached or was, with its socket.
 pub(super) struct Reached {
     pub fd: OwnedFd,
-    pub place: BackendPermit,
+    pub permit: BackendPermit,
     /// When the attempt began: response times count from there.
     pub since: Instant,
     /// What the pool said of vanished backends when the connection was made.
@@ -201,7 +201,7 @@ impl Connection {
                 local,
                 client: client_address,
                 destination: None,
-                pass: None,
+                permit: None,
                 asked: Asked::default(),
             },
             queued: false,
@@ -233,7 +233,7 @@ impl Connection {
     /// Whether it is bound to this backend.
     pub(super) fn is_at(&self, backend: u64) -> bool {
         let reached = self.backend.as_ref();
-        reached.is_some_and(|reached| reached.place.backend().identity == backend)
+        reached.is_some_and(|reached| reached.permit.backend().identity == backend)
     }
 
     /// Whether its client uses this address of the host.

@@ -23,7 +23,7 @@ pub(super) struct Origin {
     /// What a PROXY header said that the client connected to.
     pub destination: Option<SocketAddr>,
     /// Its place among the listener's connections, once it was let in.
-    pub pass: Option<ListenerPermit>,
+    pub permit: Option<ListenerPermit>,
     /// The server that it asked for by name, and where that led.
     pub asked: Asked,
 }

@@ -33,7 +33,7 @@ pub(super) enum Rebind {
 
 /// A backend and a socket connected to it; `None`: the session has it already.
 struct Found {
-    place: BackendPermit,
+    permit: BackendPermit,
     fd: Option<OwnedFd>,
     attempts: u16,
     introduce: bool,
@@ -94,7 +94,7 @@ impl Udp {
         (listener, socket, local): (&Arc<Listener>, Key, &Arc<Address>),
         ends: &Endpoints,
     ) -> Result<(), Dropped> {
-        let pass = self.admit(context, listener, ends, false)?;
+        let permit = self.admit(context, listener, ends, false)?;
         let found = self.find_backend(context, listener, ends, None, None);
         let found = found.inspect_err(|_| leave_seat(context))?;
         let Some(fd) = found.fd else {
@@ -102,10 +102,10 @@ impl Udp {
             return Err(Dropped::Unreachable);
         };
         self.next_id += 1;
-        let mut story = Story::new(self.next_id, listener.clone(), pass, context.now);
+        let mut story = Story::new(self.next_id, listener.clone(), permit, context.now);
         story.attempts = found.attempts;
         let raw = fd.as_raw_fd();
-        let bound = Bound::new(found.place, context.now, found.introduce);
+        let bound = Bound::new(found.permit, context.now, found.introduce);
         let session = Session::new(socket, local, Wire::new(fd), bound, story);
         let counted = listener.config.limits.per_source.is_some();
         let key = self.table.open(context.now, *ends, counted, session);
@@ -143,13 +143,13 @@ impl Udp {
         }
         let mut attempts = 0;
         loop {
-            let place = match chosen {
-                Choice::Backend(place) => place,
+            let permit = match chosen {
+                Choice::Backend(permit) => permit,
                 Choice::Full => return Err(Dropped::Full),
                 Choice::Nobody => return Err(Dropped::NoBackend),
             };
             attempts += 1;
-            let backend = place.backend().clone();
+            let backend = permit.backend().clone();
             let shard = backend.stats.shards.of(worker);
             if attempts > 1 || failed.is_some() {
                 shard.retries.add(1);
@@ -170,7 +170,7 @@ impl Udp {
                     shard.total.add(1);
                     let introduce = pool.config.send_proxy != SendProxy::Off;
                     return Ok(Found {
-                        place,
+                        permit,
                         fd,
                         attempts,
                         introduce,
@@ -226,7 +226,7 @@ impl Udp {
         let Some(listener) = self.listeners.get(&ends.listener().0).cloned() else {
             return Err(Dropped::NoBackend);
         };
-        let pass = match why {
+        let permit = match why {
             Rebind::Reopened => Some(self.admit(context, &listener, &ends, true)?),
             _ => None,
         };
@@ -246,13 +246,13 @@ impl Udp {
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::NoBackend);
         };
-        if let Some(pass) = pass {
+        if let Some(permit) = permit {
             self.next_id += 1;
-            session.story = Story::new(self.next_id, listener.clone(), pass, context.now);
+            session.story = Story::new(self.next_id, listener.clone(), permit, context.now);
             listener.stats.shards.of(context.id).accepted.add(1);
         }
         session.story.attempts += found.attempts;
-        session.bound = Bound::new(found.place, context.now, found.introduce);
+        session.bound = Bound::new(found.permit, context.now, found.introduce);
         let Some(fd) = found.fd else {
             self.table.rebound(key);
             return Ok(());
@@ -276,7 +276,7 @@ impl Udp {
         let Some(session) = self.table.get_mut(key) else {
             return Err(Dropped::Unreachable);
         };
-        session.bound.place = None;
+        session.bound.permit = None;
         let stats = &session.bound.backend.stats;
         stats.shards.of(context.id).failed(FailureKind::LocalError);
         context
@@ -311,7 +311,7 @@ impl Udp {
             let Some(session) = self.table.get_mut(key) else {
                 return true;
             };
-            session.bound.place = None;
+            session.bound.permit = None;
             if blame {
                 let shard = session.bound.backend.stats.shards.of(context.id);
                 shard.failed(kind);
@@ -388,8 +388,8 @@ impl Udp {
         }
         if let Some(session) = self.table.get_mut(key) {
             session.story.ended = true;
-            session.story.pass = None;
-            session.bound.place = None;
+            session.story.permit = None;
+            session.bound.permit = None;
         }
     }
 

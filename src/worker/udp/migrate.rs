@@ -67,7 +67,7 @@ impl Udp {
             })
             .collect();
         for (key, state) in here {
-            if self.table.view(key).is_some_and(|view| view.data.bound.place.is_none()) {
+            if self.table.view(key).is_some_and(|view| view.data.bound.permit.is_none()) {
                 self.account_end(context, key, Cause::Shutdown, By::Weir);
             }
             let Some(mut session) = self.table.remove(key) else {
@@ -82,13 +82,13 @@ impl Udp {
             }
             leave_seat(context);
             if !session.story.ended
-                && let (Some(pass), Some(place)) = (session.story.pass, session.bound.place)
+                && let (Some(permit), Some(at_backend)) = (session.story.permit, session.bound.permit)
             {
                 let _ = context.poller.remove(session.wire.fd.as_raw_fd());
                 sessions.push(HandedSession {
                     state,
                     fd: session.wire.fd,
-                    held: Some((pass, place)),
+                    held: Some((permit, at_backend)),
                 });
             }
         }
@@ -130,11 +130,11 @@ impl Udp {
         let admitted = held.or_else(|| {
             let (pool, _) = context.pool_of(listener)?;
             let mut known = pool.backends.iter();
-            let place = BackendPermit::take(known.find(|b| b.identity == state.backend)?)?;
+            let at_backend = BackendPermit::take(known.find(|b| b.identity == state.backend)?)?;
             let gate = listener.gate.readmit(Some(state.client.ip()), context.now);
-            Some((gate.ok()?, place))
+            Some((gate.ok()?, at_backend))
         });
-        let Some((pass, place)) = admitted else {
+        let Some((permit, at_backend)) = admitted else {
             return leave_seat(context);
         };
         self.next_id += 1;
@@ -146,9 +146,9 @@ impl Udp {
         }
         wire.gro = state.merges;
         wire.grown = state.grown;
-        let mut bound = Bound::new(place, context.now, state.introduce);
+        let mut bound = Bound::new(at_backend, context.now, state.introduce);
         bound.heard = state.replies > 0;
-        let mut story = Story::new(self.next_id, listener.clone(), pass, context.now);
+        let mut story = Story::new(self.next_id, listener.clone(), permit, context.now);
         story.opened = context.now.checked_sub(state.age).unwrap_or(context.now);
         story.bytes_up = state.bytes_up;
         story.bytes_down = state.bytes_down;

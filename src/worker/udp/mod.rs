@@ -267,7 +267,7 @@ impl Udp {
                 backend: view.data.bound.backend.config.name.clone(),
                 engine: Owner::WORKERS.0,
                 worker: context.id,
-                state: match view.data.bound.place {
+                state: match view.data.bound.permit {
                     Some(_) => "open",
                     None => "connecting",
                 },
@@ -303,12 +303,12 @@ impl Udp {
         let of_backend = self
             .table
             .iter()
-            .filter(|(_, view)| view.data.bound.backend.identity == backend && view.data.bound.place.is_some());
+            .filter(|(_, view)| view.data.bound.backend.identity == backend && view.data.bound.permit.is_some());
         let keys: Vec<Key> = of_backend.map(|(key, _)| key).take(count).collect();
         for key in keys {
             self.table.astray(key);
             if let Some(session) = self.table.get_mut(key).filter(|_| cause != Cause::BackendDown) {
-                session.bound.place = None;
+                session.bound.permit = None;
             }
         }
     }

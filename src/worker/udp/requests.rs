@@ -146,7 +146,7 @@ impl Udp {
                     match self.rebind(context, id, why) {
                         Ok(()) => {}
                         // Its backend is called down, and there is no other: it may be alive after all.
-                        Err(Dropped::NoBackend | Dropped::Full) if self.holds_place(id) => {}
+                        Err(Dropped::NoBackend | Dropped::Full) if self.holds_permit(id) => {}
                         Err(why) => {
                             count_refusal(context, listener, why, take);
                             if reopened {
@@ -180,8 +180,8 @@ impl Udp {
         }
     }
 
-    fn holds_place(&self, id: Key) -> bool {
-        self.table.view(id).is_some_and(|view| view.data.bound.place.is_some())
+    fn holds_permit(&self, id: Key) -> bool {
+        self.table.view(id).is_some_and(|view| view.data.bound.permit.is_some())
     }
 
     /// Sends what was sorted in: one call for each session.

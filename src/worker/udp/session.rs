@@ -104,7 +104,7 @@ pub(super) struct Wire {
 pub(super) struct Bound {
     pub backend: Arc<Backend>,
     /// Held while the session counts at its backend.
-    pub place: Option<BackendPermit>,
+    pub permit: Option<BackendPermit>,
     /// When it got its first datagram: its answer time counts from there.
     pub since: Instant,
     /// Where the latest datagram is stashed, if it was long and unanswered.
@@ -123,7 +123,7 @@ pub(super) struct Story {
     pub id: u64,
     pub listener: Arc<Listener>,
     /// Held while the session counts at its listener and its source.
-    pub pass: Option<ListenerPermit>,
+    pub permit: Option<ListenerPermit>,
     pub opened: Instant,
     /// When the last record was written, or it began.
     pub recorded: Instant,
@@ -151,10 +151,10 @@ impl Wire {
 
 impl Bound {
     /// A backend that has not been spoken to.
-    pub(super) fn new(place: BackendPermit, now: Instant, introduce: bool) -> Bound {
+    pub(super) fn new(permit: BackendPermit, now: Instant, introduce: bool) -> Bound {
         Bound {
-            backend: place.backend().clone(),
-            place: Some(place),
+            backend: permit.backend().clone(),
+            permit: Some(permit),
             since: now,
             stashed: None,
             sent: [Mark::default(); 2],
@@ -166,11 +166,11 @@ impl Bound {
 
 impl Story {
     /// Of a session that begins now.
-    pub(super) fn new(id: u64, listener: Arc<Listener>, pass: ListenerPermit, now: Instant) -> Story {
+    pub(super) fn new(id: u64, listener: Arc<Listener>, permit: ListenerPermit, now: Instant) -> Story {
         Story {
             id,
             listener,
-            pass: Some(pass),
+            permit: Some(permit),
             opened: now,
             recorded: now,
             bytes_up: 0,
