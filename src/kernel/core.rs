@@ -232,7 +232,8 @@ impl Core {
         let backend_places = self.backends.settle(&backends, now, |place| maps.backend_tally(place));
         for ((listener, pool), place) in carried.iter().zip(&listener_places) {
             let Some(place) = *place else { continue };
-            self.patiences.insert(place, Patience::new(&listener.config, &pool.config));
+            self.patiences
+                .insert(place, Patience::new(&listener.config, &pool.config));
             let words = maps.listeners.words(place as usize);
             let shape = ListenerShape {
                 identity: listener.identity(),

@@ -67,7 +67,11 @@ impl Udp {
             })
             .collect();
         for (key, state) in here {
-            if self.table.view(key).is_some_and(|view| view.data.bound.permit.is_none()) {
+            if self
+                .table
+                .view(key)
+                .is_some_and(|view| view.data.bound.permit.is_none())
+            {
                 self.account_end(context, key, Cause::Shutdown, By::Weir);
             }
             let Some(mut session) = self.table.remove(key) else {
