@@ -112,7 +112,7 @@ fn backups_serve_only_in_place_of_primaries() {
     let records = weir.wait_for_records(2);
     assert!(records.iter().all(|record| record.end() == ("no_backend", "weir")));
     for (reason, wanted) in [("full", 2.0), ("no_backend", 0.0)] {
-        let name = format!("weir_connections_refused_total{{listener=\"main\",reason=\"{reason}\"}}");
+        let name = format!("weir_connections_refused_total{{listener=\"main\",reason=\"{reason}\"");
         assert_eq!(metrics_sum(&metrics.address().to_string(), &name), wanted, "{reason}");
     }
 

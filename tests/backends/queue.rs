@@ -118,7 +118,7 @@ fn leaving_the_queue_before_ones_turn() {
     assert_eq!(metric("weir_queue_length{pool=\"main\"}"), 0.0);
     assert_eq!(metric("weir_queue_seconds_count{pool=\"main\"}"), 4.0);
     for (reason, wanted) in [("queue_full", 1.0), ("queue_timeout", 2.0)] {
-        let name = format!("weir_connections_refused_total{{listener=\"main\",reason=\"{reason}\"}}");
+        let name = format!("weir_connections_refused_total{{listener=\"main\",reason=\"{reason}\"");
         assert_eq!(metric(&name), wanted, "{reason}");
     }
 

@@ -10,6 +10,7 @@ const READERS: &[(&str, &str)] = &[
     ("control/operator", "start time, events shown to operators"),
     ("control/access_log", "writing it"),
     ("control/event_log.rs", "time of a log line"),
+    ("control/events.rs", "time of an event"),
     ("kernel/account.rs", "time of an access record"),
     ("sys/sched.rs", "comment"),
     ("worker/account.rs", "time of an access record"),

@@ -199,7 +199,7 @@ fn at_its_cap_a_listener_sheds_the_new_until_somebody_has_been_silent_for_half_o
         metric("weir_udp_dropped_total{reason=\"limit_listener\"}") == 1
     });
     assert_eq!(
-        metric("weir_connections_refused_total{listener=\"main\",reason=\"limit_listener\"}"),
+        metric("weir_connections_refused_total{listener=\"main\",reason=\"limit_listener\",engine=\"proxy\"}"),
         1
     );
     // Two stay awake, one has fallen silent.

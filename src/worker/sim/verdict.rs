@@ -27,6 +27,8 @@ fn content<'a>(stream: &'a Stream, config: &Config) -> &'a [u8] {
     };
     match got {
         [22, 3, 1, ..] => after_hello(got),
+        // Too little of one to tell.
+        [22] | [22, 3] => &[],
         _ => got,
     }
 }
