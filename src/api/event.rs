@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 /// What a field holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Is {
-    /// Text.
+    /// A JSON string.
     Text,
-    /// Text, or null.
+    /// A JSON string, or null when there is none.
     MaybeText,
-    /// Several texts.
+    /// An array of JSON strings.
     Texts,
-    /// A number, not negative.
+    /// An integer that is not negative.
     Number,
-    /// The same, or null.
+    /// Such an integer, or null when there is none.
     MaybeNumber,
-    /// Yes or no.
+    /// A JSON boolean.
     Flag,
 }
 
@@ -33,7 +33,7 @@ pub const COMMON: &[(&str, &str)] = &[
     ("message", "the sentence of the event log"),
 ];
 
-/// All kinds.
+/// Every kind of record that a follower may meet.
 #[rustfmt::skip]
 pub const KINDS: &[Kind] = &[
     ("backend_state", "A backend has another state.",
@@ -104,7 +104,7 @@ impl Is {
         }
     }
 
-    /// Whether it is such a value.
+    /// Whether `value` is of this type.
     pub fn fits(self, value: &Value) -> bool {
         match self {
             Is::Text => value.is_string(),

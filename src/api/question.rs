@@ -22,58 +22,58 @@ pub const QUESTION_BYTES: u64 = 4096;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
-    /// The status document.
+    /// The status document ([`Status`](super::status::Status)).
     Status,
-    /// Live connections and sessions.
+    /// Live connections and sessions, each a [`Connection`](super::status::Connection).
     Conns {
-        /// At most.
+        /// How many are listed at most; the process has a limit of its own besides.
         limit: usize,
     },
     /// End a connection or session.
     Kill {
-        /// Its id.
+        /// The id that `weir conns` shows.
         id: u64,
     },
-    /// Change a backend.
+    /// Change the state or weight of a backend.
     Backend {
-        /// Pool.
+        /// Name of the pool.
         pool: String,
-        /// Backend.
+        /// Name of the backend within that pool.
         name: String,
-        /// What to do.
+        /// The change that is wanted.
         order: BackendOrder,
-        /// Over reloads; of a weight only.
+        /// A weight outlasts reloads; other orders take no such wish.
         #[serde(default)]
         keep: bool,
     },
     /// Add a backend to a pool.
     BackendAdd {
-        /// Pool.
+        /// Name of the pool.
         pool: String,
-        /// As in the configuration.
+        /// The backend's address, written as in the configuration.
         address: String,
-        /// 1 unless stated.
+        /// Its weight; 1 if absent.
         #[serde(default)]
         weight: Option<u32>,
-        /// Over reloads.
+        /// The change outlasts reloads.
         #[serde(default)]
         keep: bool,
     },
     /// Take a backend out of its pool.
     BackendRemove {
-        /// Pool.
+        /// Name of the pool.
         pool: String,
-        /// Backend.
+        /// Name of the backend within that pool.
         name: String,
-        /// Over reloads.
+        /// The change outlasts reloads.
         #[serde(default)]
         keep: bool,
     },
-    /// Change a VIP.
+    /// Move a VIP away from this node, or let it come back.
     Vip {
-        /// Without prefix length.
+        /// The virtual address, without prefix length.
         address: IpAddr,
-        /// What to do.
+        /// The change that is wanted.
         order: VipOrder,
     },
     /// Read the configuration again.
@@ -88,7 +88,7 @@ pub enum Question {
     Health,
     /// Samples of the last minutes after this number.
     History {
-        /// Number.
+        /// Number of the newest sample that the reader has; 0 = none.
         since: u64,
     },
 }
@@ -101,9 +101,9 @@ pub enum BackendOrder {
     Ready,
     /// No new work; what is open may finish.
     Drain,
-    /// As if down.
+    /// Treated as a backend that its probes have found down.
     Down,
-    /// Another weight.
+    /// This weight instead of the configured one.
     Weight(u32),
 }
 
@@ -113,7 +113,7 @@ pub enum BackendOrder {
 pub enum VipOrder {
     /// Let the next node have it.
     Demote,
-    /// Take part again.
+    /// Let this node hold the address again.
     Allow,
 }
 

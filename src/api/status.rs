@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 /// The states of a VIP.
 pub const VIP_STATES: [&str; 5] = ["standby", "claiming", "active", "releasing", "fault"];
 
-/// The whole document.
+/// The status of one process.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// Of the program.
+    /// Version of the program that runs.
     pub version: String,
-    /// Process.
+    /// Id of the process.
     pub pid: u32,
     /// Seconds since the process began to serve.
     pub uptime_s: u64,
@@ -32,7 +32,7 @@ pub struct Status {
     pub stopping: bool,
     /// The process as a whole.
     pub process: Process,
-    /// Event loops.
+    /// The event loops, by number.
     pub workers: Vec<Worker>,
     /// In configuration order.
     pub listeners: Vec<Listener>,
@@ -40,9 +40,9 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// In configuration order; empty without `failover`.
     pub vips: Vec<Vip>,
-    /// The other nodes.
+    /// The other nodes of `failover`; empty without it.
     pub nodes: Vec<Node>,
-    /// In configuration order.
+    /// In configuration order; empty if there are none.
     pub witnesses: Vec<Witness>,
     /// The voter with a memory of its own; null if there is none.
     pub arbiter: Option<Arbiter>,
@@ -58,7 +58,7 @@ pub struct Status {
 pub struct Kernel {
     /// Established flows: connections and sessions.
     pub flows: u32,
-    /// At most.
+    /// The limit on `flows`.
     pub flows_max: u32,
     /// Packets passed on from clients.
     pub packets_in: u64,
@@ -74,19 +74,19 @@ pub struct Kernel {
 pub struct Process {
     /// Live TCP connections.
     pub connections: u32,
-    /// At most.
+    /// The limit on `connections`.
     pub connections_max: u32,
-    /// Live UDP sessions.
+    /// Live sessions of UDP listeners.
     pub udp_sessions: u32,
-    /// At most.
+    /// The limit on `udp_sessions`.
     pub udp_sessions_max: u32,
-    /// Open descriptors.
+    /// Descriptors that the process has open.
     pub open_fds: u64,
-    /// At most.
+    /// The soft limit on open descriptors.
     pub limit_fds: u64,
-    /// Resident memory.
+    /// Resident memory, in bytes.
     pub resident_bytes: u64,
-    /// User and system time used so far.
+    /// User and system time used so far, in seconds.
     pub cpu_s: f64,
     /// Bytes moved by splice.
     pub spliced_bytes: u64,
@@ -96,27 +96,27 @@ pub struct Process {
     pub log_lines_dropped: u64,
 }
 
-/// An event loop.
+/// One event loop.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Worker {
-    /// Number.
+    /// Its number, from 0.
     pub id: usize,
     /// Live connections.
     pub connections: u32,
-    /// Live UDP sessions.
+    /// Live UDP sessions that it serves.
     pub udp_sessions: u32,
-    /// Turns so far.
+    /// Turns of the loop so far.
     pub turns: u64,
-    /// Longest turn of about the last minute.
+    /// Longest turn of about the last minute, in milliseconds.
     pub turn_ms_max: f64,
 }
 
-/// A listener.
+/// One listener of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Listener {
-    /// Name.
+    /// Its name, the key in the configuration.
     pub name: String,
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -130,13 +130,13 @@ pub struct Listener {
     pub routes: Vec<Route>,
     /// Live connections or sessions.
     pub active: u32,
-    /// Accepted so far.
+    /// Connections accepted, or sessions opened, so far.
     pub accepted: u64,
     /// Turned away before a backend was asked.
     pub refused: u64,
-    /// Bytes from clients.
+    /// Bytes received from clients so far.
     pub bytes_in: u64,
-    /// Bytes to clients.
+    /// Bytes sent to clients so far.
     pub bytes_out: u64,
     /// Datagrams from clients (UDP).
     pub datagrams_in: u64,
@@ -160,19 +160,19 @@ impl Listener {
 pub struct Route {
     /// The name, perhaps with `*` for its first label; `*` alone is the rest.
     pub name: String,
-    /// The pool.
+    /// Name of the pool that serves it.
     pub pool: String,
     /// Connections that went there so far.
     pub connections: u64,
 }
 
-/// A pool.
+/// One pool of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pool {
-    /// Name.
+    /// Its name, the key in the configuration.
     pub name: String,
-    /// Algorithm.
+    /// The balancing algorithm, as the configuration spells it.
     pub balance: String,
     /// Backends that take new work now.
     pub eligible: usize,
@@ -190,9 +190,9 @@ pub struct Pool {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Queue {
-    /// Connections that wait.
+    /// How many connections wait for a place at a backend.
     pub length: u32,
-    /// How long the first of them has waited.
+    /// How long the first of them has waited, in milliseconds.
     pub longest_ms: u64,
 }
 
@@ -204,33 +204,33 @@ pub struct Source {
     pub source: String,
     /// Members that are in the pool because of it.
     pub members: usize,
-    /// Since it last said that these are they; `null` if it never did.
+    /// Seconds since it last said that these are they; `null` if it never did.
     pub age_s: Option<f64>,
     /// Why it cannot be asked, or its answer cannot be used; `null` while all is well.
     pub error: Option<String>,
-    /// For how long it has failed.
+    /// For how many seconds it has failed; `null` while it does not.
     pub error_s: Option<u64>,
-    /// Failures so far.
+    /// Failed questions since the source was configured.
     pub failures: u64,
 }
 
-/// A backend.
+/// One backend of a pool.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Backend {
-    /// Name.
+    /// Its name, unique in its pool.
     pub name: String,
     /// Address as configured.
     pub address: String,
     /// The [`Source`] that named it; empty for those of the configuration.
     pub source: String,
-    /// Weight in force.
+    /// The weight in force, which an order may have changed.
     pub weight: u32,
     /// Serves only while no primary is up.
     pub backup: bool,
     /// The word of a [`State`](crate::health::State).
     pub state: String,
-    /// Why, for people.
+    /// Why it is in that state, in words for people.
     pub reason: String,
     /// Why, for scripts: the word of a [`Reason`](crate::health::Reason).
     pub reason_code: String,
@@ -238,7 +238,7 @@ pub struct Backend {
     pub since_s: u64,
     /// Live connections and sessions.
     pub active: u32,
-    /// Established so far.
+    /// Connections and sessions established so far.
     pub total: u64,
     /// Failures of real traffic of every kind.
     pub failed: u64,
@@ -248,29 +248,29 @@ pub struct Backend {
     pub bytes_in: u64,
     /// Bytes from the backend.
     pub bytes_out: u64,
-    /// Mean time to connect; `null` before the first connection.
+    /// Mean time to connect, in milliseconds; `null` before the first connection.
     pub connect_ms: Option<f64>,
-    /// Smoothed time to the first byte; `null` while unknown.
+    /// Smoothed time to the first byte, in milliseconds; `null` while unknown.
     pub response_ms: Option<f64>,
 }
 
-/// A virtual address.
+/// One virtual address.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Vip {
-    /// With prefix length.
+    /// The address with its prefix length.
     pub address: String,
-    /// Interface.
+    /// Name of the interface that it is put on.
     pub interface: String,
     /// `one` node holds it, or `all` that serve.
     pub hold: String,
     /// One of [`VIP_STATES`].
     pub state: String,
-    /// Node that holds it, as far as this one knows.
+    /// Node that holds it, as far as this one knows; `null` if none does.
     pub holder: Option<String>,
     /// Seconds in this state.
     pub since_s: u64,
-    /// Why.
+    /// Why it is in that state, in words for people.
     pub reason: String,
     /// Changes of state since the start.
     pub transitions: u64,
@@ -280,15 +280,15 @@ pub struct Vip {
     pub obstacles: Option<Vec<String>>,
 }
 
-/// Another node.
+/// One of the other nodes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    /// Name.
+    /// Its name, a key of `failover.nodes`.
     pub name: String,
     /// Heard of within `dead_after`.
     pub alive: bool,
-    /// Since its last beat; `null` if there was none.
+    /// Milliseconds since its last beat; `null` if there was none.
     pub last_beat_ms: Option<u64>,
     /// In which way it is configured otherwise than this node; `null` if it is not.
     pub mismatch: Option<String>,
@@ -298,7 +298,7 @@ pub struct Node {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Witness {
-    /// Address and port.
+    /// The address and port that are asked.
     pub address: String,
     /// It has answered lately; `null` while it is too early to tell.
     pub up: Option<bool>,
@@ -308,7 +308,7 @@ pub struct Witness {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Track {
-    /// Its name.
+    /// Its name in the configuration.
     pub name: String,
     /// What is watched: `tcp ADDRESS`, `interface NAME` or `exec COMMAND`.
     pub what: String,
@@ -326,7 +326,7 @@ pub struct Track {
 pub struct Arbiter {
     /// It answers; null before it was asked first.
     pub up: Option<bool>,
-    /// Why it does not.
+    /// Why it does not answer; `null` while it does.
     pub problem: Option<String>,
     /// Addresses and groups on which its vote is this node's now.
     pub votes: Vec<String>,

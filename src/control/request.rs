@@ -18,7 +18,7 @@ pub enum Input {
     Request(Request),
     /// What came of a health probe.
     Verdict(Verdict),
-    /// A signal.
+    /// A signal that the process has received, by number.
     Signal(i32),
     /// A step of an upgrade.
     Upgrade(upgrade::Event),
@@ -43,93 +43,93 @@ impl From<Verdict> for Input {
 pub enum Request {
     /// The document of `weir status --json` and `/status`.
     Status {
-        /// Answer.
+        /// Takes the whole document.
         reply: Sender<serde_json::Value>,
     },
     /// Live connections and sessions over all workers, at most `limit`.
     Connections {
-        /// At most.
+        /// How many are listed at most, over all engines.
         limit: usize,
-        /// Answer.
+        /// Takes the list, in no particular order.
         reply: Sender<Vec<LiveConnection>>,
     },
     /// End one connection or session.
     Kill {
-        /// Its id.
+        /// The id that [`LiveConnection::id`] shows.
         id: u64,
-        /// Whether it was there.
+        /// Takes whether there was such a connection or session.
         reply: Sender<bool>,
     },
     /// Change one backend until the next reload says otherwise.
     Backend {
-        /// Pool name.
+        /// Name of the pool.
         pool: String,
-        /// Backend name.
+        /// Name of the backend within that pool.
         name: String,
-        /// What to do.
+        /// The change that is wanted.
         order: BackendOrder,
-        /// Over reloads.
+        /// The change outlasts reloads.
         keep: bool,
-        /// What was done.
+        /// Takes a sentence that says what was done.
         reply: Sender<Result<String, String>>,
     },
     /// Add a backend to a pool.
     BackendAdd {
-        /// Pool name.
+        /// Name of the pool.
         pool: String,
-        /// As in the configuration.
+        /// The backend's address, written as in the configuration.
         address: String,
-        /// 1 unless stated.
+        /// Its weight; `None` = 1.
         weight: Option<u32>,
-        /// Over reloads.
+        /// The change outlasts reloads.
         keep: bool,
-        /// What was done.
+        /// Takes a sentence that says what was done.
         reply: Sender<Result<String, String>>,
     },
     /// Take a backend out of its pool.
     BackendRemove {
-        /// Pool name.
+        /// Name of the pool.
         pool: String,
-        /// Backend name.
+        /// Name of the backend within that pool.
         name: String,
-        /// Over reloads.
+        /// The change outlasts reloads.
         keep: bool,
-        /// What was done.
+        /// Takes a sentence that says what was done.
         reply: Sender<Result<String, String>>,
     },
     /// Move a VIP away from this node, or let it come back.
     Vip {
-        /// Address, without prefix length.
+        /// The virtual address, without prefix length.
         address: IpAddr,
-        /// What to do.
+        /// The change that is wanted.
         order: VipOrder,
-        /// What was done.
+        /// Takes a sentence that says what was done.
         reply: Sender<Result<String, String>>,
     },
     /// Read the configuration again.
     Reload {
-        /// What was done.
+        /// Takes a sentence that says what was done.
         reply: Sender<Result<String, Refusal>>,
     },
     /// The configuration in force, as a file that the check accepts.
     Dump {
-        /// YAML.
+        /// Takes the configuration as YAML.
         reply: Sender<String>,
     },
     /// The metrics page.
     Metrics {
-        /// Prometheus text.
+        /// Takes the page in Prometheus' text format.
         reply: Sender<String>,
     },
     /// Whether every worker turns and every listener is bound; the error says what is wrong.
     Health {
-        /// Answer.
+        /// Takes `Ok` if all is well.
         reply: Sender<Result<(), String>>,
     },
 }
 
 impl Request {
-    /// What it amounts to.
+    /// The kind of operation that it is, for [`Phase`](super::phase) to admit or not.
     pub(super) fn operation(&self) -> Operation {
         match self {
             Request::Dump { .. }

@@ -41,10 +41,10 @@ const REPEATS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration
 /// Period of repeats while a frozen predecessor may still answer for the address.
 const INSIST_EVERY: Duration = Duration::from_millis(250);
 
-/// What happened.
+/// What the keeper's machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// Time has passed.
+    /// Nothing but that time has passed.
     Tick,
     /// The main process was alive at this time.
     Proof {
@@ -53,41 +53,41 @@ pub enum Input {
     },
     /// Hold this address from now on.
     Hold {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// Hold it no longer.
     Release {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// Tell the neighbours where it is.
     Announce {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
         /// A predecessor may still answer for it: keep telling until its lease must have lapsed.
         insist: bool,
     },
     /// An [`Op`] has ended; `now` of the step is when it did.
     Did {
-        /// Which operation.
+        /// The operation that ended, as [`Output::Do`] gave it.
         op: Op,
-        /// Whether the kernel did it.
+        /// `Err` tells why it was not carried out.
         result: Result<(), Refusal>,
     },
     /// The kernel no longer has an address that we hold, and we did not remove it.
     Vanished {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// The same, because the kernel removes the other addresses of a subnet with its primary one.
     Dragged {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// Somebody else has changed an address that we hold; it must become a lease again.
     Changed {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// The main process has closed its end.
@@ -99,7 +99,7 @@ pub enum Input {
 pub enum Refusal {
     /// The newest proof had become too old when its turn came.
     Stale,
-    /// The kernel's words.
+    /// The kernel refused; the text is its error.
     Kernel(String),
 }
 
@@ -131,7 +131,7 @@ pub enum Report {
     Expired(VipIx),
 }
 
-/// One effect.
+/// What the shell is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Do this to the kernel.
@@ -198,7 +198,7 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// No address held.
+    /// No address is wanted or held, and no proof of life has come yet.
     pub fn new(timers: Timers, vips: usize) -> Leases {
         Leases {
             timers,

@@ -13,7 +13,7 @@ use super::{NodeIx, VipIx};
 /// What the configuration says, in indices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setup {
-    /// This node.
+    /// Index of this node in `names`.
     pub me: NodeIx,
     /// Names of the nodes, by index.
     pub names: Vec<String>,
@@ -112,11 +112,11 @@ pub struct Local {
 /// What a node does with an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// Nothing.
+    /// It neither holds nor claims it.
     Free,
     /// About to hold it.
     Claiming,
-    /// Holds it.
+    /// It has the address installed and answers for it.
     Held,
     /// Holds it until this node does.
     Yielding(NodeIx),
@@ -186,7 +186,7 @@ pub enum Lack {
     Stopping = 6,
     /// Workers or listeners are not well.
     NotServing = 7,
-    /// Too few voters.
+    /// It reaches, or is backed by, fewer voters than the quorum.
     NoQuorum = 8,
     /// A required pool has no backend.
     NoBackend = 9,
@@ -219,7 +219,7 @@ impl Lack {
         Lack::Track,
     ];
 
-    /// For people.
+    /// The obstacle as a clause that follows the name of a node, as the status shows it.
     pub fn text(self) -> &'static str {
         match self {
             Lack::Nothing => "could hold it",
@@ -247,7 +247,7 @@ pub struct Beat {
     pub number: u64,
     /// The newest beat of the receiver that the sender has heard.
     pub echo: Option<u64>,
-    /// The sender's period.
+    /// Time between two beats of the sender.
     pub beat: Duration,
     /// The silence after which the sender is to be taken for dead.
     pub dead_after: Duration,
@@ -261,79 +261,79 @@ pub struct Beat {
     pub claims: Vec<Claim>,
 }
 
-/// What happened.
+/// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
-    /// Time has passed.
+    /// Nothing but that time has passed.
     Tick,
     /// A beat with a good signature and a new sequence number.
     Beat {
-        /// Its sender.
+        /// The node that sent it.
         from: NodeIx,
-        /// What it says.
+        /// Its contents, translated to this node's indices.
         beat: Beat,
         /// It cannot be older than this: it answers a challenge that we sent then.
         age_max: Duration,
     },
     /// This node's process is known to have ended.
     Gone {
-        /// Which.
+        /// The node that ended.
         node: NodeIx,
     },
     /// A witness answered. One that does not is not told: its last answer ends by age.
     Witness {
-        /// Which.
+        /// Index of the witness, below [`Setup::witnesses`].
         ix: usize,
         /// How long ago it was asked.
         asked: Duration,
     },
     /// Something that this node watches holds, or does not.
     Track {
-        /// Which.
+        /// Index into [`Setup::tracks`].
         ix: usize,
-        /// It holds.
+        /// True once it holds, false once it does not.
         holds: bool,
     },
     /// How this process is doing.
     Local(Local),
     /// The whole machine stood still for so long, by a clock that also counts suspension.
     Frozen {
-        /// How long.
+        /// How long the machine stood still.
         gap: Duration,
     },
     /// The keeper did what was asked, or could not.
     Done {
-        /// Which address.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// What was asked.
+        /// The request that this answers.
         effect: Effect,
-        /// The keeper's words if it could not.
+        /// `Err` gives the keeper's reason.
         result: Result<(), String>,
     },
     /// The keeper lost the address: somebody removed it, or the kernel refuses to renew.
     Lost {
-        /// Which address.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// The keeper's words.
+        /// The keeper's reason, as a sentence for the log.
         why: String,
     },
     /// The keeper let the address go because it had no proof of life.
     Expired {
-        /// Which address.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// Whether the interface of an address has a carrier.
     Link {
-        /// Which address.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// Up.
+        /// True if its interface is switched on and has a carrier.
         up: bool,
     },
     /// Whether somebody else has configured the address on this host.
     Foreign {
-        /// Which address.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// It is there.
+        /// True while somebody else's copy is on this host.
         present: bool,
     },
     /// Whether the keeper works; its words if not.
@@ -347,9 +347,9 @@ pub enum Input {
 /// What the keeper was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
-    /// Install.
+    /// To install the address.
     Hold,
-    /// Remove.
+    /// To remove the address.
     Release,
 }
 
@@ -364,46 +364,46 @@ pub enum Order {
     Stop,
 }
 
-/// What to do, in this order.
+/// What the shell is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Prove life to the keeper.
     Prove,
     /// Have the keeper install the address.
     Hold {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
-    /// Have the keeper announce it.
+    /// Have the keeper tell the neighbours where the address is.
     Announce {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// A predecessor may still answer for it.
+        /// A predecessor may still answer for it, so it is announced again and again for a while.
         insist: bool,
     },
-    /// Have the keeper remove it.
+    /// Have the keeper remove the address.
     Release {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
     /// Send [`Table::beat_to`](super::table::Table::beat_to) to every peer.
     Beat,
     /// The keeper reads, but an address is still not gone: have it let go of everything.
     Distrust {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
     },
-    /// Ask the arbiter.
+    /// Put this question to the arbiter.
     Ask(Question),
-    /// Tell people.
+    /// Log the change of state and pass it on to whoever is notified.
     Transition {
-        /// Which.
+        /// The virtual address concerned.
         vip: VipIx,
-        /// From.
+        /// The state before.
         from: State,
-        /// To.
+        /// The state from now on.
         to: State,
-        /// Why.
+        /// What made it change.
         reason: Reason,
     },
 }
@@ -412,13 +412,13 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Not held here.
+    /// Not held here; another node or nobody has it.
     Standby,
     /// Being installed.
     Claiming,
-    /// Held here.
+    /// Installed and answered for here.
     Active,
-    /// Being removed.
+    /// Being removed, after which it is `Standby` or `Fault`.
     Releasing,
     /// Cannot be held here.
     Fault,
@@ -444,7 +444,7 @@ pub enum Reason {
     Starting,
     /// The node was frozen and listens.
     Frozen {
-        /// For how long it was.
+        /// How long it stood still, in milliseconds.
         gap_ms: u64,
     },
     /// The node is not in `prefer`.
@@ -457,11 +457,11 @@ pub enum Reason {
     Track(String),
     /// Workers or listeners are not well.
     NotServing(String),
-    /// Too few voters.
+    /// Fewer voters are reached, or back this node, than the quorum asks for.
     NoQuorum {
         /// Voters reached, or backing us.
         have: u32,
-        /// Voters needed.
+        /// Voters that the quorum asks for, this node included.
         need: u32,
     },
     /// A required pool has no backend.
@@ -573,13 +573,13 @@ impl Reason {
 /// One address as shown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VipView {
-    /// State here.
+    /// The state of the address on this node.
     pub state: State,
     /// The node that holds it, as far as we know.
     pub holder: Option<NodeIx>,
     /// For how long it has been in this state.
     pub since: Duration,
-    /// Why.
+    /// What put it into this state.
     pub reason: Reason,
     /// An operator demoted it.
     pub demoted: bool,
@@ -590,10 +590,10 @@ pub struct VipView {
 /// One node as shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeView {
-    /// Beats arrive.
+    /// Its beats arrive; see `last_beat`.
     pub alive: bool,
-    /// Age of the last one.
+    /// Age of its last beat; `None` before the first one.
     pub last_beat: Option<Duration>,
-    /// What it is configured with that differs from here, for people.
+    /// In which way its configuration differs from this node's, for people; `None` if it does not.
     pub mismatch: Option<String>,
 }

@@ -25,10 +25,10 @@ pub struct Target {
 /// An address of the configuration, and how it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// What.
+    /// The address and its interface.
     #[serde(flatten)]
     pub target: Target,
-    /// Announced again so often while it is held.
+    /// Time between announcements while it is held; `None` = it is announced only after an installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub garp_refresh: Option<Duration>,
     /// Once it has been held, packets to it are accepted for as long as the main process lives, also while it is not held.
@@ -46,31 +46,31 @@ pub enum ToKeeper {
     },
     /// The addresses of the configuration. New ones are swept; those no longer named are released and forgotten.
     Watch {
-        /// All of them.
+        /// Every address of the configuration: one that is missing here is given up.
         kept: Vec<Kept>,
         /// Further interfaces whose state is wanted.
         interfaces: Vec<String>,
     },
     /// The main process is alive.
     Prove {
-        /// When it was, on CLOCK_MONOTONIC.
+        /// When it said so, as time on CLOCK_MONOTONIC.
         at: Duration,
     },
-    /// Install.
+    /// Install the address, and renew it while proofs of life come.
     Hold {
-        /// What.
+        /// The address concerned.
         target: Target,
     },
-    /// Announce.
+    /// Tell the neighbours where the address is.
     Announce {
-        /// What.
+        /// The address concerned.
         target: Target,
         /// A predecessor may still answer for it.
         insist: bool,
     },
-    /// Remove.
+    /// Remove the address.
     Release {
-        /// What.
+        /// The address concerned.
         target: Target,
     },
     /// Remove everything, and forget what was asked before.
@@ -83,7 +83,7 @@ pub enum ToKeeper {
 /// From the keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromKeeper {
-    /// It has started.
+    /// The keeper has started.
     Ready {
         /// Why it will be of no use, if so.
         problem: Option<String>,
@@ -92,55 +92,55 @@ pub enum FromKeeper {
     Ack,
     /// Nothing is held any more, and every earlier answer is void.
     Reset {
-        /// From the request.
+        /// The number of the request that this answers.
         number: u64,
     },
-    /// Installed.
+    /// The address is installed, as asked.
     Held {
-        /// What.
+        /// The address concerned.
         target: Target,
     },
-    /// Removed, as asked.
+    /// The address is removed, as asked.
     Released {
-        /// What.
+        /// The address concerned.
         target: Target,
     },
-    /// Could not be installed.
+    /// The address could not be installed.
     Failed {
-        /// What.
+        /// The address concerned.
         target: Target,
-        /// Why.
+        /// The kernel's refusal, in words.
         why: String,
     },
-    /// Gone: somebody removed it, or it cannot be renewed.
+    /// The address is gone: somebody removed it, or it cannot be renewed.
     Lost {
-        /// What.
+        /// The address concerned.
         target: Target,
-        /// Why.
+        /// What became of it, in words.
         why: String,
     },
-    /// Removed for want of a proof of life.
+    /// The address is removed for want of a proof of life.
     Expired {
-        /// What.
+        /// The address concerned.
         target: Target,
     },
     /// State of an interface that carries one of the addresses, or whose state is wanted.
     Link {
-        /// Its name.
+        /// Name of the interface.
         interface: String,
-        /// Switched on, with a carrier.
+        /// True if it is switched on and has a carrier.
         up: bool,
     },
     /// Somebody else has put one of the addresses on this host, or taken it off again.
     Foreign {
-        /// What.
+        /// The address concerned.
         target: Target,
-        /// It is there.
+        /// True while it is there.
         present: bool,
     },
     /// Something that people should read in the log.
     Note {
-        /// Words.
+        /// The line, without level or time.
         text: String,
     },
 }

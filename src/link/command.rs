@@ -17,16 +17,16 @@ use crate::stats::WorkerStats;
 /// What any engine can be told about the connections and sessions that it carries.
 #[derive(Debug, Clone)]
 pub enum EngineOrder {
-    /// Describe live connections, at most so many.
+    /// Describe live connections and sessions.
     List {
-        /// At most.
+        /// How many each part of the engine describes at most.
         limit: usize,
         /// Where the answers go; each part of the engine gives one.
         reply: Sender<Vec<LiveConnection>>,
     },
     /// End one connection or session.
     Kill {
-        /// Its id.
+        /// The id that [`LiveConnection::id`] shows.
         id: u64,
         /// Whether it was there; each part of the engine answers.
         reply: Sender<bool>,
@@ -35,7 +35,7 @@ pub enum EngineOrder {
     Shed(Shed),
     /// End every connection and session whose client uses this address: it is about to go to another node.
     Leave {
-        /// The address.
+        /// The address that is about to leave this host.
         address: IpAddr,
         /// Dropped when it is done.
         finished: Arc<Finished>,
@@ -80,9 +80,9 @@ pub enum SocketMove {
     /// Serve this one, with the UDP sessions that belong to it. The sessions come first: a client that has one must not get
     /// another.
     Serve {
-        /// The socket.
+        /// The listening socket, which this worker owns from now on.
         socket: ListenSocket,
-        /// Its sessions.
+        /// Its UDP sessions; empty for a TCP socket.
         sessions: Vec<HandedSession>,
     },
     /// Serve what is queued at these endpoints, then close the sockets.
@@ -91,29 +91,29 @@ pub enum SocketMove {
     Share {
         /// Which; `None` = all.
         of: Option<Arc<Vec<Endpoint>>>,
-        /// Where they go.
+        /// Takes the duplicates, or why they could not be made.
         reply: Sender<io::Result<Vec<ListenSocket>>>,
     },
     /// Close those at these endpoints as they are, without serving what is queued: another process has them
     /// too and will.
     Release {
-        /// Which.
+        /// The endpoints whose sockets are closed.
         endpoints: Arc<Vec<Endpoint>>,
         /// Their UDP sessions, when it is done: they go with their socket.
         reply: Sender<Vec<HandedSession>>,
     },
     /// Keep one at this endpoint, and give the others to `to`, queue, sessions and all.
     Spread {
-        /// Listener.
+        /// [`Listener::id`](crate::snapshot::Listener::id) of the listener.
         listener: u32,
-        /// Address.
+        /// The address that the sockets are bound to.
         local: Address,
-        /// One socket each.
+        /// The workers that get one socket each.
         to: Arc<Recipients>,
     },
     /// Give all of them to another worker.
     HandOver {
-        /// That one.
+        /// The worker that gets them.
         to: Worker,
     },
 }
@@ -121,9 +121,9 @@ pub enum SocketMove {
 /// What a worker is told to do.
 #[derive(Debug)]
 pub enum Command {
-    /// As any engine.
+    /// An order that any engine takes.
     Order(EngineOrder),
-    /// About listening sockets.
+    /// An order about listening sockets.
     Sockets(SocketMove),
     /// Serve this connection.
     Adopt(Box<Accepted>, InTransit),
@@ -134,13 +134,13 @@ pub enum Command {
 /// A connection accepted by one worker and served by another.
 #[derive(Debug)]
 pub struct Accepted {
-    /// Its listener.
+    /// The listener that accepted it.
     pub listener: Arc<Listener>,
     /// The client's address, unless it came over a unix socket.
     pub client: Option<SocketAddr>,
     /// The listening socket's address.
     pub local: Arc<Address>,
-    /// The socket.
+    /// The connected socket of the client.
     pub fd: OwnedFd,
 }
 
@@ -200,13 +200,13 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// Each of them once.
+    /// Recipients that each get one socket, in this order.
     pub fn new(workers: Vec<Worker>) -> Recipients {
         let next = AtomicUsize::new(0);
         Recipients { workers, next }
     }
 
-    /// The next who has not had its turn.
+    /// The next one that has not had its turn; `None` once all have.
     pub fn next(&self) -> Option<&Worker> {
         self.workers.get(self.next.fetch_add(1, Ordering::Relaxed))
     }

@@ -16,7 +16,7 @@ pub struct ListenSocket {
     pub listener: u32,
     /// The address it is bound to (the port that the kernel chose, if the file says 0).
     pub local: Address,
-    /// The socket.
+    /// Its descriptor; dropping it closes the socket unless a duplicate is open.
     pub fd: OwnedFd,
 }
 
@@ -53,13 +53,13 @@ pub struct HandedSession {
 pub struct SessionState {
     /// [`socket::identity`](crate::sys::socket::identity) of the listening socket.
     pub socket: u64,
-    /// Client address.
+    /// Address of the client.
     pub client: SocketAddr,
     /// The address that the client sends to.
     pub local: SocketAddr,
     /// [`Backend::identity`](crate::snapshot::Backend::identity).
     pub backend: u64,
-    /// Since its first datagram.
+    /// Time since its first datagram.
     pub age: Duration,
     /// Datagrams from the client.
     pub requests: u32,
@@ -69,7 +69,7 @@ pub struct SessionState {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-    /// Backends tried.
+    /// How many backends were tried.
     pub attempts: u16,
     /// The backend still has to be told who the client is.
     pub introduce: bool,
@@ -88,9 +88,9 @@ pub type Endpoint = (u32, Address);
 /// An address that a listener is bound to, or that a client has used.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Address {
-    /// Address and port.
+    /// An IP address and port.
     Ip(SocketAddr),
-    /// Path.
+    /// The path of a unix socket.
     Unix(std::path::PathBuf),
 }
 

@@ -37,27 +37,27 @@ pub const COMMANDS_MAX: usize = 4096;
 /// A live connection as an operator sees it.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct LiveConnection {
-    /// For `weir kill`.
+    /// The number that `weir kill` takes.
     pub id: u64,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// Listener name.
+    /// Name of the listener.
     pub listener: String,
-    /// Client address.
+    /// Address of the client.
     pub client: String,
-    /// Pool name.
+    /// Name of the pool.
     pub pool: String,
-    /// Backend name, empty while none is chosen.
+    /// Name of the backend, empty while none is chosen.
     pub backend: String,
     /// The engine that carries it.
     pub engine: &'static str,
-    /// Serving worker.
+    /// Number of the worker that serves it.
     pub worker: usize,
     /// `connecting`, `open`, `half_closed` or `closing`.
     pub state: &'static str,
-    /// Age, milliseconds.
+    /// Milliseconds since it began.
     pub age_ms: u64,
-    /// Since the last byte, milliseconds.
+    /// Milliseconds since the last byte.
     pub idle_ms: u64,
     /// Bytes from the client.
     pub bytes_up: u64,
@@ -68,11 +68,11 @@ pub struct LiveConnection {
 /// The access record of one ended connection or session.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// When it ended.
+    /// Time of day at which it ended.
     pub time: SystemTime,
     /// Unique in this process.
     pub id: u64,
-    /// Its listener.
+    /// The listener that accepted it.
     pub listener: Arc<Listener>,
     /// Client address, unless it came over a unix socket.
     pub client: Option<SocketAddr>,
@@ -80,7 +80,7 @@ pub struct Record {
     pub local: Arc<Address>,
     /// The backend that served it, if any.
     pub backend: Option<Arc<Backend>>,
-    /// Attempts to connect.
+    /// How often a connection to a backend was tried.
     pub attempts: u32,
     /// Bytes from the client, delivered.
     pub bytes_up: u64,
@@ -96,9 +96,9 @@ pub struct Record {
     pub spliced: u64,
     /// Packets from the client and to it, if the engine works on packets.
     pub packets: Option<[u64; 2]>,
-    /// Who ended it.
+    /// The side that ended it.
     pub closed_by: By,
-    /// Why.
+    /// What ended it.
     pub cause: Cause,
     /// Still alive: an interim record.
     pub interim: bool,
@@ -122,18 +122,18 @@ impl Record {
 pub struct Failure {
     /// [`Backend::identity`].
     pub backend: u64,
-    /// When.
+    /// When the traffic met it.
     pub at: Instant,
-    /// What.
+    /// In which way the backend failed.
     pub kind: FailureKind,
 }
 
 /// A handle on one worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// Its number.
+    /// Its number, which threads, logs and status name.
     pub id: usize,
-    /// Its queue.
+    /// The sending end of its queue of at most [`COMMANDS_MAX`] commands.
     pub commands: Sender<Command>,
     /// Wakes it from poll.
     pub waker: Arc<mio::Waker>,
@@ -172,7 +172,7 @@ pub struct Shared {
     workers: ArcSwap<Vec<Worker>>,
     retired: ArcSwap<Vec<Worker>>,
     engines: ArcSwap<Vec<Arc<dyn Engine>>>,
-    /// Process-wide gauges.
+    /// Gauges and counters of the process as a whole.
     pub process: ProcessStats,
     /// Where access records go; `None` = nowhere.
     records: ArcSwapOption<Sender<Record>>,
@@ -243,7 +243,7 @@ impl Shared {
         late(self.control_at_ms.load(Ordering::Relaxed), control).then(|| "the control thread is stuck".into())
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot, whatever version the caller has.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
