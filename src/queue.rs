@@ -42,7 +42,7 @@ impl PoolQueue {
         }
     }
 
-    /// How many wait.
+    /// How many connections wait.
     pub fn length(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
     }

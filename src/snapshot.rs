@@ -91,7 +91,7 @@ pub struct Listener {
     pub routing: Option<Routing>,
     /// Who carries what comes to it.
     pub owner: Owner,
-    /// Its statistics.
+    /// The listener's statistics, which outlive this snapshot.
     pub stats: Arc<ListenerStats>,
     /// Who may come in.
     pub gate: Arc<Gate>,
@@ -123,7 +123,7 @@ pub struct Backend {
     pub config: model::Backend,
     /// The PROXY header that its pool wants it to see.
     pub send_proxy: model::SendProxy,
-    /// Its statistics.
+    /// The backend's statistics, which outlive this snapshot.
     pub stats: Arc<BackendStats>,
     /// Who waits for room in its pool.
     pub queue: Arc<PoolQueue>,
@@ -177,7 +177,7 @@ impl BackendPermit {
 /// What came of looking for a backend.
 #[derive(Debug)]
 pub enum Choice {
-    /// This one.
+    /// A backend, with its place taken.
     Backend(BackendPermit),
     /// Those that could take the work have `max_connections`.
     Full,

@@ -21,7 +21,7 @@ use crate::relay::Cause;
 /// Time in which an old response time fades to 1/e.
 const LATENCY_TAU_NS: u64 = 10_000_000_000;
 
-/// A counter.
+/// A counter that any thread may read or write, with relaxed accesses.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
@@ -30,11 +30,11 @@ impl Count {
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
-    /// Current value.
+    /// The value now; other threads may already have raised it.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
-    /// Overwrites.
+    /// Replaces the value.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
@@ -42,7 +42,7 @@ impl Count {
     pub fn raise(&self, n: u64) {
         self.0.fetch_max(n, Relaxed);
     }
-    /// Reads and zeroes.
+    /// Returns the value and starts again from zero.
     pub fn take(&self) -> u64 {
         self.0.swap(0, Relaxed)
     }
@@ -76,7 +76,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration.
+    /// Counts one duration, in microseconds.
     pub fn observe_us(&self, us: u64) {
         self.buckets[BUCKETS_US.partition_point(|&bound| bound < us)].add(1);
         self.sum_us.add(us);
@@ -130,7 +130,7 @@ impl<T: Default> Sharded<T> {
 pub struct ListenerStats {
     /// Live connections or sessions.
     pub active: Gauge,
-    /// What adds up.
+    /// The counters, one shard for each part of the process that writes them.
     pub shards: Sharded<ListenerShard>,
 }
 
@@ -150,7 +150,7 @@ pub struct ListenerShard {
     /// Of those that ended with [`Cause::NoBackend`] (or datagrams without a session): there was nobody (0), or those that
     /// could serve were full (1).
     pub no_backend: [Count; 2],
-    /// Lifetimes.
+    /// How long connections and sessions lasted.
     pub seconds: Histogram,
     /// Datagrams from clients.
     pub datagrams_in: Count,
@@ -191,7 +191,7 @@ pub struct BackendStats {
     latency_ns: Count,
     /// When `latency_ns` was last updated, nanoseconds of the workers' common clock.
     latency_at_ns: Count,
-    /// What adds up.
+    /// The counters, one shard for each part of the process that writes them.
     pub shards: Sharded<BackendShard>,
 }
 
@@ -208,7 +208,7 @@ pub struct BackendShard {
     pub bytes_in: Count,
     /// Bytes from the backend.
     pub bytes_out: Count,
-    /// Time to connect.
+    /// How long connections took to be established.
     pub connect: Histogram,
 }
 

@@ -42,7 +42,7 @@ pub enum Question {
         name: String,
         /// The change that is wanted.
         order: BackendOrder,
-        /// A weight outlasts reloads; other orders take no such wish.
+        /// A weight outlasts reloads; refused with any other order.
         #[serde(default)]
         keep: bool,
     },

@@ -32,7 +32,7 @@ pub struct Status {
     pub stopping: bool,
     /// The process as a whole.
     pub process: Process,
-    /// The event loops, by number.
+    /// The event loops that take new connections.
     pub workers: Vec<Worker>,
     /// In configuration order.
     pub listeners: Vec<Listener>,
@@ -210,7 +210,7 @@ pub struct Source {
     pub error: Option<String>,
     /// For how many seconds it has failed; `null` while it does not.
     pub error_s: Option<u64>,
-    /// Failed questions since the source was configured.
+    /// How often it has failed so far.
     pub failures: u64,
 }
 
@@ -218,7 +218,7 @@ pub struct Source {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Backend {
-    /// Its name, unique in its pool.
+    /// Its name within the pool.
     pub name: String,
     /// Address as configured.
     pub address: String,
@@ -326,7 +326,7 @@ pub struct Track {
 pub struct Arbiter {
     /// It answers; null before it was asked first.
     pub up: Option<bool>,
-    /// Why it does not answer; `null` while it does.
+    /// Why it does not answer; `null` if it does, or has not been asked yet.
     pub problem: Option<String>,
     /// Addresses and groups on which its vote is this node's now.
     pub votes: Vec<String>,

@@ -10,7 +10,7 @@ use super::Balance;
 /// A decision with its reasons.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
-    /// Algorithm.
+    /// The algorithm that chose.
     pub balance: Balance,
     /// Key of the client; counts for `source_hash` only.
     pub key: u64,
@@ -24,7 +24,7 @@ pub struct Explanation {
     pub notes: Vec<(usize, Note)>,
 }
 
-/// What decided.
+/// What decided the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Nobody else is eligible.
@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
 pub enum Note {
     /// Outside the mask: down, draining, the other tier, or tried before.
     Ineligible,
-    /// Weight 0.
+    /// Its weight is 0: it gets no new work.
     NoWeight,
     /// Compared at this cost (lower wins). The scale is the algorithm's own.
     Cost(f64),

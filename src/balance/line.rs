@@ -77,12 +77,12 @@ impl<W: Clone> Line<W> {
         self.called
     }
 
-    /// How many wait.
+    /// How many wait in line.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Nobody waits.
+    /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -88,7 +88,7 @@ impl Shares {
     /// The share of a backend that does not ramp.
     pub const WHOLE: u32 = 1024;
 
-    /// Nobody ramps.
+    /// Every backend has its whole share: none is in `slow_start`.
     pub fn full() -> Shares {
         Shares(None)
     }

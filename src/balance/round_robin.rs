@@ -25,7 +25,7 @@ use super::explain::{Note, Reason, Trace};
 use super::least::rotate;
 use super::{Cursor, Loads, Member, Options, Shares};
 
-/// Longest cycle.
+/// Most slots of one cycle.
 pub const SLOTS_MAX: u64 = 1 << 17;
 
 /// Most slots that one pick looks at.

@@ -35,7 +35,7 @@ impl Gauge {
     pub fn follow(&self, was: u32, is: u32) {
         self.0.fetch_add(is.wrapping_sub(was), Relaxed);
     }
-    /// Current value.
+    /// The value now; other threads may already have changed it.
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
     }

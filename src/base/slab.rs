@@ -8,7 +8,7 @@ const CHUNK: usize = 256;
 /// Names one entry for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// Slot number.
+    /// Index of the slot, from 0.
     pub index: u32,
     /// How often the slot has been emptied, modulo 2^28.
     pub generation: u32,
@@ -53,7 +53,7 @@ impl<T> Slab<T> {
         Self::default()
     }
 
-    /// Live entries.
+    /// How many entries are live.
     pub fn len(&self) -> usize {
         self.len
     }

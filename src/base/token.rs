@@ -49,7 +49,7 @@ pub struct Token {
     pub kind: Kind,
     /// Which end of a pair; `Client` for everything else.
     pub side: Side,
-    /// Slot.
+    /// The slot, and how often it had been emptied.
     pub key: Key,
 }
 

@@ -255,13 +255,13 @@ impl FromText for HostName {
 /// Where a backend is: an address, or a name that has addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackendPlace {
-    /// There.
+    /// A fixed address.
     At(BackendAddress),
-    /// Wherever the name leads to.
+    /// The addresses that the name resolves to.
     Behind {
-        /// The name.
+        /// The host name.
         name: String,
-        /// The port; `None` = the one that the client used.
+        /// Port of every address; `None` = the one that the client used.
         port: Option<u16>,
     },
 }

@@ -27,7 +27,7 @@ pub const MORE_DESCRIPTORS: &str = "raise the limit (LimitNOFILE= in the unit, o
 /// How the descriptors are spent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// The limit.
+    /// The soft limit on open descriptors.
     pub limit: u64,
     /// Spent before the first connection, pipes included.
     pub fixed: u64,
@@ -35,7 +35,7 @@ pub struct Budget {
     pub pipes: u64,
     /// For connections.
     pub connections: u64,
-    /// For UDP sessions.
+    /// Descriptors for UDP sessions.
     pub sessions: u64,
     /// Probes at a time.
     pub probes: u64,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// `kernel:`.
+/// The section `kernel:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// Where the program is attached; empty = every Ethernet interface.

@@ -42,20 +42,20 @@ pub enum Missing {
     Refused,
 }
 
-/// One row.
+/// One key that a configuration may have.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
     /// Path with `*` for names and entries.
     pub path: &'static str,
-    /// What it holds.
+    /// Whether it is a value, a list or a mapping.
     pub shape: Shape,
-    /// Type, in words.
+    /// The type of the value, in words.
     pub kind: &'static str,
     /// What is counted; empty if nothing is, or if the value carries its unit.
     pub unit: &'static str,
     /// A word that stands for "none" or "by itself" in place of a value.
     pub word: Option<&'static str>,
-    /// When left out.
+    /// What holds when the key is absent.
     pub missing: Missing,
     /// `LOW..HIGH`, both included; empty = any.
     pub range: &'static str,

@@ -29,11 +29,11 @@ pub use health::*;
 pub struct Config {
     /// Event loops; `None` = one for each CPU this process may use.
     pub workers: Option<usize>,
-    /// Admin socket.
+    /// Path of the admin socket.
     pub admin: PathBuf,
     /// HTTP endpoint for metrics, status and the page; `None` = off.
     pub metrics: Option<SocketAddr>,
-    /// Logging.
+    /// The event log and the access log.
     pub log: Log,
     /// Limits of the whole process.
     pub limits: ProcessLimits,
@@ -53,7 +53,7 @@ pub struct Config {
     pub written: Written,
 }
 
-/// `log:`.
+/// The section `log:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
     /// Threshold of the event log (stderr).
@@ -69,9 +69,9 @@ pub struct Log {
 /// Where access records go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessTarget {
-    /// Nowhere.
+    /// No access log is written.
     Off,
-    /// Standard output.
+    /// Lines go to standard output.
     Stdout,
     /// Appended to a file, reopened on HUP.
     File(PathBuf),
@@ -80,7 +80,7 @@ pub enum AccessTarget {
 /// Form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `key=value`.
+    /// One line of `key=value` pairs for each record.
     Text,
     /// One JSON object a line.
     Json,
@@ -89,9 +89,9 @@ pub enum LogFormat {
 /// `limits:`; `None` = what the descriptor limit can carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProcessLimits {
-    /// TCP connections.
+    /// Live TCP connections at most.
     pub connections: Option<u32>,
-    /// UDP sessions.
+    /// Live UDP sessions at most.
     pub udp_sessions: Option<u32>,
 }
 
@@ -114,7 +114,7 @@ pub enum Bind {
 /// Where a backend is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendAddress {
-    /// Address and port.
+    /// One address and port.
     Ip(SocketAddr),
     /// Address only: the port is the one that the client used.
     SamePort(IpAddr),
@@ -136,11 +136,11 @@ impl BackendAddress {
 /// `listeners.NAME`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
-    /// Name, unique.
+    /// Its name, unique among listeners.
     pub name: String,
-    /// Transport.
+    /// The transport that clients use.
     pub protocol: Protocol,
-    /// What carries it.
+    /// The engine that carries its traffic.
     pub engine: Engine,
     /// Addresses, at least one.
     pub bind: Vec<Bind>,
@@ -154,7 +154,7 @@ pub struct Listener {
     pub allow: Vec<IpNet>,
     /// These sources are refused, whatever `allow` says.
     pub deny: Vec<IpNet>,
-    /// Caps and rates.
+    /// Caps on connections and rates.
     pub limits: ListenerLimits,
     /// Timeouts (TCP).
     pub timeouts: Timeouts,
@@ -186,9 +186,9 @@ pub struct ListenerLimits {
 /// Events per period, for example `50/s`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Events.
+    /// How many events are allowed in one period.
     pub events: u32,
-    /// Period.
+    /// Length of the period.
     pub per: Duration,
 }
 
@@ -256,9 +256,9 @@ pub struct Pool {
 /// The rules of a pool, whoever is in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PoolPolicy {
-    /// Name, unique.
+    /// Its name, unique among pools.
     pub name: String,
-    /// Algorithm.
+    /// How a backend is chosen.
     pub balance: Balance,
     /// Parameters of `source_hash`.
     pub source_hash: SourceHash,
@@ -266,7 +266,7 @@ pub struct PoolPolicy {
     pub health: Health,
     /// Ejection by failures of real traffic; `None` = off.
     pub passive: Option<Passive>,
-    /// Connect attempts.
+    /// How often, and with what patience, a connection is tried.
     pub connect: Connect,
     /// Where connections wait while every eligible backend is full; `None` = they are refused.
     pub queue: Option<Queue>,
@@ -362,7 +362,7 @@ pub struct Backend {
 pub struct Passive {
     /// Failures within the window that eject.
     pub failures: u32,
-    /// Window.
+    /// The time in which failures are counted together.
     pub window: Duration,
     /// First ejection; doubles with each in a row, up to ten times this.
     pub eject: Duration,
@@ -386,7 +386,7 @@ pub struct Connect {
 /// `pools.NAME.on_down`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnDown {
-    /// They go on.
+    /// Connections and sessions go on.
     Keep,
     /// TCP connections are reset; UDP sessions go to another backend.
     Close,
@@ -397,7 +397,7 @@ pub enum OnDown {
 /// `pools.NAME.on_marked_up`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnMarkedUp {
-    /// It goes on.
+    /// Work at backups goes on there.
     Keep,
     /// Connections at backups are reset; sessions there go to another backend.
     CloseBackup,
@@ -406,7 +406,7 @@ pub enum OnMarkedUp {
 /// `pools.NAME.all_down`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AllDown {
-    /// Refuse new work.
+    /// New work is refused.
     Refuse,
     /// Try every backend as if it were up, loudly.
     TryAll,
@@ -415,11 +415,11 @@ pub enum AllDown {
 /// `pools.NAME.send_proxy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendProxy {
-    /// None.
+    /// No header is sent.
     Off,
-    /// Version 1, text.
+    /// The text header of version 1.
     V1,
-    /// Version 2, binary.
+    /// The binary header of version 2.
     V2,
 }
 
@@ -432,14 +432,14 @@ pub enum ClientAddress {
     Keep,
 }
 
-/// `failover:`.
+/// The section `failover:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failover {
     /// This node's name, a key of `nodes`.
     pub node: String,
     /// Files with shared secrets: the first one signs, all are accepted.
     pub secret_files: Vec<PathBuf>,
-    /// Period of beats.
+    /// Time between beats.
     pub beat: Duration,
     /// Silence after which a node counts as dead.
     pub dead_after: Duration,
@@ -491,11 +491,11 @@ pub struct Vip {
 /// One entry of `failover.track`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Track {
-    /// Name.
+    /// Its name, unique among what is tracked.
     pub name: String,
-    /// What is watched.
+    /// What is looked at, and how.
     pub what: Tracked,
-    /// How often.
+    /// Time between two looks.
     pub interval: Duration,
     /// How long an answer may take.
     pub timeout: Duration,

@@ -8,7 +8,7 @@ use super::yaml::Place;
 /// Something to say about a place in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Where.
+    /// Line and column in the file.
     pub at: Place,
     /// Path of the key.
     pub path: String,
@@ -19,11 +19,11 @@ pub struct Finding {
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spot<T> {
-    /// Where.
+    /// Line and column in the file.
     pub at: Place,
     /// Path of the key, with indices.
     pub path: String,
-    /// What.
+    /// The value that stands there.
     pub value: T,
 }
 
@@ -46,7 +46,7 @@ impl<T> Spot<T> {
     }
 }
 
-/// Collects findings.
+/// Findings about one file, collected while it is read.
 #[derive(Debug, Default)]
 pub struct Notes {
     /// Reasons to refuse the file.
@@ -64,7 +64,7 @@ pub struct Notes {
 pub const ERRORS_MAX: usize = 1000;
 
 impl Notes {
-    /// Refuses the file.
+    /// Adds a reason to refuse the file.
     pub fn error<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
         match self.full() {
             true => self.more.set(self.more.get() + 1),
@@ -83,7 +83,7 @@ impl Notes {
         self.read.borrow_mut().insert(_row.path);
     }
 
-    /// Doubts the file.
+    /// Adds a warning, with which the file is still taken.
     pub fn warn<T>(&self, spot: &Spot<T>, message: impl Into<String>) {
         self.warnings.borrow_mut().push(spot.finding(message));
     }

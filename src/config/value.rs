@@ -11,7 +11,7 @@ use super::yaml::shorten;
 pub trait FromText: Sized {
     /// Its name in messages and in the reference.
     const KIND: &'static str;
-    /// Reads it.
+    /// The value that `text` stands for; the error says what would be right.
     fn from_text(text: &str) -> Result<Self, String>;
     /// Whether it lies between two others; types without an order have no range.
     fn within(&self, _low: &Self, _high: &Self) -> bool {
@@ -137,7 +137,7 @@ impl FromText for MemberPrefix {
     }
 }
 
-/// Bytes.
+/// A size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Size(pub u64);
 

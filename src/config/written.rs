@@ -21,7 +21,7 @@ impl From<Node> for Written {
 }
 
 impl Written {
-    /// The tree.
+    /// The file as the parser read it.
     pub fn node(&self) -> &Node {
         &self.0
     }

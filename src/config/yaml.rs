@@ -49,9 +49,9 @@ impl Place {
 /// One value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// Where it begins.
+    /// Where the node begins in the file.
     pub at: Place,
-    /// What it is.
+    /// Its contents.
     pub value: Value,
 }
 
@@ -71,13 +71,13 @@ pub enum Value {
 /// One `key: value`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Key.
+    /// The key's text.
     pub key: String,
     /// Where the key stands.
     pub at: Place,
     /// Where the same key stood before, if this one is a repetition.
     pub first: Option<Place>,
-    /// Value.
+    /// The node that stands after the colon.
     pub node: Node,
 }
 

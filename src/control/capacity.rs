@@ -7,7 +7,7 @@ use crate::sys::limits;
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Capacity {
-    /// Event loops.
+    /// Number of event loops.
     pub workers: usize,
     /// What the limit on open files carries.
     pub budget: Budget,

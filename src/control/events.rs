@@ -109,7 +109,7 @@ impl fmt::Display for End {
 #[derive(Serialize)]
 #[serde(tag = "event", rename = "lost")]
 pub struct Lost {
-    /// How many.
+    /// How many records are missing here.
     pub count: u64,
 }
 
@@ -136,7 +136,7 @@ fn record(level: Level, message: &str, fields: Value) -> Arc<str> {
 
 static HUB: Hub = Hub::new();
 
-/// Who follows.
+/// Those who follow events.
 struct Hub {
     /// Length of the list, to be looked at without the lock.
     count: AtomicUsize,
@@ -160,9 +160,9 @@ struct Stream {
 #[derive(Default)]
 struct Waiting {
     records: VecDeque<Arc<str>>,
-    /// After those.
+    /// How many records were lost after those.
     lost: u64,
-    /// After that.
+    /// The last record, which follows the count of the lost.
     last: Option<Arc<str>>,
     ended: bool,
 }

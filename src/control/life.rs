@@ -14,7 +14,7 @@ use super::events::Telling;
 pub enum Life {
     /// Another configuration is in force.
     Reload {
-        /// Its number.
+        /// Number of that configuration, which grows with each.
         generation: u64,
     },
     /// The configuration stays as it was.
@@ -24,19 +24,19 @@ pub enum Life {
     },
     /// The binary on disk is started, to serve in place of this process.
     Upgrade {
-        /// Its path.
+        /// Path of the program that is started.
         program: String,
     },
     /// It does not: this process goes on.
     UpgradeFailed {
-        /// Why.
+        /// What went wrong, in words.
         reason: String,
     },
     /// Another process serves.
     Upgraded {
-        /// That process.
+        /// Id of the process that serves now.
         pid: u32,
-        /// What is open here still.
+        /// Connections still open in this process.
         connections: u32,
         /// How long it may go on.
         grace_ms: u64,

@@ -27,7 +27,7 @@ pub enum Phase {
     Stopping,
     /// Another process serves; connections may finish here.
     HandedOver {
-        /// That process.
+        /// Id of the process that serves.
         successor: u32,
         /// An operator has told this one to end besides: the next time it ends at once.
         told: bool,
@@ -37,11 +37,11 @@ pub enum Phase {
 /// What a process can be told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// HUP, `weir reload`.
+    /// The HUP signal, `weir reload`.
     Reload,
-    /// USR2.
+    /// The USR2 signal.
     Upgrade,
-    /// TERM, INT.
+    /// The TERM or INT signal.
     Stop,
     /// `weir backend`.
     Backend,

@@ -50,7 +50,7 @@ pub enum Request {
     Connections {
         /// How many are listed at most, over all engines.
         limit: usize,
-        /// Takes the list, in no particular order.
+        /// Takes the list, lowest id first.
         reply: Sender<Vec<LiveConnection>>,
     },
     /// End one connection or session.

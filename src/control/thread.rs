@@ -42,7 +42,7 @@ const FAILURES_MAX: usize = 4096;
 const MEMBERS_MAX: Duration = Duration::from_secs(3);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_CHECK: Duration = Duration::from_millis(20);
-/// Longest sleep.
+/// Longest time that the thread sleeps without a message.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// The control thread's state.

@@ -7,9 +7,9 @@ use crate::config::model::{Backend, BackendAddress};
 pub struct Amendment {
     /// Who; of one that is removed only the address matters.
     pub member: Backend,
-    /// Added, else removed.
+    /// True if the member was added, false if it was removed.
     pub added: bool,
-    /// It outlasts reloads.
+    /// The amendment outlasts reloads.
     pub keep: bool,
 }
 

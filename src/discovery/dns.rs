@@ -19,18 +19,18 @@ pub enum Answer<T> {
     Records(Vec<T>, Duration),
     /// There are none; why, and how long that holds.
     None(String, Option<Duration>),
-    /// Nobody can say.
+    /// No server could give an answer.
     Failed(String),
 }
 
 /// A record of a service (RFC 2782).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Lower first.
+    /// Records with a lower value are preferred.
     pub priority: u16,
     /// Share among those of one priority.
     pub weight: u16,
-    /// Port.
+    /// Port of the service on `target`.
     pub port: u16,
     /// Host name; `.` = the service is not offered.
     pub target: String,
@@ -147,9 +147,9 @@ fn heard(members: Vec<Backend>, none: Option<String>, error: Option<String>) -> 
 /// Bounds of the time between two questions.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// At least.
+    /// The least time between two questions.
     pub min: Duration,
-    /// At most, but for the jitter.
+    /// The greatest time between two questions, before jitter.
     pub max: Duration,
 }
 

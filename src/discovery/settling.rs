@@ -27,11 +27,11 @@ pub enum Hint {
 /// What a file looks like from outside. `None` where it is asked for: there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Print {
-    /// Device and number.
+    /// Device and inode number.
     pub file: (u64, u64),
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Of contents and of the entry, in nanoseconds.
+    /// When contents and entry last changed, in nanoseconds.
     pub changed: (i128, i128),
 }
 
@@ -42,7 +42,7 @@ pub enum Next {
     Read,
     /// What was read last counts.
     Use,
-    /// Look again then.
+    /// Look again at this time.
     LookAt(Instant),
     /// Wait for an event.
     Rest,

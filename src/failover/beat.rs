@@ -35,11 +35,11 @@ use super::words::{Beat, Claim, Fit, Lack, Phase};
 
 /// Longest frame after its length field.
 pub const FRAME_MAX: usize = 48 * 1024;
-/// Longest node name.
+/// Most bytes of a node's name.
 pub const NAME_MAX: usize = 63;
 /// Most VIPs that a beat carries.
 pub const VIPS_MAX: usize = 1_024;
-/// Most nodes.
+/// Most nodes of a configuration.
 pub const NODES_MAX: usize = 31;
 const NOBODY: u8 = 255;
 const MAGIC: &[u8; 4] = b"WEIR";
@@ -52,7 +52,7 @@ const HELLO_FIXED: usize = 4 + 1 + 8 + 16 + 1;
 pub enum Side {
     /// We connected.
     Dialer,
-    /// We accepted.
+    /// This end accepted the connection.
     Acceptor,
 }
 
@@ -108,7 +108,7 @@ impl Rejected {
     }
 }
 
-/// A signed message.
+/// A message between nodes; each one is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// A sign of life, and what the sender does with each VIP.
@@ -122,7 +122,7 @@ pub enum Message {
 pub struct WireBeat {
     /// As [`Beat`], without its claims.
     pub head: Beat,
-    /// The sender's nodes.
+    /// Names of the sender's nodes, by its indices.
     pub names: Vec<String>,
     /// One for each of the sender's VIPs.
     pub claims: Vec<WireClaim>,
@@ -131,7 +131,7 @@ pub struct WireBeat {
 /// A [`Claim`] about an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireClaim {
-    /// The virtual address.
+    /// The virtual address that the claim is about.
     pub address: IpAddr,
     /// See [`Claim::rules`].
     pub rules: u32,
@@ -139,11 +139,11 @@ pub struct WireClaim {
     pub phase: WirePhase,
     /// How fit it is.
     pub fit: Fit,
-    /// What it lacks.
+    /// What keeps the sender from being fit.
     pub lacks: Lack,
-    /// It asks for the address.
+    /// The sender asks the present, less preferred holder for the address.
     pub wants: bool,
-    /// To whom it yields, an index into the names; 255 = nobody.
+    /// Index into `names` of the node to which the sender yields; 255 = nobody.
     pub successor: u8,
     /// Whom it backs, likewise.
     pub backs: u8,

@@ -16,14 +16,14 @@ use super::timers::{STRICT_LATENESS, Timers};
 /// What two nodes that hear each other need to act upon what the other does.
 pub const HEARING: Duration = Duration::from_millis(40);
 
-/// One case.
+/// How long a failure, or a planned move, may take at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
-    /// What happens.
+    /// What happens, in words for a table.
     pub case: &'static str,
-    /// Two nodes hold the address for so long at most; `None` = until it is mended.
+    /// For how long two nodes may hold the address at once; `None` = until the fault is mended.
     pub both: Option<Duration>,
-    /// Until another node holds it, if one can.
+    /// How long it may be until another node holds it, if one can.
     pub until_held: Duration,
 }
 

@@ -418,7 +418,7 @@ pub enum State {
     Claiming,
     /// Installed and answered for here.
     Active,
-    /// Being removed, after which it is `Standby` or `Fault`.
+    /// Being removed; the keeper has not yet said that it is gone.
     Releasing,
     /// Cannot be held here.
     Fault,

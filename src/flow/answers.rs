@@ -20,7 +20,7 @@ pub enum Step {
     Unknown,
     /// Send `take` datagrams to the session's backend, then ask again about the rest.
     Forward {
-        /// Session.
+        /// The session that the datagrams belong to.
         id: Key,
         /// How many of the datagrams, at least one.
         take: u32,
@@ -30,7 +30,7 @@ pub enum Step {
     /// As `Forward`, but pick a backend and call [`Table::rebound`](super::Table::rebound) first. Without a backend drop the datagrams and leave
     /// the session as it is.
     Repick {
-        /// Session.
+        /// The session that the datagrams belong to.
         id: Key,
         /// How many of the datagrams, at least one.
         take: u32,
@@ -44,7 +44,7 @@ pub enum Step {
 /// What replies mean for their session. They are delivered in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
-    /// Nothing.
+    /// The session goes on.
     Continue,
     /// All replies have come: account for the session, then [`Table::finish`](super::Table::finish).
     Finished,

@@ -58,7 +58,7 @@ impl Endpoints {
         }
     }
 
-    /// Listener.
+    /// Index of the listener that the client sends to.
     pub fn listener(&self) -> ListenerIx {
         ListenerIx(self.listener)
     }

@@ -29,7 +29,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Without sessions.
+    /// A line without sessions.
     pub(super) fn new(policy: SessionLimits) -> Line {
         let mut line = Line {
             idle: 0,

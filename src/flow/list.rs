@@ -1,6 +1,6 @@
 //! Doubly linked lists threaded through the entries of a slab: no allocation, O(1) everything.
 
-/// No entry.
+/// Stands for the absence of an entry.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// An entry's neighbours in one list.

@@ -26,7 +26,7 @@ const BY_SOURCE: usize = 1;
 pub enum State {
     /// Bound to a backend.
     Live,
-    /// Needs another backend.
+    /// Its next datagram must go to another backend.
     Astray,
     /// Ended; kept for the same client.
     Parked,
@@ -35,9 +35,9 @@ pub enum State {
 /// One session as seen from outside.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionView<'a, T> {
-    /// Addresses.
+    /// The session's addresses and listener.
     pub ends: &'a Endpoints,
-    /// State.
+    /// Whether it is in use, and how.
     pub state: State,
     /// Its backend has replied.
     pub proven: bool,
@@ -47,7 +47,7 @@ pub struct SessionView<'a, T> {
     pub replies: u32,
     /// Last datagram either way, since the table's epoch.
     pub last: Duration,
-    /// The shell's part.
+    /// What the shell keeps with it.
     pub data: &'a T,
 }
 
@@ -417,7 +417,7 @@ impl<T, S: BuildHasher> Table<T, S> {
         self.sessions.is_empty()
     }
 
-    /// Parked sessions.
+    /// How many sessions have ended and are kept for the same client.
     pub fn parked(&self) -> usize {
         self.parked as usize
     }

@@ -71,7 +71,7 @@ pub enum Orders {
 /// Whether a backend may take new work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// Yes.
+    /// It may take new work.
     Ready,
     /// Nobody knows yet: as if it were ready.
     Untested,
@@ -119,11 +119,11 @@ impl From<&PoolPolicy> for Criteria {
 /// A change of state, for the log, for counters and for whoever publishes snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Before.
+    /// The state before.
     pub from: State,
-    /// Now.
+    /// The state from now on.
     pub to: State,
-    /// Why.
+    /// What made it change.
     pub reason: Remark,
 }
 

@@ -38,11 +38,11 @@ pub struct Candidate {
 }
 
 words! {
-    /// Who serves.
+    /// Which of a pool's backends take new work.
     pub enum Serving {
-        /// Nobody.
+        /// No backend.
         Nobody = "none",
-        /// Primaries.
+        /// The primaries that are up.
         Primaries = "primary",
         /// Backups: no primary is left.
         Backups = "backup",

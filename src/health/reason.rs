@@ -70,7 +70,7 @@ words! {
         Agent = "agent",
         /// What an agent said is no line of one.
         NotAnAgent = "not_an_agent",
-        /// The operator.
+        /// An operator's order.
         Order = "order",
     }
 }
@@ -132,13 +132,13 @@ impl From<FailureKind> for Reason {
 /// A reason in the words for people, which may say more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    /// The word.
+    /// The reason as one word, for scripts.
     pub reason: Reason,
     text: Cow<'static, str>,
 }
 
 impl Remark {
-    /// For people.
+    /// The reason as a sentence, for people.
     pub fn text(&self) -> &str {
         &self.text
     }

@@ -57,7 +57,7 @@ pub struct Run {
 /// A backend whose probe is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overdue {
-    /// The backend.
+    /// The backend whose probe is late.
     pub key: Key,
     /// A probe was started and never ended; it is due anew. Otherwise the backend waits for its turn.
     pub lost: bool,

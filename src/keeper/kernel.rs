@@ -35,7 +35,7 @@ pub struct Change {
     pub op: Op,
     /// Index of the interface.
     pub interface: u32,
-    /// The address.
+    /// The address with its prefix length.
     pub net: IpNet,
 }
 

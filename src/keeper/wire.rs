@@ -28,7 +28,7 @@ pub struct Kept {
     /// The address and its interface.
     #[serde(flatten)]
     pub target: Target,
-    /// Time between announcements while it is held; `None` = it is announced only after an installation.
+    /// Time between further announcements while it is held; `None` = there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub garp_refresh: Option<Duration>,
     /// Once it has been held, packets to it are accepted for as long as the main process lives, also while it is not held.

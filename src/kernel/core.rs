@@ -134,7 +134,7 @@ fn answers(wanted: &mut HashMap<ServiceKey, Service>, clients: &ServiceKey, serv
 }
 
 impl Core {
-    /// Nobody yet.
+    /// No listener and no backend yet.
     pub(super) fn new() -> Core {
         Core {
             snapshot: Arc::default(),

@@ -43,7 +43,7 @@ const NEEDED: [Capability; 3] = [Capability::CAP_NET_ADMIN, Capability::CAP_BPF,
 pub enum ToHelper {
     /// First of all, once.
     Load {
-        /// Of the maps.
+        /// How many entries the maps are to have.
         sizes: Sizes,
         /// Name of the abstract socket at which a later process finds this one.
         name: String,
@@ -82,7 +82,7 @@ pub enum FromHelper {
     },
     /// Something about interfaces that is worth a line in the log.
     Says {
-        /// It.
+        /// The line, without level or time.
         line: String,
     },
 }

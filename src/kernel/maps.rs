@@ -15,7 +15,7 @@ use crate::sys::bpf::{self, Array, Map, Ring};
 /// Entries read at a time, more than share a bucket.
 const AT_ONCE: usize = 1024;
 
-/// All of them.
+/// The maps that the program and this process share.
 #[derive(Debug)]
 pub struct Maps {
     state: Array,

@@ -33,7 +33,7 @@ pub struct Places<T> {
 
 /// What has a stable identity.
 pub trait Identified {
-    /// It.
+    /// The identity, which stays the same over reloads.
     fn identity(&self) -> u64;
 }
 

@@ -68,11 +68,11 @@ pub trait Engine: fmt::Debug + Send + Sync {
 pub struct PacketFigures {
     /// Connections and sessions that both sides have confirmed.
     pub flows: u32,
-    /// At most.
+    /// The limit on `flows`.
     pub flows_max: u32,
-    /// Passed on from clients, and to them.
+    /// Packets passed on from clients, and to them.
     pub packets: [u64; 2],
-    /// Not passed on, or not as they should have been, by reason.
+    /// Packets not passed on, or not as they should have been, by reason.
     pub dropped: Vec<(&'static str, u64)>,
 }
 

@@ -131,7 +131,7 @@ pub struct Failure {
 /// A handle on one worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// Its number, which threads, logs and status name.
+    /// Its number, from 0.
     pub id: usize,
     /// The sending end of its queue of at most [`COMMANDS_MAX`] commands.
     pub commands: Sender<Command>,

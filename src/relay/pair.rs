@@ -24,7 +24,7 @@ pub enum Outcome {
     },
     /// `by` broke the connection; everything received from it before has been delivered.
     Reset {
-        /// Who.
+        /// The side that did.
         by: Side,
     },
 }

@@ -32,7 +32,7 @@ pub const SUBCOMMAND: &str = "runner";
 /// Commands that run at the same time.
 pub const RUNNING_MAX: usize = 8;
 
-/// Longest packet.
+/// Most bytes of one packet between runner and caller.
 const PACKET_MAX: usize = 64 * 1024;
 
 /// The commands of a configuration. One row for each kind.
@@ -88,27 +88,27 @@ enum ToRunner {
     },
     /// The configuration has changed.
     Reload,
-    /// Run one.
+    /// Run a command.
     Run(Run),
 }
 
-/// An order.
+/// An order to run one command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Comes back in the answer.
     pub id: u64,
-    /// Which command.
+    /// The command, one of the configuration's.
     pub which: Which,
     /// Variables in its environment, besides the runner's own.
     pub variables: Vec<(String, String)>,
-    /// It is killed after that.
+    /// Time after which it is killed.
     pub limit: Duration,
 }
 
-/// An answer.
+/// The end of one command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ran {
-    /// From the order.
+    /// The id that the order gave.
     pub id: u64,
     /// Exit status 0, or what went wrong.
     pub outcome: Result<(), String>,

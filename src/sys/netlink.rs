@@ -48,9 +48,9 @@ const BATCH: usize = 64;
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its index.
+    /// The kernel's number for it.
     pub index: u32,
-    /// Its name.
+    /// Its name, as `ip link` shows it.
     pub name: String,
     /// Its Ethernet address, if it has one.
     pub mac: Option<[u8; 6]>,

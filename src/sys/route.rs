@@ -45,9 +45,9 @@ pub enum Source {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Route {
-    /// Where to.
+    /// Where packets go.
     pub target: Target,
-    /// From where.
+    /// The address that packets leave from.
     pub source: Source,
     /// Mark of its packets.
     pub mark: Option<u32>,

@@ -16,7 +16,7 @@ pub struct Bound(Vec<(Spot<Bind>, Protocol)>);
 type Furthest<'s, K> = HashMap<K, (u16, &'s Spot<Bind>)>;
 
 impl Bound {
-    /// Adds one.
+    /// Adds an entry of `bind` to those that are compared.
     pub fn add(&mut self, bind: Spot<Bind>, protocol: Protocol) {
         self.0.push((bind, protocol));
     }

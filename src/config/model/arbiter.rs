@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// `failover.arbiter:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arbiter {
-    /// Where it is.
+    /// How its servers are reached.
     pub servers: EtcdServers,
     /// Before all of its keys.
     pub prefix: String,
@@ -23,9 +23,9 @@ pub struct EtcdServers {
     pub ca: Option<PathBuf>,
     /// Our own certificate, if they ask for one.
     pub cert: Option<PathBuf>,
-    /// Its private key.
+    /// File with the private key of the certificate.
     pub key: Option<PathBuf>,
-    /// User name.
+    /// User name for etcd's own authentication.
     pub user: Option<String>,
     /// File with the password.
     pub password_file: Option<PathBuf>,
@@ -34,11 +34,11 @@ pub struct EtcdServers {
 /// `http://HOST:PORT` or `https://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EtcdEndpoint {
-    /// By TLS.
+    /// Connections to it use TLS.
     pub tls: bool,
     /// Name or address, the latter without brackets.
     pub host: String,
-    /// Port.
+    /// TCP port of the server.
     pub port: u16,
 }
 

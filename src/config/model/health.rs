@@ -7,7 +7,7 @@ use std::time::Duration;
 /// `pools.NAME.health`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Health {
-    /// Kind of probe.
+    /// What a probe does, and what it expects.
     pub kind: ProbeKind,
     /// Time between probes of one backend.
     pub interval: Duration,
@@ -40,16 +40,16 @@ pub struct HttpProbe {
     pub path: String,
     /// The `Host` header; `None` = the backend's address.
     pub host: Option<String>,
-    /// Statuses that pass.
+    /// Statuses of an answer that pass, in ranges.
     pub expect: Vec<RangeInclusive<u16>>,
 }
 
 /// `pools.NAME.health.http.method`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpMethod {
-    /// Headers and body.
+    /// `GET`: headers and body are asked for.
     Get,
-    /// Headers alone.
+    /// `HEAD`: headers alone are asked for.
     Head,
     /// What may be asked.
     Options,

@@ -12,18 +12,18 @@ use super::{Backend, BackendAddress, ClientAddress, Config, Engine, EtcdServers,
 pub struct Resolver {
     /// Name servers; empty = the system's.
     pub servers: Vec<SocketAddr>,
-    /// Of one question.
+    /// How long one question may take.
     pub timeout: Duration,
-    /// Between two questions at least.
+    /// Least time between two questions.
     pub min_ttl: Duration,
-    /// Between two questions at most.
+    /// Greatest time between two questions.
     pub max_ttl: Duration,
 }
 
 /// One entry of `pools.NAME.members`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MemberSource {
-    /// What is watched.
+    /// The kind and place of the source.
     pub from: MembersFrom,
     /// What the source does not say of its members.
     pub like: MemberDefaults,
@@ -36,7 +36,7 @@ pub struct MemberSource {
 pub struct MemberDefaults {
     /// Name of one that is alone.
     pub name: Option<String>,
-    /// Share.
+    /// Share of the traffic, relative to other members.
     pub weight: u32,
     /// Live connections at most; `None` = unlimited.
     pub max_connections: Option<u32>,
@@ -76,23 +76,23 @@ pub enum MembersFrom {
     File(PathBuf),
     /// Addresses of a name.
     Dns {
-        /// The name.
+        /// The host name that is resolved.
         name: String,
         /// Port of the members; `None` = the one that the client used.
         port: Option<u16>,
-        /// Which addresses.
+        /// Which of its addresses are members.
         family: Family,
     },
     /// A service of DNS.
     Srv {
-        /// Its name.
+        /// Name of the service, as in its SRV record.
         name: String,
-        /// Which addresses.
+        /// Which addresses of its hosts are members.
         family: Family,
     },
     /// Keys of etcd.
     Etcd {
-        /// Before all keys.
+        /// What all keys of members begin with.
         prefix: String,
     },
     /// Containers with a label.
@@ -103,7 +103,7 @@ pub enum MembersFrom {
         port: u16,
         /// Network in which they have their addresses; `None` = any.
         network: Option<String>,
-        /// The engine's socket.
+        /// Path of the container engine's socket.
         socket: PathBuf,
     },
 }
@@ -111,11 +111,11 @@ pub enum MembersFrom {
 /// `pools.NAME.members.family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// IPv4 and IPv6.
+    /// Both IPv4 and IPv6 addresses.
     Any,
-    /// IPv4.
+    /// IPv4 addresses only.
     V4,
-    /// IPv6.
+    /// IPv6 addresses only.
     V6,
 }
 

@@ -47,7 +47,7 @@ impl<'a> Section<'a> {
         (row, spots)
     }
 
-    /// Named sections.
+    /// The sections below `key`, each under a name of the user's choice.
     pub fn named(&self, key: &str) -> Vec<Section<'a>> {
         let (row, names) = self.names::<Name>(key);
         let rule = join(row.path, "*");

@@ -28,7 +28,7 @@ pub struct Discovery {
     etcd: Option<(EtcdServers, Settings)>,
     /// It is another way than that of those who watch.
     etcd_moved: bool,
-    /// By name.
+    /// The sources of each pool, by the pool's name.
     pools: HashMap<String, Sources>,
     /// What a predecessor knew, until it is put to use.
     inherited: Vec<Told>,
@@ -87,7 +87,7 @@ impl Discovery {
     /// Gets hold of what the sources of `config` take. Those that are watched go on as they are.
     ///
     /// # Errors
-    /// In words.
+    /// What cannot be had: the settings for etcd, or the thread that watches.
     pub fn prepare(&mut self, config: &Config) -> Result<(), String> {
         if let Some(servers) = config.member_etcd() {
             let settings = Settings::load(servers).map_err(|error| format!("etcd: {error}"))?;

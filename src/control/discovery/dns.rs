@@ -37,14 +37,14 @@ const TARGETS_AT_ONCE: usize = 16;
 pub enum Records {
     /// Addresses of a host.
     Host {
-        /// Name.
+        /// The host name that is asked for.
         name: String,
-        /// Port of the members.
+        /// Port of the members; `None` = the one that the client used.
         port: Option<u16>,
     },
     /// A service.
     Service {
-        /// Name.
+        /// The name of the SRV record.
         name: String,
     },
 }

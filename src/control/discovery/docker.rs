@@ -27,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(15);
 /// Events that come in a row are one, if there are not too many of them: an engine may never be silent.
 const SETTLE: Duration = Duration::from_millis(10);
-/// So many.
+/// Events that are taken as one at most.
 const SETTLE_MAX: usize = 20;
 /// Before it is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Longest list.
+/// Most bytes of a list of containers.
 const LIST_MAX: usize = 16 << 20;
 
 type Question = SendRequest<Empty<Bytes>>;

@@ -68,9 +68,9 @@ struct Bell {
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename = "members")]
 pub struct News {
-    /// Of this pool.
+    /// Name of the pool.
     pub pool: String,
-    /// Kind and place.
+    /// Kind and place of the source.
     pub source: String,
     /// How many it names.
     pub members: usize,

@@ -43,11 +43,11 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Contact {
     /// How to reach etcd.
     pub settings: Settings,
-    /// Before all keys.
+    /// What all keys of this cluster of nodes begin with.
     pub prefix: String,
-    /// This node.
+    /// Name of this node.
     pub node: String,
-    /// This process; another number for every start.
+    /// Number of this process; another one for every start.
     pub boot: u64,
     /// Seconds that a lease lives.
     pub ttl_s: i64,

@@ -98,11 +98,11 @@ enum Ending {
 /// What the driver has to do with.
 pub struct Outside {
     pub keeper: KeeperHandle,
-    /// For beats.
+    /// Socket on which other nodes connect to send beats.
     pub listener: OwnedFd,
     pub process: Process,
     pub notes: Notes,
-    /// Where it says what people are shown.
+    /// Where what people are shown is published.
     pub status: Arc<ArcSwap<Status>>,
     pub inbox: Receiver<Command>,
 }

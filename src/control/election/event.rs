@@ -18,39 +18,39 @@ pub enum Event {
         vip: String,
         /// Its interface.
         interface: String,
-        /// From.
+        /// The state before.
         #[serde(rename = "was")]
         from: State,
-        /// To.
+        /// The state now.
         #[serde(rename = "state")]
         to: State,
-        /// Why, in words.
+        /// What changed it, in words.
         reason: String,
         /// Who holds it now, as far as we know.
         holder: Option<String>,
     },
     /// A node began or ceased to be heard.
     Node {
-        /// Its name.
+        /// Name of the node.
         #[serde(rename = "node")]
         name: String,
-        /// It is heard.
+        /// True once it is heard, false once it is not.
         alive: bool,
     },
     /// A node is configured otherwise than this one.
     #[serde(rename = "node_config")]
     Mismatch {
-        /// Its name.
+        /// Name of the node.
         #[serde(rename = "node")]
         name: String,
-        /// In which way.
+        /// What differs, in words.
         what: String,
     },
     /// A witness began or ceased to answer.
     Witness {
-        /// Its address.
+        /// Address and port of the witness.
         address: std::net::SocketAddr,
-        /// It answers.
+        /// True once it answers, false once it does not.
         up: bool,
     },
     /// The arbiter began or ceased to answer; its words if not.
@@ -69,7 +69,7 @@ pub enum Event {
     },
     /// Something that is tracked holds, or does so no longer.
     Track {
-        /// Its name.
+        /// Its name in the configuration.
         #[serde(rename = "track")]
         name: String,
         /// What is watched, in words.
@@ -80,23 +80,23 @@ pub enum Event {
     },
     /// The keeper can install addresses again, or cannot for this reason.
     Keeper {
-        /// Why it cannot.
+        /// Why nothing can be installed; `None` = the keeper works.
         #[serde(rename = "error")]
         problem: Option<String>,
     },
     /// A beat was refused; at most one a second is told, all are counted.
     #[serde(rename = "beat_refused")]
     Rejected {
-        /// Why.
+        /// Why the beat was refused.
         #[serde(rename = "reason", serialize_with = "word")]
         why: Rejected,
-        /// From where.
+        /// The sender's name or address, as far as it is known.
         from: String,
     },
-    /// Something else.
+    /// Any other line of the event log.
     #[serde(rename = "log")]
     Note {
-        /// It.
+        /// The line's words.
         #[serde(skip)]
         text: String,
     },

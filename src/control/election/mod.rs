@@ -121,7 +121,7 @@ struct Remembered {
 /// Whether this can be run, as far as that can be known without touching anything: the secret, the timers, the names.
 ///
 /// # Errors
-/// In words.
+/// What cannot be used: a secret, a timer, or this node's name.
 pub fn check(config: &Failover) -> io::Result<()> {
     Plan::new(config, 0).map(|_| ())
 }
@@ -152,11 +152,11 @@ pub struct Process {
     pub leave: Box<dyn FnMut(IpAddr, Arc<Finished>) + Send>,
 }
 
-/// How to start.
+/// The way to begin an election, or to take one over.
 pub struct Election;
 
 impl Election {
-    /// Starts the thread.
+    /// Starts the election's thread.
     ///
     /// `events` gets a copy of every event; what does not fit is dropped.
     ///

@@ -37,7 +37,7 @@ pub const SCRIPT: u64 = 1 << 63;
 
 /// What the election thread hands over.
 pub enum Note {
-    /// Something happened.
+    /// An event to be told.
     Event(Event),
     /// How it came to the transition just told.
     Recording(Box<Recording>),
@@ -242,7 +242,7 @@ impl Notes {
         Ok(notes)
     }
 
-    /// Never waits.
+    /// Passes a note on; never waits.
     pub fn send(&self, note: Note) {
         if let Note::Event(event) = &note
             && *self.shared.configured.lock()

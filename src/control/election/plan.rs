@@ -31,9 +31,9 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// The same, with how each is kept.
     pub kept: Vec<Kept>,
-    /// Of the targets.
+    /// The targets' addresses, without prefix lengths.
     pub addresses: Vec<IpAddr>,
-    /// Of the nodes.
+    /// The nodes' names, by index.
     pub names: Vec<String>,
     pub setup: Setup,
     pub witnesses: Vec<std::net::SocketAddr>,

@@ -72,7 +72,7 @@ impl Recorder {
 }
 
 impl Recording {
-    /// As one line.
+    /// The record as one line of JSON, as the log has it.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }

@@ -19,7 +19,7 @@ pub struct VipStatus {
     pub holder: Option<String>,
     /// Seconds in this state.
     pub since_s: u64,
-    /// Why, in words.
+    /// What put it into its state, in words.
     pub reason: String,
     /// An operator demoted it here.
     pub demoted: bool,
@@ -33,7 +33,7 @@ pub struct VipStatus {
 /// One node, as in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeStatus {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
     /// It is heard; this node always is.
     pub alive: bool,
@@ -46,7 +46,7 @@ pub struct NodeStatus {
 /// One witness, as in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WitnessStatus {
-    /// Its address.
+    /// Address and port of the witness.
     pub address: std::net::SocketAddr,
     /// It has answered lately; `None` = too early to tell.
     pub up: Option<bool>,
@@ -57,7 +57,7 @@ pub struct WitnessStatus {
 pub struct ArbiterStatus {
     /// It has answered lately; `None` = too early to tell.
     pub up: Option<bool>,
-    /// Why not.
+    /// Why it does not answer; `None` if it does, or has not been asked yet.
     pub problem: Option<String>,
     /// Addresses and groups on which its vote counts for this node.
     pub votes: Vec<String>,
@@ -66,7 +66,7 @@ pub struct ArbiterStatus {
 /// Something that is tracked, as in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TrackStatus {
-    /// Its name.
+    /// Its name in the configuration.
     pub name: String,
     /// What is watched, in words.
     pub what: String,
@@ -78,7 +78,7 @@ pub struct TrackStatus {
     pub problem: Option<String>,
 }
 
-/// Everything shown.
+/// What a node shows of its election, as one copy.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Status {
     /// In the order of the configuration.

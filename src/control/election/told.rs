@@ -15,7 +15,7 @@ const SECRET_MEMORY: Duration = Duration::from_secs(5);
 /// Refused beats are told of so often at most.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// What people know.
+/// What people have been told, so that only changes are told.
 #[derive(Debug)]
 pub struct Told {
     /// Of each node, whether it is heard, and how its configuration differs.
@@ -98,7 +98,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// None yet.
+    /// No beat refused yet.
     pub fn new(nodes: usize) -> Refusals {
         Refusals {
             counts: [0; Rejected::ALL.len()],

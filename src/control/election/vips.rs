@@ -32,7 +32,7 @@ pub type Leave = Arc<dyn Fn(IpAddr, Arc<Finished>) + Send + Sync>;
 pub enum Change {
     /// Nothing: there is none, before and after.
     None,
-    /// It ends.
+    /// The election ends.
     Stop,
     /// It has begun, and listens.
     Start(ElectionHandle, String),
@@ -50,7 +50,7 @@ pub struct Vips {
 }
 
 impl Vips {
-    /// Nothing runs yet.
+    /// No election runs yet.
     pub fn new(shared: Arc<Shared>, leave: Leave) -> Vips {
         Vips {
             shared,
@@ -190,7 +190,7 @@ impl Vips {
 pub struct ElectionStatus {
     /// In the order of the configuration.
     pub vips: Vec<status::Vip>,
-    /// The other ones.
+    /// The other nodes, in the order of the configuration.
     pub nodes: Vec<status::Node>,
     /// In the order of the configuration.
     pub witnesses: Vec<status::Witness>,
@@ -198,7 +198,7 @@ pub struct ElectionStatus {
     pub arbiter: Option<status::Arbiter>,
     /// In the order of the configuration.
     pub tracks: Vec<status::Track>,
-    /// By reason.
+    /// Beats refused, with the reason's word, since the start.
     pub beats_rejected: Vec<(&'static str, u64)>,
 }
 

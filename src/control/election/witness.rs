@@ -29,9 +29,9 @@ struct Question {
 
 /// A witness has taken a connection.
 pub struct Answer {
-    /// Which.
+    /// Index of the witness.
     pub ix: usize,
-    /// When it was asked.
+    /// When it was asked, which counts rather than when it answered.
     pub asked: Instant,
 }
 

@@ -63,7 +63,7 @@ pub enum Error {
     Refused {
         /// gRPC's number for it.
         code: i64,
-        /// etcd's words.
+        /// The message that etcd gave.
         message: String,
     },
     /// What came is not what etcd says.

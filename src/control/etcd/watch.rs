@@ -9,7 +9,7 @@ use super::Error;
 use super::wire::{Change, Refusal, Watched};
 use http_body_util::Full;
 
-/// Longest message.
+/// Most bytes of one message of a watch.
 const LINE_MAX: usize = 64 << 20;
 
 /// What a watch says.
@@ -24,7 +24,7 @@ pub enum Notice {
     },
     /// Nothing has changed up to this revision.
     Quiet {
-        /// Which.
+        /// The revision up to which nothing has changed.
         revision: i64,
     },
     /// What was asked for is no longer known from this revision back: read everything, then watch from there.

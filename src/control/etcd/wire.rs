@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct KeyValue {
-    /// The key.
+    /// The key's bytes.
     #[serde(deserialize_with = "bytes")]
     pub key: Vec<u8>,
-    /// Its value.
+    /// The value's bytes.
     #[serde(deserialize_with = "bytes")]
     pub value: Vec<u8>,
     /// The revision in which it was created.
@@ -30,12 +30,12 @@ pub struct KeyValue {
     pub lease: i64,
 }
 
-/// Which keys.
+/// The keys that a question is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Keys {
-    /// This one.
+    /// This key alone.
     One(Vec<u8>),
-    /// All that begin so.
+    /// All keys that begin with this.
     Prefix(Vec<u8>),
 }
 
@@ -70,11 +70,11 @@ fn after(prefix: &[u8]) -> Vec<u8> {
 /// A condition or a value is this, more than it, or less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Is {
-    /// The same.
+    /// Equal to the operand.
     Equal,
-    /// More; texts by their bytes.
+    /// Greater than the operand; texts compare by their bytes.
     Greater,
-    /// Less.
+    /// Less than the operand.
     Less,
 }
 
@@ -92,18 +92,18 @@ pub enum Compare {
 /// A step of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Read.
+    /// Read these keys.
     Get(Keys),
-    /// Write; the lease 0 is none.
+    /// Write one key.
     Put {
-        /// The key.
+        /// The key's bytes.
         key: Vec<u8>,
-        /// Its value.
+        /// The value's bytes.
         value: Vec<u8>,
-        /// It goes when this lease does.
+        /// The lease with which the key goes; 0 = none.
         lease: i64,
     },
-    /// Remove.
+    /// Remove these keys.
     Delete(Keys),
     /// A transaction of its own, on which the outer one does not depend.
     Txn(Txn),
@@ -112,11 +112,11 @@ pub enum Op {
 /// If all conditions hold the one list of steps, else the other: at once, or not at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Txn {
-    /// All of these.
+    /// The conditions; the transaction succeeds if all of them hold.
     pub compare: Vec<Compare>,
-    /// What is done then.
+    /// Carried out if they hold.
     pub success: Vec<Op>,
-    /// And what else.
+    /// Carried out if they do not.
     pub failure: Vec<Op>,
 }
 
@@ -176,23 +176,23 @@ pub struct Header {
     pub revision: i64,
 }
 
-/// What was read.
+/// The keys that a read found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Found {
-    /// When.
+    /// The revision at which it was read.
     pub header: Header,
-    /// Keys in order.
+    /// The keys found, in order, with their values.
     pub kvs: Vec<KeyValue>,
 }
 
-/// What was removed.
+/// How many keys were removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Deleted {
-    /// When.
+    /// The revision after the removal.
     pub header: Header,
-    /// How many keys.
+    /// Number of keys removed.
     #[serde(deserialize_with = "number")]
     pub deleted: i64,
 }
@@ -201,7 +201,7 @@ pub struct Deleted {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Done {
-    /// When.
+    /// The revision after the write.
     pub header: Header,
 }
 
@@ -209,9 +209,9 @@ pub struct Done {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Decided {
-    /// When.
+    /// The revision after the transaction.
     pub header: Header,
-    /// All conditions held.
+    /// True if all conditions held.
     pub succeeded: bool,
     /// One answer a step.
     pub responses: Vec<Answer>,
@@ -234,11 +234,11 @@ pub enum Answer {
     Txn(Decided),
 }
 
-/// A lease.
+/// A lease that etcd has granted or renewed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Lease {
-    /// Its number.
+    /// Its id in etcd.
     #[serde(rename = "ID", deserialize_with = "number")]
     pub id: i64,
     /// Seconds that it has left; at least what was asked for.
@@ -261,7 +261,7 @@ pub struct Change {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Kind {
-    /// Written.
+    /// The key was written.
     #[default]
     Put,
     /// Removed, or gone with its lease.

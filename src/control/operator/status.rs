@@ -38,9 +38,9 @@ pub struct Facts {
     pub sources: HashMap<String, Vec<Source>>,
     /// Virtual addresses.
     pub vips: Vec<Vip>,
-    /// Other nodes.
+    /// The other nodes of `failover`.
     pub nodes: Vec<Node>,
-    /// Witnesses.
+    /// The witnesses of `failover`.
     pub witnesses: Vec<Witness>,
     /// The arbiter, if there is one.
     pub arbiter: Option<Arbiter>,
@@ -67,7 +67,7 @@ pub struct Facts {
 pub struct BackendFacts {
     /// `None`: nobody knows it any more.
     pub state: Option<State>,
-    /// Why.
+    /// What put it into that state; `None` if nobody knows it any more.
     pub reason: Option<Remark>,
     /// Where it comes from, if not from the configuration.
     pub source: String,
@@ -109,7 +109,7 @@ impl Times {
         self.sum_us += us;
     }
 
-    /// How many.
+    /// How many durations were counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }

@@ -12,7 +12,7 @@ use crate::link::Address;
 pub enum Label {
     /// Of a listener of the configuration.
     Listener {
-        /// Listener name.
+        /// Name of the listener.
         name: String,
         /// Datagrams instead of streams.
         udp: bool,
@@ -55,12 +55,12 @@ pub struct InheritedSockets(Vec<(Label, OwnedFd)>);
 pub struct InheritedSocket {
     /// What it is bound to.
     pub local: Address,
-    /// The socket.
+    /// Its descriptor.
     pub fd: OwnedFd,
 }
 
 impl InheritedSockets {
-    /// Adds some.
+    /// Adds sockets that a predecessor or a service manager handed over.
     pub fn extend(&mut self, sockets: impl IntoIterator<Item = (Label, OwnedFd)>) {
         self.0.extend(sockets);
     }

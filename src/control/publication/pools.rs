@@ -67,11 +67,11 @@ impl ProbeStats {
 pub struct Entry {
     /// As workers see it.
     pub backend: Arc<Backend>,
-    /// Its health.
+    /// What is known of its health.
     pub state: BackendState,
-    /// Its probes.
+    /// What its probes came to so far.
     pub probes: ProbeStats,
-    /// Weight by order.
+    /// Weight set by an operator; `None` = the configured one.
     weight: Option<Weighed>,
     drain: Option<Drain>,
     /// Established connections that its outlier detection knows of.
@@ -81,9 +81,9 @@ pub struct Entry {
 /// A weight by order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weighed {
-    /// It.
+    /// The weight that was ordered.
     pub weight: u32,
-    /// It outlasts reloads.
+    /// The order outlasts reloads.
     pub keep: bool,
 }
 
@@ -97,7 +97,7 @@ impl Entry {
 
 /// A pool and everything that is known of it.
 pub struct PoolEntry {
-    /// Its policy.
+    /// What the configuration says of it.
     pub config: Arc<PoolPolicy>,
     /// Its members in configuration order.
     pub entries: Vec<Entry>,

@@ -61,7 +61,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// None yet.
+    /// No workers yet; `spawn` starts each of them.
     pub fn new(shared: Arc<Shared>, spawn: SpawnWorker) -> Workers {
         Workers {
             shared,

@@ -19,7 +19,7 @@ use crate::sys::{socket, systemd};
 /// What this process was started with.
 #[derive(Debug, Default)]
 pub struct Inheritance {
-    /// The sockets.
+    /// The listening sockets that a predecessor handed over.
     pub sockets: InheritedSockets,
     /// What a predecessor knew of backends.
     pub knowledge: Vec<Knowledge>,

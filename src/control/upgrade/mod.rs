@@ -80,11 +80,11 @@ enum Note {
     Members(Vec<Told>),
     /// Backends that operators have added and removed; said only if there are some.
     Amended(Vec<amend::Told>),
-    /// That was all.
+    /// Everything has been said; sessions come later.
     Everything,
     /// UDP sessions; the descriptors are in the message, in this order.
     Sessions(Vec<SessionState>),
-    /// Serve.
+    /// The successor is to serve.
     Go,
     /// The election's state; the descriptors are the keeper's channel and the socket for beats.
     Vips(String),
@@ -94,7 +94,7 @@ enum Note {
     Abandon,
     /// The successor could serve; it closed these without having accepted anything.
     Ready {
-        /// See there.
+        /// Sockets that it closed, as `Sockets` named them.
         unused: Vec<Label>,
     },
     /// The successor ends, because of this.
@@ -103,7 +103,7 @@ enum Note {
     Serving,
     /// An address leaves this host: reset the connections to it that have stayed.
     Leaves(IpAddr),
-    /// That is done.
+    /// Those connections have been reset.
     Left(IpAddr),
 }
 
@@ -114,7 +114,7 @@ pub enum Event {
     Done(Done),
     /// Predecessor: nothing came of it.
     Failed {
-        /// Why.
+        /// What went wrong, in words.
         reason: String,
         /// What workers have let go and have to serve again.
         back: Back,
@@ -125,16 +125,16 @@ pub enum Event {
     Vips(Detached),
     /// Successor: speak for the service.
     Main,
-    /// Successor: end.
+    /// Successor: end without having served.
     Abandoned,
 }
 
 /// What the predecessor has and nobody serves at the moment.
 #[derive(Debug, Default)]
 pub struct Back {
-    /// Listening sockets.
+    /// Listening sockets that no worker reads.
     pub sockets: Vec<ListenSocket>,
-    /// UDP sessions.
+    /// UDP sessions of those sockets.
     pub sessions: Vec<HandedSession>,
 }
 

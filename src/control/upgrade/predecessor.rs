@@ -32,7 +32,7 @@ pub const KNOWLEDGE_MAX: usize = 128;
 pub struct Program {
     /// Path, or a name to be found in PATH.
     pub path: OsString,
-    /// Without the name.
+    /// The arguments, without the program's name.
     pub arguments: Vec<OsString>,
 }
 
@@ -52,7 +52,7 @@ impl Program {
 /// What is handed over.
 #[derive(Debug)]
 pub struct Handover {
-    /// All workers.
+    /// All workers, whatever they serve.
     pub workers: Vec<link::Worker>,
     /// Every listening socket: [`ListenSocket::listener`] and address, its name, and how many of them there are.
     pub listeners: HashMap<(u32, Address), (Label, usize)>,

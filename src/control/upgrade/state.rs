@@ -11,7 +11,7 @@ use crate::control::publication::sockets::Assigned;
 #[derive(Debug)]
 pub struct State {
     pub(in crate::control) program: Program,
-    /// Not claimed yet.
+    /// Sockets of a predecessor that no listener has claimed yet.
     pub inherited: InheritedSockets,
     /// Since this process was started by another one, until it serves; with what it will serve then.
     pub(in crate::control) waiting: Option<(Successor, Assigned)>,

@@ -101,14 +101,14 @@ pub enum Question {
     Vote {
         /// Rises with every question.
         number: u64,
-        /// On what.
+        /// The units whose votes are asked for.
         units: Vec<UnitIx>,
     },
-    /// Back with what was got up to this number.
+    /// Give back what was got with questions up to this number.
     Return {
-        /// Nothing that was asked later is touched.
+        /// Votes got by later questions stay.
         number: u64,
-        /// On what.
+        /// The units whose votes are given back.
         units: Vec<UnitIx>,
         /// Leases that nothing goes with any more.
         leases: Vec<u64>,
@@ -134,24 +134,24 @@ pub enum Outcome {
 pub enum Answer {
     /// To [`Question::Vote`].
     Voted {
-        /// Its number.
+        /// Number of the question.
         number: u64,
-        /// On each unit.
+        /// How the vote on each unit of the question went.
         outcomes: Vec<(UnitIx, Outcome)>,
     },
     /// To [`Question::Return`].
     Returned {
-        /// Its number.
+        /// Number of the question.
         number: u64,
     },
     /// No answer to the question of this number, or none that is one; whether it was carried out is not known.
     Failed {
-        /// Its number.
+        /// Number of the question.
         number: u64,
-        /// Why, for people.
+        /// The failure in words for people.
         why: String,
     },
-    /// It was looked whether it is there.
+    /// The result of a look at whether it answers at all.
     Health(Result<(), String>),
 }
 
@@ -171,21 +171,21 @@ pub enum Wish {
 /// One vote, as shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum View {
-    /// Not wanted, not had.
+    /// Neither wanted nor had.
     Idle,
-    /// Wanted, not had.
+    /// Wanted and asked for, but not had.
     Asking {
-        /// Since when.
+        /// Since when it has been wanted.
         since: At,
     },
-    /// Had.
+    /// Had, and counted.
     Granted {
         /// Until when it counts.
         until: At,
     },
-    /// Counts no more; the arbiter may not know that yet.
+    /// No longer counted; the arbiter may not know that yet.
     GivingBack {
-        /// Since when.
+        /// Since when it has not counted.
         since: At,
     },
 }
@@ -224,7 +224,7 @@ pub struct Voter {
     number: u64,
     asked: Vec<Asked>,
     ballots: Vec<Ballot>,
-    /// Whether it answered last, and when that changed; none before the first answer.
+    /// Whether its last answer was a good one; none before the first answer.
     up: Option<bool>,
     problem: String,
 }

@@ -107,7 +107,7 @@ struct Peer {
     patience: At,
     settings: u64,
     score: u32,
-    /// One a VIP.
+    /// What its last beat said of each VIP, by index.
     claims: Vec<Claim>,
 }
 
@@ -138,7 +138,7 @@ enum Scope {
     One(UnitIx),
 }
 
-/// The machine.
+/// The state machine of one node; time and everything else comes with its inputs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Table {
     #[serde(skip, default = "Instant::now")]

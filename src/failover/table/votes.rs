@@ -29,7 +29,7 @@
 
 use super::*;
 
-/// A promise.
+/// A node's promise to back one holder, for a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Vote {
     /// Whom we back, or have backed last.

@@ -54,7 +54,7 @@ pub enum News {
     Gone(NodeIx),
     /// A connection of this node can be spoken on: it should hear from us at once.
     Linked(NodeIx),
-    /// Something was refused.
+    /// Something was refused, by a sender at this address if it is known.
     Rejected(Rejected, Option<SocketAddr>),
 }
 
@@ -72,7 +72,7 @@ pub struct Peer {
 pub struct Identity {
     /// All nodes, this one included.
     pub nodes: Vec<Peer>,
-    /// This node.
+    /// Index of this node.
     pub me: NodeIx,
     /// Differs for every start of the process; survives an upgrade.
     pub boot: u64,
@@ -121,7 +121,7 @@ pub struct Links {
     listeners: Vec<(Token, TcpListener)>,
     accept_more: bool,
     next: usize,
-    /// Of the secrets.
+    /// Counts how often the secrets have been replaced.
     epoch: u64,
     conns: HashMap<usize, Conn>,
     nodes: Vec<Node>,

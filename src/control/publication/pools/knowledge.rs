@@ -11,7 +11,7 @@ use crate::api::question::BackendOrder;
 use crate::health::verdict::Condition;
 use crate::health::{AdminState, Reason, State};
 
-/// Of one backend.
+/// What is known of one backend, for a successor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knowledge {
     /// [`Backend::identity`](crate::snapshot::Backend::identity).
@@ -24,9 +24,9 @@ pub struct Knowledge {
     reason_code: String,
     /// Draining or down by order.
     order: Option<Withdrawn>,
-    /// Weight by order.
+    /// Weight set by an operator; `None` = the configured one.
     weight: Option<u32>,
-    /// That one outlasts reloads.
+    /// That weight outlasts reloads.
     #[serde(default)]
     keep: bool,
 }
@@ -38,7 +38,7 @@ enum Withdrawn {
 }
 
 impl Pools {
-    /// Everything worth telling.
+    /// What a successor needs to know, of every backend that differs from a new one.
     pub fn knowledge(&self) -> Vec<Knowledge> {
         let entries = self.pools.iter().flat_map(|pool| &pool.entries);
         let known = entries.map(|entry| Knowledge {

@@ -19,30 +19,30 @@ const NAMES_MAX: usize = 5;
 pub enum News {
     /// A backend's state has changed.
     BackendState {
-        /// Its pool.
+        /// Name of its pool.
         pool: String,
-        /// Its name.
+        /// Its name within the pool.
         backend: String,
-        /// Its address.
+        /// Its address, as configured.
         address: String,
         /// The word of its state.
         state: &'static str,
         /// The word of the one before.
         was: &'static str,
-        /// Why, for people.
+        /// What put it into that state, in words for people.
         reason: String,
         /// Why: the word of a [`Reason`](crate::health::Reason).
         reason_code: &'static str,
     },
     /// A backend has another weight by order.
     BackendWeight {
-        /// Its pool.
+        /// Name of its pool.
         pool: String,
-        /// Its name.
+        /// Its name within the pool.
         backend: String,
-        /// Its address.
+        /// Its address, as configured.
         address: String,
-        /// That weight.
+        /// The weight in force from now on.
         weight: u32,
     },
     /// Probes have not ended in time.
@@ -53,14 +53,14 @@ pub enum News {
         more: usize,
         /// They are made anew; else they wait for their turn.
         given_up: bool,
-        /// Probes under way.
+        /// Number of probes under way.
         running: usize,
-        /// At most.
+        /// Number of probes allowed at a time.
         running_max: usize,
     },
     /// A pool has lost its last backend, or has one again.
     Pool {
-        /// Its name.
+        /// Name of the pool.
         pool: String,
         /// How many take new work.
         backends: usize,
@@ -72,9 +72,9 @@ pub enum News {
     },
     /// Connections of a pool begin to wait for a place at a backend, or none has waited for a while.
     Queue {
-        /// Its name.
+        /// Name of the pool.
         pool: String,
-        /// How many wait.
+        /// Connections waiting for a place; 0 = none has waited for ten seconds.
         waiting: u32,
     },
 }

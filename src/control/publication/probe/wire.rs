@@ -25,7 +25,7 @@ pub enum Sent {
     Blocked,
     /// All that can be sent before something is received.
     Begun,
-    /// Everything.
+    /// All that there is to send.
     All,
 }
 
@@ -79,7 +79,7 @@ impl Wire {
         }
     }
 
-    /// Receives.
+    /// Receives bytes, deciphered under TLS.
     pub fn receive(&mut self, fd: RawFd, buffer: &mut [u8]) -> Got {
         let Wire::Tls(connection) = self else {
             return match socket::recv(fd, buffer) {
