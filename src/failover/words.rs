@@ -170,7 +170,7 @@ impl Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Lack {
-    /// Nothing.
+    /// Nothing: it could hold the address.
     Nothing = 0,
     /// The node does not know the address, or has not been heard on it.
     Unknown = 1,

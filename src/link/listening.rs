@@ -41,7 +41,7 @@ impl ListenSocket {
 pub struct HandedSession {
     /// What is known of it.
     pub state: SessionState,
-    /// Connected to its backend.
+    /// Its socket, connected to its backend.
     pub fd: OwnedFd,
     /// What it holds under the limits of listener and backend, if it was opened in this process: it keeps that, and has been
     /// counted already.

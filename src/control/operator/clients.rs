@@ -35,7 +35,7 @@ pub(super) struct Clients {
 struct Slot {
     id: u64,
     use_: Use,
-    /// Since when it has been connected.
+    /// Since when it has been in this use.
     since: Instant,
     task: Option<AbortHandle>,
 }
