@@ -33,7 +33,7 @@ pub struct Budget {
     pub fixed: u64,
     /// Pipes of each worker.
     pub pipes: u64,
-    /// For connections.
+    /// Descriptors for connections.
     pub connections: u64,
     /// Descriptors for UDP sessions.
     pub sessions: u64,

@@ -306,9 +306,9 @@ impl PoolPolicy {
 /// `pools.NAME.queue`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
-    /// So many wait at most.
+    /// How many connections wait at most.
     pub length: u32,
-    /// So long at most.
+    /// How long a connection waits at most.
     pub timeout: Duration,
 }
 

@@ -14,7 +14,7 @@ use crate::discovery::amend::{Amendment, Amendments};
 /// What `weir members` says of those that were added.
 pub const OPERATOR: &str = "operator";
 
-/// Of all pools, by name.
+/// The amendments of all pools, by name.
 pub type Amended = BTreeMap<String, Amendments>;
 
 /// What a process tells the one after it.
@@ -94,7 +94,7 @@ pub fn written(amended: &Amended, mut tree: Node) -> (Node, String) {
     (tree, lines)
 }
 
-/// For how long an order holds.
+/// How long an order holds, in words for the operator.
 pub fn lasts(keep: bool) -> &'static str {
     match keep {
         true => "until weir is restarted",

@@ -39,7 +39,7 @@ const TARGET: &str = "weir::event";
 /// Something that happens: `Display` is its sentence in the log, `Serialize` gives the fields of its record, with its kind as
 /// `event`.
 pub trait Telling: fmt::Display + Serialize {
-    /// Of the line in the log.
+    /// Level of its line in the log.
     fn level(&self) -> Level;
 }
 

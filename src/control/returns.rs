@@ -56,7 +56,7 @@ impl Returns {
     /// Makes the rules of a configuration that are not there. What is not [followed](Returns::follow) soon goes again.
     ///
     /// # Errors
-    /// In words, with the key.
+    /// What is missing, with the key that asks for it.
     pub fn prepare(&mut self, config: &Config, now: Instant) -> Result<(), String> {
         let Some((_, pool)) = config.kept_pools().next() else {
             return Ok(());

@@ -36,7 +36,7 @@ pub enum Kind {
 pub struct Terms {
     /// How its answers come.
     pub kind: Kind,
-    /// From one question to the next.
+    /// Time from one question to the next.
     pub interval: Duration,
     /// How long an answer may take.
     pub timeout: Duration,

@@ -3,11 +3,11 @@
 /// What the operator said last. The later is the more binding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AdminState {
-    /// Let health decide.
+    /// Whether the backend takes work is decided by its health.
     #[default]
     Ready,
-    /// No new work.
+    /// It takes no new work, and may finish what it has.
     Drain,
-    /// Out of service.
+    /// It is out of service, whatever its probes say.
     Down,
 }

@@ -25,14 +25,14 @@ pub enum Expected {
     Line,
 }
 
-/// What was found.
+/// What an answer says of the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judged {
-    /// It may still come.
+    /// Not yet decided: the answer may still come.
     More,
     /// As expected; of an agent its line.
     Passed(Remark),
-    /// Not as expected.
+    /// Not as expected; says in which way.
     Failed(Remark),
 }
 

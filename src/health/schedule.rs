@@ -39,9 +39,9 @@ pub type Key = u64;
 /// How often a backend is probed, and how long a probe takes at the longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// From start to start.
+    /// Time from the start of one probe to the start of the next.
     pub interval: Duration,
-    /// From start to result.
+    /// Time from the start of a probe to its result.
     pub timeout: Duration,
 }
 

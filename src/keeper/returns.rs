@@ -78,7 +78,7 @@ struct Question {
     ask: Ask,
 }
 
-/// To the main process.
+/// An answer to the main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Answer {
     number: u64,
@@ -136,7 +136,7 @@ impl ReturnsHandle {
     /// Has these rules removed, unless another main process needs them.
     ///
     /// # Errors
-    /// In words.
+    /// What the kernel refused, in words.
     pub fn remove(&self, rules: &[Rule]) -> Result<(), String> {
         rules
             .chunks(PER_MESSAGE)

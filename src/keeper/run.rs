@@ -92,11 +92,11 @@ fn settle_in() -> Option<String> {
 /// Whether packets to an address are accepted beside its being held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accepted {
-    /// Not asked for.
+    /// It was not asked for.
     Never,
     /// From the first time it is held.
     Later,
-    /// It is.
+    /// Packets to the address are accepted.
     Now,
 }
 

@@ -36,7 +36,7 @@ pub struct Kept {
     pub accepted: bool,
 }
 
-/// From the main process.
+/// A message from the main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToKeeper {
     /// First of all, and whenever they change.
@@ -80,7 +80,7 @@ pub enum ToKeeper {
     },
 }
 
-/// From the keeper.
+/// A message from the keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromKeeper {
     /// The keeper has started.

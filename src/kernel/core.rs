@@ -60,7 +60,7 @@ pub(super) struct Core {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EndOrder {
     pub(super) cause: Cause,
-    /// Then it is ended by other means.
+    /// When it is ended by other means.
     pub(super) until: Instant,
 }
 

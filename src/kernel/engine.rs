@@ -20,7 +20,7 @@ use crate::link::{Engine, EngineOrder, Inherit, PacketFigures, Shared};
 use crate::snapshot::Snapshot;
 use crate::sys::netlink::Monitor;
 
-/// The engine's handle.
+/// A handle on the kernel engine, as control sees it.
 #[derive(Debug)]
 pub struct Kernel {
     shared: Arc<Shared>,

@@ -24,11 +24,11 @@ pub struct Patience {
 /// What to do with a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing.
+    /// The flow stays.
     Stays,
     /// Remove it; its end has been told.
     Fades,
-    /// End it.
+    /// End the flow, for this cause.
     Ends(Cause),
 }
 

@@ -38,7 +38,7 @@ const PARTING: Duration = Duration::from_secs(2);
 /// each packet, and finds the loops too complex.
 const NEEDED: [Capability; 3] = [Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON];
 
-/// From the main process.
+/// A message from the main process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToHelper {
     /// First of all, once.
@@ -47,14 +47,14 @@ pub enum ToHelper {
         sizes: Sizes,
         /// Name of the abstract socket at which a later process finds this one.
         name: String,
-        /// The rest.
+        /// What may change later, as in `Follow`.
         wishes: Wishes,
     },
-    /// Whenever they change.
+    /// Wishes that have changed.
     Follow(Wishes),
     /// Have these come in.
     Inject(Vec<Injected>),
-    /// End now.
+    /// The helper is to end at once.
     End,
 }
 
@@ -70,12 +70,12 @@ pub struct Wishes {
 /// To the main process, with the descriptors of the maps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHelper {
-    /// All is there.
+    /// The program is loaded and attached; the maps' descriptors come with it.
     Ready {
         /// [`digest`](super::program::digest) of the program.
         digest: String,
     },
-    /// It cannot be done.
+    /// The program cannot be loaded or attached.
     Failed {
         /// Why, and what would help.
         reason: String,

@@ -94,9 +94,9 @@ pub fn socket(address: Address, port: [u8; 2]) -> SocketAddr {
 shapes! {
     /// Who sends a packet to whom.
     Tuple {
-        /// Source.
+        /// Address that the packet comes from.
         src: Address,
-        /// Destination.
+        /// Address that the packet goes to.
         dst: Address,
         /// Source port, in network order.
         sport: [u8; 2],
@@ -104,7 +104,7 @@ shapes! {
         dport: [u8; 2],
         /// Of the IP header.
         protocol: u8,
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad: [u8; 3],
     }
 
@@ -116,17 +116,17 @@ shapes! {
         closed: u32,
         /// Bit of a bank: it has services of [`SERVICE_ANSWERS`].
         joins: u32,
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad: u32,
     }
 
     /// An address that is served.
     ServiceKey {
-        /// Address.
+        /// The address that clients use.
         address: Address,
-        /// Port, in network order.
+        /// The port that clients use, in network order.
         port: [u8; 2],
-        /// Of the IP header.
+        /// Protocol number of the IP header.
         protocol: u8,
         /// The bank that it is part of.
         bank: u8,
@@ -140,15 +140,15 @@ shapes! {
         pool: u32,
         /// One of `SERVICE_*`.
         kind: u32,
-        /// Of clients, in network order ([`SERVICE_ANSWERS`]).
+        /// The port that clients use, in network order ([`SERVICE_ANSWERS`]).
         port: [u8; 2],
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad: u16,
-        /// That clients use ([`SERVICE_ANSWERS`]).
+        /// The address that clients use ([`SERVICE_ANSWERS`]).
         address: Address,
-        /// Of the interface that has the clients' address; 0 = none has it.
+        /// Index of the interface that has the clients' address; 0 = none has it.
         ifindex: u32,
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad2: u32,
     }
 
@@ -158,25 +158,25 @@ shapes! {
         balance: u32,
         /// One of `MODE_*`.
         mode: u32,
-        /// First slot.
+        /// Its first slot in the table of slots.
         table: u32,
-        /// Slots.
+        /// How many slots it has there.
         length: u32,
         /// The only backend that takes work, plus one.
         only: u32,
         /// Whether the client's port counts.
         with_port: u32,
-        /// Next turn.
+        /// Number of the next turn, for `BALANCE_TURN`.
         turn: u64,
-        /// Of source_hash.
+        /// Seed of `source_hash` for IPv4 clients.
         seed_v4: u64,
-        /// Of source_hash.
+        /// Seed of `source_hash` for IPv6 clients.
         seed_v6: u64,
-        /// In host order.
+        /// Bits of an IPv4 client's address that count, in host order.
         mask_v4: u32,
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad: u32,
-        /// In network order.
+        /// Bits of an IPv6 client's address that count, in network order.
         mask_v6: [u8; 16],
     }
 
@@ -190,35 +190,35 @@ shapes! {
 
     /// A listener.
     Listener {
-        /// Of its name.
+        /// Identity of the listener's name.
         identity: u64,
-        /// Live flows.
+        /// Live flows, counted by the program.
         active: u32,
-        /// At most; 0 = any number.
+        /// Live flows at most; 0 = any number.
         active_max: u32,
     }
 
     /// A backend.
     Backend {
-        /// Of pool and address.
+        /// Identity of pool and address.
         identity: u64,
-        /// Its address.
+        /// The address that packets to it go to.
         address: Address,
-        /// Ours towards it.
+        /// The address of this host towards it.
         source: Address,
-        /// In network order; 0 = the client's choice.
+        /// Its port in network order; 0 = the port that the client used.
         port: [u8; 2],
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad: u16,
-        /// Way out.
+        /// Index of the interface by which packets to it leave.
         ifindex: u32,
-        /// Live flows.
+        /// Live flows, counted by the program.
         active: u32,
-        /// At most; 0 = any number.
+        /// Live flows at most; 0 = any number.
         active_max: u32,
-        /// New work goes there.
+        /// Not 0: new work goes there.
         ready: u32,
-        /// 0.
+        /// Always 0: the entry has no gaps.
         pad2: u32,
     }
 
@@ -226,19 +226,19 @@ shapes! {
     Flow {
         /// What a packet becomes.
         to: Tuple,
-        /// Next hop.
+        /// The next hop's address; `hop_family` says of which kind.
         hop: [u8; 16],
-        /// For operators.
+        /// The id that operators see and give to `weir kill`.
         id: u64,
-        /// So far.
+        /// Packets in this direction so far.
         packets: u64,
-        /// Payload so far.
+        /// Bytes of payload in this direction so far.
         bytes: u64,
         /// Last packet, nanoseconds.
         last: u64,
         /// First packet, nanoseconds.
         opened: u64,
-        /// Way out.
+        /// Index of the interface by which packets leave.
         ifindex: u32,
         /// When the way was looked up.
         routed: u32,
@@ -246,11 +246,11 @@ shapes! {
         listener: u32,
         /// Place of the backend.
         backend: u32,
-        /// `FLOW_*`.
+        /// The `FLOW_*` bits that are set.
         flags: u32,
-        /// To the first answer.
+        /// Microseconds from the first packet to the first answer; 0 = none yet.
         connect_us: u32,
-        /// Of `hop`.
+        /// Address family of `hop`.
         hop_family: u32,
         /// What this side sends next (TCP).
         next: u32,
@@ -266,29 +266,29 @@ shapes! {
         key: Tuple,
         /// The client's direction.
         up: Flow,
-        /// From the backend.
+        /// Packets from the backend.
         packets_down: u64,
-        /// From the backend.
+        /// Bytes of payload from the backend.
         bytes_down: u64,
-        /// When, nanoseconds.
+        /// When it ended, in nanoseconds.
         at: u64,
         /// One of `END_*`.
         end: u32,
-        /// Of the backend's entry.
+        /// `first_byte_us` of the backend's entry.
         first_byte_us: u32,
     }
 
     /// Counters of a listener or backend.
     Tally {
-        /// Flows.
+        /// Flows that have begun.
         opened: u64,
-        /// From clients.
+        /// Packets from clients.
         packets_up: u64,
-        /// From clients.
+        /// Bytes from clients.
         bytes_up: u64,
-        /// To clients.
+        /// Packets to clients.
         packets_down: u64,
-        /// To clients.
+        /// Bytes to clients.
         bytes_down: u64,
     }
 }
@@ -338,13 +338,13 @@ pub const SERVICE_HOST: u32 = 3;
 /// Local ports that mode `nat` uses, as `PORTS` of the program: those that sockets do not choose for themselves.
 pub const PORTS: [RangeInclusive<u16>; 2] = [1024..=32_767, 61_000..=65_535];
 
-/// By the key of the source.
+/// Chosen by the key of the source.
 pub const BALANCE_HASH: u32 = 0;
-/// In turn.
+/// Chosen in turn.
 pub const BALANCE_TURN: u32 = 1;
-/// The less loaded of two.
+/// Of two chosen by chance, the less loaded.
 pub const BALANCE_CHANCE: u32 = 2;
-/// The least loaded.
+/// The least loaded of all.
 pub const BALANCE_LEAST: u32 = 3;
 
 /// Backends see this host.
@@ -354,13 +354,13 @@ pub const MODE_KEEP: u32 = 1;
 /// Backends answer the client themselves.
 pub const MODE_DSR: u32 = 2;
 
-/// From the client.
+/// The direction from the client.
 pub const FLOW_CLIENT: u32 = 1;
 /// The backend has answered.
 pub const FLOW_ANSWERED: u32 = 2;
-/// Counted as active.
+/// The flow counts as active.
 pub const FLOW_OPEN: u32 = 4;
-/// Told of.
+/// The end of the flow has been told.
 pub const FLOW_ENDED: u32 = 8;
 /// This side has ended.
 pub const FLOW_FIN: u32 = 16;
@@ -369,7 +369,7 @@ pub const FLOW_DSR: u32 = 32;
 /// Its beginning was not seen here.
 pub const FLOW_JOINED: u32 = 128;
 
-/// Ended by us.
+/// The flow was ended by weir.
 pub const FLOW_CUT: u32 = 256;
 
 /// The backend has ended before the client.
@@ -383,7 +383,7 @@ pub const END_CLIENT_RESET: u32 = 1;
 pub const END_BACKEND_RESET: u32 = 2;
 /// The backend refused.
 pub const END_REFUSED: u32 = 3;
-/// By us.
+/// Ended by weir.
 pub const END_CUT: u32 = 4;
 
 /// An injected frame that ends a flow.

@@ -20,9 +20,9 @@ const AT_ONCE: usize = 1024;
 pub struct Maps {
     state: Array,
     services: Map,
-    /// Both banks.
+    /// Pools, in both banks.
     pub pools: Array,
-    /// Both banks.
+    /// Slots of the pools, in both banks.
     pub table: Array,
     /// Places of listeners.
     pub listeners: Array,

@@ -120,12 +120,12 @@ impl<T: Identified> Places<T> {
         freed
     }
 
-    /// Who is there.
+    /// The one that has this place, if any.
     pub fn get(&self, place: u32) -> Option<&Arc<T>> {
         self.tenants.get(place as usize)?.as_ref()?.who.as_ref()
     }
 
-    /// Where somebody is.
+    /// The place of the one with this identity, if it has one.
     pub fn find(&self, identity: u64) -> Option<u32> {
         self.by_identity.get(&identity).copied()
     }

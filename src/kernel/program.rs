@@ -15,7 +15,7 @@ use crate::sys::netlink::Netlink;
 /// Entries of the maps whose size follows from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
-    /// Established flows.
+    /// Entries for established flows.
     pub flows: u32,
     /// Slots of all pools, both banks.
     pub table: u32,

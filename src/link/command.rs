@@ -53,7 +53,7 @@ pub struct Shed {
     pub backend: u64,
     /// Of this protocol; `None` = of both.
     pub protocol: Option<Protocol>,
-    /// So many at most.
+    /// How many are ended at most.
     pub count: usize,
     /// Which of several equal parties takes what cannot be divided evenly, modulo their number.
     pub first: usize,

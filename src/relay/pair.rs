@@ -194,7 +194,7 @@ pub enum Pumped {
 /// What a lane may read in one pump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// So many bytes.
+    /// How many bytes may be moved.
     pub bytes: usize,
     /// Not one byte more (a bandwidth limit); else the last fill may be a full one.
     pub exact: bool,

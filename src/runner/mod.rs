@@ -76,7 +76,7 @@ impl From<&Failover> for Commands {
     }
 }
 
-/// From the main process.
+/// A message from the main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum ToRunner {
     /// First of all, and only once.

@@ -132,7 +132,7 @@ fn found(outcome: io::Result<()>) -> io::Result<bool> {
 }
 
 impl Map {
-    /// Of this descriptor.
+    /// The map behind this descriptor.
     pub fn new(fd: OwnedFd) -> io::Result<Map> {
         let info = info(fd.as_fd())?;
         let value_size = info.value_size as usize;
@@ -178,7 +178,7 @@ impl Map {
         self.element(UPDATE, key, value.as_ptr() as u64, 0)
     }
 
-    /// Entries at most.
+    /// How many entries the map holds at most.
     pub fn entries(&self) -> usize {
         self.entries
     }
@@ -328,7 +328,7 @@ impl Array {
         })
     }
 
-    /// Elements.
+    /// How many elements the array has.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -347,7 +347,7 @@ impl Array {
         }
     }
 
-    /// Reads an element.
+    /// A copy of the element with this index.
     pub fn get(&self, ix: usize) -> Vec<u8> {
         let words = self.words(ix).iter();
         words
@@ -384,7 +384,7 @@ const DISCARDED: u32 = 1 << 30;
 const HEADER: usize = 8;
 
 impl Ring {
-    /// Of this descriptor.
+    /// The ring buffer behind this descriptor, mapped into memory.
     pub fn new(fd: OwnedFd) -> io::Result<Ring> {
         let size = info(fd.as_fd())?.entries as usize;
         let consumer = Memory::new(fd.as_fd(), 0, page(), true)?;

@@ -24,7 +24,7 @@ pub struct Readiness {
     pub write_closed: bool,
     /// An error is pending.
     pub error: bool,
-    /// Urgent data.
+    /// Urgent data has come.
     pub priority: bool,
 }
 

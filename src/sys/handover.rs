@@ -48,7 +48,7 @@ impl AsFd for Channel {
 pub struct Message {
     /// At most [`MESSAGE_MAX`] bytes.
     pub bytes: Vec<u8>,
-    /// In the sender's order.
+    /// The descriptors that came with the message, in the sender's order.
     pub descriptors: Vec<OwnedFd>,
 }
 

@@ -112,7 +112,7 @@ pub struct Meta {
     pub from: Option<SocketAddr>,
     /// The local address it was sent to, on a wildcard socket. For a broadcast the address that answers it.
     pub to: Option<IpAddr>,
-    /// Bytes.
+    /// Bytes that the slot holds.
     pub len: usize,
     /// The slot holds several datagrams of this many bytes each, the last one possibly shorter; 0 = one datagram.
     pub segment: usize,
@@ -143,7 +143,7 @@ pub struct Ask {
 /// What a receive brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// The slots filled.
+    /// The slots that were filled, in order.
     pub slots: Range<usize>,
     /// The socket had no more.
     pub drained: bool,
@@ -191,12 +191,12 @@ impl Inbox {
         self.filled = 0;
     }
 
-    /// Free slots.
+    /// How many slots are free.
     pub fn room(&self) -> usize {
         self.metas.len() - self.filled
     }
 
-    /// Filled slots.
+    /// How many slots are filled.
     pub fn len(&self) -> usize {
         self.filled
     }
@@ -334,11 +334,11 @@ fn read_control(header: &libc::msghdr, meta: &mut Meta) {
 /// Bytes of a filled slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Slot.
+    /// Index of the slot.
     pub slot: u32,
-    /// First byte.
+    /// Offset of the first byte within the slot.
     pub start: u32,
-    /// Bytes.
+    /// How many bytes it is long.
     pub len: u32,
 }
 

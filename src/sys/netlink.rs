@@ -238,7 +238,7 @@ impl Netlink {
         self.serialize(message, NLM_F_ACK | flags)
     }
 
-    /// With the next sequence number.
+    /// A message with the next sequence number.
     fn serialize(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();

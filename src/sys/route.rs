@@ -55,7 +55,7 @@ pub struct Route {
     pub dscp: Option<u8>,
 }
 
-/// What is carried.
+/// The kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     /// Streams: the kernel sees to it that no two connections have the same addresses and ports.
@@ -65,7 +65,7 @@ pub enum Manner {
 }
 
 impl Route {
-    /// From anywhere.
+    /// A route to `target` from an address of the kernel's choice.
     pub fn to(target: Target) -> Route {
         Route {
             target,

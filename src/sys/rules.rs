@@ -25,7 +25,7 @@ const TABLE_ELSEWHERE: u8 = 0;
 /// Packets with this source are for this host, whatever their destination is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
-    /// Source address.
+    /// Source address of the packets that it is for.
     pub from: IpAddr,
     /// Datagrams instead of streams.
     pub udp: bool,

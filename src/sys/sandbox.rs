@@ -219,7 +219,7 @@ fn restrict_files(needs: &Needs) -> Result<(), String> {
 /// What happens on a call that is not on the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unlisted {
-    /// ENOSYS.
+    /// The call fails with ENOSYS.
     Refuse,
     /// The process ends (SIGSYS): for tests, so that a missing row cannot go unnoticed.
     Kill,

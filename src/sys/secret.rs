@@ -8,7 +8,7 @@ use std::path::Path;
 /// Shortest secret; what fewer bytes protect can be tried out.
 pub const SECRET_MIN: usize = 16;
 
-/// Longest secret.
+/// Most bytes of a secret.
 pub const SECRET_MAX: u64 = 4096;
 
 /// Reads a shared secret; white space at its end does not count.

@@ -145,7 +145,7 @@ unsafe fn internet_address(storage: *const libc::sockaddr_storage) -> Option<Soc
 /// Why a connection attempt failed. The first three are the backend's fault, the rest ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectError {
-    /// Refused.
+    /// The backend's host refused the connection.
     Refused,
     /// Accepted and reset at once.
     Reset,
@@ -275,11 +275,11 @@ fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef) -> R) -> R {
 /// What became of a read or write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transfer {
-    /// So many bytes, at least 1.
+    /// So many bytes were moved, at least 1.
     Bytes(usize),
     /// End of stream (reads only).
     Eof,
-    /// EAGAIN.
+    /// Nothing can be transferred now (EAGAIN).
     Blocked,
     /// The kernel has no memory for it now (ENOBUFS, ENOMEM), or a signal came: no event will tell when to try again.
     Starved,

@@ -49,7 +49,7 @@ pub(super) struct Connection {
     pub story: Story,
     /// It stands in the run queue.
     pub queued: bool,
-    /// By its latest pump.
+    /// Its weight by the latest pump.
     pub weight: Weight,
 }
 

@@ -124,7 +124,7 @@ pub(super) struct Accepting {
 /// The socket that is being accepted from.
 struct Current {
     key: Key,
-    /// So many more.
+    /// How many more connections may be taken from it now.
     left: u32,
     share: Share,
 }

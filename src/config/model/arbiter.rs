@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct Arbiter {
     /// How its servers are reached.
     pub servers: EtcdServers,
-    /// Before all of its keys.
+    /// What all of its keys begin with.
     pub prefix: String,
     /// Nothing is claimed that another kernel may still have.
     pub strict: bool,

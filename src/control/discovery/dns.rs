@@ -53,7 +53,7 @@ pub enum Records {
 pub struct Dns {
     /// What is asked for.
     pub records: Records,
-    /// Of members' addresses.
+    /// Kind of addresses that members have.
     pub family: Family,
     /// Who is asked.
     pub resolver: Resolver,

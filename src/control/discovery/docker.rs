@@ -21,7 +21,7 @@ use super::{Shared, Source, Tell};
 use crate::config::model::MemberDefaults;
 use crate::discovery::{Heard, containers};
 
-/// For the engine to answer.
+/// How long the engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looked at without an event.
 const LOOK: Duration = Duration::from_secs(15);
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_millis(10);
 /// Events that are taken as one at most.
 const SETTLE_MAX: usize = 20;
-/// Before it is tried again.
+/// Pause before the engine is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Most bytes of a list of containers.
 const LIST_MAX: usize = 16 << 20;
@@ -128,7 +128,7 @@ impl Docker {
     }
 }
 
-/// As it stands in a query.
+/// The text as it stands in a query.
 fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     let one = |byte: u8| match plain(byte) {

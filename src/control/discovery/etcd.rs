@@ -15,18 +15,18 @@ use crate::control::etcd::wire::{Keys as Range, Kind};
 use crate::control::etcd::{Client, Error, Settings};
 use crate::discovery::{Heard, Keys};
 
-/// For etcd to answer.
+/// How long etcd may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two looks whether the cluster is there.
+/// Time between two looks whether the cluster is there.
 const LOOK: Duration = Duration::from_secs(15);
-/// Before it is tried again.
+/// Pause before etcd is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub struct Etcd {
     /// How to reach the cluster.
     pub settings: Settings,
-    /// Before all keys.
+    /// What all keys of the members begin with.
     pub prefix: String,
     /// What values do not say of a member.
     pub like: MemberDefaults,

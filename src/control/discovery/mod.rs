@@ -42,7 +42,7 @@ pub struct Changed(pub String);
 /// Tells control; false if it has too much to do at the moment.
 pub type Notify = Arc<dyn Fn(Changed) -> bool + Send + Sync>;
 
-/// Before control is told again.
+/// Pause before control is told again.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// One kind of source. What it needs of the system is declared in `app::needs`, beside what else the sandbox lets through.
@@ -76,7 +76,7 @@ pub struct News {
     pub members: usize,
     /// Why it cannot be asked, or its answer cannot be used.
     pub error: Option<String>,
-    /// Of the line in the log.
+    /// Level of the line in the log.
     #[serde(skip)]
     pub level: log::Level,
     /// The rest of that line.

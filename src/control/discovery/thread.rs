@@ -20,7 +20,7 @@ enum Order {
 /// The running thread. It ends when this is dropped, without being waited for.
 pub struct Thread {
     orders: mpsc::UnboundedSender<Order>,
-    /// Of the next task.
+    /// Number of the next task.
     next: u64,
 }
 

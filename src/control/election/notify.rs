@@ -97,7 +97,7 @@ impl Change {
 #[derive(Debug, Default)]
 struct Agenda {
     next_id: u64,
-    /// By address and interface.
+    /// What is still to be told, by address and interface.
     addresses: IndexMap<(String, String), Pending>,
 }
 

@@ -28,7 +28,7 @@ pub struct Facts {
     pub upgrade_error: Option<String>,
     /// Reloads refused so far.
     pub reload_failures: u64,
-    /// Since the workers' epoch.
+    /// Time since the workers' epoch.
     pub uptime: Duration,
     /// Told to stop.
     pub stopping: bool,
@@ -71,7 +71,7 @@ pub struct BackendFacts {
     pub reason: Option<Remark>,
     /// Where it comes from, if not from the configuration.
     pub source: String,
-    /// In this state.
+    /// How long it has been in this state.
     pub since: Duration,
     /// Weight in force, if an operator changed it.
     pub weight: Option<u32>,

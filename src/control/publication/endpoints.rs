@@ -24,7 +24,7 @@ use crate::stats::ListenerStats;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Endpoints {
-    /// In configuration order.
+    /// The listeners, in configuration order.
     entries: Vec<Entry>,
     /// The same for the snapshot.
     listeners: Arc<Listeners>,
@@ -34,7 +34,7 @@ pub struct Endpoints {
 #[derive(Debug)]
 struct Entry {
     listener: Arc<Listener>,
-    /// By what the file says.
+    /// The bound addresses, by what the file says.
     bound: IndexMap<Address, Binding>,
 }
 

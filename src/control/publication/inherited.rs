@@ -35,7 +35,7 @@ impl std::fmt::Display for Label {
 }
 
 impl Label {
-    /// Of a listener's socket.
+    /// The label of a listener's socket.
     pub fn listener(name: &str, protocol: Protocol, wanted: &Address, local: &Address) -> Label {
         Label::Listener {
             name: name.to_string(),

@@ -111,7 +111,7 @@ pub struct PoolEntry {
 /// See the module.
 pub struct Pools {
     schedule: Schedule,
-    /// To be started now.
+    /// Probes to be started now.
     probes: Vec<Probe>,
     pools: Vec<PoolEntry>,
     /// Backends that are in no pool any more and still have connections, by identity.
@@ -132,7 +132,7 @@ pub struct Pools {
     changed: bool,
     /// What is to be logged once workers have been told.
     news: Vec<News>,
-    /// Of the counters of a new backend.
+    /// How many shards the counters of a new backend have.
     shards: usize,
 }
 

@@ -147,7 +147,7 @@ pub struct Table {
     /// See [`Beat::settings`].
     settings: u64,
     now: At,
-    /// Of the newest beat.
+    /// Number of the newest beat that was sent.
     number: u64,
     /// Number and time of the beats of late.
     sent: VecDeque<(u64, At)>,

@@ -5,9 +5,9 @@ use super::*;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Yield {
     pub to: NodeIx,
-    /// Until then it must have begun.
+    /// The successor must have begun to claim it by then.
     pub until: At,
-    /// Until then it must hold.
+    /// The successor must hold it by then.
     pub finish: At,
 }
 

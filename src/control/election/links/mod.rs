@@ -88,7 +88,7 @@ pub struct Identity {
 
 #[derive(Default)]
 struct Path {
-    /// Of our own addresses.
+    /// Index of our own address that it uses.
     local: usize,
     /// The authenticated connection.
     active: Option<usize>,

@@ -60,7 +60,7 @@ pub struct Verdict {
     pub result: Result<Remark, Remark>,
     /// It failed for want of descriptors, memory or ports here, and says nothing of the backend.
     pub untried: bool,
-    /// From start to verdict.
+    /// Time from the start of the probe to its verdict.
     pub took: Duration,
 }
 

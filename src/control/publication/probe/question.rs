@@ -24,9 +24,9 @@ pub struct Probe {
     pub route: Route,
     /// Whether it is a datagram rather than a stream.
     pub datagram: bool,
-    /// TLS below.
+    /// The TLS that it runs over; `None` = none.
     pub tls: Option<Secured>,
-    /// From start to verdict.
+    /// Time that the probe may take from its start to its verdict.
     pub timeout: Duration,
     /// Whether further sockets try while nothing answers.
     pub insists: bool,
