@@ -24,7 +24,7 @@ const SOURCES_PER_SHARD: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Sources(Box<[Mutex<SourceTable>]>);
 
-/// See the module.
+/// One listener's access list, caps and rates, with what they count.
 #[derive(Debug)]
 pub struct Gate {
     acl: Acl,

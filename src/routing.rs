@@ -36,7 +36,7 @@ pub struct Asked {
     pub way: Option<Arc<ByName>>,
 }
 
-/// See the module.
+/// The routes of one listener.
 #[derive(Debug)]
 pub struct Routing {
     /// In file order, the rest last.

@@ -15,7 +15,7 @@ use crate::queue::PoolQueue;
 use crate::routing::Routing;
 use crate::stats::{BackendStats, ListenerStats};
 
-/// See the module.
+/// The configuration and the state of backends, as workers see them; never changed once it is published.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Grows with every publication.

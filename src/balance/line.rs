@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Who somebody is in a line. Later ones have larger tickets; 0 is nobody's.
 pub type Ticket = u64;
 
-/// See the module. `W` is how somebody is woken.
+/// Who waits, in order of arrival. `W` is how somebody is woken.
 #[derive(Debug)]
 pub struct Line<W> {
     waiting: BTreeMap<Ticket, (Instant, W)>,

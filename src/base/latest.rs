@@ -8,7 +8,7 @@
 
 use super::atomic::{AtomicU64, Ordering};
 
-/// See the module. Versions rise from 1; there is one writer.
+/// The version of the newest value. Versions rise from 1; there is one writer.
 #[derive(Debug, Default)]
 pub struct Latest(AtomicU64);
 

@@ -30,7 +30,7 @@ struct Slot<T> {
     content: Content<T>,
 }
 
-/// See the module.
+/// Entries in numbered slots, found by a [`Key`].
 pub struct Slab<T> {
     chunks: Vec<Vec<Slot<T>>>,
     free: u32,

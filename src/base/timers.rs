@@ -28,7 +28,7 @@ const IDLE: Node = Node {
     list: UNSET,
 };
 
-/// See the module. Time is in ticks; what a tick lasts is the caller's affair.
+/// The timers of one slab's slots. Time is in ticks; how long a tick lasts is up to the caller.
 pub struct Timers {
     nodes: Vec<Node>,
     heads: [u32; SLOTS * LEVELS],

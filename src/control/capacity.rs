@@ -4,7 +4,7 @@ use crate::api::question::Refusal;
 use crate::config::{Budget, Config};
 use crate::sys::limits;
 
-/// See the module.
+/// What this process can carry with one configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Capacity {
     /// Number of event loops.

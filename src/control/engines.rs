@@ -21,7 +21,7 @@ use crate::snapshot::{Owner, Snapshot};
 /// How old counters that are kept elsewhere may be.
 const COLLECT_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// All engines of this process, the workers among them.
 pub struct Engines {
     /// The first one, and the one that has listening sockets.
     pub workers: Workers,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::events::Telling;
 
-/// See the module.
+/// Something that has happened to the process as a whole.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Life {

@@ -20,7 +20,7 @@ const UNSENT_MAX: usize = 64;
 /// Signs of life are sent so many times within the service manager's limit.
 const FEEDS_PER_LIMIT: u32 = 4;
 
-/// See the module.
+/// The way to the service manager, if one has started this process.
 #[derive(Debug)]
 pub struct Notifier {
     silent: bool,

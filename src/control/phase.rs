@@ -12,7 +12,7 @@
 
 use std::fmt;
 
-/// See the module.
+/// Where a process is between its start and its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Started by an upgrade: another process serves.

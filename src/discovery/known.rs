@@ -49,7 +49,7 @@ struct Failing {
     said: Instant,
 }
 
-/// See the module.
+/// What one source has said of its members, and whether it fails.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     members: Vec<Backend>,

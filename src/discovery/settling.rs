@@ -48,7 +48,7 @@ pub enum Next {
     Rest,
 }
 
-/// See the module.
+/// Judges when a watched file is whole, and when to look at it again.
 #[derive(Debug, Clone)]
 pub struct Settling {
     /// As it looked when what counts was read, if nothing has happened since.

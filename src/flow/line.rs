@@ -18,7 +18,7 @@ pub struct SessionLimits {
     pub replies: Option<u32>,
 }
 
-/// See the module. Times in nanoseconds.
+/// The sessions of one listener, in order of last use. Times are in nanoseconds.
 #[derive(Debug)]
 pub(super) struct Line {
     pub idle: u64,

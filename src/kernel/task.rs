@@ -29,7 +29,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How often it is looked how backends are reached.
 const ROUTES: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// The state of the engine's thread.
 pub(super) struct Task {
     pub(super) shared: Arc<Shared>,
     pub(super) attached: Arc<Attached>,

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::config::model::Listener;
 use crate::snapshot::Snapshot;
 
-/// See the module.
+/// A handle on whatever carries connections and sessions of some listeners.
 pub trait Engine: fmt::Debug + Send + Sync {
     /// As a listener's `engine` names it.
     fn name(&self) -> &'static str;

@@ -33,7 +33,7 @@ const PINNED: Option<Conduit> = match option_env!("WEIR_GEAR") {
     None => None,
 };
 
-/// See the module.
+/// Whether one lane copies or splices now, and what would make it change.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gear {
     conduit: Conduit,

@@ -76,7 +76,7 @@ pub enum Done {
     },
 }
 
-/// See the module.
+/// One direction of a connection: how far it is, and what it does next.
 #[derive(Debug, Clone, Default)]
 pub struct Lane {
     moved: u64,

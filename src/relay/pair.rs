@@ -56,7 +56,7 @@ pub trait Io {
     fn discard(&mut self, lane: Side);
 }
 
-/// See the module.
+/// The two lanes of one connection.
 #[derive(Debug, Clone)]
 pub struct Pair {
     lanes: [Lane; 2],

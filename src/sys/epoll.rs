@@ -41,7 +41,7 @@ impl From<&Event> for Readiness {
     }
 }
 
-/// See the module.
+/// One epoll instance, with the events of its latest wait.
 #[derive(Debug)]
 pub struct Poller {
     poll: Poll,

@@ -149,7 +149,7 @@ pub struct Received {
     pub drained: bool,
 }
 
-/// See the module.
+/// Slots for datagrams that are received in batches.
 pub struct Inbox {
     arena: Vec<u8>,
     metas: Vec<Meta>,
@@ -355,7 +355,7 @@ pub struct Message {
     pub segment: usize,
 }
 
-/// See the module.
+/// Headers of datagrams that are sent in batches, reused from call to call.
 #[derive(Default)]
 pub struct Outbox {
     headers: Vec<libc::mmsghdr>,

@@ -42,7 +42,7 @@ pub enum Source {
     Nobody,
 }
 
-/// See the module.
+/// The parameters of one connection towards a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Where packets go.

@@ -102,7 +102,7 @@ pub(super) enum Arrival {
     Refuse(Accepted, Cause),
 }
 
-/// See the module.
+/// The listening side of a worker: which sockets it accepts from, and how many connections at a time.
 #[derive(Default)]
 pub(super) struct Accepting {
     /// Sockets whose queues are not empty.

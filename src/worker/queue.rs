@@ -11,7 +11,7 @@ use crate::balance::line::Ticket;
 use crate::base::Key;
 use crate::queue::{PoolQueue, Queued};
 
-/// See the module.
+/// The connections of this worker that wait for a place at a backend.
 #[derive(Default)]
 pub(super) struct Waiting {
     lines: Vec<Here>,

@@ -38,7 +38,7 @@ use crate::link::{self, Address, Command, HandedSession, ListenSocket, SocketMov
 use crate::snapshot::Listeners;
 use crate::worker::os::udp;
 
-/// See the module.
+/// The listening sockets of one worker, of both protocols.
 pub(super) struct Sockets {
     pub streams: Set<Stream>,
     pub datagrams: Set<Datagram>,

@@ -30,7 +30,7 @@ use crate::relay::{By, Cause, Ending};
 use crate::worker::os::epoll::Readiness;
 use crate::worker::os::socket::{self, ConnectError};
 
-/// See the module.
+/// The TCP connections of one worker.
 pub(super) struct Tcp {
     connections: Slab<Connection>,
     run: RunQueue,

@@ -16,7 +16,7 @@ const UNIT: &str = "weir.service";
 /// Present while systemd is what manages the machine (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
 
-/// See the module.
+/// This machine, with the properties of `weir.service` if that runs the file being checked.
 pub struct Here {
     unit: Option<HashMap<String, String>>,
 }

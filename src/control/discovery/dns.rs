@@ -49,7 +49,7 @@ pub enum Records {
     },
 }
 
-/// See the module.
+/// A source that asks for records of DNS.
 pub struct Dns {
     /// What is asked for.
     pub records: Records,

@@ -36,7 +36,7 @@ const LIST_MAX: usize = 16 << 20;
 
 type Question = SendRequest<Empty<Bytes>>;
 
-/// See the module.
+/// A source that watches containers with a label.
 pub struct Docker {
     /// `KEY` or `KEY=VALUE`.
     pub label: String,

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(15);
 /// Pause before etcd is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// See the module.
+/// A source that watches the keys of a prefix.
 pub struct Etcd {
     /// How to reach the cluster.
     pub settings: Settings,

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The same without events.
 const LOOK_ALONE: Duration = Duration::from_millis(500);
 
-/// See the module.
+/// A source that reads the file at this path.
 pub struct File(pub PathBuf);
 
 impl Source for File {

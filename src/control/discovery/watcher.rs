@@ -27,7 +27,7 @@ struct Interest {
 
 type Interests = Arc<Mutex<HashMap<PathBuf, Vec<Interest>>>>;
 
-/// See the module.
+/// Watches the directories of all sources that are files.
 #[derive(Default)]
 pub struct Watcher {
     inotify: RefCell<Option<RecommendedWatcher>>,

@@ -16,7 +16,7 @@ use crate::snapshot::Snapshot;
 /// Listeners and backends beyond so many have no series of their own.
 const SERIES_MAX: usize = 128;
 
-/// See the module.
+/// The samples of the last minutes, for every listener and backend that has a series.
 #[derive(Debug, Default)]
 pub struct History {
     /// Number of the newest sample; the first is 1.

@@ -21,7 +21,7 @@ use crate::routing::Routing;
 use crate::snapshot::{Listener, Listeners, Owner};
 use crate::stats::ListenerStats;
 
-/// See the module.
+/// The listeners of the configuration in force, and their addresses.
 #[derive(Debug, Default)]
 pub struct Endpoints {
     /// The listeners, in configuration order.

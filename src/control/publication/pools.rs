@@ -108,7 +108,7 @@ pub struct PoolEntry {
     queue: Arc<PoolQueue>,
 }
 
-/// See the module.
+/// All pools of the configuration in force, with the health of their backends.
 pub struct Pools {
     schedule: Schedule,
     /// Probes to be started now.

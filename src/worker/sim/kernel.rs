@@ -106,7 +106,7 @@ pub struct Gone {
     pub bytes: Vec<u8>,
 }
 
-/// See the module.
+/// The fake kernel of one simulation.
 pub struct Kernel {
     pub rng: Rng,
     pub now: Instant,

@@ -97,7 +97,7 @@ impl Datagram {
     }
 }
 
-/// See the module.
+/// The UDP listeners and sessions of one worker.
 pub(super) struct Udp {
     table: Table<Session>,
     /// The newest known listeners by id; those that are gone stay for the sessions that still count in them.

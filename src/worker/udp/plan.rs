@@ -27,7 +27,7 @@ struct Open {
     bytes: usize,
 }
 
-/// See the module. Buffers are reused from turn to turn.
+/// The datagrams of one turn, grouped into sends. Buffers are reused from turn to turn.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub parts: Vec<Part>,

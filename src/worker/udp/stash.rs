@@ -6,7 +6,7 @@
 /// Bytes kept by a worker.
 const CAPACITY: usize = 256 << 10;
 
-/// See the module.
+/// A ring of copies of datagrams that were sent lately.
 pub(super) struct Stash {
     ring: Box<[u8]>,
     /// Bytes ever written, skipped ends included.
