@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use crate::balance::line::{Line, Ticket};
 use crate::stats::Histogram;
 
-/// The queue of one pool, shared by all workers. It lives as long as the pool's name does, whatever its configuration says.
+/// The queue of one pool, shared by all workers. It lives as long as the pool's name does, whatever its configuration
+/// says.
 #[derive(Debug, Default)]
 pub struct PoolQueue {
     /// Somebody may wait, now or later; never false again.

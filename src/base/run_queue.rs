@@ -26,7 +26,8 @@ pub enum Weight {
     Heavy,
 }
 
-/// The work of one worker that is still to be done. Membership is the caller's bit (`queued` in the entry), so that pushing costs no lookup.
+/// The work of one worker that is still to be done. Membership is the caller's bit (`queued` in the entry), so that
+/// pushing costs no lookup.
 #[derive(Default)]
 pub struct RunQueue {
     light: VecDeque<Key>,

@@ -32,7 +32,7 @@ pub struct Options {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody there.
+    /// No process answers at this path.
     #[error("weir is not running: nothing answers at {}{}", .0.display(), elsewhere(.0))]
     NotRunning(PathBuf),
     /// Not ours to use.
@@ -41,10 +41,10 @@ pub enum Error {
     /// It did not answer in time.
     #[error("weir does not answer at {}", .0.display())]
     Silent(PathBuf),
-    /// Something else.
+    /// Any other trouble with the socket at this path, in words.
     #[error("admin socket {}: {}", .0.display(), .1)]
     Broken(PathBuf, String),
-    /// It answered no.
+    /// The process answered, and refused.
     #[error("{0}")]
     Refused(Refusal),
 }
@@ -64,7 +64,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to the admin socket at `path`.
     pub fn connect(path: &Path) -> Result<Client, Error> {
         match UnixStream::connect(path) {
             Ok(stream) => Ok(Client {
@@ -149,7 +149,7 @@ impl Client {
     }
 }
 
-/// Asks one question.
+/// Asks one question on a connection of its own.
 pub fn ask(options: &Options, question: &Question) -> Result<Value, Error> {
     Client::connect(&options.socket)?.ask(question)
 }

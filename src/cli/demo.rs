@@ -48,7 +48,7 @@ pub struct Args {
     engine: String,
 }
 
-/// Runs it.
+/// Runs `weir demo`.
 pub fn run(args: Args) -> ExitCode {
     let outcome = match &*args.engine {
         "kernel" => kernel::demo(args.time),

@@ -30,7 +30,7 @@ pub struct DiffArgs {
     options: Options,
 }
 
-/// Prints it.
+/// Runs `weir dump`: prints the configuration in force.
 pub fn dump(args: &DumpArgs) -> ExitCode {
     match client::ask(&args.options, &Question::Dump) {
         Ok(answer) if args.options.json => {
@@ -45,7 +45,7 @@ pub fn dump(args: &DumpArgs) -> ExitCode {
     }
 }
 
-/// Compares.
+/// Runs `weir diff`: prints what a reload of the file would change.
 pub fn diff(args: &DiffArgs) -> ExitCode {
     let file = match config::load(&args.config) {
         Ok(loaded) => loaded.config.written.node().clone(),

@@ -60,7 +60,7 @@ impl FromStr for Source {
     }
 }
 
-/// Runs it.
+/// Runs `weir explain`.
 pub fn run(args: &Args) -> ExitCode {
     let mut config = match config::load(&args.config) {
         Ok(loaded) => loaded.config,

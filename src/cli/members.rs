@@ -19,7 +19,7 @@ pub struct Args {
     options: Options,
 }
 
-/// Prints it.
+/// Runs `weir members`: prints where each backend of a pool comes from.
 pub fn run(args: Args) -> ExitCode {
     let Args { pool, options } = &args;
     let read = client::Client::connect(&options.socket).and_then(|mut client| client.read(&Question::Status));

@@ -30,7 +30,7 @@ pub struct Args {
     no_sandbox: bool,
 }
 
-/// Runs it.
+/// Runs `weir run`, until the process is told to end.
 pub fn run(args: Args) -> ExitCode {
     if args.listen.is_empty() {
         return app::run(Source::File(args.config), !args.no_sandbox);

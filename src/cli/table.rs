@@ -49,13 +49,13 @@ pub struct Value(pub String, pub Tone);
 /// What a value means to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// Nothing special.
+    /// Neither good nor bad.
     Plain,
     /// As it should be.
     Good,
     /// On the way, or on purpose.
     Note,
-    /// Broken.
+    /// Something is wrong.
     Bad,
     /// Of no importance now.
     Dim,
@@ -112,7 +112,7 @@ impl Rows {
         Rows { table, right }
     }
 
-    /// Adds a row.
+    /// Adds a row, one value for each column.
     pub fn row<const N: usize>(&mut self, values: [Value; N]) {
         let cells = values.into_iter().zip(&self.right).map(|(Value(text, tone), &right)| {
             let cell = align(Cell::new(clean(&text)), right);
@@ -144,7 +144,7 @@ fn align(cell: Cell, right: bool) -> Cell {
     })
 }
 
-/// `1.5 MiB`.
+/// A number of bytes, such as `1.5 MiB`.
 pub fn bytes(n: u64) -> String {
     scaled(n as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
 }
@@ -154,7 +154,7 @@ pub fn rate(per_second: f64) -> String {
     scaled(per_second, 1000.0, &["B/s", "kB/s", "MB/s", "GB/s", "TB/s"])
 }
 
-/// `1.5k`.
+/// A number, such as `1.5k`.
 pub fn count(n: f64) -> String {
     scaled(n, 1000.0, &["", "k", "M", "G", "T"]).trim_end().to_string()
 }

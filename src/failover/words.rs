@@ -314,7 +314,7 @@ pub enum Input {
     Lost {
         /// The virtual address concerned.
         vip: VipIx,
-        /// The keeper's reason, as a sentence for the log.
+        /// The keeper's reason, in words.
         why: String,
     },
     /// The keeper let the address go because it had no proof of life.

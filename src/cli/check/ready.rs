@@ -48,7 +48,7 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// About a key.
+    /// Advice about the key at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Advice {
         Advice {
             path: path.into(),
@@ -57,7 +57,7 @@ impl Advice {
     }
 }
 
-/// One subject.
+/// What is to be said about one subject.
 type Row = fn(&Config, &dyn Host) -> Vec<Advice>;
 
 /// All subjects, in the order in which they are printed.

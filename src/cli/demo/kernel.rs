@@ -46,7 +46,7 @@ const BACKEND: &str = "198.18.1.1";
 /// Who carries what comes to a port, in the order in which they are shown.
 const ENGINES: [(&str, u16); 2] = [("kernel", 80), ("proxy", 81)];
 
-/// Runs it.
+/// Runs `weir demo` with the kernel engine, for `time` (`None` = its default) or until it is interrupted.
 pub fn demo(time: Option<Duration>) -> anyhow::Result<()> {
     let lacking = helper::missing().unwrap_or_default();
     if !nix::unistd::geteuid().is_root() || !lacking.is_empty() {

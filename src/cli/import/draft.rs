@@ -28,7 +28,7 @@ fn scalar(at: Place, text: impl Into<String>) -> Node {
 }
 
 impl Section {
-    /// An empty one.
+    /// An empty section, made from this statement.
     pub fn new(from: &Statement) -> Section {
         let value = Value::Map(Vec::new());
         Section(Node { at: place(from), value })
@@ -162,7 +162,7 @@ pub struct Finished {
 }
 
 impl Draft {
-    /// Nothing yet.
+    /// A draft without anything in it yet.
     pub fn new(sources: Sources) -> Draft {
         let value = Value::Map(Vec::new());
         let at = Place { line: 0, column: 0 };

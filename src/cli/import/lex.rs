@@ -19,7 +19,7 @@ pub enum Style {
 pub struct Statement {
     /// Number of the statement among all that were read: an index into [`Sources`].
     pub ix: u32,
-    /// At least one.
+    /// The statement's words, at least one.
     pub words: Vec<String>,
     /// What stands in its braces, or in its section.
     pub block: Vec<Statement>,

@@ -83,7 +83,7 @@ impl Dialect {
     }
 }
 
-/// Runs it.
+/// Runs `weir import`.
 pub fn run(args: &Args) -> ExitCode {
     match import(&args.files, args.from) {
         Ok(Finished { yaml, remarks }) => {

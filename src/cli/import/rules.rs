@@ -9,13 +9,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub enum Rule {
     /// These are accepted, whatever comes later.
     Accept(Vec<IpNet>),
-    /// These are refused.
+    /// Clients in these networks are refused.
     Refuse(Vec<IpNet>),
     /// All but these are refused; these go on to the next rule.
     RefuseOthers(Vec<IpNet>),
 }
 
-/// Everybody.
+/// The networks of all addresses, IPv4 and IPv6.
 pub fn everybody() -> [IpNet; 2] {
     let v4 = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
     let v6 = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0);

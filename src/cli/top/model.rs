@@ -23,9 +23,9 @@ pub struct Sample {
 /// One value of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
-    /// As shown.
+    /// The text as it is shown.
     pub text: String,
-    /// What it means.
+    /// Whether it is good or bad, which gives its colour.
     pub tone: Tone,
     key: Key,
 }
@@ -62,7 +62,7 @@ enum Target {
 /// What the user wants of the terminal's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
-    /// Draw.
+    /// Draw the screen again, nothing else.
     Nothing,
     /// End the program.
     Quit,
@@ -91,7 +91,7 @@ pub enum Press {
 /// What the keys go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
-    /// The table.
+    /// The keys go to the table.
     Table,
     /// The filter is being written.
     Filter,
@@ -103,10 +103,10 @@ pub enum Mode {
     Help,
 }
 
-/// The whole state.
+/// The whole state of `weir top`.
 #[derive(Debug)]
 pub struct Model {
-    /// The table shown.
+    /// Which table is shown.
     pub view: View,
     /// Where keys go.
     pub mode: Mode,
@@ -397,7 +397,7 @@ impl Model {
         .collect()
     }
 
-    /// Obeys a key.
+    /// Carries out what a key stands for.
     pub fn press(&mut self, key: Press) -> Wish {
         match (self.mode.clone(), key) {
             (Mode::Filter, Press::Char(c)) => self.filter.push(c),

@@ -5,7 +5,7 @@
 pub enum View {
     /// Backends of all pools.
     Backends,
-    /// Listeners.
+    /// Listeners of the configuration.
     Listeners,
     /// Connections and sessions, busiest first.
     Connections,

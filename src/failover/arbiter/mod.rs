@@ -173,7 +173,7 @@ pub enum Wish {
 pub enum View {
     /// Neither wanted nor had.
     Idle,
-    /// Wanted and asked for, but not had.
+    /// Wanted, but not had.
     Asking {
         /// Since when it has been wanted.
         since: At,

@@ -73,7 +73,7 @@ enum Quotation {
     Telling,
 }
 
-/// See the module: grouped by what changes together.
+/// One UDP session, grouped by what changes together.
 pub(super) struct Session {
     /// The listening socket it came in on and is answered through.
     pub socket: Key,
@@ -100,7 +100,7 @@ pub(super) struct Wire {
     pub grown: bool,
 }
 
-/// Its backend.
+/// The session's backend, and its place there.
 pub(super) struct Bound {
     pub backend: Arc<Backend>,
     /// Held while the session counts at its backend.
