@@ -13,11 +13,11 @@ pub const FAST_MIN: Duration = Duration::from_millis(100);
 /// What the probes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Condition {
-    /// No result yet.
+    /// No probe has ended yet.
     Starting,
-    /// Passing.
+    /// It passes: the first probe did, or `rise` in a row.
     Up,
-    /// Failing.
+    /// It fails: the first probe did, or `fall` in a row.
     Down,
 }
 

@@ -63,7 +63,7 @@ pub enum Done {
         /// Less than asked.
         short: bool,
     },
-    /// EAGAIN.
+    /// The socket has nothing to read, or takes no more, for now (EAGAIN).
     Blocked,
     /// End of stream (fill), or FIN sent (shut).
     Eof,

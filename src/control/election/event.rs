@@ -90,7 +90,7 @@ pub enum Event {
         /// Why the beat was refused.
         #[serde(rename = "reason", serialize_with = "word")]
         why: Rejected,
-        /// The sender's name or address, as far as it is known.
+        /// Address and port of the sender; `?` if they are not known.
         from: String,
     },
     /// Any other line of the event log.
