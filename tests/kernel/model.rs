@@ -1265,8 +1265,12 @@ fn held_connections_are_spread_by_weight() {
 /// Seen to fail where ports of ended connections are not used again.
 #[test]
 fn ports_of_ended_connections_serve_others() {
-    /// Of 36,280.
-    const TURNS: [(&str, u16); 2] = [(CLIENTS[0][0], 26_000), (CLIENTS[0][1], 14_000)];
+    /// Of 36,280 ports. With fewer than half of them taken, the 24 that are tried for a connection are never all taken.
+    const TURNS: [(&str, u16); 3] = [
+        (CLIENTS[0][0], 16_000),
+        (CLIENTS[0][1], 16_000),
+        (CLIENTS[0][2], 16_000),
+    ];
     if !may_make_namespaces() {
         return;
     }
