@@ -1009,14 +1009,15 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 			if (map_update(&half, &other, down, BPF_ANY))
 				return drop(DROP_PORTS);
 		} else {
-			__u32 first = prandom() % PORTS, own = bpf_htons(p->key.sport);
+			__u32 own = bpf_htons(p->key.sport);
 			int taken = 1;
 
 			other.dport = p->key.sport;
 			if (own >= 1024 && !(own >= 32768 && own <= 60999))
 				taken = take_port(&other, down, now);
 			for (int i = 0; taken && i < PORT_TRIES; i++) {
-				__u32 port = (first + i * 7919) % PORTS;
+				/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
+				__u32 port = prandom() % PORTS;
 
 				port += 1024 + (port >= 32768 - 1024) * (61000 - 32768);
 				other.dport = bpf_htons(port);
