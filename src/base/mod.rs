@@ -1,5 +1,6 @@
 //! Building blocks without I/O and without a clock.
 
+pub mod checksum;
 pub mod gauge;
 pub mod latest;
 pub mod log_limit;

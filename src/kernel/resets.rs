@@ -4,6 +4,8 @@
 //! sent, or what the receiver itself has acknowledged where the other side is not seen. If that is not exact, the receiver asks
 //! (RFC 5961, 3.2), and the program answers exactly.
 
+use crate::base::checksum;
+
 use super::layout::{Address, FLOW_DSR, Flow, INJECT_CUT, INJECT_PLAIN, Tuple};
 use super::program::Injected;
 
@@ -50,7 +52,7 @@ fn frame(from: &Tuple, seq: u32, ack: u32) -> Vec<u8> {
     let length = tcp.len() as u16;
     // What an IPv4 address has before it, 0xffff, is nothing to a sum.
     let pseudo = [&from.src[..], &from.dst, &length.to_be_bytes(), &[0, from.protocol]].concat();
-    let check = checksum(&[&pseudo[..], &tcp].concat());
+    let check = checksum::internet(&[&pseudo, &tcp]);
     tcp[16..18].copy_from_slice(&check.to_be_bytes());
     let mut rest = match (v4(&from.src), v4(&from.dst)) {
         (Some(src), Some(dst)) => {
@@ -59,7 +61,7 @@ fn frame(from: &Tuple, seq: u32, ack: u32) -> Vec<u8> {
             // Not to be divided.
             ip.extend([0, 0, 0x40, 0, HOPS, from.protocol, 0, 0]);
             ip.extend([src, dst].concat());
-            let check = checksum(&ip);
+            let check = checksum::internet(&[&ip]);
             ip[10..12].copy_from_slice(&check.to_be_bytes());
             [&[0x08, 0x00][..], &ip].concat()
         }
@@ -78,14 +80,6 @@ fn frame(from: &Tuple, seq: u32, ack: u32) -> Vec<u8> {
 fn v4(address: &Address) -> Option<[u8; 4]> {
     let mapped = std::net::Ipv6Addr::from(*address).to_ipv4_mapped()?;
     Some(mapped.octets())
-}
-
-/// Of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.as_chunks::<2>().0.iter();
-    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
 #[cfg(test)]
@@ -111,11 +105,11 @@ mod tests {
         let tcp = &frame.rest[frame.rest.len() - 20..];
         let of = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().unwrap());
         let (addresses, sum_of_header) = match frame.rest[0] {
-            8 => (&frame.rest[14..22], checksum(&frame.rest[2..22])),
+            8 => (&frame.rest[14..22], checksum::internet(&[&frame.rest[2..22]])),
             _ => (&frame.rest[10..42], 0),
         };
         assert_eq!(sum_of_header, 0);
-        assert_eq!(checksum(&[addresses, &[0, 20, 0, 6], tcp].concat()), 0);
+        assert_eq!(checksum::internet(&[addresses, &[0, 20, 0, 6], tcp]), 0);
         assert_eq!(tcp[13], RST_ACK);
         (of(4), of(8))
     }

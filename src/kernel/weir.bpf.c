@@ -81,8 +81,9 @@ struct map {
 	__u32 pinning;
 };
 
-/* Packets of our own in a second. */
-struct resets {
+/* Packets of our own in a second, by kind. */
+enum { BUDGET_RESETS, BUDGET_TOO_BIGS, BUDGETS };
+struct budget {
 	__u64 second;
 	__u64 sent;
 };
@@ -102,8 +103,7 @@ MAP(half, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 65536, 0);
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 4096, 0);
 /* Conversations with backends past the services, as the backend sends. */
 MAP(direct, BPF_MAP_TYPE_LRU_HASH, struct tuple, __u32, 8192, 0);
-/* RSTs to strays, errors about packets that are too big. */
-MAP(resets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct resets, 2, 0);
+MAP(budgets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct budget, BUDGETS, 0);
 MAP(listener_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 1024, 0);
 MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
@@ -133,7 +133,6 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define TOO_BIGS_MAX 1024
 /* How much of such a packet is sent back; RFC 792 asks for its header and 8 bytes, RFC 4443 for as much as fits. */
 #define QUOTED 128
-#define ICMP_HEADER 8
 
 enum fragment { WHOLE, FIRST, LATER };
 
@@ -810,12 +809,62 @@ APART int turn_to_client(struct packet *p)
 	return 0;
 }
 
+/* Whether another packet of our own of this kind may be sent within the present second. */
+INLINE int may_send(__u32 kind, __u64 max, __u64 now)
+{
+	struct budget *budget = map_lookup(&budgets, &kind);
+
+	if (!budget)
+		return 0;
+	if (budget->second != now / 1000000000ull) {
+		budget->second = now / 1000000000ull;
+		budget->sent = 0;
+	}
+	return budget->sent++ < max;
+}
+
+/* Puts the headers of an answer in the place of a packet's own, for `length` bytes that follow them: back to the neighbour that it
+ * came from, and from where it went to whoever sent it. */
+INLINE int turn_back(struct __sk_buff *skb, const struct packet *p, const __u8 *macs, __u8 protocol, __u8 tos, __u16 length)
+{
+	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
+		return 1;
+	if (p->is_v6) {
+		struct {
+			__u32 version;
+			__u16 length;
+			__u8 next;
+			__u8 hops;
+			__u32 src[4];
+			__u32 dst[4];
+		} ip = {bpf_htonl(6u << 28), bpf_htons(length), protocol, 64, {}, {}};
+
+		__builtin_memcpy(ip.src, p->key.dst, 16);
+		__builtin_memcpy(ip.dst, p->key.src, 16);
+		return store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) != 0;
+	}
+	struct {
+		__u8 version;
+		__u8 tos;
+		__u16 length;
+		__u16 id;
+		__u16 offset;
+		__u8 hops;
+		__u8 protocol;
+		__u16 check;
+		__u32 src;
+		__u32 dst;
+	} ip = {0x45, tos, bpf_htons(20 + length), 0, bpf_htons(0x4000), 64, protocol, 0, p->key.dst[3], p->key.src[3]};
+
+	ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, sizeof(ip), 0));
+	return store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) != 0;
+}
+
 /* Answers a packet of a connection that is not known here, so that whoever has sent it does not wait; but not every packet of a
  * flood. */
 APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 {
-	__u32 zero = 0, length = p->is_v6 ? 40 : 20, at, sum;
-	struct resets *budget = map_lookup(&resets, &zero);
+	__u32 length = p->is_v6 ? 40 : 20, at, sum;
 	__u8 macs[12];
 	struct {
 		__u16 sport;
@@ -830,13 +879,9 @@ APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 	} tcp = {p->key.dport, p->key.sport, 0, 0, 5 << 4, TCP_RST, 0, 0, 0};
 
 	/* The host answers what is in pieces or has options. */
-	if (p->flags & TCP_RST || p->fragment != WHOLE || p->l4 != p->l3 + length || !budget)
+	if (p->flags & TCP_RST || p->fragment != WHOLE || p->l4 != p->l3 + length)
 		return PASS;
-	if (budget->second != now / 1000000000ull) {
-		budget->second = now / 1000000000ull;
-		budget->sent = 0;
-	}
-	if (budget->sent++ >= RESETS_MAX)
+	if (!may_send(BUDGET_RESETS, RESETS_MAX, now))
 		return drop(DROP_STRAY_FLOOD);
 	/* RFC 9293, 3.10.7.1. */
 	if (p->flags & TCP_ACK) {
@@ -848,41 +893,8 @@ APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 	at = p->l3 + length;
 	if (change_tail(skb, at + 20, 0) || load_bytes(skb, 0, macs, 12))
 		return drop(DROP_MALFORMED);
-	/* Back to the neighbour that it came from. */
-	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
+	if (turn_back(skb, p, macs, IPPROTO_TCP, 0, sizeof(tcp)))
 		return drop(DROP_MALFORMED);
-	if (p->is_v6) {
-		struct {
-			__u32 version;
-			__u16 length;
-			__u8 next;
-			__u8 hops;
-			__u32 src[4];
-			__u32 dst[4];
-		} ip = {bpf_htonl(6u << 28), bpf_htons(20), IPPROTO_TCP, 64, {}, {}};
-
-		__builtin_memcpy(ip.src, p->key.dst, 16);
-		__builtin_memcpy(ip.dst, p->key.src, 16);
-		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
-			return drop(DROP_MALFORMED);
-	} else {
-		struct {
-			__u8 version;
-			__u8 tos;
-			__u16 length;
-			__u16 id;
-			__u16 offset;
-			__u8 hops;
-			__u8 protocol;
-			__u16 check;
-			__u32 src;
-			__u32 dst;
-		} ip = {0x45, 0, bpf_htons(40), 0, bpf_htons(0x4000), 64, IPPROTO_TCP, 0, p->key.dst[3], p->key.src[3]};
-
-		ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, sizeof(ip), 0));
-		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
-			return drop(DROP_MALFORMED);
-	}
 	if (store_bytes(skb, at, &tcp, sizeof(tcp), BPF_F_RECOMPUTE_CSUM))
 		return drop(DROP_MALFORMED);
 	/* From nothing: right whether the sum is kept complete or left to the way out. */
@@ -1290,84 +1302,44 @@ INLINE int is_partial(struct __sk_buff *skb, __u32 at, __u16 *sum)
  * packet itself is what is sent back, its beginning behind two new headers. */
 APART int too_big(struct __sk_buff *skb, struct packet *p, __u32 mtu, __u64 now)
 {
-	__u32 one = 1, length = (p->is_v6 ? 40 : 20) + ICMP_HEADER, sum;
-	struct resets *budget = map_lookup(&resets, &one);
+	__u32 header = p->is_v6 ? 40 : 20, sum;
 	__u8 macs[12], quoted[QUOTED];
 	__u16 left = 0;
 	int partial;
+	/* "Packet too big"; "fragmentation needed", whose last half is a word of its own. */
+	struct {
+		__u8 type;
+		__u8 code;
+		__u16 check;
+		__u32 mtu;
+	} icmp = {p->is_v6 ? 2 : 3, p->is_v6 ? 0 : 4, 0, bpf_htonl(p->is_v6 ? mtu : (__u16)mtu)};
 
 	/* Of more headers than these there is no telling what a sum covers. */
-	if (!budget || skb->len < p->l3 + QUOTED || p->l4 != p->l3 + length - ICMP_HEADER || (p->is_v6 && mtu < 1280))
+	if (skb->len < p->l3 + QUOTED || p->l4 != p->l3 + header || (p->is_v6 && mtu < 1280))
 		return drop(DROP_TOO_BIG);
-	if (budget->second != now / 1000000000ull) {
-		budget->second = now / 1000000000ull;
-		budget->sent = 0;
-	}
-	if (budget->sent++ >= TOO_BIGS_MAX)
+	if (!may_send(BUDGET_TOO_BIGS, TOO_BIGS_MAX, now))
 		return drop(DROP_TOO_BIG);
 	partial = is_partial(skb, p->l4 + (p->key.protocol == IPPROTO_UDP ? 6 : 16), &left);
 	if (load_bytes(skb, p->l3, quoted, QUOTED) || load_bytes(skb, 0, macs, 12) ||
-	    change_tail(skb, p->l3 + QUOTED, 0) || adjust_room(skb, length, BPF_ADJ_ROOM_MAC, 0))
+	    change_tail(skb, p->l3 + QUOTED, 0) || adjust_room(skb, header + sizeof(icmp), BPF_ADJ_ROOM_MAC, 0))
 		return drop(DROP_MALFORMED);
 	/* A sum that the way out completes makes everything from the transport header on sum up to the opposite of what stands for it
 	 * now, whatever that is; the header before it, over IPv4, sums up to nothing. */
 	if (!partial)
 		sum = csum_diff(0, 0, (__u32 *)quoted, QUOTED, 0);
 	else
-		sum = csum_diff(0, 0, (__u32 *)quoted, p->is_v6 ? 40 : 20, (__u16)~left);
-	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
+		sum = csum_diff(0, 0, (__u32 *)quoted, header, (__u16)~left);
+	if (turn_back(skb, p, macs, p->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP, 0xc0, sizeof(icmp) + QUOTED))
 		return drop(DROP_MALFORMED);
 	if (p->is_v6) {
-		struct {
-			__u32 version;
-			__u16 length;
-			__u8 next;
-			__u8 hops;
-			__u32 src[4];
-			__u32 dst[4];
-			/* Type 2. */
-			__u8 type;
-			__u8 code;
-			__u16 check;
-			__u32 mtu;
-		} ip = {bpf_htonl(6u << 28), bpf_htons(ICMP_HEADER + QUOTED), IPPROTO_ICMPV6, 64, {}, {}, 2, 0, 0, bpf_htonl(mtu)};
-		__u32 rest[2] = {bpf_htonl(ICMP_HEADER + QUOTED), bpf_htonl(IPPROTO_ICMPV6)};
+		__u32 rest[2] = {bpf_htonl(sizeof(icmp) + QUOTED), bpf_htonl(IPPROTO_ICMPV6)};
 
-		__builtin_memcpy(ip.src, p->key.dst, 16);
-		__builtin_memcpy(ip.dst, p->key.src, 16);
-		sum = csum_diff(0, 0, ip.src, 32, sum);
+		sum = csum_diff(0, 0, p->key.src, 32, sum);
 		sum = csum_diff(0, 0, rest, 8, sum);
-		sum = csum_diff(0, 0, (__u32 *)&ip.type, 8, sum);
-		ip.check = ~fold(sum);
-		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
-			return drop(DROP_MALFORMED);
-	} else {
-		struct {
-			__u8 version;
-			__u8 tos;
-			__u16 length;
-			__u16 id;
-			__u16 offset;
-			__u8 hops;
-			__u8 protocol;
-			__u16 check;
-			__u32 src;
-			__u32 dst;
-			/* Type 3, code 4. */
-			__u8 type;
-			__u8 code;
-			__u16 icmp_check;
-			__u16 unused;
-			__u16 mtu;
-		} ip = {0x45, 0xc0, bpf_htons(20 + ICMP_HEADER + QUOTED), 0, bpf_htons(0x4000), 64, IPPROTO_ICMP, 0, p->key.dst[3],
-			p->key.src[3], 3, 4, 0, 0, bpf_htons(mtu)};
-
-		ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, 20, 0));
-		sum = csum_diff(0, 0, (__u32 *)&ip.type, 8, sum);
-		ip.icmp_check = ~fold(sum);
-		if (store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM))
-			return drop(DROP_MALFORMED);
 	}
+	icmp.check = ~fold(csum_diff(0, 0, (__u32 *)&icmp, sizeof(icmp), sum));
+	if (store_bytes(skb, p->l3 + header, &icmp, sizeof(icmp), BPF_F_RECOMPUTE_CSUM))
+		return drop(DROP_MALFORMED);
 	count_drop(DROP_TOO_BIG);
 	return redirect(skb->ifindex, 0);
 }

@@ -10,6 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use crate::base::checksum;
+
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
@@ -126,22 +128,10 @@ fn advertisement(mac: [u8; 6], ip: Ipv6Addr, router: bool) -> [u8; 86] {
     f[78] = 2;
     f[79] = 1;
     f[80..86].copy_from_slice(&mac);
-    let sum = checksum(&f[22..54], &f[54..86], ICMP_LEN);
+    // RFC 8200, section 8.1: the two addresses, length and protocol count as well.
+    let sum = checksum::internet(&[&f[22..54], &ICMP_LEN.to_be_bytes(), &[0, 58], &f[54..86]]);
     f[56..58].copy_from_slice(&sum.to_be_bytes());
     f
-}
-
-/// RFC 8200 section 8.1 over the two addresses and the ICMPv6 message.
-fn checksum(addresses: &[u8], message: &[u8], length: u16) -> u16 {
-    let words = addresses
-        .chunks(2)
-        .chain(message.chunks(2))
-        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-    let mut sum = words.sum::<u32>() + u32::from(length) + 58;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// What stands in the way of an address that several hosts hold at the same time on an interface of this name, as far as `root`
@@ -226,7 +216,7 @@ mod tests {
         for (router, flags) in [(false, 0x20), (true, 0xa0)] {
             let f = advertisement(MAC, "2001:db8::100".parse().unwrap(), router);
             assert_eq!((f[20], f[21], f[54], f[58]), (58, 255, 136, flags));
-            assert_eq!(checksum(&f[22..54], &f[54..86], 32), 0);
+            assert_eq!(checksum::internet(&[&f[22..54], &[0, 32, 0, 58], &f[54..86]]), 0);
         }
     }
 

@@ -288,6 +288,20 @@ fn http_serves_page_status_and_health() {
     assert_eq!(status["pid"], weir.pid());
 }
 
+/// What `weir dump` says, which `weir check` has accepted.
+fn checked_dump(weir: &Weir) -> String {
+    let dump = said(weir, &["dump"]);
+    let dumped = weir.dir().join("dump.yaml");
+    std::fs::write(&dumped, &dump).unwrap();
+    let check = command(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "-c"])
+        .arg(&dumped)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{dump}{check:?}");
+    dump
+}
+
 /// The configuration in force comes out as a file that is accepted, with what was ordered; and what a file would change is
 /// told apart from what it would not.
 #[test]
@@ -298,16 +312,8 @@ fn what_is_in_force_and_what_a_file_would_change() {
     assert_eq!(said(&weir, &["diff", "-c", file]), "");
     said(&weir, &["backend", "main/a", "weight", "9"]);
     said(&weir, &["backend", "main/b", "drain"]);
-    let dump = said(&weir, &["dump"]);
+    let dump = checked_dump(&weir);
     assert!(dump.contains("weight: 9") && dump.contains("weight: 0"), "{dump}");
-    let dumped = weir.dir().join("dump.yaml");
-    std::fs::write(&dumped, &dump).unwrap();
-    let check = command(env!("CARGO_BIN_EXE_weir"))
-        .args(["check", "-c"])
-        .arg(&dumped)
-        .output()
-        .unwrap();
-    assert!(check.status.success(), "{dump}{check:?}");
     let differs = ask(&weir, &["diff", "-c", file]);
     assert_eq!(differs.status.code(), Some(1));
     assert_eq!(
@@ -422,15 +428,8 @@ fn backends_are_added_and_removed() {
     }
 
     // The dump is accepted and has it; a reload of the file would take it away.
-    let dump = said(&weir, &["dump"]);
-    let dumped = weir.dir().join("dump.yaml");
-    std::fs::write(&dumped, &dump).unwrap();
-    let check = command(env!("CARGO_BIN_EXE_weir"))
-        .args(["check", "-c"])
-        .arg(&dumped)
-        .output()
-        .unwrap();
-    assert!(check.status.success() && dump.contains(&address), "{dump}{check:?}");
+    let dump = checked_dump(&weir);
+    assert!(dump.contains(&address), "{dump}");
     let (_, differs) = order(&["diff", "-c", file]);
     assert!(
         differs.contains(&format!("pools.main.backends.{address}.weight: 7 -> (none)")),
