@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::hosts::*;
 
-const SERVICE: &str = "192.0.2.80";
+/// The same service by either family: each is held, announced and routed by itself.
+const SERVICES: [&str; 2] = ["192.0.2.80", "2001:db8:80::80"];
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const CLIENTS: [&str; 3] = ["c1", "c2", "c3"];
 
@@ -86,16 +87,21 @@ impl Site {
                  ip link add {node} netns {r} type veth peer name uplink netns {ns} &&
                  ip -n {r} addr add 10.0.{n}.1/24 dev {node} && ip -n {r} link set {node} up &&
                  ip -n {ns} addr add 10.0.{n}.2/24 dev uplink && ip -n {ns} link set uplink up &&
-                 ip -n {ns} route add default via 10.0.{n}.1 &&
-                 ip -n {r} rule add fwmark {n} lookup 10{n}"
+                 ip -n {r} addr add 2001:db8:{n}::1/64 dev {node} nodad &&
+                 ip -n {ns} addr add 2001:db8:{n}::2/64 dev uplink nodad &&
+                 ip -n {ns} route add default via 10.0.{n}.1 && ip -n {ns} route add default via 2001:db8:{n}::1 &&
+                 ip -n {r} rule add fwmark {n} lookup 10{n} && ip -n {r} -6 rule add fwmark {n} lookup 10{n}"
             ));
             greeters.push(Greeter::start(&ns, node));
         }
         for client in CLIENTS {
             let (ns, gateway) = (net.ns(client), net.address("r"));
-            sh(&format!("ip -n {ns} route add default via {gateway}"));
+            sh(&format!(
+                "ip -n {ns} route add default via {gateway} && ip -n {ns} route add default via fd09::1"
+            ));
         }
-        let settings = "net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.fib_multipath_hash_policy=1";
+        let settings = "net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.fib_multipath_hash_policy=1 \
+                        net.ipv6.conf.all.forwarding=1 net.ipv6.fib_multipath_hash_policy=1";
         sh(&format!("ip netns exec {r} sysctl -qw {settings}"));
         sh(&format!(
             "ip netns exec {r} nft -f {}/conf/anycast-router.nft",
@@ -140,10 +146,8 @@ impl Site {
     }
 
     fn node_bird(&self, n: usize) -> Child {
-        self.bird(
-            NODES[n],
-            &conf("bird.conf").replace("10.0.1.", &format!("10.0.{}.", n + 1)),
-        )
+        let text = conf("bird.conf").replace("10.0.1.", &format!("10.0.{}.", n + 1));
+        self.bird(NODES[n], &text.replace("2001:db8:1:", &format!("2001:db8:{}:", n + 1)))
     }
 
     fn socket(&self, n: usize) -> PathBuf {
@@ -179,9 +183,14 @@ impl Site {
             .unwrap()
     }
 
-    /// The nodes to which the router sends new connections.
-    fn hops(&self) -> Vec<String> {
-        let shown = sh(&format!("ip -n {} -j route show {SERVICE}", self.net.ns("r")));
+    /// The nodes to which the router sends new connections, for each service.
+    fn hops(&self) -> [Vec<String>; 2] {
+        SERVICES.map(|service| self.hops_of(service))
+    }
+
+    fn hops_of(&self, service: &str) -> Vec<String> {
+        let family = if service.contains(':') { "-6" } else { "-4" };
+        let shown = sh(&format!("ip -n {} {family} -j route show {service}", self.net.ns("r")));
         let shown: Value = serde_json::from_str(&shown).unwrap_or(Value::Null);
         let route = &shown[0];
         let hops: Vec<&Value> = match route["nexthops"].as_array() {
@@ -198,7 +207,7 @@ impl Site {
 
     fn wait_for_hops(&self, names: &[&str]) {
         until(30_000, &format!("the router sends to {names:?}"), || {
-            self.hops() == names
+            self.hops() == both(names)
         });
     }
 
@@ -230,6 +239,11 @@ impl Drop for Site {
     }
 }
 
+/// The same nodes for each service.
+fn both(nodes: &[&str]) -> [Vec<String>; 2] {
+    SERVICES.map(|_| nodes.iter().map(|node| node.to_string()).collect())
+}
+
 /// A connection that stays, and the node that it leads to.
 struct Stays {
     stream: TcpStream,
@@ -237,14 +251,17 @@ struct Stays {
 }
 
 impl Stays {
-    /// So many from every client, until every node has some.
+    /// So many from every client, by either family, until every node has some.
     fn open(site: &Site, each: usize) -> Vec<Stays> {
         let mut all: Vec<Stays> = Vec::new();
         while all.len() < each * CLIENTS.len() || NODES.iter().any(|n| all.iter().filter(|s| s.node == *n).count() < 3)
         {
             assert!(all.len() < 300, "the router prefers some");
-            for client in CLIENTS {
-                let mut stream = in_ns(&site.net.ns(client), || TcpStream::connect((SERVICE, 80)).unwrap());
+            for (client, service) in CLIENTS
+                .iter()
+                .flat_map(|client| SERVICES.map(|service| (client, service)))
+            {
+                let mut stream = in_ns(&site.net.ns(client), move || TcpStream::connect((service, 80)).unwrap());
                 stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 let mut name = [0; 2];
                 stream.read_exact(&mut name).unwrap();
@@ -311,18 +328,23 @@ impl Newcomers {
     }
 }
 
+/// By either family in turns.
 fn come(stop: &AtomicBool) -> (Attempts, f64) {
     const EVERY: Duration = Duration::from_millis(8);
     let (mut done, mut open) = (Attempts::new(), Vec::<(f64, TcpStream, Vec<u8>)>::new());
     let (mut last, mut longest) = (Instant::now(), 0.0f64);
+    let mut turns = SERVICES
+        .map(|service| SocketAddr::new(service.parse().unwrap(), 80))
+        .into_iter()
+        .cycle();
     loop {
         let last_round = stop.load(Ordering::Relaxed) && open.is_empty();
         if last_round {
             return (done, longest);
         }
         if !stop.load(Ordering::Relaxed) {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-            let to: std::net::SocketAddr = format!("{SERVICE}:80").parse().unwrap();
+            let to = turns.next().unwrap();
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap();
             let began = now_ms();
             match socket.connect(&to.into()) {
                 Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => done.push((began, None)),
@@ -401,7 +423,7 @@ fn a_node_that_fails_loses_its_own_connections_only() {
     let mut stays = Stays::open(&site, 6);
     let since = now_ms() + end(Pid::from_raw(site.weirs[1].id() as i32));
     pause(900);
-    assert_eq!(site.hops(), ["n1", "n3"]);
+    assert_eq!(site.hops(), both(&["n1", "n3"]));
     assert_back("killed: until new ones were served", since, "n2", newcomers);
     others_work(&mut stays, "n2");
     site.restart(1);
@@ -411,7 +433,7 @@ fn a_node_that_fails_loses_its_own_connections_only() {
     let since = now_ms();
     site.signal(2, Signal::SIGSTOP);
     pause(900);
-    assert_eq!(site.hops(), ["n1", "n2"]);
+    assert_eq!(site.hops(), both(&["n1", "n2"]));
     assert_back("frozen: until new ones were served", since, "n3", newcomers);
     others_work(&mut stays, "n3");
     site.signal(2, Signal::SIGCONT);
@@ -430,7 +452,7 @@ fn a_node_that_fails_loses_its_own_connections_only() {
     let each = |signal| all.iter().for_each(|pid| kill(*pid, signal).unwrap());
     each(Signal::SIGSTOP);
     pause(900);
-    assert_eq!(site.hops(), ["n2", "n3"]);
+    assert_eq!(site.hops(), both(&["n2", "n3"]));
     assert_back("all frozen: until new ones were served", since, "n1", newcomers);
     others_work(&mut stays, "n1");
     each(Signal::SIGCONT);
@@ -449,7 +471,7 @@ fn a_node_that_fails_loses_its_own_connections_only() {
     sh(&format!("ip netns exec {ns} nft -f {}", file.display()));
     let since = now_ms();
     pause(900);
-    assert_eq!(site.hops(), ["n1", "n2"]);
+    assert_eq!(site.hops(), both(&["n1", "n2"]));
     assert_back("host gone: until new ones were served", since, "n3", newcomers);
     others_work(&mut stays, "n3");
 }
@@ -461,8 +483,8 @@ fn a_node_that_is_told_to_end_loses_nothing() {
     let mut stays = Stays::open(&site, 6);
     let since = now_ms();
     site.signal(0, Signal::SIGTERM);
-    until(2_000, "withdrawn", || site.hops() == ["n2", "n3"]);
-    assert!(!holds(&site.net.ns("n1"), SERVICE));
+    until(2_000, "withdrawn", || site.hops() == both(&["n2", "n3"]));
+    assert!(SERVICES.iter().all(|service| !holds(&site.net.ns("n1"), service)));
     // Until the end of shutdown_grace, but for what checking takes.
     while now_ms() - since < 3_500.0 {
         assert!(stays.iter_mut().all(Stays::works), "a connection was cut");
@@ -482,39 +504,43 @@ fn a_node_that_is_told_to_end_loses_nothing() {
     let ended = until(3_000, "ended", || site.weirs[0].try_wait().unwrap().is_some());
     println!("the process ended {ended:.0} ms after its last connection");
     assert!(site.weirs[0].wait().unwrap().success());
-    let local = format!("ip -n {} route show table local {SERVICE}", site.net.ns("n1"));
-    until(2_000, "the keeper has left nothing behind", || sh(&local).is_empty());
+    for (family, service) in ["-4", "-6"].iter().zip(SERVICES) {
+        let local = format!("ip -n {} {family} route show table local {service}", site.net.ns("n1"));
+        until(2_000, "the keeper has left nothing behind", || sh(&local).is_empty());
+    }
 }
 
 #[test]
 fn a_node_withdraws_when_it_is_told_to_or_cannot_serve() {
     let site = Site::new();
     let order = |order: &str| {
-        let out = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["vip", SERVICE, order, "--socket"])
-            .arg(site.socket(0))
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&out.stdout).into_owned()
+        SERVICES.map(|service| {
+            let out = Command::new(env!("CARGO_BIN_EXE_weir"))
+                .args(["vip", service, order, "--socket"])
+                .arg(site.socket(0))
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&out.stdout).into_owned()
+        })
     };
+    let all_told = |told: [String; 2], words: &str| assert!(told.iter().all(|text| text.contains(words)), "{told:?}");
     let mut stays = Stays::open(&site, 6);
-    assert!(order("demote").contains("withdrawn from this node"));
+    all_told(order("demote"), "withdrawn from this node");
     site.wait_for_hops(&["n2", "n3"]);
     assert!(stays.iter_mut().all(Stays::works), "a demotion cut a connection");
-    let told = order("status");
-    assert!(
-        told.contains("every node that serves") && told.contains("standby, demoted"),
-        "{told}"
-    );
+    all_told(order("status"), "every node that serves");
+    all_told(order("status"), "standby, demoted");
     order("allow");
     site.wait_for_hops(&NODES);
     // An upgrade is none of the routers' business.
-    let held = watch(&site.net.ns("n2"), SERVICE);
+    let held = SERVICES.map(|service| watch(&site.net.ns("n2"), service));
     site.signal(1, Signal::SIGUSR2);
     let log = || fs::read_to_string(site.net.log("n2")).unwrap();
     until(10_000, "another process serves", || log().contains("upgrade: serving"));
     pause(500);
-    assert_eq!(held.finish().len(), 1, "an upgrade moved the address");
+    for watch in held {
+        assert_eq!(watch.finish().len(), 1, "an upgrade moved an address");
+    }
     assert!(stays.iter_mut().all(Stays::works), "an upgrade cut a connection");
     // Its one backend goes.
     site._greeters[1].0.store(true, Ordering::Relaxed);
@@ -523,15 +549,17 @@ fn a_node_withdraws_when_it_is_told_to_or_cannot_serve() {
     let keeper = keeper_of(&site.weirs[2]);
     let beside = site.net.lapse("n3");
     let since = now_ms();
-    let watch = watch(&site.net.ns("n3"), SERVICE);
+    let watches = SERVICES.map(|service| watch(&site.net.ns("n3"), service));
     for pid in [keeper, Pid::from_raw(site.weirs[2].id() as i32)] {
         kill(pid, Signal::SIGKILL).unwrap();
     }
     let limit = lease_limit(beside, since);
-    assert_within(
-        "main and keeper killed: the kernel withdrew it",
-        watch.gone(since),
-        limit,
-    );
+    for watch in watches {
+        assert_within(
+            "main and keeper killed: the kernel withdrew it",
+            watch.gone(since),
+            limit,
+        );
+    }
     site.wait_for_hops(&["n1"]);
 }
