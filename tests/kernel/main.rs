@@ -8,6 +8,7 @@ mod ends;
 mod hosts;
 
 mod demo;
+mod disturbed;
 mod load;
 mod model;
 mod narrow;

@@ -1,21 +1,16 @@
 //! What an operator sees of the engine.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Read;
 
 use super::common::client::{connect, fetch, round_trip};
-use super::common::operator::{json, said, status};
+use super::common::operator::{json, said, status, tell};
 use super::common::{Record, Weir, command, may_make_namespaces, run, wait_until};
 use super::hosts::{Net, V4};
 
 /// The page of Prometheus.
 fn metrics(weir: &Weir) -> String {
-    let mut stream = UnixStream::connect(weir.admin()).unwrap();
-    stream.write_all(b"{\"command\":\"metrics\"}\n").unwrap();
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
-    answer["ok"].as_str().unwrap().to_string()
+    let page = tell(&weir.admin(), &serde_json::json!({"command": "metrics"})).unwrap();
+    page.as_str().unwrap().to_string()
 }
 
 /// One sample, named as it is written.
