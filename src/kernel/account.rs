@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::core::{Core, EndOrder};
-use super::flows::is_unproven;
+use super::flows::{Fading, LINGER, is_over, is_unproven};
 use super::layout::{
     BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSED, Ended, FLOW_BACKEND_FIRST, FLOW_ENDED,
     FLOW_JOINED, FLOW_OPEN, Flow, LISTENER_ACTIVE, Tuple,
@@ -22,6 +22,9 @@ use crate::routing::Asked;
 
 /// How long the program may take to tell of an end that was asked for.
 const TELLS: Duration = Duration::from_secs(3);
+
+/// So many ended flows are remembered for the removal of their entries.
+const FADING_MAX: usize = 1 << 18;
 
 /// How a flow ended.
 struct End<'a> {
@@ -97,8 +100,34 @@ impl Core {
         }
     }
 
+    /// Removes the entries of flows that ended some time ago. Returns when the next are due.
+    pub(super) fn fade(&mut self, maps: &Maps, shared: &Shared, now: Instant, now_ns: u64) -> Option<Instant> {
+        while self.fading.front().is_some_and(|next| next.due <= now) {
+            let next = self.fading.pop_front()?;
+            // After an end its client may have begun anew.
+            let there = maps.flow(&next.key).filter(|up| up.id == next.id);
+            let Some(up) = there else { continue };
+            match is_over(&up, maps.flow(&up.to.turned()).as_ref(), now_ns) {
+                true => self.remove(maps, shared, &next.key, Cause::Finished),
+                false => self.fading.push_back(Fading {
+                    due: now + LINGER,
+                    ..next
+                }),
+            }
+        }
+        self.fading.front().map(|next| next.due)
+    }
+
     /// An end that the program has told.
     pub(super) fn on_end(&mut self, shared: &Shared, ended: &Ended) {
+        // The sweep comes to the others.
+        if self.fading.len() < FADING_MAX {
+            self.fading.push_back(Fading {
+                due: Instant::now() + LINGER,
+                key: ended.key,
+                id: ended.up.id,
+            });
+        }
         let asked = self.asked.remove(&ended.key);
         let (cause, by) = match ended.end {
             // Or a process before this one has asked for it.

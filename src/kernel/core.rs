@@ -1,15 +1,16 @@
 //! What the engine knows: who stands where in the maps, and what control has published. Writes snapshots into the maps,
 //! and brings statistics up to date.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use super::flows::Patience;
+use super::flows::{Fading, Patience};
 use super::layout::{
     BACKEND_ACTIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
     SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
@@ -17,10 +18,11 @@ use super::layout::{
 use super::maps::Maps;
 use super::news::{Served, news};
 use super::places::{Identified, Places};
+use super::ports;
 use super::tables;
 use crate::base::rng::mix;
-use crate::config::KERNEL_POOLS_MAX as POOLS_MAX;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
+use crate::config::{Config, KERNEL_POOLS_MAX as POOLS_MAX};
 use crate::link::Shared;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
@@ -42,8 +44,12 @@ pub(super) struct Core {
     pub(super) patiences: HashMap<u32, Patience>,
     /// Addresses of this host and their interfaces.
     pub(super) locals: BTreeMap<IpAddr, u32>,
+    /// Interfaces of virtual addresses, held or not: connections may come before the address does, and after it.
+    pub(super) homes: BTreeMap<IpAddr, u32>,
     /// How each backend is reached: our address towards it.
     ways: HashMap<IpAddr, Option<IpAddr>>,
+    /// Local ports that mode `nat` uses.
+    ports: Vec<RangeInclusive<u16>>,
     /// Where each pool stands in the bank in force.
     pool_places: HashMap<String, u32>,
     turned: Option<Instant>,
@@ -54,6 +60,8 @@ pub(super) struct Core {
     served: Served,
     /// Flows that were told to end, and why; the program tells when it is done.
     pub(super) asked: HashMap<Tuple, EndOrder>,
+    /// Flows that have ended, in the order in which their entries are removed.
+    pub(super) fading: VecDeque<Fading>,
 }
 
 /// Why a flow was told to end.
@@ -76,6 +84,17 @@ pub(super) fn locals() -> io::Result<BTreeMap<IpAddr, u32>> {
         }
     }
     Ok(locals)
+}
+
+/// Interfaces of the virtual addresses that this host may come to hold.
+pub(super) fn homes(config: &Config) -> io::Result<BTreeMap<IpAddr, u32>> {
+    let vips = config.failover.iter().flat_map(|failover| &failover.vips);
+    let interfaces = Netlink::open()?.interfaces()?;
+    let home = |vip: &model::Vip| {
+        let interface = interfaces.iter().find(|interface| interface.name == vip.interface)?;
+        Some((vip.address.addr(), interface.index))
+    };
+    Ok(vips.filter_map(home).collect())
 }
 
 /// The address that this host would speak to another one from.
@@ -142,12 +161,15 @@ impl Core {
             backends: Places::new(std::iter::empty()),
             patiences: HashMap::new(),
             locals: BTreeMap::new(),
+            homes: BTreeMap::new(),
             ways: HashMap::new(),
+            ports: Vec::new(),
             pool_places: HashMap::new(),
             turned: None,
             totals: [0; 2],
             said: BTreeSet::new(),
             asked: HashMap::new(),
+            fading: VecDeque::new(),
             served: Served::new(),
         }
     }
@@ -179,6 +201,15 @@ impl Core {
         let active = |place: u32| maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
         for place in self.backends.sweep(now, active) {
             maps.backends.put(place as usize, &BackendShape::default().bytes());
+        }
+    }
+
+    /// Uses the ports that sockets of this host leave now.
+    pub(super) fn follow_ports(&mut self, maps: &Maps) {
+        let now = ports::here();
+        if self.ports != now {
+            maps.set_ports(&ports::shape(&now));
+            self.ports = now;
         }
     }
 
@@ -304,7 +335,7 @@ impl Core {
                 let service = Service {
                     listener: place,
                     pool: place_of_pool,
-                    ifindex: self.locals.get(&ip).copied().unwrap_or(0),
+                    ifindex: *self.locals.get(&ip).or(self.homes.get(&ip)).unwrap_or(&0),
                     ..Service::default()
                 };
                 wanted.insert(key, service);

@@ -10,7 +10,7 @@ use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::NAME;
-use super::core::{Core, locals};
+use super::core::{Core, homes, locals};
 use super::handle::Attached;
 use super::task::Task;
 use crate::base::LogLimit;
@@ -58,6 +58,7 @@ impl Kernel {
         maps.set_closed(false);
         let mut core = self.core.lock();
         core.find_places(maps);
+        core.follow_ports(maps);
         core.locals = locals()?;
         drop(core);
         let (orders, receiver) = unbounded();
@@ -124,7 +125,11 @@ impl Engine for Kernel {
             )),
             Some(attached) => {
                 attached.fits(config)?;
-                attached.follow(config).map_err(|error| format!("kernel: {error}"))
+                let said = |error| format!("kernel: {error}");
+                let homes = homes(config).map_err(said)?;
+                attached.follow(config).map_err(said)?;
+                self.core.lock().homes = homes;
+                Ok(())
             }
         }
     }

@@ -1,16 +1,27 @@
 //! What becomes of a flow that the program has not ended: idle, too old, never answered. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::layout::{FLOW_ANSWERED, FLOW_DSR, FLOW_ENDED, FLOW_FIN, FLOW_JOINED, FLOW_OPEN, Flow};
+use super::layout::{FLOW_ANSWERED, FLOW_DSR, FLOW_ENDED, FLOW_FIN, FLOW_JOINED, FLOW_OPEN, Flow, Tuple};
 use crate::config::model::{Listener, PoolPolicy, Protocol};
 use crate::relay::Cause;
 
 /// How long the entries of an ended flow stay, for late packets.
-const LINGER: Duration = Duration::from_secs(5);
+pub const LINGER: Duration = Duration::from_secs(5);
 
 /// How long a handshake that the backend has answered waits for the client.
 const HANDSHAKE: Duration = Duration::from_secs(60);
+
+/// A flow that has ended, until its entries are removed.
+#[derive(Debug)]
+pub struct Fading {
+    /// When they may be.
+    pub due: Instant,
+    /// As its client sends.
+    pub key: Tuple,
+    /// Its own, which a later one under the same key has not.
+    pub id: u64,
+}
 
 /// When flows of a listener end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +47,18 @@ pub enum Fate {
 /// heard yet. It was not counted, and its end is not told.
 pub fn is_unproven(up: &Flow) -> bool {
     up.flags & (FLOW_JOINED | FLOW_OPEN) == FLOW_JOINED
+}
+
+/// Whether the entries of a flow that has ended are of no use any more, by its client's entry and the backend's; `now` in
+/// nanoseconds, as in the entries.
+pub fn is_over(up: &Flow, down: Option<&Flow>, now: u64) -> bool {
+    up.flags & FLOW_ENDED != 0 && quiet(up, down, now) > LINGER
+}
+
+/// How long neither side has been heard.
+fn quiet(up: &Flow, down: Option<&Flow>, now: u64) -> Duration {
+    let last = down.map_or(up.last, |down| down.last.max(up.last));
+    Duration::from_nanos(now.saturating_sub(last))
 }
 
 impl Patience {
@@ -69,11 +92,15 @@ impl Patience {
     /// What becomes of a flow, by its client's entry and the backend's; `now` in nanoseconds, as in the entries.
     pub fn fate(&self, up: &Flow, down: Option<&Flow>, is_tcp: bool, now: u64) -> Fate {
         let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
-        let quiet = since(down.map_or(up.last, |down| down.last.max(up.last)));
-        let over = |limit: Option<Duration>| limit.is_some_and(|limit| quiet > limit);
         if up.flags & FLOW_ENDED != 0 {
-            return if quiet > LINGER { Fate::Fades } else { Fate::Stays };
+            return if is_over(up, down, now) {
+                Fate::Fades
+            } else {
+                Fate::Stays
+            };
         }
+        let quiet = quiet(up, down, now);
+        let over = |limit: Option<Duration>| limit.is_some_and(|limit| quiet > limit);
         if is_tcp && is_unproven(up) {
             return if quiet > HANDSHAKE { Fate::Fades } else { Fate::Stays };
         }

@@ -2,7 +2,6 @@
 //! sides. A test compiles weir.h and compares.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
 
 use crate::base::words;
 
@@ -278,6 +277,24 @@ shapes! {
         first_byte_us: u32,
     }
 
+    /// Ports in a row.
+    PortRange {
+        /// The first of them, in host order.
+        first: u16,
+        /// How many there are.
+        length: u16,
+    }
+
+    /// Local ports that mode `nat` uses.
+    Ports {
+        /// Of all ranges.
+        total: u32,
+        /// Always 0: the entry has no gaps.
+        pad: u32,
+        /// In no particular order; empty ones last.
+        ranges: [PortRange; PORT_RANGES],
+    }
+
     /// Counters of a listener or backend.
     Tally {
         /// Flows that have begun.
@@ -290,6 +307,16 @@ shapes! {
         packets_down: u64,
         /// Bytes to clients.
         bytes_down: u64,
+    }
+}
+
+impl Flow {
+    /// Where `flags` stands among its bytes.
+    const FLAGS: usize = 112;
+
+    /// Whether these are the bytes of a client's entry.
+    pub fn is_clients(bytes: &[u8]) -> bool {
+        u32::of(&bytes[Flow::FLAGS..]) & FLOW_CLIENT != 0
     }
 }
 
@@ -335,8 +362,8 @@ pub const SERVICE_ANSWERS_MANY: u32 = 2;
 /// An address of this host, under port and protocol 0.
 pub const SERVICE_HOST: u32 = 3;
 
-/// Local ports that mode `nat` uses, as `PORTS` of the program: those that sockets do not choose for themselves.
-pub const PORTS: [RangeInclusive<u16>; 2] = [1024..=32_767, 61_000..=65_535];
+/// Ranges of ports in [`Ports`].
+pub const PORT_RANGES: usize = 8;
 
 /// Chosen by the key of the source.
 pub const BALANCE_HASH: u32 = 0;
@@ -414,5 +441,31 @@ words! {
         Stray = "stray",
         /// The same, more than are answered, or nobody to answer for.
         StrayFlood = "stray_flood",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_entry_is_told_by_its_bytes() {
+        for (flags, is_clients) in [
+            (FLOW_CLIENT, true),
+            (FLOW_CLIENT | FLOW_CUT, true),
+            (!FLOW_CLIENT, false),
+        ] {
+            let others = Flow {
+                packets: u64::MAX,
+                backend: u32::MAX,
+                connect_us: u32::MAX,
+                ..Flow::default()
+            };
+            assert_eq!(
+                Flow::is_clients(&Flow { flags, ..others }.bytes()),
+                is_clients,
+                "{flags:b}"
+            );
+        }
     }
 }

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::layout::{
-    Backend, DropReason, Ended, Flow, LISTENER_ACTIVE, Listener, Plain, Pool, Service, ServiceKey, Slot, State, Tally,
-    Tuple,
+    Backend, DropReason, Ended, Flow, LISTENER_ACTIVE, Listener, Plain, Pool, Ports, Service, ServiceKey, Slot, State,
+    Tally, Tuple,
 };
 use super::program::{NAMES, Sizes};
 use crate::link::PacketFigures;
-use crate::sys::bpf::{self, Array, Map, Ring};
+use crate::sys::bpf::{self, Array, Map, Ring, Walk};
 
 /// Entries read at a time, more than share a bucket.
 const AT_ONCE: usize = 1024;
@@ -34,6 +34,7 @@ pub struct Maps {
     backend_tallies: Map,
     drops: Map,
     events: Ring,
+    ports: Array,
 }
 
 /// Which of the two tables of flows.
@@ -65,6 +66,7 @@ impl Maps {
             backend_tallies,
             drops,
             events,
+            ports,
         ] = descriptors;
         let maps = Maps {
             state: Array::new(state)?,
@@ -79,6 +81,7 @@ impl Maps {
             backend_tallies: Map::new(backend_tallies)?,
             drops: Map::new(drops)?,
             events: Ring::new(events)?,
+            ports: Array::new(ports)?,
         };
         maps.assert_shapes();
         Ok(maps)
@@ -92,6 +95,7 @@ impl Maps {
             (&self.table, Slot::SIZE),
             (&self.listeners, Listener::SIZE),
             (&self.backends, Backend::SIZE),
+            (&self.ports, Ports::SIZE),
         ];
         for (array, size) in arrays {
             assert_eq!(array.words(0).len() * 4, size);
@@ -121,6 +125,7 @@ impl Maps {
             self.backend_tallies.try_clone_fd()?,
             self.drops.try_clone_fd()?,
             self.events.try_clone_fd()?,
+            self.ports.try_clone_fd()?,
         ])
     }
 
@@ -159,13 +164,15 @@ impl Maps {
         self.state.words(0)[1].store(u32::from(closed), Relaxed);
     }
 
+    /// Has new connections in mode `nat` use these ports.
+    pub fn set_ports(&self, ports: &Ports) {
+        self.ports.put(0, &ports.bytes());
+    }
+
     /// The services of a bank.
     pub fn services(&self, bank: u8) -> io::Result<Vec<ServiceKey>> {
         let mut keys = Vec::new();
-        self.services.walk(AT_ONCE, |key, _| {
-            keys.push(ServiceKey::of(key));
-            true
-        })?;
+        self.services.walk(AT_ONCE, |key, _| keys.push(ServiceKey::of(key)))?;
         keys.retain(|key| key.bank == bank);
         Ok(keys)
     }
@@ -187,10 +194,14 @@ impl Maps {
         }
     }
 
-    /// Goes through a table of flows; false stops.
-    pub fn walk(&self, kind: Kind, mut each: impl FnMut(Tuple, Flow) -> bool) -> io::Result<()> {
-        self.of(kind)
-            .walk(AT_ONCE, |key, flow| each(Tuple::of(key), Flow::of(flow)))
+    /// The next clients' entries of a table of flows, as in [`Map::step`].
+    pub fn step(&self, kind: Kind, walk: &mut Walk, mut each: impl FnMut(Tuple, Flow)) -> io::Result<bool> {
+        self.of(kind).step(walk, AT_ONCE, |key, flow| {
+            // Half of the entries are backends': nothing else is read of those.
+            if Flow::is_clients(flow) {
+                each(Tuple::of(key), Flow::of(flow));
+            }
+        })
     }
 
     /// A flow of either table.

@@ -16,9 +16,11 @@
 //! | `tables`, `flows` | decisions: slots of a pool, fates of flows |
 //! | `resets` | what tells both sides of a connection that it is over |
 //! | `places` | which listener and backend stands where in the maps |
+//! | `ports` | local ports that mode `nat` uses |
 //! | `news` | where listeners serve, for the event log |
 //! | `core` | what is known; publication, statistics, accounts |
 //! | `account` | ends of flows: statistics, access records |
+//! | `sweep` | how much of the tables is looked at, and when |
 //! | `task` | the thread: sweeps, orders, news |
 //! | `engine` | the engine as control knows it |
 //!
@@ -38,8 +40,10 @@ pub mod layout;
 mod maps;
 mod news;
 mod places;
+pub mod ports;
 mod program;
 mod resets;
+mod sweep;
 mod tables;
 mod task;
 

@@ -28,7 +28,7 @@ pub struct Sizes {
 }
 
 /// The maps that the engine works on, in the order in which their descriptors travel.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "state",
     "services",
     "pools",
@@ -41,6 +41,7 @@ pub const NAMES: [&str; 12] = [
     "backend_tallies",
     "drops",
     "events",
+    "ports",
 ];
 
 /// The program that is attached, by its name in the object.

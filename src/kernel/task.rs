@@ -14,19 +14,24 @@ use super::NAME;
 use super::core::{Core, locals};
 use super::flows::Fate;
 use super::handle::Attached;
-use super::layout::{FLOW_CLIENT, FLOW_ENDED, FLOW_FIN, FLOW_OPEN, Flow, Tuple, address};
+use super::layout::{FLOW_ENDED, FLOW_FIN, FLOW_OPEN, Flow, Tuple, address};
 use super::maps::Kind;
+use super::sweep::{Sweep, TICK};
 use crate::base::LogLimit;
 use crate::config::model::Protocol;
 use crate::link::{EngineOrder, LiveConnection, Shared, Shed};
 use crate::relay::Cause;
 use crate::snapshot::Pool;
+use crate::sys::bpf::Walk;
 use crate::sys::netlink::Monitor;
 
-/// How often flows are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often it is looked for places of nobody, and for ends that were asked for and did not come.
+const TIDY: Duration = Duration::from_secs(1);
 
-/// How often it is looked how backends are reached.
+/// Connections that are ended, both sides told, in one go: the rest follows in the next part of the sweep.
+const TOLD_MAX: usize = 512;
+
+/// How often it is looked how backends are reached, and which ports sockets leave.
 const ROUTES: Duration = Duration::from_secs(2);
 
 /// The state of the engine's thread.
@@ -48,9 +53,13 @@ fn monotonic_ns() -> u64 {
 
 impl Task {
     pub(super) fn run(mut self) {
-        let (mut sweep_at, mut routes_at) = (Instant::now() + SWEEP, Instant::now() + ROUTES);
+        let now = Instant::now();
+        let mut sweeps = Sweep::both(now);
+        let (mut tidy_at, mut routes_at, mut fade_at) = (now + TIDY, now + ROUTES, None);
         loop {
-            let wait = sweep_at.saturating_duration_since(Instant::now());
+            let dues = [tidy_at, sweeps[0].due(), sweeps[1].due()];
+            let due = dues.into_iter().chain(fade_at).min().expect("there are some");
+            let wait = due.saturating_duration_since(Instant::now());
             {
                 let mut fds = [
                     PollFd::new(self.attached.maps.events(), PollFlags::POLLIN),
@@ -73,13 +82,24 @@ impl Task {
             self.hear();
             self.follow_addresses();
             let now = Instant::now();
-            if now >= sweep_at {
-                sweep_at = now + SWEEP;
-                self.sweep();
+            for sweep in sweeps.iter_mut().filter(|sweep| sweep.due() <= now) {
+                self.sweep(sweep, now);
+            }
+            if fade_at.is_none_or(|at| at <= now) {
+                let next = self
+                    .core
+                    .lock()
+                    .fade(&self.attached.maps, &self.shared, now, monotonic_ns());
+                fade_at = next.map(|due| due.max(now + TICK));
+            }
+            if now >= tidy_at {
+                tidy_at = now + TIDY;
+                self.tidy(now);
             }
             if now >= routes_at {
                 routes_at = now + ROUTES;
                 let mut core = self.core.lock();
+                core.follow_ports(&self.attached.maps);
                 if core.look_up_ways(true) {
                     core.publish(&self.attached.maps);
                 }
@@ -124,61 +144,76 @@ impl Task {
         }
     }
 
-    /// Ends what is idle and removes what has ended.
-    fn sweep(&mut self) {
+    /// Looks at a part of a table: ends what is idle, and removes what has ended without having been told of.
+    fn sweep(&mut self, sweep: &mut Sweep, at: Instant) {
         let maps = &self.attached.maps;
         let patiences = self.core.lock().patiences.clone();
         let now = monotonic_ns();
-        let (mut faded, mut due) = (Vec::new(), Vec::new());
-        for kind in [Kind::Settled, Kind::Half] {
-            let outcome = maps.walk(kind, |key, up| {
-                if up.flags & FLOW_CLIENT == 0 {
-                    return true;
-                }
-                let Some(patience) = patiences.get(&up.listener) else {
-                    return true;
-                };
-                let is_tcp = key.is_tcp();
-                if patience.doubts(&up, is_tcp, now) {
-                    let down = maps.flow(&up.to.turned());
-                    match patience.fate(&up, down.as_ref(), is_tcp, now) {
-                        Fate::Stays => {}
-                        Fate::Fades => faded.push(key),
-                        Fate::Ends(cause) => due.push((key, up, cause)),
+        let (mut faded, mut due, mut told) = (Vec::new(), Vec::new(), 0);
+        let outcome = sweep.part(maps, at, |key, up| {
+            let Some(patience) = patiences.get(&up.listener) else {
+                return true;
+            };
+            let is_tcp = key.is_tcp();
+            if patience.doubts(&up, is_tcp, now) {
+                let down = maps.flow(&up.to.turned());
+                match patience.fate(&up, down.as_ref(), is_tcp, now) {
+                    Fate::Stays => {}
+                    Fate::Fades => faded.push(key),
+                    Fate::Ends(cause) => {
+                        told += usize::from(is_tcp);
+                        due.push((key, up, cause));
                     }
                 }
-                true
-            });
-            if let Err(error) = outcome
-                && let Some(left_out) = self.untold.admit(self.shared.epoch.elapsed())
-            {
-                log::warn!("kernel engine: flows cannot be looked at: {error}{left_out}");
             }
+            told < TOLD_MAX
+        });
+        if let Err(error) = outcome
+            && let Some(left_out) = self.untold.admit(self.shared.epoch.elapsed())
+        {
+            log::warn!("kernel engine: flows cannot be looked at: {error}{left_out}");
         }
         let mut core = self.core.lock();
         for key in faded {
             core.remove(maps, &self.shared, &key, Cause::Finished);
         }
-        for (key, cause) in core.overdue(Instant::now()) {
-            core.remove(maps, &self.shared, &key, cause);
-        }
-        core.sweep_places(maps);
         self.end_all(&mut core, due);
     }
 
-    /// Client's entries of live flows that fit, `most` of them.
-    fn find(&self, most: usize, fits: impl Fn(&Tuple, &Flow) -> bool) -> Vec<(Tuple, Flow)> {
-        let mut found = Vec::new();
-        for kind in [Kind::Settled, Kind::Half] {
-            let _ = self.attached.maps.walk(kind, |key, flow| {
-                let live = flow.flags & (FLOW_CLIENT | FLOW_ENDED) == FLOW_CLIENT;
-                if live && found.len() < most && fits(&key, &flow) {
-                    found.push((key, flow));
-                }
-                found.len() < most
-            });
+    fn tidy(&self, now: Instant) {
+        let maps = &self.attached.maps;
+        let mut core = self.core.lock();
+        for (key, cause) in core.overdue(now) {
+            core.remove(maps, &self.shared, &key, cause);
         }
-        found
+        core.sweep_places(maps);
+    }
+
+    /// Hands on the clients' entries of live flows that fit, `most` of them, as many at a time as are read at once.
+    fn find(&self, most: usize, fits: impl Fn(&Tuple, &Flow) -> bool, mut found: impl FnMut(Vec<(Tuple, Flow)>)) {
+        let mut left = most;
+        for kind in [Kind::Settled, Kind::Half] {
+            let mut walk = Walk::default();
+            loop {
+                let mut some = Vec::new();
+                let outcome = self.attached.maps.step(kind, &mut walk, |key, flow| {
+                    let live = flow.flags & FLOW_ENDED == 0;
+                    if live && some.len() < left && fits(&key, &flow) {
+                        some.push((key, flow));
+                    }
+                });
+                left -= some.len();
+                if !some.is_empty() {
+                    found(some);
+                }
+                if left == 0 {
+                    return;
+                }
+                if outcome.unwrap_or(true) {
+                    break;
+                }
+            }
+        }
     }
 
     /// Ends flows, by their clients' entries. Both sides of a connection are told.
@@ -206,30 +241,39 @@ impl Task {
         }
     }
 
-    fn end_found(&self, found: Vec<(Tuple, Flow)>, cause: Cause) {
-        let ends = found.into_iter().map(|(key, up)| (key, up, cause));
-        self.end_all(&mut self.core.lock(), ends);
+    /// Ends the live flows that fit, `most` of them; whether there was one.
+    fn end_found(&self, most: usize, fits: impl Fn(&Tuple, &Flow) -> bool, cause: Cause) -> bool {
+        let mut any = false;
+        self.find(most, fits, |found| {
+            any = true;
+            let ends = found.into_iter().map(|(key, up)| (key, up, cause));
+            self.end_all(&mut self.core.lock(), ends);
+        });
+        any
     }
 
     fn obey(&self, order: EngineOrder) {
         match order {
             EngineOrder::List { limit, reply } => {
-                let found = self.find(limit, |_, _| true);
-                let core = self.core.lock();
-                let now = monotonic_ns();
-                let rows = found.iter().map(|(key, up)| self.describe(&core, key, up, now));
-                let _ = reply.send(rows.collect());
+                let mut rows = Vec::new();
+                self.find(
+                    limit,
+                    |_, _| true,
+                    |found| {
+                        let core = self.core.lock();
+                        let now = monotonic_ns();
+                        rows.extend(found.iter().map(|(key, up)| self.describe(&core, key, up, now)));
+                    },
+                );
+                let _ = reply.send(rows);
             }
             EngineOrder::Kill { id, reply } => {
-                let found = self.find(1, |_, flow| flow.id == id);
-                let _ = reply.send(!found.is_empty());
-                self.end_found(found, Cause::Killed);
+                let _ = reply.send(self.end_found(1, |_, flow| flow.id == id, Cause::Killed));
             }
             EngineOrder::Shed(shed) => self.shed(shed),
             EngineOrder::Leave { address: ip, finished } => {
                 let ip = address(ip);
-                let found = self.find(usize::MAX, |key, _| key.dst == ip);
-                self.end_found(found, Cause::VipMoved);
+                self.end_found(usize::MAX, |key, _| key.dst == ip, Cause::VipMoved);
                 drop(finished);
             }
             EngineOrder::Sync(done) => drop(done),
@@ -255,8 +299,8 @@ impl Task {
             Some(Protocol::Udp) => !key.is_tcp(),
             None => true,
         };
-        let found = self.find(shed.count, |key, flow| flow.backend == place && of_protocol(key));
-        self.end_found(found, shed.cause);
+        let fits = |key: &Tuple, flow: &Flow| flow.backend == place && of_protocol(key);
+        self.end_found(shed.count, fits, shed.cause);
     }
 
     fn describe(&self, core: &Core, key: &Tuple, up: &Flow, now: u64) -> LiveConnection {

@@ -108,6 +108,7 @@ MAP(listener_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 1024, 0);
 MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
 MAP(scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct flow, 2, 0);
+MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct ports, 1, BPF_F_MMAPABLE);
 struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 
 #define TCP_FIN 1u
@@ -722,8 +723,24 @@ APART int find_way(struct __sk_buff *skb, struct flow *flow, __u32 fallback, __u
 	return 0;
 }
 
-/* Of the ports from 1024, those that sockets of this host do not choose by themselves (net.ipv4.ip_local_port_range). */
-#define PORTS (65536 - 1024 - (61000 - 32768))
+/* The nth of the ports for mode nat; 0: there are not so many. */
+APART __u32 nth_port(const struct ports *usable, __u32 nth)
+{
+	for (int i = 0; i < PORT_RANGES; i++) {
+		if (nth < usable->ranges[i].length)
+			return usable->ranges[i].first + nth;
+		nth -= usable->ranges[i].length;
+	}
+	return 0;
+}
+
+INLINE int is_usable(const struct ports *usable, __u32 port)
+{
+	for (int i = 0; i < PORT_RANGES; i++)
+		if (port - usable->ranges[i].first < usable->ranges[i].length)
+			return 1;
+	return 0;
+}
 
 /* Enters a flow's way back under a key, unless that is taken. What ended some time ago makes room: or a backend could only have
  * as many connections in the time that entries stay after their end as there are ports. */
@@ -1021,18 +1038,15 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 			if (map_update(&half, &other, down, BPF_ANY))
 				return drop(DROP_PORTS);
 		} else {
-			__u32 own = bpf_htons(p->key.sport);
+			struct ports *usable = map_lookup(&ports, &zero);
 			int taken = 1;
 
 			other.dport = p->key.sport;
-			if (own >= 1024 && !(own >= 32768 && own <= 60999))
+			if (usable && is_usable(usable, bpf_htons(p->key.sport)))
 				taken = take_port(&other, down, now);
-			for (int i = 0; taken && i < PORT_TRIES; i++) {
+			for (int i = 0; taken && usable && usable->total && i < PORT_TRIES; i++) {
 				/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
-				__u32 port = prandom() % PORTS;
-
-				port += 1024 + (port >= 32768 - 1024) * (61000 - 32768);
-				other.dport = bpf_htons(port);
+				other.dport = bpf_htons(nth_port(usable, prandom() % usable->total));
 				taken = take_port(&other, down, now);
 			}
 			if (taken) {

@@ -137,6 +137,18 @@ struct backend {
 	__u32 pad2;
 };
 
+/* Local ports that mode nat uses. */
+#define PORT_RANGES 8
+struct ports {
+	/* Of all ranges. */
+	__u32 total;
+	__u32 pad;
+	struct {
+		__u16 first;
+		__u16 length;
+	} ranges[PORT_RANGES];
+};
+
 /* Flags of a flow. */
 #define FLOW_CLIENT 1u      /* from the client; the entry from the backend has the rest of the flags clear, but FLOW_FIN */
 #define FLOW_ANSWERED 2u    /* the backend has answered */

@@ -50,6 +50,22 @@ pub struct Map {
     entries: usize,
 }
 
+/// A way through a hash table, taken step by step.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The kernel's place in the table; `None` = its beginning.
+    from: Option<u32>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+impl Walk {
+    /// Whether the next step is the first of a way.
+    pub fn is_at_start(&self) -> bool {
+        self.from.is_none()
+    }
+}
+
 /// The first words of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Default)]
@@ -198,43 +214,38 @@ impl Map {
         self.value_size
     }
 
-    /// Goes through a hash table, `most` entries at a time, more than any of its buckets holds. What is added or removed
-    /// meanwhile may be seen or not. `each` returns false to stop.
-    pub fn walk(&self, most: usize, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
-        let mut keys = vec![0; most * self.key_size];
-        let mut values = vec![0; most * self.value_size];
-        // The kernel's place in the table.
-        let (mut from, mut to) = (0u32, 0u32);
-        let mut first = true;
-        loop {
-            let mut attributes = Batch {
-                from: if first { 0 } else { &raw const from as u64 },
-                to: &raw mut to as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: most as u32,
-                map: self.fd.as_raw_fd() as u32,
-                ..Batch::default()
-            };
-            // SAFETY: both buffers hold `count` elements of the map's sizes; the places are four bytes, as hash tables have them.
-            let outcome = unsafe { bpf(LOOKUP_BATCH, &mut attributes) };
-            let last = !found(outcome)?;
-            let count = attributes.count as usize;
-            let entries = keys
-                .chunks(self.key_size)
-                .zip(values.chunks(self.value_size))
-                .take(count);
-            for (key, value) in entries {
-                if !each(key, value) {
-                    return Ok(());
-                }
-            }
-            if last {
-                return Ok(());
-            }
-            from = to;
-            first = false;
-        }
+    /// Looks at the next entries of a hash table, `most` of them, more than any of its buckets holds; true at its end, from where
+    /// `walk` begins anew. What is added or removed meanwhile may be seen or not.
+    pub fn step(&self, walk: &mut Walk, most: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<bool> {
+        walk.keys.resize(most * self.key_size, 0);
+        walk.values.resize(most * self.value_size, 0);
+        let mut to = 0u32;
+        let mut attributes = Batch {
+            from: walk.from.as_ref().map_or(0, |from| std::ptr::from_ref(from) as u64),
+            to: &raw mut to as u64,
+            keys: walk.keys.as_mut_ptr() as u64,
+            values: walk.values.as_mut_ptr() as u64,
+            count: most as u32,
+            map: self.fd.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: both buffers hold `count` elements of the map's sizes; the places are four bytes, as hash tables have them.
+        let outcome = unsafe { bpf(LOOKUP_BATCH, &mut attributes) };
+        let is_end = !found(outcome)?;
+        let keys = walk.keys.chunks(self.key_size);
+        let entries = keys.zip(walk.values.chunks(self.value_size));
+        entries
+            .take(attributes.count as usize)
+            .for_each(|(key, value)| each(key, value));
+        walk.from = (!is_end).then_some(to);
+        Ok(is_end)
+    }
+
+    /// Goes through a whole hash table as in [`step`](Self::step).
+    pub fn walk(&self, most: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let mut walk = Walk::default();
+        while !self.step(&mut walk, most, &mut each)? {}
+        Ok(())
     }
 
     /// A second descriptor.

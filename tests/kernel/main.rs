@@ -10,6 +10,7 @@ mod hosts;
 mod demo;
 mod disturbed;
 mod load;
+mod many;
 mod model;
 mod narrow;
 mod nodes;

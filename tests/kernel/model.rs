@@ -14,6 +14,7 @@ use weir::kernel::layout::{
     BALANCE_HASH, BALANCE_LEAST, Backend, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, SERVICE_ANSWERS,
     SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, address,
 };
+use weir::kernel::ports;
 
 use super::common::netns::Netns;
 use super::common::{may_make_namespaces, seed};
@@ -97,6 +98,8 @@ impl Program {
             ..State::default()
         };
         put(&mut ebpf, "state", 0, &state.bytes());
+        let ports = ports::shape(&ports::usable(&(32_768..=60_999), &[]));
+        put(&mut ebpf, "ports", 0, &ports.bytes());
         for family in [0, 1] {
             Program::serve_hashed(&mut ebpf, family);
             let backend = Backend {
@@ -250,6 +253,7 @@ fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
     match bytes.len() {
         8 => set::<8>(ebpf, name, ix, bytes),
         16 => set::<16>(ebpf, name, ix, bytes),
+        40 => set::<40>(ebpf, name, ix, bytes),
         64 => set::<64>(ebpf, name, ix, bytes),
         72 => set::<72>(ebpf, name, ix, bytes),
         n => panic!("{n} bytes"),

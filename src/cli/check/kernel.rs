@@ -11,7 +11,7 @@ use super::ready;
 use crate::config::Diagnostic;
 use crate::config::model::{Bind, Config, Engine, KernelMode, Listener, Pool};
 use crate::kernel::helper;
-use crate::kernel::layout::PORTS;
+use crate::kernel::ports;
 use crate::sys::{ethtool, netlink};
 
 /// The first kernel that the program loads on, and the first with TCX.
@@ -31,8 +31,9 @@ pub struct Host {
     jit: Option<bool>,
     /// Of IPv4, of IPv6.
     forwarding: [Option<bool>; 2],
-    /// Ports that sockets choose for themselves.
+    /// Ports that sockets choose for themselves, and what they leave out of these.
     local_ports: Option<RangeInclusive<u16>>,
+    reserved_ports: Vec<RangeInclusive<u16>>,
     interfaces: Vec<Interface>,
     /// With their interfaces.
     addresses: Vec<(IpAddr, String)>,
@@ -235,19 +236,18 @@ fn of_pool(pool: &Pool, listeners: &[&Listener], host: &Host, say: &mut impl FnM
     }
     match mode {
         KernelMode::Nat => {
-            if let Some(range) = &host.local_ports
-                && let Some(shared) = PORTS.iter().find(|ours| overlap(ours, range))
-            {
-                say(
-                    &format!("pools.{name}.kernel"),
-                    format!(
-                        "net.ipv4.ip_local_port_range is {} {}: sockets of this host choose ports that the engine uses towards backends ({}-{}), and the two would get each other's answers; set it to `32768 60999`",
-                        range.start(),
-                        range.end(),
-                        shared.start(),
-                        shared.end()
-                    ),
-                );
+            if let Some(range) = &host.local_ports {
+                let left = ports::total(&ports::left(range, &host.reserved_ports));
+                if left < ports::ENOUGH {
+                    say(
+                        &format!("pools.{name}.kernel"),
+                        format!(
+                            "net.ipv4.ip_local_port_range is {} {}: sockets of this host choose from nearly all ports, which leaves {left} to the engine, too few: it uses some of theirs towards backends, and the two may get each other's answers; set it to `32768 60999`, or leave some out by net.ipv4.ip_local_reserved_ports",
+                            range.start(),
+                            range.end(),
+                        ),
+                    );
+                }
             }
         }
         KernelMode::Keep => {
@@ -290,10 +290,6 @@ fn of_pool(pool: &Pool, listeners: &[&Listener], host: &Host, say: &mut impl FnM
     }
 }
 
-fn overlap(a: &RangeInclusive<u16>, b: &RangeInclusive<u16>) -> bool {
-    a.start() <= b.end() && b.start() <= a.end()
-}
-
 impl Host {
     /// This one, and what this process may do; of a service that runs the file, [`ready`] knows that.
     pub fn read(here: &dyn ready::Host) -> Host {
@@ -316,7 +312,10 @@ impl Host {
                 flag("/proc/sys/net/ipv4/ip_forward"),
                 flag("/proc/sys/net/ipv6/conf/all/forwarding"),
             ],
-            local_ports: word("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| range(&text)),
+            local_ports: word("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| ports::local(&text)),
+            reserved_ports: word("/proc/sys/net/ipv4/ip_local_reserved_ports")
+                .map(|text| ports::reserved(&text))
+                .unwrap_or_default(),
             interfaces: interfaces(&links),
             addresses: addresses(&own, &links),
             routes: [
@@ -336,11 +335,6 @@ fn version(release: &str) -> Option<(u32, u32)> {
         .split(|c: char| !c.is_ascii_digit())
         .map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
-}
-
-fn range(text: &str) -> Option<RangeInclusive<u16>> {
-    let mut ends = text.split_whitespace().map(|end| end.parse().ok());
-    Some(ends.next()??..=ends.next()??)
 }
 
 /// Whether the kernel's modules, built in or not, have what clsact takes; `None` if there is no list of them.

@@ -106,7 +106,10 @@ fn what_stands_in_the_way_is_said() {
         (|h| { h.addresses.remove(1); h.forwarding[0] = Some(true); }, "", "", BACKEND, &[]),
         // Of modes.
         (|h| h.local_ports = Some(1024..=65_535), "", "", BACKEND, &["ip_local_port_range is 1024 65535"]),
-        (|h| h.local_ports = Some(40_000..=62_000), "", "", BACKEND, &["(61000-65535)"]),
+        (|h| h.local_ports = Some(40_000..=62_000), "", "", BACKEND, &[]),
+        (|h| h.local_ports = Some(5000..=65_535), "", "", BACKEND, &["which leaves 3976 to the engine"]),
+        (|h| { h.local_ports = Some(1024..=65_535); h.reserved_ports = vec![20_000..=29_999]; }, "", "", BACKEND, &[]),
+        (|h| h.local_ports = of_the_package(), "", "", BACKEND, &[]),
         (|h| h.local_ports = Some(1024..=65_535), "", "kernel: {mode: keep},", BACKEND, &["keep: "]),
         (|h| h.forwarding[0] = Some(true), "", "kernel: {mode: keep},", BACKEND, &[]),
         (|_| (), "", "kernel: {mode: dsr},", "10.0.1.11", &[DSR]),
@@ -121,6 +124,16 @@ fn what_stands_in_the_way_is_said() {
             assert!(line.contains(part), "row {row}: {line}");
         }
     }
+}
+
+/// What conf/weir.sysctl sets.
+fn of_the_package() -> Option<RangeInclusive<u16>> {
+    let text = include_str!("../../../../conf/weir.sysctl");
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    let (_, value) = lines
+        .into_iter()
+        .find(|(key, _)| key.trim() == "net.ipv4.ip_local_port_range")?;
+    Some(ports::local(value).unwrap())
 }
 
 /// Of a proxy, nothing of this matters.
@@ -143,7 +156,6 @@ fn what_the_kernel_writes_is_read() {
     ] {
         assert_eq!(version(release), wanted, "{release}");
     }
-    assert_eq!(range("1024\t65000\n"), Some(1024..=65_000));
     let little = cfg!(target_endian = "little");
     let (net, mask) = if little {
         ("000200C0", "00FFFFFF")
