@@ -120,6 +120,8 @@ fn connections_survive_their_node(pool: &str, nodes: &Nodes, servers: [&str; 2])
     assert_eq!(count, 200);
     wait_until("all are at a", || active(&a) == count as u64 && active(&b) == 0);
 
+    // What the machine adds.
+    let nothing = load.across(|| std::thread::sleep(std::time::Duration::from_millis(500)));
     let planned = load.across(|| {
         said(&a, &["vip", SERVICE, "demote"]);
         wait_until("b holds both addresses", || nodes.holds(1) && !nodes.holds(0));
@@ -134,14 +136,15 @@ fn connections_survive_their_node(pool: &str, nodes: &Nodes, servers: [&str; 2])
     });
     load.finish();
     println!(
-        "{count} connections went on; the longest stall was {planned:?} in a planned move, {killed:?} after kill -9"
+        "{count} connections went on; the longest stall was {planned:.0?} in a planned move, {killed:.0?} after kill -9, and {nothing:.0?} \
+         while nothing happened"
     );
-    // Alone on the machine: tens and hundreds of milliseconds (docs/kernel-engine.md).
+    // Alone on the machine: tens of milliseconds (docs/kernel-engine.md).
     assert!(planned.as_secs() < 3 && killed.as_secs() < 5, "{planned:?}, {killed:?}");
 }
 
 /// `keep`: both directions pass a node that knows nothing of the connection. Seen to fail where answers of
-/// backends join nothing.
+/// backends join nothing. Where a service does not know its interface before the address is there, a planned move stalls for 90 to 160 ms.
 #[test]
 fn connections_survive_their_node_in_mode_keep() {
     if !may_make_namespaces() {
