@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::model::*;
-use super::value::{FromText, Label, SocketPath};
+use super::value::{FromText, Interface, Label, SocketPath};
 use super::yaml::shorten;
 
 /// What was written where an address belongs, taken apart.
@@ -150,9 +150,35 @@ fn port(text: &str) -> Result<u16, String> {
     })
 }
 
+/// `ADDRESS:PORT%INTERFACE`: the address and the interface to which it is limited.
+fn device(text: &str) -> Result<(&str, Option<Device>), String> {
+    let (address, name) = match text.rsplit_once('%') {
+        // What is in brackets is part of an address.
+        Some((address, name)) if !text.starts_with("unix:") && !name.contains(']') => (address, name),
+        _ => return Ok((text, None)),
+    };
+    // An IPv6 address without brackets, which is spoken of as such.
+    if !address.starts_with('[') && address.matches(':').count() > 1 {
+        return Ok((text, None));
+    }
+    if let Some((name, port)) = name.split_once(':')
+        && !address.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':')
+    {
+        return Err(format!(
+            "`{}`: the interface comes last: write `{}`",
+            shorten(text),
+            shorten(&format!("{address}:{port}%{name}"))
+        ));
+    }
+    let Interface(name) = Interface::from_text(name)?;
+    let index = if_nametoindex(name.as_str()).unwrap_or(0);
+    Ok((address, Some(Device { index, name })))
+}
+
 impl FromText for Bind {
     const KIND: &'static str = "address";
     fn from_text(text: &str) -> Result<Self, String> {
+        let (text, device) = device(text)?;
         let (Host { ip, scope }, ports) = match written(text)? {
             Written::Unix(path) => return Ok(Bind::Unix(path)),
             Written::Ip(_, None) => return Err(format!("`{text}` has no port: write `{text}:80`")),
@@ -175,7 +201,17 @@ impl FromText for Bind {
                 first..=last
             }
         };
-        Ok(Bind::Ip { ip, scope, ports })
+        match &device {
+            Some(Device { name, .. }) if scope != 0 => {
+                Err(format!("`{text}` names its interface already: leave out `%{name}`"))
+            }
+            _ => Ok(Bind::Ip {
+                ip,
+                scope,
+                ports,
+                device,
+            }),
+        }
     }
 }
 
@@ -387,12 +423,20 @@ impl fmt::Display for Bind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Bind::Unix(path) => write!(f, "unix:{}", path.display()),
-            Bind::Ip { ip, scope, ports } => {
+            Bind::Ip {
+                ip,
+                scope,
+                ports,
+                device,
+            } => {
                 let host = Host { ip: *ip, scope: *scope };
                 f.write_str(&shown(&host.with_port(*ports.start())))?;
-                match ports.start() == ports.end() {
-                    true => Ok(()),
-                    false => write!(f, "-{}", ports.end()),
+                if ports.start() != ports.end() {
+                    write!(f, "-{}", ports.end())?;
+                }
+                match device {
+                    Some(device) => write!(f, "%{}", device.name),
+                    None => Ok(()),
                 }
             }
         }

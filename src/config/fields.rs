@@ -229,7 +229,7 @@ pub static FIELDS: &[Field] = &[
     section("listeners.*", "A named set of addresses that share a pool and a policy."),
     value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp"),
     value::<Engine>("listeners.*.engine", "proxy", "What carries it. proxy: sockets of weir. kernel: packets are translated in the kernel; needs CAP_BPF and CAP_NET_ADMIN, see docs/kernel-engine.md."),
-    list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
+    list::<Bind>("listeners.*.bind", Refused, "[\"0.0.0.0:80\", \"[::]:80\"]", "Addresses: 1.2.3.4:80, [2001:db8::1]:80, [fe80::1%eth0]:80, a port range 0.0.0.0:8000-8010, or (tcp) unix:/path; port 0 lets the kernel choose. With an interface behind the port, 0.0.0.0:80%eth0, only what comes in by that interface (or VRF) is served, and answered through it.").range("1..1024").udp("[\"0.0.0.0:53\"]"),
     optional::<Name>("listeners.*.pool", "refused, unless `routes` have it", "The pool that serves it; with `routes`, the rest of it: connections without a name, with another one or without TLS. Needed, unless there are `routes`.").example("web").udp("dns"),
     named("listeners.*.routes", Means("`pool` serves all"), "Pools by the server name in the TLS hello, which is read and passed on untouched. A name wins over a wildcard, and `*` stands for one label, as in certificates.").range("1..100000").only(Tcp).example(r#"{"*.example.org": web}"#),
     required::<Name>("listeners.*.routes.*", "web", "The pool that serves this name.").only(Tcp),

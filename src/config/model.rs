@@ -106,9 +106,20 @@ pub enum Bind {
         scope: u32,
         /// Ports, usually one; 0 lets the kernel choose (a range never contains 0).
         ports: RangeInclusive<u16>,
+        /// What comes in elsewhere is not for it; `None` = all interfaces.
+        device: Option<Device>,
     },
     /// A unix stream socket.
     Unix(PathBuf),
+}
+
+/// An interface to which an address is limited, as this machine has it now: one that is made anew has another index.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Device {
+    /// Its index; 0 = this machine has none of that name.
+    pub index: u32,
+    /// Its name in the file.
+    pub name: String,
 }
 
 /// Where a backend is.

@@ -140,8 +140,11 @@ fn is_a_host(ip: &IpAddr) -> bool {
 }
 
 fn is_itself(bind: &Bind, address: &BackendAddress) -> bool {
-    let local = |bound: &IpAddr, ip: &IpAddr| {
-        bound == ip || bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && ip.is_loopback()
+    // What this host sends to an address of its own counts as coming in by the interface that has it.
+    let elsewhere = matches!(bind, Bind::Ip { device: Some(only), .. } if only.name != "lo");
+    let local = |bound: &IpAddr, ip: &IpAddr| match elsewhere {
+        true => bound == ip,
+        false => bound == ip || bound.is_unspecified() && bound.is_ipv4() == ip.is_ipv4() && ip.is_loopback(),
     };
     match (bind, address) {
         (Bind::Unix(bound), BackendAddress::Unix(path)) => bound == path,

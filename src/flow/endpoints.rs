@@ -13,13 +13,14 @@ pub struct ListenerIx(pub u32);
 ///
 /// IPv4 is stored mapped (`::ffff:a.b.c.d`). The kernel drops packets from the wire with mapped sources, so the two
 /// families cannot meet. The scope (interface) of a link-local IPv6 client is part of the key: the same address on two
-/// links is two clients.
+/// links is two clients. So is the same address on two interfaces, each of which has a socket of its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Endpoints {
     client: [u64; 2],
     local: [u64; 2],
     listener: u32,
     scope: u32,
+    device: u32,
     client_port: u16,
     local_port: u16,
 }
@@ -53,9 +54,15 @@ impl Endpoints {
             local: pack(local.ip()),
             listener: listener.0,
             scope,
+            device: 0,
             client_port: client.port(),
             local_port: local.port(),
         }
+    }
+
+    /// As it is seen by a socket that is limited to the interface with this index; 0 = to none.
+    pub fn on_device(self, device: u32) -> Self {
+        Self { device, ..self }
     }
 
     /// Index of the listener that the client sends to.
@@ -86,7 +93,8 @@ impl Hash for Endpoints {
             state.write_u64(word);
         }
         state.write_u64(u64::from(self.listener) << 32 | u64::from(self.scope));
-        state.write_u32(u32::from(self.client_port) << 16 | u32::from(self.local_port));
+        let ports = u64::from(self.client_port) << 16 | u64::from(self.local_port);
+        state.write_u64(u64::from(self.device) << 32 | ports);
     }
 }
 
@@ -126,6 +134,7 @@ mod tests {
             Endpoints::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::8%2]:53")),
             Endpoints::new(ListenerIx(0), a("[fe80::1%2]:5"), a("[fe80::9%2]:54")),
             Endpoints::new(ListenerIx(0), a("[fe80::1%3]:5"), a("[fe80::9%3]:53")),
+            base.on_device(1),
         ];
         for other in others {
             assert_ne!(base, other);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, Type};
 
+use crate::config::model::Device;
 use crate::gate::ListenerPermit;
 use crate::snapshot::BackendPermit;
 
@@ -90,14 +91,43 @@ pub type Endpoint = (u32, Address);
 pub enum Address {
     /// An IP address and port.
     Ip(SocketAddr),
+    /// The same for what comes in by one interface.
+    Device(SocketAddr, Device),
     /// The path of a unix socket.
     Unix(std::path::PathBuf),
+}
+
+impl Address {
+    /// The IP address and port in it.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Ip(address) | Address::Device(address, _) => Some(*address),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// The interface that it is limited to.
+    pub fn device(&self) -> Option<&Device> {
+        match self {
+            Address::Device(_, device) => Some(device),
+            Address::Ip(_) | Address::Unix(_) => None,
+        }
+    }
+
+    /// An IP address and port, perhaps limited to an interface.
+    pub fn new(address: SocketAddr, device: Option<Device>) -> Address {
+        match device {
+            Some(device) => Address::Device(address, device),
+            None => Address::Ip(address),
+        }
+    }
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Address::Ip(address) => address.fmt(f),
+            Address::Device(address, device) => write!(f, "{address}%{}", device.name),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

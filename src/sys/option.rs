@@ -23,6 +23,16 @@ pub(super) fn set_transparent(fd: RawFd, six: bool) -> io::Result<()> {
     }
 }
 
+/// Limits a socket that is not bound yet to what comes in by an interface, and what it sends to going out by it
+/// (SO_BINDTOIFINDEX, Linux 5.0). Without CAP_NET_RAW it takes Linux 5.7.
+pub(super) fn set_device(fd: RawFd, index: u32) -> io::Result<()> {
+    match i32::try_from(index) {
+        Ok(index @ 1..) => set_int(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index),
+        // 0 would lift the limit.
+        _ => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+    }
+}
+
 pub(super) fn set_int(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int of `len` bytes and outlives the call.

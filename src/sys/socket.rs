@@ -9,25 +9,63 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::option::{set_freebind, set_int};
+use super::option::{get_int, set_device, set_freebind, set_int};
 use super::route::{Manner, Route, Source, Target};
 
-/// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
-/// TCP_NODELAY and SO_OOBINLINE from it. IPv6 sockets are IPv6 only, so that `[::]:80` stands beside `0.0.0.0:80`. `moves`: the
-/// address comes and goes, and need not be there now.
-pub fn listen_tcp(address: SocketAddr, moves: bool) -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+/// Where a listening socket is bound.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Index of the interface to which it is limited; `None` = all.
+    pub device: Option<u32>,
+    /// The address comes and goes, and need not be there now.
+    pub moves: bool,
+}
+
+impl Place {
+    /// On all interfaces.
+    pub fn new(address: SocketAddr, moves: bool) -> Place {
+        Place {
+            address,
+            device: None,
+            moves,
+        }
     }
+
+    /// A socket that can be bound there, and shares the port with others that say so too. IPv6 sockets are IPv6 only, so that
+    /// `[::]:80` stands beside `0.0.0.0:80`.
+    pub(super) fn socket(self, kind: Type) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(self.address), kind.nonblocking(), None)?;
+        socket.set_reuse_port(true)?;
+        if self.address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if let Some(index) = self.device {
+            set_device(socket.as_raw_fd(), index)?;
+        }
+        if self.moves {
+            set_freebind(socket.as_raw_fd(), self.address.is_ipv6())?;
+        }
+        Ok(socket)
+    }
+}
+
+/// Index of the interface to which a socket is limited, if it is and the kernel tells (Linux 5.0). One that is bound to a
+/// link-local address counts as limited.
+pub fn device(fd: RawFd) -> Option<u32> {
+    let index = get_int(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX).ok()?;
+    u32::try_from(index).ok().filter(|index| *index > 0)
+}
+
+/// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
+/// TCP_NODELAY and SO_OOBINLINE from it.
+pub fn listen_tcp(place: Place) -> io::Result<OwnedFd> {
+    let socket = place.socket(Type::STREAM)?;
+    socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     keep_urgent_inline(socket.as_raw_fd());
-    if moves {
-        set_freebind(socket.as_raw_fd(), address.is_ipv6())?;
-    }
-    socket.bind(&address.into())?;
+    socket.bind(&place.address.into())?;
     socket.listen(i32::from(u16::MAX))?;
     Ok(socket.into())
 }

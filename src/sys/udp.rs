@@ -11,6 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::option::{get_int, set_freebind, set_int};
 use super::route::{Manner, Route, Target};
+use super::socket::Place;
 
 /// Receive and send buffer of a listening socket, bytes: a few thousand clients may speak at the same moment.
 pub const LISTEN_BUFFER: usize = 8 << 20;
@@ -29,21 +30,13 @@ pub struct Listening {
 }
 
 /// A UDP socket that shares its port (SO_REUSEPORT) with the other workers' ones. The kernel's hash over both endpoints
-/// keeps a flow on its socket. IPv6 sockets are IPv6 only, as for TCP. `buffer` bytes are asked for in each direction, by
-/// SO_RCVBUFFORCE where that is allowed (CAP_NET_ADMIN), else up to net.core.rmem_max. `moves`: the address comes and goes, and need
-/// not be there now.
-pub fn listen(address: SocketAddr, moves: bool, buffer: usize) -> io::Result<Listening> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if moves {
-        set_freebind(socket.as_raw_fd(), address.is_ipv6())?;
-    }
+/// keeps a flow on its socket. `buffer` bytes are asked for in each direction, by SO_RCVBUFFORCE where that is allowed
+/// (CAP_NET_ADMIN), else up to net.core.rmem_max.
+pub fn listen(place: Place, buffer: usize) -> io::Result<Listening> {
+    let socket = place.socket(Type::DGRAM)?;
     // Before anything can arrive: a datagram says where it was sent to only if that was asked for by then.
-    let listening = prepare(socket.into(), address, buffer)?;
-    SockRef::from(&listening.fd).bind(&address.into())?;
+    let listening = prepare(socket.into(), place.address, buffer)?;
+    SockRef::from(&listening.fd).bind(&place.address.into())?;
     Ok(listening)
 }
 

@@ -99,7 +99,7 @@ impl Attempt {
         self.writable = false;
         self.broken = false;
         let used = match &*origin.local {
-            Address::Ip(used) => Some(used.port()),
+            Address::Ip(used) | Address::Device(used, _) => Some(used.port()),
             Address::Unix(_) => None,
         };
         let purpose = Purpose::Serve {

@@ -157,9 +157,10 @@ impl Connection {
         } = accepted;
         let now_ms = context.now_ms();
         let local = match &*local {
-            Address::Ip(address) if address.ip().is_unspecified() => {
+            Address::Ip(address) | Address::Device(address, _) if address.ip().is_unspecified() => {
                 socket::local_address(&fd).map_or(local, |used| Arc::new(Address::Ip(used)))
             }
+            Address::Device(address, _) => Arc::new(Address::Ip(*address)),
             _ => local,
         };
         let max_age_ms = listener.config.timeouts.max_age.map(|age| {
@@ -238,10 +239,10 @@ impl Connection {
 
     /// Whether its client uses this address of the host.
     pub(super) fn uses(&self, address: IpAddr) -> bool {
-        match &*self.origin.local {
-            Address::Unix(_) => false,
-            Address::Ip(bound) if !bound.ip().is_unspecified() => bound.ip() == address,
-            Address::Ip(_) => socket::local_address(&self.client).is_ok_and(|used| used.ip().to_canonical() == address),
+        match self.origin.local.ip() {
+            None => false,
+            Some(bound) if !bound.ip().is_unspecified() => bound.ip() == address,
+            Some(_) => socket::local_address(&self.client).is_ok_and(|used| used.ip().to_canonical() == address),
         }
     }
 

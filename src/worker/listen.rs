@@ -32,7 +32,7 @@ use super::Context;
 use super::sockets::set::{Listening, Set};
 use crate::base::Key;
 use crate::config::model::Keepalive;
-use crate::link::{Accepted, Address, Command, InTransit};
+use crate::link::{Accepted, Command, InTransit};
 use crate::relay::Cause;
 use crate::worker::os::limits::Reserve;
 use crate::worker::os::socket::{self, AcceptError};
@@ -72,7 +72,7 @@ impl Default for Stream {
 impl Stream {
     /// Makes accepted sockets inherit what the configuration says of keep-alive, and that urgent data stays in its place.
     pub(super) fn bequeath(listening: &mut Listening<Stream>) {
-        let (Some(listener), Address::Ip(_)) = (&listening.listener, &*listening.local) else {
+        let (Some(listener), Some(_)) = (&listening.listener, listening.local.ip()) else {
             return;
         };
         let wanted = listener.config.keepalive;

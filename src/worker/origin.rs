@@ -57,10 +57,7 @@ impl Origin {
         if backend.send_proxy == SendProxy::Off {
             return Vec::new();
         }
-        let used = self.destination.or(match &*self.local {
-            Address::Ip(address) => Some(*address),
-            Address::Unix(_) => None,
-        });
+        let used = self.destination.or(self.local.ip());
         proxy_header::build(backend.send_proxy, Protocol::Tcp, self.client.zip(used))
     }
 }

@@ -93,7 +93,8 @@ impl Sockets {
             self.streams.add(context, listening);
             return;
         }
-        let Address::Ip(address) = socket.local else { return };
+        let Some(address) = socket.local.ip() else { return };
+        let device = socket.local.device().map_or(0, |device| device.index);
         let prepared = match udp::prepare(socket.fd, address, udp::LISTEN_BUFFER) {
             Ok(prepared) => prepared,
             Err(error) => return log::error!("worker {}: cannot set up {address}/udp: {error}", context.id),
@@ -113,11 +114,11 @@ impl Sockets {
         let drops = Tally::starting_at(udp::dropped(prepared.fd.as_raw_fd()));
         let listening = Listening {
             id: socket.listener,
-            local: Arc::new(Address::Ip(address)),
+            local: Arc::new(socket.local),
             fd: prepared.fd,
             listener,
             closes_ms: None,
-            own: Datagram::new(address, prepared.wildcard, drops),
+            own: Datagram::new(address, device, prepared.wildcard, drops),
         };
         let key = self.datagrams.add(context, listening);
         udp.arrive(context, &self.datagrams, key, sessions);
@@ -220,8 +221,8 @@ impl Sockets {
         };
         let _ = context.poller.remove(listening.fd.as_raw_fd());
         listening.closes_ms = Some(closes_ms);
-        let address = listening.own.address;
-        let succeeds = |other: &Listening<Datagram>| other.closes_ms.is_none() && other.own.address == address;
+        let local = listening.local.clone();
+        let succeeds = |other: &Listening<Datagram>| other.closes_ms.is_none() && other.local == local;
         let succeeded = self.datagrams.iter().any(|(_, other)| succeeds(other));
         udp.mute(context, key, succeeded);
         if succeeded {

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use weir::sys::mmsg::{Ask, Inbox, Message, Meta, Outbox, Part, SEGMENTS_MAX};
 use weir::sys::route::{Route, Source, Target};
+use weir::sys::socket::Place;
 use weir::sys::udp::{self, Sent, Trouble};
 
 const ALL: Ask = Ask {
@@ -36,7 +37,7 @@ fn addr(s: &str) -> SocketAddr {
 }
 
 fn listen(at: &str) -> (udp::Listening, SocketAddr) {
-    let listening = udp::listen(addr(at), false, BUFFER).expect("listen");
+    let listening = udp::listen(Place::new(addr(at), false), BUFFER).expect("listen");
     let local = std_socket(&listening.fd).local_addr().expect("local address");
     (listening, local)
 }
@@ -384,7 +385,7 @@ fn a_connected_socket_hears_its_peer_alone() {
 
 #[test]
 fn the_kernel_counts_what_it_drops_at_a_socket() {
-    let listening = udp::listen(addr("127.0.0.1:0"), false, 4096).expect("listen");
+    let listening = udp::listen(Place::new(addr("127.0.0.1:0"), false), 4096).expect("listen");
     let local = std_socket(&listening.fd).local_addr().expect("local");
     let client = client("127.0.0.1:0");
     for _ in 0..500 {
@@ -446,7 +447,11 @@ fn without_a_free_port_connect_says_eagain() {
 fn the_hash_over_both_endpoints_keeps_a_flow_on_its_socket() {
     let (first, local) = listen("127.0.0.1:0");
     let sockets: Vec<OwnedFd> = std::iter::once(first.fd)
-        .chain((1..4).map(|_| udp::listen(local, false, BUFFER).expect("shares the port").fd))
+        .chain((1..4).map(|_| {
+            udp::listen(Place::new(local, false), BUFFER)
+                .expect("shares the port")
+                .fd
+        }))
         .collect();
     let clients: Vec<UdpSocket> = (0..40).map(|_| client("127.0.0.1:0")).collect();
     for client in clients.iter().chain(&clients).chain(&clients) {
@@ -518,8 +523,8 @@ fn a_listener_of_an_address_that_moves_needs_it_not() {
     in_namespace(|| {
         for at in ["10.9.9.9:80", "[fd09::9]:80"] {
             let bound = |moves| {
-                let tcp = weir::sys::socket::listen_tcp(addr(at), moves).map(drop);
-                let udp = udp::listen(addr(at), moves, BUFFER).map(drop);
+                let tcp = weir::sys::socket::listen_tcp(Place::new(addr(at), moves)).map(drop);
+                let udp = udp::listen(Place::new(addr(at), moves), BUFFER).map(drop);
                 [tcp, udp].map(|bound| bound.map_err(|e| e.kind()))
             };
             let missing = Err(std::io::ErrorKind::AddrNotAvailable);

@@ -4,6 +4,7 @@
 mod common;
 
 mod activation;
+mod devices;
 mod dying;
 mod instances;
 mod moves;
@@ -33,7 +34,7 @@ struct Service {
 
 impl Service {
     #[track_caller]
-    fn start(yaml: &str, adjust: impl FnOnce(Launch<'static>) -> Launch<'static>) -> Service {
+    fn start<'n>(yaml: &str, adjust: impl FnOnce(Launch<'n>) -> Launch<'n>) -> Service {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();

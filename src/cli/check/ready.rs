@@ -66,6 +66,7 @@ const ROWS: &[Row] = &[
     time_wait,
     ports_of_backends,
     ports_of_sessions,
+    devices,
     backlog,
     tracked,
     udp_buffers,
@@ -207,6 +208,27 @@ fn ports_of_sessions(config: &Config, host: &dyn Host) -> Vec<Advice> {
         .map(|n| Advice::new("limits.udp_sessions", message(n)))
         .into_iter()
         .collect()
+}
+
+/// Interfaces to which addresses are limited.
+fn devices(config: &Config, _: &dyn Host) -> Vec<Advice> {
+    let mut missing = Vec::new();
+    for listener in &config.listeners {
+        for bind in &listener.bind {
+            if let Bind::Ip {
+                device: Some(device), ..
+            } = bind
+                && device.index == 0
+            {
+                let message = format!(
+                    "`{bind}`: there is no interface `{}` here, and weir does not start without it: make it before weir starts (Requires= and After= of its unit), or leave out `%{}`",
+                    device.name, device.name
+                );
+                missing.push(Advice::new(format!("listeners.{}.bind", listener.name), message));
+            }
+        }
+    }
+    missing
 }
 
 /// The kernel's bound of the queue of a listening socket.

@@ -84,7 +84,11 @@ fn haproxy_lines() {
         ("bind 192.0.2.1:8000-8010", "bind: [\"192.0.2.1:8000-8010\"]", &[]),
         ("bind unix@/run/x.sock mode 600", "bind: [\"unix:/run/x.sock\"]", &[1]),
         ("bind :80\nbind :443 ssl crt x.pem", "bind: [\"0.0.0.0:80\"]", &[2]),
-        ("bind :80 interface eth0", "", &[1]),
+        (
+            "bind :80,:::81 interface eth0",
+            "bind: [\"0.0.0.0:80%eth0\", \"[::]:81%eth0\", \"0.0.0.0:81%eth0\"]",
+            &[],
+        ),
         (
             "bind :80 accept-proxy",
             "accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}",

@@ -77,6 +77,16 @@ fn of_listener(listener: &Listener, section: &Section) {
             Bind::Ip { ports, .. } if *ports.start() == 0 => Some("port 0 asks a socket for a port, and there is none"),
             Bind::Ip { ip, .. } if ip.is_loopback() => Some("packets of the loopback interface are not seen"),
             Bind::Ip { scope, .. } if *scope != 0 => Some("link-local addresses are not translated"),
+            Bind::Ip {
+                device: Some(device), ..
+            } => {
+                let name = &device.name;
+                let message = format!(
+                    "`engine: kernel` is limited to interfaces as a whole: leave out `%{name}` and write `kernel: {{interfaces: [{name}]}}`, which holds for all of its listeners, or `engine: proxy`"
+                );
+                section.error("bind", message);
+                None
+            }
             Bind::Ip { .. } => None,
         };
         if let Some(wrong) = wrong {

@@ -124,6 +124,7 @@ impl From<std::net::SocketAddr> for Bind {
                 std::net::SocketAddr::V4(_) => 0,
             },
             ports: address.port()..=address.port(),
+            device: None,
         }
     }
 }

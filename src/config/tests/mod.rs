@@ -552,25 +552,29 @@ proptest! {
     }
 
     /// Against the plain rule: two entries conflict if protocol and family agree, the addresses are equal or one is
-    /// the wildcard, and the ports overlap. Break tried: the latest
+    /// the wildcard, the interfaces are equal or one has none, and the ports overlap. Break tried: the latest
     /// end kept in place of the furthest.
     #[test]
     fn bound_twice_is_found_as_by_comparing_all_with_all(
-        binds in prop::collection::vec((0usize..2, 0usize..5, 1u16..30, 0u16..9), 1..12)
+        binds in prop::collection::vec((0usize..2, 0usize..5, 1u16..30, 0u16..9, 0usize..3), 1..12)
     ) {
         const IPS: [&str; 5] = ["0.0.0.0", "10.0.0.1", "10.0.0.2", "[::]", "[2001:db8::1]"];
-        let conflict = |a: &(usize, usize, u16, u16), b: &(usize, usize, u16, u16)| {
+        const DEVICES: [&str; 3] = ["", "%eth0", "%eth1"];
+        type Entry = (usize, usize, u16, u16, usize);
+        let conflict = |a: &Entry, b: &Entry| {
             let family = (a.1 < 3) == (b.1 < 3);
             let wild = |ip| ip == 0 || ip == 3;
-            a.0 == b.0 && family && (a.1 == b.1 || wild(a.1) || wild(b.1)) && a.2 <= b.2 + b.3 && b.2 <= a.2 + a.3
+            let address = a.1 == b.1 || wild(a.1) || wild(b.1);
+            let device = a.4 == b.4 || a.4 == 0 || b.4 == 0;
+            a.0 == b.0 && family && address && device && a.2 <= b.2 + b.3 && b.2 <= a.2 + a.3
         };
         // One report for each that overlaps any of those that begin before it.
         let mut sorted = binds.clone();
         sorted.sort_by_key(|bind| bind.2);
         let expected = (0..sorted.len()).filter(|&i| sorted[..i].iter().any(|b| conflict(&sorted[i], b))).count();
-        let listener = |(i, (udp, ip, port, more)): (usize, &(usize, usize, u16, u16))| {
-            let protocol = ["tcp", "udp"][*udp];
-            format!("  l{i}: {{protocol: {protocol}, pool: p, bind: '{}:{port}-{}'}}\n", IPS[*ip], port + more)
+        let listener = |(i, (udp, ip, port, more, device)): (usize, &Entry)| {
+            let (protocol, ip, device) = (["tcp", "udp"][*udp], IPS[*ip], DEVICES[*device]);
+            format!("  l{i}: {{protocol: {protocol}, pool: p, bind: '{ip}:{port}-{}{device}'}}\n", port + more)
         };
         let listeners: String = binds.iter().enumerate().map(listener).collect();
         let text = format!("listeners:\n{listeners}pools: {{p: {{backends: 10.0.0.9:1}}}}");

@@ -148,6 +148,30 @@ workers: 2", &[
     ('L', r#"bind: "[::1%lo]:80""#, &[
         "2:7: listeners.web.bind: `[::1%lo]:80` names an interface, which only link-local addresses do: write `::1`",
     ]),
+    ('L', r#"bind: "0.0.0.0%eth0:80""#, &[
+        "2:7: listeners.web.bind: `0.0.0.0%eth0:80`: the interface comes last: write `0.0.0.0:80%eth0`",
+    ]),
+    ('L', r#"bind: "[::]%eth0:80""#, &[
+        "2:7: listeners.web.bind: `[::]%eth0:80`: the interface comes last: write `[::]:80%eth0`",
+    ]),
+    ('L', r#"bind: "0.0.0.0:80%""#, &[
+        "2:7: listeners.web.bind: `` is no interface name: at most 15 characters, such as `eth0`",
+    ]),
+    ('L', r#"bind: "0.0.0.0:80%eth0:1""#, &[
+        "2:7: listeners.web.bind: `eth0:1` is no interface name: at most 15 characters, such as `eth0`",
+    ]),
+    ('L', r#"bind: "fe80::1%eth0:80""#, &[
+        "2:7: listeners.web.bind: `fe80::1%eth0:80` is not an address: write one such as `10.0.0.1:80` or `[2001:db8::1]:80`",
+    ]),
+    ('L', r#"bind: "[fe80::1%lo]:80%lo""#, &[
+        "2:7: listeners.web.bind: `[fe80::1%lo]:80` names its interface already: leave out `%lo`",
+    ]),
+    ('L', r#"bind: ["0.0.0.0:80%eth0", "10.0.0.9:80%eth0", "10.0.0.9:80%eth1"]"#, &[
+        "2:27: listeners.web.bind[1]: `10.0.0.9:80%eth0` overlaps listeners.web.bind[0] (`0.0.0.0:80%eth0`): an address is bound once",
+    ]),
+    ('L', r#"bind: ["10.0.0.9:80%eth0", "0.0.0.0:80"]"#, &[
+        "2:28: listeners.web.bind[1]: `0.0.0.0:80` overlaps listeners.web.bind[0] (`10.0.0.9:80%eth0`): an address is bound once",
+    ]),
     ('L', "bind: 10.0.0.256:80", &[
         "2:7: listeners.web.bind: `10.0.0.256:80` is not an IP address, such as `10.0.0.1` or `2001:db8::1`",
     ]),
@@ -327,6 +351,9 @@ allow: [10.0.0.0/8]", &[
         "6:24: pools.web.backends[1].address: `10.0.0.1:0`: port 0 cannot be connected to: 1 to 65535",
         "6:36: pools.web.backends[2].address: `10.0.0.1:80-90`: a backend has one port; without one (`10.0.0.1`) it gets the port that the client used",
         "6:52: pools.web.backends[3].address: `2001:db8::1`: an IPv6 address stands in brackets, such as `[2001:db8::1]:80`",
+    ]),
+    ('L', r#"bind: ["0.0.0.0:80%eth0", "10.0.0.2:80%eth1"]"#, &[
+        "6:25: pools.web.backends[1].address: is bound by listener `web` itself: connections would go round in circles",
     ]),
     ('P', "backends: [127.0.0.1:80]", &[
         "6:12: pools.web.backends[0].address: is bound by listener `web` itself: connections would go round in circles",
@@ -698,6 +725,9 @@ beat: 1ms", &[
     ]),
     ('L', "engine: kernel\nbind: \"127.0.0.1:80\"", &[
         "3:1: listeners.web.bind: packets of the loopback interface are not seen by `engine: kernel`: write another address, or `engine: proxy`",
+    ]),
+    ('L', "engine: kernel\nbind: \"0.0.0.0:80%eth0\"", &[
+        "3:1: listeners.web.bind: `engine: kernel` is limited to interfaces as a whole: leave out `%eth0` and write `kernel: {interfaces: [eth0]}`, which holds for all of its listeners, or `engine: proxy`",
     ]),
     ('L', "engine: kernel\nallow: 10.0.0.0/8", &[
         "3:1: listeners.web.allow: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",

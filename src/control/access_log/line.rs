@@ -91,9 +91,9 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
         Some(client) => put("client", Value::Plain(client)),
         None => put("client", Value::Absent),
     }
-    match &*record.local {
-        Address::Ip(address) => put("local", Value::Plain(address)),
-        path => put("local", Value::Shown(path)),
+    match (record.local.ip(), &*record.local) {
+        (Some(address), _) => put("local", Value::Plain(&address)),
+        (None, path) => put("local", Value::Shown(path)),
     }
     put("pool", record.pool().map_or(Value::Absent, Value::Text));
     match backend {
@@ -102,7 +102,7 @@ fn each_field(record: &Record, mut put: impl FnMut(&'static str, Value)) {
             put("backend", Value::Text(&backend.config.name));
             match (&backend.config.address, &*record.local) {
                 (BackendAddress::Ip(address), _) => put("address", Value::Plain(address)),
-                (BackendAddress::SamePort(ip), Address::Ip(local)) => {
+                (BackendAddress::SamePort(ip), Address::Ip(local) | Address::Device(local, _)) => {
                     let address = std::net::SocketAddr::new(*ip, local.port());
                     put("address", Value::Plain(&address));
                 }

@@ -68,22 +68,25 @@ impl InheritedSockets {
     /// Claims the sockets of one address of a listener. An address that has moved to another listener is found too,
     /// unless the kernel chose its port.
     pub fn claim(&mut self, listener: &Listener, wanted: &Address) -> Vec<InheritedSocket> {
-        let is_fixed = !matches!(wanted, Address::Ip(address) if address.port() == 0);
+        let is_fixed = wanted.ip().is_none_or(|address| address.port() != 0);
         let fits = |label: &Label| match label {
             Label::Listener {
                 name,
                 udp,
                 wanted: its,
                 local,
-            } => {
-                *udp == (listener.protocol == Protocol::Udp)
-                    && (*name == listener.name && *its == *wanted || is_fixed && *local == *wanted)
+            } if *udp == (listener.protocol == Protocol::Udp)
+                && (*name == listener.name && *its == *wanted || is_fixed && *local == *wanted) =>
+            {
+                Some(local.clone())
             }
-            Label::Own(_) => false,
+            _ => None,
         };
+        // All of one place: a service manager may have sockets of one address on several interfaces.
+        let place = self.0.iter().find_map(|(label, _)| fits(label));
         let (claimed, left) = std::mem::take(&mut self.0)
             .into_iter()
-            .partition(|(label, _)| fits(label));
+            .partition(|(label, _)| place.is_some() && fits(label) == place);
         self.0 = left;
         let claimed: Vec<(Label, OwnedFd)> = claimed;
         claimed

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use super::inherited::{InheritedSocket, InheritedSockets};
 use crate::config::model::{Bind, Listener, Protocol};
 use crate::link::{Address, Endpoint, ListenSocket};
+use crate::sys::socket::Place;
 use crate::sys::{socket, udp};
+use nix::errno::Errno;
 
 /// A listening socket that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -41,11 +43,19 @@ pub type Assigned = BTreeMap<usize, Vec<ListenSocket>>;
 /// The addresses that a listener asks for, ranges written out.
 pub fn wanted(listener: &Listener) -> Vec<Address> {
     let addresses = listener.bind.iter().flat_map(|bind| match bind {
-        Bind::Ip { ip, scope, ports } => ports
+        Bind::Ip {
+            ip,
+            scope,
+            ports,
+            device,
+        } => ports
             .clone()
-            .map(|port| match ip {
-                IpAddr::V6(ip) => Address::Ip(SocketAddrV6::new(*ip, port, 0, *scope).into()),
-                IpAddr::V4(ip) => Address::Ip((*ip, port).into()),
+            .map(|port| {
+                let address: SocketAddr = match ip {
+                    IpAddr::V6(ip) => SocketAddrV6::new(*ip, port, 0, *scope).into(),
+                    IpAddr::V4(ip) => (*ip, port).into(),
+                };
+                Address::new(address, device.clone())
             })
             .collect::<Vec<_>>(),
         Bind::Unix(path) => vec![Address::Unix(path.clone())],
@@ -76,31 +86,39 @@ pub fn bind(
     let refused = |error: std::io::Error| BindError {
         listener: listener.name.clone(),
         address: wanted.to_string(),
-        hint: hint(&error),
+        hint: hint(&error, wanted),
         error,
     };
     let moves = |ip: IpAddr| listener.virtual_addresses.contains(&ip);
-    let open = |local: &Address| match (local, listener.protocol) {
-        (Address::Ip(address), Protocol::Tcp) => socket::listen_tcp(*address, moves(address.ip())),
-        (Address::Ip(address), Protocol::Udp) => {
-            udp::listen(*address, moves(address.ip()), udp::LISTEN_BUFFER).map(|listening| listening.fd)
+    let open = |local: &Address| {
+        let address = match local {
+            Address::Unix(path) => return socket::listen_unix(path),
+            Address::Ip(address) | Address::Device(address, _) => *address,
+        };
+        let place = Place {
+            address,
+            device: local.device().map(|device| device.index),
+            moves: moves(address.ip()),
+        };
+        match listener.protocol {
+            Protocol::Tcp => socket::listen_tcp(place),
+            Protocol::Udp => udp::listen(place, udp::LISTEN_BUFFER).map(|listening| listening.fd),
         }
-        (Address::Unix(path), _) => socket::listen_unix(path),
     };
     let mut inherited = from_elsewhere.claim(listener, wanted);
     let is_inherited = !inherited.is_empty();
     if !is_inherited {
         let fd = open(wanted).map_err(refused)?;
         let local = match wanted {
-            Address::Ip(_) => Address::Ip(socket::local_address(&fd).map_err(refused)?),
             unix @ Address::Unix(_) => unix.clone(),
+            internet => Address::new(socket::local_address(&fd).map_err(refused)?, internet.device().cloned()),
         };
         inherited.push(InheritedSocket { local, fd });
     }
     let local = inherited[0].local.clone();
     let mut is_alone = match local {
-        Address::Ip(_) => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
         Address::Unix(_) => true,
+        _ => !socket::shares_port(&inherited[0].fd).map_err(refused)?,
     };
     let mut sockets: Vec<OwnedFd> = inherited.into_iter().map(|socket| socket.fd).collect();
     while sockets.len() < workers && !is_alone {
@@ -158,8 +176,14 @@ pub fn reassign(sockets: Vec<ListenSocket>, workers: usize) -> Assigned {
     assigned
 }
 
-fn hint(error: &std::io::Error) -> &'static str {
+fn hint(error: &std::io::Error, wanted: &Address) -> &'static str {
     match error.kind() {
+        _ if error.raw_os_error() == Some(Errno::ENODEV as i32) => {
+            " (this machine has no such interface; `ip link` lists those that it has)"
+        }
+        ErrorKind::PermissionDenied if wanted.device().is_some() => {
+            " (an interface takes Linux 5.7 or CAP_NET_RAW; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE)"
+        }
         ErrorKind::AddrInUse => " (another program has this address; `ss -lnp` shows which)",
         ErrorKind::AddrNotAvailable => {
             " (no interface has this address; if it comes later, set net.ipv4.ip_nonlocal_bind=1 or bind the wildcard)"

@@ -1,12 +1,14 @@
 //! The new process: what it was given, by a predecessor or by the service manager (socket activation), and its side of
 //! the conversation.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
 use super::{Before, Event, Line, Note, START_MAX, VARIABLE};
+use crate::config::model::Device;
 use crate::control::amend;
 use crate::control::discovery::Told;
 use crate::control::election::Detached;
@@ -86,21 +88,32 @@ fn activated_label(name: &str, fd: &OwnedFd) -> anyhow::Result<Label> {
     let socket = socket2::SockRef::from(fd);
     socket.set_nonblocking(true)?;
     let bound = socket.local_addr()?;
-    let address = match (bound.as_socket(), bound.as_pathname()) {
-        (Some(address), _) => Address::Ip(address),
-        (None, Some(path)) => Address::Unix(path.to_path_buf()),
+    let (wanted, local) = match (bound.as_socket(), bound.as_pathname()) {
+        // BindToDevice= of the unit, whether the file names the interface or leaves that to the unit.
+        (Some(address), _) => (Address::Ip(address), Address::new(address, device_of(fd, &address))),
+        (None, Some(path)) => (Address::Unix(path.to_path_buf()), Address::Unix(path.to_path_buf())),
         _ => bail!("neither an internet nor a named unix socket"),
     };
     let udp = socket.r#type()? == socket2::Type::DGRAM;
-    if !udp && matches!(address, Address::Ip(_)) {
+    if !udp && wanted.ip().is_some() {
         socket::set_nodelay(fd.as_raw_fd());
     }
     Ok(Label::Listener {
         name: name.to_string(),
         udp,
-        wanted: address.clone(),
-        local: address,
+        wanted,
+        local,
     })
+}
+
+/// The interface to which a socket is limited beyond what its address says.
+fn device_of(fd: &OwnedFd, address: &SocketAddr) -> Option<Device> {
+    if matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0) {
+        return None;
+    }
+    let index = socket::device(fd.as_raw_fd())?;
+    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    Some(Device { index, name })
 }
 
 /// The new process's side of the conversation.

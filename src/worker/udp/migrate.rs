@@ -158,7 +158,8 @@ impl Udp {
         story.bytes_down = state.bytes_down;
         story.attempts = state.attempts;
         let session = Session::new(socket, local, wire, bound, story);
-        let ends = Endpoints::new(ListenerIx(listener.id), state.client, state.local);
+        let device = local.device().map_or(0, |device| device.index);
+        let ends = Endpoints::new(ListenerIx(listener.id), state.client, state.local).on_device(device);
         let counted = listener.config.limits.per_source.is_some();
         // What was counted before counts: a session of one request must not get a second one.
         let had = [state.requests, state.replies];

@@ -68,7 +68,9 @@ const REPORTS_MAX: usize = 16;
 
 /// What is kept with a listening socket.
 pub(super) struct Datagram {
-    pub(super) address: SocketAddr,
+    address: SocketAddr,
+    /// Index of the interface that it is limited to; 0 = none.
+    device: u32,
     /// Bound to the wildcard: each datagram says which address it was sent to.
     wildcard: bool,
     /// What the kernel has dropped.
@@ -79,9 +81,10 @@ pub(super) struct Datagram {
 
 impl Datagram {
     /// `drops`: as far as somebody has counted them.
-    pub(super) fn new(address: SocketAddr, wildcard: bool, drops: Tally) -> Datagram {
+    pub(super) fn new(address: SocketAddr, device: u32, wildcard: bool, drops: Tally) -> Datagram {
         Datagram {
             address,
+            device,
             wildcard,
             drops,
             burst: BURST_MIN,

@@ -73,7 +73,7 @@ impl Udp {
         }
         let (fd, local) = (listening.fd.as_raw_fd(), listening.local.clone());
         let listening = &mut listening.own;
-        let (address, wildcard) = (listening.address, listening.wildcard);
+        let (address, device, wildcard) = (listening.address, listening.device, listening.wildcard);
         self.inbox.clear();
         if let Err(error) = self.inbox.receive(
             fd,
@@ -112,7 +112,7 @@ impl Udp {
                 Some(address)
             };
             let Some(to) = to else { continue };
-            let ends = Endpoints::new(ListenerIx(listener.id), client, to);
+            let ends = Endpoints::new(ListenerIx(listener.id), client, to).on_device(device);
             self.sort_in(context, (&listener, socket, &local), &ends, slot);
         }
         self.forward(context);

@@ -248,6 +248,7 @@ impl Session {
         // On a wildcard socket the address that the client used is not the one that the socket is bound to.
         let local = match &*self.local {
             Address::Ip(bound) if bound.ip().is_unspecified() => Arc::new(Address::Ip(ends.local())),
+            Address::Device(..) => Arc::new(Address::Ip(ends.local())),
             _ => self.local.clone(),
         };
         Record {

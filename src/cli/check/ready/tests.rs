@@ -105,6 +105,18 @@ fn few_ports_towards_distant_backends_are_warned_about() {
 }
 
 #[test]
+fn interfaces_that_are_not_there_are_warned_about() {
+    let text = |bind: &str| file("").replace("0.0.0.0:81", bind);
+    assert_eq!(says(&text("0.0.0.0:81%lo"), 20_000, &[REUSED]), NONE);
+    assert_eq!(
+        says(&text("0.0.0.0:81-83%no-such-one"), 20_000, &[REUSED]),
+        [
+            "f: listeners.a.bind: warning: `0.0.0.0:81-83%no-such-one`: there is no interface `no-such-one` here, and weir does not start without it: make it before weir starts (Requires= and After= of its unit), or leave out `%no-such-one`"
+        ]
+    );
+}
+
+#[test]
 fn more_event_loops_than_cpus_are_warned_about() {
     assert_eq!(says(&file("workers: 2"), 20_000, &[REUSED]), NONE);
     assert_eq!(

@@ -145,12 +145,8 @@ pub fn bind<'s>(line: &'s Statement, draft: &mut Draft) -> Bound<'s> {
             },
         }
     }
-    if let Some(interface) = interface {
-        draft.remark(
-            line,
-            format!("`interface {interface}`: a socket is not tied to an interface: bind an address of it in place of the wildcard"),
-        );
-    }
+    let only = interface.map_or(String::new(), |interface| format!("%{interface}"));
+    let written = |host: &str, port: &str| written(host, port) + &only;
     for text in line.word(1).split(',') {
         match address(text) {
             Address::Unix(path) => bound.addresses.push(format!("unix:{path}")),
