@@ -13,7 +13,7 @@ use crate::link::PacketFigures;
 use crate::sys::bpf::{self, Array, Map, Ring, Walk};
 
 /// Entries read at a time, more than share a bucket.
-const AT_ONCE: usize = 1024;
+const AT_ONCE: usize = 256;
 
 /// The maps that the program and this process share.
 #[derive(Debug)]

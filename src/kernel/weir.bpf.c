@@ -123,6 +123,8 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define PORT_TRIES 24
 /* After its end a flow's port may serve another from then on. */
 #define REUSE_NS 500000000ull
+/* What is not established may be displaced when it has been quiet for so long: longer than a handshake takes to go on. */
+#define DISPLACE_NS 250000000ull
 #define LEAST_SEEN 64
 #define OPTIONS 12
 #define ROUTE_SECONDS 1
@@ -743,8 +745,9 @@ INLINE int is_usable(const struct ports *usable, __u32 port)
 }
 
 /* Enters a flow's way back under a key, unless that is taken. What ended some time ago makes room: or a backend could only have
- * as many connections in the time that entries stay after their end as there are ports. */
-APART int take_port(struct tuple *key, struct flow *down, __u64 now)
+ * as many connections in the time that entries stay after their end as there are ports. If `pressed`, so does what is not
+ * established and has been quiet: or a flood, which half-opens all that there are, would leave none to others. */
+APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed)
 {
 	struct flow *old = map_lookup(&flows, key), *up;
 	struct tuple other;
@@ -758,6 +761,15 @@ APART int take_port(struct tuple *key, struct flow *down, __u64 now)
 			return 1;
 		map_delete(&flows, &other);
 		map_delete(&flows, key);
+	} else if (pressed) {
+		old = map_lookup(&half, key);
+		if (old && now > old->last + DISPLACE_NS) {
+			turn_round(&other, &old->to);
+			up = map_lookup(&half, &other);
+			if (up && up->id == old->id)
+				map_delete(&half, &other);
+			map_delete(&half, key);
+		}
 	}
 	return map_update(&half, key, down, BPF_NOEXIST) != 0;
 }
@@ -1043,11 +1055,11 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 
 			other.dport = p->key.sport;
 			if (usable && is_usable(usable, bpf_htons(p->key.sport)))
-				taken = take_port(&other, down, now);
+				taken = take_port(&other, down, now, 0);
 			for (int i = 0; taken && usable && usable->total && i < PORT_TRIES; i++) {
 				/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
 				other.dport = bpf_htons(nth_port(usable, prandom() % usable->total));
-				taken = take_port(&other, down, now);
+				taken = take_port(&other, down, now, i >= PORT_TRIES / 3);
 			}
 			if (taken) {
 				count_drop(DROP_PORTS);

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use weir::base::checksum;
 
-use super::common::client::{connect, round_trip};
+use super::common::client::{connect, round_trip, try_connect};
 use super::common::netns::Netns;
 use super::common::operator::{ask, status, tell};
 use super::common::server::echo;
@@ -189,6 +189,15 @@ fn speak(streams: &mut [TcpStream], round: usize) -> Duration {
     longest
 }
 
+/// Told to stop when dropped, however the test ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 struct Size {
     flows: u32,
     established: usize,
@@ -204,7 +213,11 @@ fn many_flows(size: &Size) {
     }
     raise_descriptor_limit();
     let net = Net::new().through_balancer();
-    let _server = net.serve(0, &V4.backend(0, 8080), echo);
+    let _server = net.serve(0, &V4.backend(0, 8080), |stream| {
+        // However long nobody speaks.
+        stream.set_read_timeout(None).unwrap();
+        echo(stream);
+    });
     // Whoever is answered by mistake hears nothing.
     for network in ["198.18.0.0/15", "10.64.0.0/10"] {
         net.balancer.ip(&["route", "add", network, "via", &V4.host(0, 2)]);
@@ -270,7 +283,7 @@ pools:
     let share = (thread_time(pid) - before).as_secs_f64() / began.elapsed().as_secs_f64();
     println!("looking after them takes {:.2} % of a processor", share * 100.0);
     // An unoptimised build takes its time over the last batch of a part.
-    assert!(share < if binary.is_some() { 0.02 } else { 0.08 }, "{share}");
+    assert!(share < if binary.is_some() { 0.02 } else { 0.05 }, "{share}");
 
     // Who asks is answered.
     let ask_for = |what: &str, words: &[&str]| {
@@ -320,8 +333,9 @@ pools:
     // The flood.
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mac = interface(&net.balancer, "eth0").1;
-    let (mut waits, mut longest) = (Vec::new(), Duration::ZERO);
+    let (mut waits, mut refused, mut longest) = (Vec::new(), Vec::new(), Duration::ZERO);
     let sent = std::thread::scope(|scope| {
+        let stops = Stop(&stop);
         let flood = scope.spawn(|| flood(&net.client, mac, size.rate, &stop));
         let speakers: Vec<_> = streams
             .chunks_mut(size.established.div_ceil(4))
@@ -339,12 +353,16 @@ pools:
         let began = Instant::now();
         while began.elapsed() < size.flooded {
             let one = Instant::now();
-            let mut new = net.client.enter(|| connect(&V4.service(BUSY)));
-            round_trip(&mut new, b"new");
-            waits.push(one.elapsed());
+            match net.client.enter(|| try_connect(&V4.service(BUSY), None)) {
+                Ok(mut new) => {
+                    round_trip(&mut new, b"new");
+                    waits.push(one.elapsed());
+                }
+                Err(error) => refused.push(error.to_string()),
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
-        stop.store(true, Relaxed);
+        drop(stops);
         for speaker in speakers {
             longest = longest.max(speaker.join().expect("every byte comes back"));
         }
@@ -368,6 +386,8 @@ pools:
         "status: {}",
         tell(&weir.admin(), &json!({"command": "status"})).unwrap()["kernel"]
     );
+    assert!(refused.is_empty(), "{refused:?}");
+    assert!(at(50) < Duration::from_secs(1), "new clients are served");
     let now = status(&weir)["kernel"]["flows"].as_u64().unwrap();
     assert!(
         now >= u64::from(size.flows) + size.established as u64,

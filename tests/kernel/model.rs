@@ -1296,3 +1296,43 @@ fn ports_of_ended_connections_serve_others() {
         }
     });
 }
+
+/// A flood of SYNs has taken every port towards a backend: whoever comes a moment later is served all the same.
+///
+/// Seen to fail where half-open connections keep their ports.
+#[test]
+fn half_open_connections_make_room_for_others() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("ports");
+    netns.enter(|| {
+        let mut program = Program::new();
+        let ports = ports::shape(&[2000..=2999]);
+        put(&mut program.0, "ports", 0, &ports.bytes());
+        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        let syn = |nth: u16| {
+            let packet = segment((CLIENTS[0][0], 40_000 + nth), service, SYN);
+            program.run(&packet, 0).unwrap().0
+        };
+        let taken = (0..3000).filter(|&nth| syn(nth) == Verdict::Sent).count();
+        assert!(taken >= 950, "{taken}: as good as all ports");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        // Those who finish a handshake keep their port.
+        let settled: Vec<u16> = (0..100)
+            .map(|nth| {
+                let client = (CLIENTS[0][1], 40_000 + nth);
+                let there = sent(&program, &segment(client, service, SYN));
+                let us = (SOURCES[0], there.source().port());
+                sent(&program, &segment(backend, us, SYN | ACK));
+                sent(&program, &segment(client, service, ACK));
+                us.1
+            })
+            .collect();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        for nth in 0..100 {
+            let there = sent(&program, &segment((CLIENTS[0][2], 40_000 + nth), service, SYN));
+            assert!(!settled.contains(&there.source().port()));
+        }
+    });
+}
