@@ -13,7 +13,7 @@ use crate::gate::Gate;
 use crate::health::Eligibility;
 use crate::queue::PoolQueue;
 use crate::routing::Routing;
-use crate::stats::{BackendStats, ListenerStats};
+use crate::stats::{BackendStats, Gauge, ListenerStats};
 
 /// The configuration and the state of backends, as workers see them; never changed once it is published.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub connections_stated: bool,
     /// Live UDP sessions of the process at most.
     pub sessions_max: u32,
+    /// As `connections_stated`.
+    pub sessions_stated: bool,
     /// Period of interim access records; `None` = off.
     pub interim: Option<Duration>,
 }
@@ -133,6 +135,22 @@ impl Snapshot {
     /// The listener with this id.
     pub fn listener(&self, id: u32) -> Option<&Arc<Listener>> {
         self.listeners.get(id)
+    }
+
+    /// What the file says of [`connections_max`](Snapshot::connections_max) and [`sessions_max`](Snapshot::sessions_max): it counts
+    /// whoever has them. `None`: only descriptors set a limit.
+    pub fn stated(&self) -> [Option<u32>; 2] {
+        [
+            self.connections_stated.then_some(self.connections_max),
+            self.sessions_stated.then_some(self.sessions_max),
+        ]
+    }
+
+    /// Live connections and sessions of the process at most, `light` of which hold no descriptor.
+    pub fn most(&self, light: &[Gauge; 2]) -> [u32; 2] {
+        let carried = [self.connections_max, self.sessions_max];
+        let stated = self.stated();
+        std::array::from_fn(|nth| stated[nth].unwrap_or_else(|| carried[nth].saturating_add(light[nth].get())))
     }
 
     /// The pool that a listener sends to, whatever name is asked for.
@@ -293,6 +311,22 @@ mod tests {
             queue: Arc::default(),
             config: Arc::new(config.policy),
             backends,
+        }
+    }
+
+    /// Columns: whether the file states limits, connections that hold no descriptor; connections at most.
+    #[test]
+    fn only_a_stated_limit_counts_what_holds_no_descriptor() {
+        for (stated, light, wanted) in [(true, 0, 10), (true, 500, 10), (false, 0, 10), (false, 500, 510)] {
+            let snapshot = Snapshot {
+                connections_max: 10,
+                connections_stated: stated,
+                ..Snapshot::default()
+            };
+            let gauges = [Gauge::default(), Gauge::default()];
+            gauges[0].follow(0, light);
+            assert_eq!(snapshot.most(&gauges), [wanted, 0], "{stated} {light}");
+            assert_eq!(snapshot.stated(), [stated.then_some(10), None]);
         }
     }
 

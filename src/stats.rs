@@ -280,6 +280,8 @@ pub struct ProcessStats {
     pub connections: Gauge,
     /// Live UDP sessions.
     pub udp_sessions: Gauge,
+    /// Of these connections and sessions, those that hold no descriptor: an engine beside the workers has them.
+    pub elsewhere: [Gauge; 2],
     /// Access records that the log could not take.
     pub records_dropped: Count,
 }

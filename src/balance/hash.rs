@@ -12,7 +12,7 @@ use crate::config::model::SourceHash;
 
 /// A hash of two numbers; order counts.
 #[inline]
-pub(super) fn mix2(a: u64, b: u64) -> u64 {
+pub fn mix2(a: u64, b: u64) -> u64 {
     mix(mix(a.wrapping_add(GOLDEN)) ^ b)
 }
 

@@ -55,6 +55,11 @@ impl Gcra {
         }
     }
 
+    /// Nanoseconds that an event costs, and that a full bucket holds: for a meter that others read.
+    pub fn nanos(&self) -> [u64; 2] {
+        [self.cost, self.depth].map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// Takes one event out of the bucket, or says how long until there is one. A refusal costs nothing.
     pub fn take(&self, refill: &mut Refill, now: Instant) -> Result<(), Duration> {
         let wait = self.wait(*refill, now);

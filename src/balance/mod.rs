@@ -40,7 +40,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use explain::{Explanation, Note, Reason};
-pub use hash::{identity, seeds, source_key};
+pub use hash::{identity, mix2, seeds, source_key};
 pub use least_time::{decayed, peak_ewma};
 pub use mask::Mask;
 

@@ -127,6 +127,7 @@ impl Control {
             connections_max: self.budget.connections as u32,
             connections_stated: self.config.limits.connections.is_some(),
             sessions_max: self.budget.sessions as u32,
+            sessions_stated: self.config.limits.udp_sessions.is_some(),
             interim: self.config.log.interim,
         })
     }

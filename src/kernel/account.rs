@@ -2,14 +2,13 @@
 
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::core::{Core, EndOrder};
 use super::flows::{Fading, LINGER, is_over, is_unproven};
 use super::layout::{
-    BACKEND_ACTIVE, END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSED, Ended, FLOW_BACKEND_FIRST, FLOW_ENDED,
-    FLOW_JOINED, FLOW_OPEN, Flow, LISTENER_ACTIVE, Tuple,
+    END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSALS, END_REFUSED, Ended, FLOW_BACKEND_FIRST, FLOW_ENDED,
+    FLOW_JOINED, FLOW_OPEN, Flow, REFUSALS, Tuple,
 };
 use super::maps::Maps;
 use super::program::Injected;
@@ -118,8 +117,42 @@ impl Core {
         self.fading.front().map(|next| next.due)
     }
 
+    /// Somebody whom the program has turned away; it has counted that itself.
+    fn turned_away(&self, shared: &Shared, ended: &Ended) {
+        let Some(listener) = self.listeners.get(ended.up.listener) else {
+            return;
+        };
+        if !shared.wants_records() {
+            return;
+        }
+        let (cause, _) = REFUSALS[(ended.end - END_REFUSALS) as usize];
+        shared.record(Record {
+            time: SystemTime::now(),
+            id: ended.up.id,
+            listener: listener.clone(),
+            client: Some(ended.key.source()),
+            local: Arc::new(link::Address::Ip(ended.key.destination())),
+            backend: None,
+            attempts: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            connect_us: None,
+            first_byte_us: None,
+            duration_us: 0,
+            spliced: 0,
+            packets: Some([1, 0]),
+            closed_by: By::Weir,
+            cause,
+            interim: false,
+            asked: Asked::default(),
+        });
+    }
+
     /// An end that the program has told.
     pub(super) fn on_end(&mut self, shared: &Shared, ended: &Ended) {
+        if ended.end >= END_REFUSALS {
+            return self.turned_away(shared, ended);
+        }
         // The sweep comes to the others.
         if self.fading.len() < FADING_MAX {
             self.fading.push_back(Fading {
@@ -195,13 +228,7 @@ impl Core {
             return;
         }
         if up.flags & FLOW_OPEN != 0 {
-            let gauges = [
-                (&maps.listeners, up.listener, LISTENER_ACTIVE),
-                (&maps.backends, up.backend, BACKEND_ACTIVE),
-            ];
-            for (array, place, word) in gauges {
-                array.words(place as usize)[word].fetch_sub(1, Relaxed);
-            }
+            maps.leave(key, &up);
         }
         self.account(
             shared,

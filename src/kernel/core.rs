@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::NAME;
 use super::flows::{Fading, Patience};
+use super::guards;
 use super::layout::{
     BACKEND_ACTIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
     SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
@@ -19,13 +20,14 @@ use super::maps::Maps;
 use super::news::{Served, news};
 use super::places::{Identified, Places};
 use super::ports;
+use super::refusals::count_refusals;
 use super::tables;
 use crate::base::rng::mix;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
 use crate::config::{Config, KERNEL_POOLS_MAX as POOLS_MAX};
 use crate::link::Shared;
 use crate::relay::Cause;
-use crate::snapshot::{Backend, Listener, Owner, Pool, Snapshot};
+use crate::snapshot::{Backend, Listener, Listeners, Owner, Pool, Snapshot};
 use crate::sys::netlink::Netlink;
 
 /// A bank that has just been left may be in use for so long by a packet under way.
@@ -53,6 +55,8 @@ pub(super) struct Core {
     /// Where each pool stands in the bank in force.
     pool_places: HashMap<String, u32>,
     turned: Option<Instant>,
+    /// The listeners, and their places, whose guards stand in each bank.
+    guarded: [Option<(Arc<Listeners>, Vec<Option<u32>>)>; 2],
     /// What the process's gauges have from here.
     totals: [u32; 2],
     said: BTreeSet<String>,
@@ -166,6 +170,7 @@ impl Core {
             ports: Vec::new(),
             pool_places: HashMap::new(),
             turned: None,
+            guarded: [None, None],
             totals: [0; 2],
             said: BTreeSet::new(),
             asked: HashMap::new(),
@@ -318,7 +323,7 @@ impl Core {
 
         let mut wanted: HashMap<ServiceKey, Service> = HashMap::new();
         let mut served = Served::new();
-        for ((listener, pool), place) in carried.iter().zip(listener_places) {
+        for ((listener, pool), &place) in carried.iter().zip(&listener_places) {
             let (Some(place), Some(&place_of_pool)) = (place, pool_places.get(&pool.config.name)) else {
                 continue;
             };
@@ -332,9 +337,15 @@ impl Core {
                     protocol: protocol(&listener.config),
                     bank,
                 };
+                let is_guarded = guards::guard(&listener.config).is_some();
                 let service = Service {
                     listener: place,
                     pool: place_of_pool,
+                    guard: if is_guarded {
+                        maps.guard_place(bank, place) + 1
+                    } else {
+                        0
+                    },
                     ifindex: *self.locals.get(&ip).or(self.homes.get(&ip)).unwrap_or(&0),
                     ..Service::default()
                 };
@@ -363,7 +374,8 @@ impl Core {
                 );
             }
         }
-        let outcome = maps.services(bank).and_then(|there| {
+        let outcome = self.put_guards(maps, bank, &carried, &listener_places);
+        let outcome = outcome.and_then(|()| maps.services(bank)).and_then(|there| {
             let gone = there.iter().filter(|key| !wanted.contains_key(key));
             gone.map(|key| maps.withdraw(key)).collect::<io::Result<Vec<_>>>()?;
             wanted.iter().try_for_each(|(key, service)| maps.serve(key, service))
@@ -385,6 +397,37 @@ impl Core {
             }
         }
         self.say(trouble);
+    }
+
+    /// Writes who may come to each listener into a bank, unless that stands there already.
+    fn put_guards(
+        &mut self,
+        maps: &Maps,
+        bank: u8,
+        carried: &[(Arc<Listener>, Arc<Pool>)],
+        places: &[Option<u32>],
+    ) -> io::Result<()> {
+        let listeners = &self.snapshot.listeners;
+        let there = &mut self.guarded[usize::from(bank)];
+        if there
+            .as_ref()
+            .is_some_and(|(known, at)| Arc::ptr_eq(known, listeners) && at == places)
+        {
+            return Ok(());
+        }
+        *there = None;
+        let mut networks = HashMap::new();
+        for ((listener, _), place) in carried.iter().zip(places) {
+            let (Some(place), Some(guard)) = (*place, guards::guard(&listener.config)) else {
+                continue;
+            };
+            let place = maps.guard_place(bank, place);
+            maps.guards.put(place as usize, &guard.bytes());
+            networks.extend(guards::networks(&listener.config, place));
+        }
+        maps.put_networks(bank, &networks)?;
+        *there = Some((listeners.clone(), places.to_vec()));
+        Ok(())
     }
 
     /// Addresses and ports that a listener serves; a wildcard stands for every address of this host.
@@ -469,6 +512,7 @@ impl Core {
             shard.accepted.set(tally.opened - before.opened);
             shard.bytes_in.set(tally.bytes_up - before.bytes_up);
             shard.bytes_out.set(tally.bytes_down - before.bytes_down);
+            count_refusals(shard, is_udp, |why| tally.refused[why] - before.refused[why]);
             if is_udp {
                 shard.datagrams_in.set(tally.packets_up - before.packets_up);
                 shard.datagrams_out.set(tally.packets_down - before.packets_down);
@@ -491,7 +535,21 @@ impl Core {
         for ((gauge, is), was) in gauges.into_iter().zip(totals).zip(self.totals) {
             gauge.follow(was, is);
         }
+        for ((gauge, is), was) in shared.process.elsewhere.iter().zip(totals).zip(self.totals) {
+            gauge.follow(was, is);
+        }
         self.totals = totals;
+        self.limit(maps, shared);
+    }
+
+    /// Tells the program how many there may be, beside what the workers have.
+    pub(super) fn limit(&self, maps: &Maps, shared: &Shared) {
+        let process = &shared.process;
+        let all = [process.connections.get(), process.udp_sessions.get()];
+        let most = self.snapshot.stated();
+        maps.limit(std::array::from_fn(|nth| {
+            guards::left(most[nth], all[nth], self.totals[nth])
+        }));
     }
 
     /// Takes what is live here out of all gauges.
@@ -512,6 +570,9 @@ impl Core {
         }
         shared.process.connections.follow(self.totals[0], 0);
         shared.process.udp_sessions.follow(self.totals[1], 0);
+        for (gauge, was) in shared.process.elsewhere.iter().zip(self.totals) {
+            gauge.follow(was, 0);
+        }
         self.totals = [0; 2];
     }
 }

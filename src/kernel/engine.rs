@@ -1,5 +1,6 @@
 //! The engine as control knows it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -56,6 +57,7 @@ impl Kernel {
     fn begin(&self, attached: &Arc<Attached>) -> io::Result<Worker> {
         let maps = &attached.maps;
         maps.set_closed(false);
+        maps.begin(RandomState::new().hash_one(0));
         let mut core = self.core.lock();
         core.find_places(maps);
         core.follow_ports(maps);
@@ -147,6 +149,7 @@ impl Engine for Kernel {
         }
         let mut core = self.core.lock();
         core.snapshot = snapshot.clone();
+        core.limit(&attached.maps, &self.shared);
         core.publish(&attached.maps);
     }
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::core::HOST_ADDRESSES_MAX;
+use super::guards;
 use super::helper::{FromHelper, SUBCOMMAND, ToHelper, Wishes};
 use super::maps::Maps;
 use super::program::{Injected, NAMES, Sizes, digest};
@@ -40,6 +41,7 @@ pub fn sizes(config: &Config) -> Sizes {
         services: twice(needed.services, 1 << 12),
         listeners: twice(needed.listeners, 1 << 6),
         backends: twice(needed.backends, 1 << 8),
+        networks: twice(needed.networks, 1 << 13),
     }
 }
 
@@ -82,6 +84,7 @@ pub fn needed(config: &Config) -> Sizes {
         services: 2 * (carried().flat_map(|l| &l.bind).map(ports).sum::<u32>() + answers),
         listeners: carried().count() as u32,
         backends: pools().map(|pool| pool.backends.len() as u32).sum(),
+        networks: 2 * carried().map(|listener| guards::count(listener) as u32).sum::<u32>(),
     }
 }
 
@@ -224,7 +227,9 @@ pub fn fits(sizes: &Sizes, needed: &Sizes) -> Result<(), String> {
         ),
         (
             "listeners",
-            sizes.services >= needed.services && sizes.listeners >= needed.listeners,
+            sizes.services >= needed.services
+                && sizes.listeners >= needed.listeners
+                && sizes.networks >= needed.networks,
         ),
     ];
     match rows.iter().find(|(_, fits)| !fits) {

@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::base::words;
+use crate::flow::Dropped;
+use crate::relay::Cause;
 
 /// A value with a fixed form.
 pub trait Plain: Sized {
@@ -147,8 +149,54 @@ shapes! {
         address: Address,
         /// Index of the interface that has the clients' address; 0 = none has it.
         ifindex: u32,
+        /// Place of the guard, plus one; 0 = everybody may come.
+        guard: u32,
+    }
+
+    /// Who may use a service, and how much of it.
+    Guard {
+        /// `VERDICT_*` of sources that no [`Network`] names.
+        otherwise: u32,
+        /// Whether there is a [`Network`] of it.
+        listed: u32,
+        /// Live flows of one source; 0 = any number.
+        per_source: u32,
         /// Always 0: the entry has no gaps.
-        pad2: u32,
+        pad: u32,
+        /// What a new flow costs, nanoseconds; 0 = any number.
+        cost: u64,
+        /// What a bucket holds, nanoseconds.
+        depth: u64,
+    }
+
+    /// A network as a guard sees it.
+    Network {
+        /// Bits of what follows that count.
+        length: u32,
+        /// Place of the guard, twice, plus one for IPv4.
+        guard: u32,
+        /// The network's address.
+        address: Address,
+    }
+
+    /// Slots of sources with their live flows.
+    Bucket {
+        /// 0 = free; see the sources of this engine.
+        slots: [u64; BUCKET],
+    }
+
+    /// The process as a whole; TCP, UDP.
+    Process {
+        /// Live flows, counted by the program.
+        active: [u32; 2],
+        /// Live flows at most; `u32::MAX` = any number.
+        active_max: [u32; 2],
+        /// Of the hash of sources.
+        seed: u64,
+        /// How many buckets there are.
+        buckets: u32,
+        /// Always 0: the entry has no gaps.
+        pad: u32,
     }
 
     /// How a pool chooses.
@@ -307,6 +355,8 @@ shapes! {
         packets_down: u64,
         /// Bytes to clients.
         bytes_down: u64,
+        /// Of a listener: who was turned away, by [`REFUSALS`].
+        refused: [u64; REFUSALS.len()],
     }
 }
 
@@ -352,6 +402,11 @@ impl Tuple {
 pub const BACKEND_ACTIVE: usize = 12;
 /// Word of a listener that the program changes: live flows.
 pub const LISTENER_ACTIVE: usize = 2;
+
+/// Words of a process that the program changes: live TCP connections, UDP sessions.
+pub const PROCESS_ACTIVE: usize = 0;
+/// Words of a process: how many of these there may be.
+pub const PROCESS_ACTIVE_MAX: usize = 2;
 
 /// An address that clients use.
 pub const SERVICE_CLIENTS: u32 = 0;
@@ -402,6 +457,33 @@ pub const FLOW_CUT: u32 = 256;
 /// The backend has ended before the client.
 pub const FLOW_BACKEND_FIRST: u32 = 512;
 
+/// The service of the flow has a guard.
+pub const FLOW_GUARDED: u32 = 1024;
+
+/// The flow counts as one of its source's.
+pub const FLOW_SOURCED: u32 = 2048;
+
+/// Slots of a [`Bucket`].
+pub const BUCKET: usize = 8;
+/// Low bits of a slot: live flows; the others are of the source's hash.
+pub const COUNT_BITS: u32 = 24;
+
+/// A source that may not come.
+pub const VERDICT_DENIED: u32 = 1;
+/// A source that limits of sources do not concern.
+pub const VERDICT_EXEMPT: u32 = 2;
+
+/// Why clients are turned away, in the order of `enum refusal`, and what a datagram was then.
+pub const REFUSALS: [(Cause, Dropped); 7] = [
+    (Cause::Denied, Dropped::Denied),
+    (Cause::LimitListener, Dropped::LimitListener),
+    (Cause::LimitSource, Dropped::LimitSource),
+    (Cause::LimitRate, Dropped::LimitRate),
+    (Cause::LimitProcess, Dropped::LimitProcess),
+    (Cause::NoBackend, Dropped::NoBackend),
+    (Cause::NoBackend, Dropped::Full),
+];
+
 /// Both sides have ended.
 pub const END_FINISHED: u32 = 0;
 /// Reset by the client.
@@ -412,6 +494,8 @@ pub const END_BACKEND_RESET: u32 = 2;
 pub const END_REFUSED: u32 = 3;
 /// Ended by weir.
 pub const END_CUT: u32 = 4;
+/// Turned away; plus an index into [`REFUSALS`].
+pub const END_REFUSALS: u32 = 5;
 
 /// An injected frame that ends a flow.
 pub const INJECT_CUT: u16 = 1;
@@ -423,7 +507,7 @@ words! {
     pub enum DropReason {
         /// Nobody takes new work, or those who do are full: the host refused the client.
         NoBackend = "no_backend",
-        /// The listener has as many flows as it may: the host refused the client.
+        /// The listener has as many flows as it may: the client was refused.
         Full = "full",
         /// No port of this host towards the backend was free: the host refused the client.
         NoPort = "no_port",
@@ -441,6 +525,8 @@ words! {
         Stray = "stray",
         /// The same, more than are answered, or nobody to answer for.
         StrayFlood = "stray_flood",
+        /// An access list or a limit is against it: see `weir_connections_refused_total`.
+        Refused = "refused",
     }
 }
 

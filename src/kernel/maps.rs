@@ -1,14 +1,17 @@
 //! The maps as the engine uses them.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::layout::{
-    Backend, DropReason, Ended, Flow, LISTENER_ACTIVE, Listener, Plain, Pool, Ports, Service, ServiceKey, Slot, State,
-    Tally, Tuple,
+    BACKEND_ACTIVE, Backend, Bucket, DropReason, Ended, FLOW_SOURCED, Flow, Guard, LISTENER_ACTIVE, Listener, Network,
+    PROCESS_ACTIVE, PROCESS_ACTIVE_MAX, Plain, Pool, Ports, Process, Service, ServiceKey, Slot, State, Tally, Tuple,
 };
 use super::program::{NAMES, Sizes};
+use super::sources;
 use crate::link::PacketFigures;
 use crate::sys::bpf::{self, Array, Map, Ring, Walk};
 
@@ -35,6 +38,11 @@ pub struct Maps {
     drops: Map,
     events: Ring,
     ports: Array,
+    /// Who may come, in both banks.
+    pub guards: Array,
+    networks: Map,
+    sources: Array,
+    process: Array,
 }
 
 /// Which of the two tables of flows.
@@ -67,6 +75,10 @@ impl Maps {
             drops,
             events,
             ports,
+            guards,
+            networks,
+            sources,
+            process,
         ] = descriptors;
         let maps = Maps {
             state: Array::new(state)?,
@@ -82,6 +94,10 @@ impl Maps {
             drops: Map::new(drops)?,
             events: Ring::new(events)?,
             ports: Array::new(ports)?,
+            guards: Array::new(guards)?,
+            networks: Map::new(networks)?,
+            sources: Array::new(sources)?,
+            process: Array::new(process)?,
         };
         maps.assert_shapes();
         Ok(maps)
@@ -96,6 +112,9 @@ impl Maps {
             (&self.listeners, Listener::SIZE),
             (&self.backends, Backend::SIZE),
             (&self.ports, Ports::SIZE),
+            (&self.guards, Guard::SIZE),
+            (&self.sources, Bucket::SIZE),
+            (&self.process, Process::SIZE),
         ];
         for (array, size) in arrays {
             assert_eq!(array.words(0).len() * 4, size);
@@ -104,6 +123,7 @@ impl Maps {
             (&self.services, ServiceKey::SIZE, Service::SIZE),
             (&self.flows, Tuple::SIZE, Flow::SIZE),
             (&self.half, Tuple::SIZE, Flow::SIZE),
+            (&self.networks, Network::SIZE, u32::SIZE),
         ];
         for (map, key, value) in tables {
             assert_eq!((map.key_size(), map.value_size()), (key, value));
@@ -126,6 +146,10 @@ impl Maps {
             self.drops.try_clone_fd()?,
             self.events.try_clone_fd()?,
             self.ports.try_clone_fd()?,
+            self.guards.try_clone_fd()?,
+            self.networks.try_clone_fd()?,
+            self.sources.try_clone_fd()?,
+            self.process.try_clone_fd()?,
         ])
     }
 
@@ -137,7 +161,85 @@ impl Maps {
             services: self.services.entries() as u32,
             listeners: self.listeners.length() as u32,
             backends: self.backends.length() as u32,
+            networks: self.networks.entries() as u32,
         }
+    }
+
+    /// The process as the program knows it.
+    pub fn process(&self) -> Process {
+        Process::of(&self.process.get(0))
+    }
+
+    /// Has the program know of the process's own: a secret for counting sources, unless a process before this one has chosen it.
+    pub fn begin(&self, seed: u64) {
+        let known = self.process();
+        if known.buckets == 0 {
+            let process = Process {
+                active_max: [u32::MAX; 2],
+                seed,
+                buckets: self.sources.length() as u32,
+                ..known
+            };
+            self.process.put(0, &process.bytes());
+        }
+    }
+
+    /// How many TCP connections and UDP sessions there may be.
+    pub fn limit(&self, most: [u32; 2]) {
+        let words = &self.process.words(0)[PROCESS_ACTIVE_MAX..];
+        std::iter::zip(words, most).for_each(|(word, most)| word.store(most, Relaxed));
+    }
+
+    /// A flow that was counted, by its client's entry, is over.
+    pub fn leave(&self, key: &Tuple, up: &Flow) {
+        let gauges = [
+            (&self.listeners, up.listener, LISTENER_ACTIVE),
+            (&self.backends, up.backend, BACKEND_ACTIVE),
+            (&self.process, 0, PROCESS_ACTIVE + usize::from(!key.is_tcp())),
+        ];
+        for (array, place, word) in gauges {
+            array.words(place as usize)[word].fetch_sub(1, Relaxed);
+        }
+        if up.flags & FLOW_SOURCED != 0 {
+            let hash = self.hash(up.listener, key.source().ip());
+            sources::leave(|ix| self.sources.longs(ix as usize), self.sources.length() as u32, hash);
+        }
+    }
+
+    /// What stands for a source at the listener in a place.
+    pub fn hash(&self, listener: u32, client: IpAddr) -> u64 {
+        let listener = Listener::of(&self.listeners.get(listener as usize)).identity;
+        sources::hash(self.process().seed, listener, client)
+    }
+
+    /// Live flows of each source, as counted.
+    pub fn sources(&self) -> HashMap<u64, u32> {
+        sources::all(|ix| self.sources.longs(ix as usize), self.sources.length() as u32)
+    }
+
+    /// The place of a listener's guard in a bank.
+    pub fn guard_place(&self, bank: u8, listener: u32) -> u32 {
+        u32::from(bank) * (self.guards.length() / 2) as u32 + listener
+    }
+
+    /// Has the networks of a bank be these.
+    pub fn put_networks(&self, bank: u8, wanted: &HashMap<Network, u32>) -> io::Result<()> {
+        let half = (self.guards.length() / 2) as u32;
+        let mut there = HashMap::new();
+        self.networks.walk(AT_ONCE, |key, verdict| {
+            let network = Network::of(key);
+            if network.guard / 2 / half == u32::from(bank) {
+                there.insert(network, u32::of(verdict));
+            }
+        })?;
+        let gone = there.keys().filter(|network| !wanted.contains_key(network));
+        gone.map(|network| self.networks.delete(&network.bytes()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let new = wanted
+            .iter()
+            .filter(|(network, verdict)| there.get(network) != Some(verdict));
+        new.into_iter()
+            .try_for_each(|(network, verdict)| self.networks.update(&network.bytes(), &verdict.bytes()))
     }
 
     /// The bank in force.
@@ -282,5 +384,6 @@ fn tally(map: &Map, place: u32) -> Tally {
             bytes_up: a.bytes_up + b.bytes_up,
             packets_down: a.packets_down + b.packets_down,
             bytes_down: a.bytes_down + b.bytes_down,
+            refused: std::array::from_fn(|why| a.refused[why] + b.refused[why]),
         })
 }

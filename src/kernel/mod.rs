@@ -14,6 +14,8 @@
 //! | `helper`, `handle` | the process that holds them, and the main process's end |
 //! | `maps` | the maps as the engine uses them |
 //! | `tables`, `flows` | decisions: slots of a pool, fates of flows |
+//! | `guards`, `sources` | who may come to a listener; what each source has |
+//! | `refusals` | who was turned away, in the statistics |
 //! | `resets` | what tells both sides of a connection that it is over |
 //! | `places` | which listener and backend stands where in the maps |
 //! | `ports` | local ports that mode `nat` uses |
@@ -34,6 +36,7 @@ mod account;
 mod core;
 mod engine;
 mod flows;
+mod guards;
 mod handle;
 pub mod helper;
 pub mod layout;
@@ -42,7 +45,9 @@ mod news;
 mod places;
 pub mod ports;
 mod program;
+mod refusals;
 mod resets;
+mod sources;
 mod sweep;
 mod tables;
 mod task;

@@ -10,6 +10,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Test
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
 
+use super::sources;
 use crate::sys::netlink::Netlink;
 
 /// Entries of the maps whose size follows from the configuration.
@@ -25,10 +26,12 @@ pub struct Sizes {
     pub listeners: u32,
     /// Places for backends.
     pub backends: u32,
+    /// Networks of access lists, both banks.
+    pub networks: u32,
 }
 
 /// The maps that the engine works on, in the order in which their descriptors travel.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 17] = [
     "state",
     "services",
     "pools",
@@ -42,6 +45,10 @@ pub const NAMES: [&str; 13] = [
     "drops",
     "events",
     "ports",
+    "guards",
+    "networks",
+    "sources",
+    "process",
 ];
 
 /// The program that is attached, by its name in the object.
@@ -99,6 +106,9 @@ impl Program {
             .map_max_entries("backends", sizes.backends)
             .map_max_entries("listener_tallies", sizes.listeners)
             .map_max_entries("backend_tallies", sizes.backends)
+            .map_max_entries("guards", 2 * sizes.listeners)
+            .map_max_entries("networks", sizes.networks)
+            .map_max_entries("sources", sources::buckets(sizes.flows))
             .load(OBJECT)
             .map_err(|error| format!("the maps cannot be made: {}", sentence(&error)))?;
         for name in [PROGRAM, INJECT] {
@@ -239,7 +249,7 @@ fn attach(program: &mut SchedClassifier, interface: &str) -> Result<SchedClassif
 fn data(map: &aya::maps::Map) -> &MapData {
     use aya::maps::Map::*;
     match map {
-        Array(data) | PerCpuArray(data) | HashMap(data) | LruHashMap(data) | RingBuf(data) => data,
+        Array(data) | PerCpuArray(data) | HashMap(data) | LruHashMap(data) | LpmTrie(data) | RingBuf(data) => data,
         other => unreachable!("the object has no {other:?}"),
     }
 }

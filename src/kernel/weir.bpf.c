@@ -17,7 +17,8 @@
  * Entries begin in `half`, an LRU table. When both sides have been heard (TCP: the client's answer to the SYN-ACK; UDP: the
  * client's next datagram after an answer) they move to `flows`, where nothing is ever evicted: a flood of spoofed packets
  * cannot finish a handshake, so it only displaces its like. `flows` is bounded; whoever finds it full stays in `half`. Only what
- * is in `flows` counts as active. Entries leave either table by the hand of the process in user space, some time after their
+ * is in `flows` counts as active, and limits are asked twice: before a flow begins, and exactly when it is counted, for a burst of
+ * handshakes asks the first time before any of them counts. Entries leave either table by the hand of the process in user space, some time after their
  * end, so that late packets still find their way; it also ends what is idle. The end itself is told here, once (FLOW_ENDED of
  * the client's entry is taken by an atomic or), through `events`.
  *
@@ -82,10 +83,22 @@ struct map {
 };
 
 /* Packets of our own in a second, by kind. */
-enum { BUDGET_RESETS, BUDGET_TOO_BIGS, BUDGETS };
+enum { BUDGET_RESETS, BUDGET_TOO_BIGS, BUDGET_REFUSALS, BUDGET_RECORDS, BUDGETS };
 struct budget {
 	__u64 second;
 	__u64 sent;
+};
+
+/* Where a source is counted. In memory, where the verifier does not follow each value. */
+struct search {
+	__u64 hash;
+	/* Its two buckets, how many slots of each are free, and one that is. */
+	__u32 buckets[2];
+	__u32 room[2];
+	__u32 vacant[2];
+	/* Its slot, plus one; those of the second bucket come after those of the first. */
+	__u32 slot;
+	__u32 live;
 };
 
 /* The loader sets the sizes of those that depend on the configuration. */
@@ -109,6 +122,14 @@ MAP(backend_tallies, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tally, 4096, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROPS, 0);
 MAP(scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct flow, 2, 0);
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct ports, 1, BPF_F_MMAPABLE);
+/* Who may come: in two banks, as pools. */
+MAP(guards, BPF_MAP_TYPE_ARRAY, __u32, struct guard, 2048, BPF_F_MMAPABLE);
+MAP(networks, BPF_MAP_TYPE_LPM_TRIE, struct network, __u32, 8192, BPF_F_NO_PREALLOC);
+/* When a source's bucket will be full again. Sources that have not come for longest are forgotten. */
+MAP(meters, BPF_MAP_TYPE_LRU_HASH, struct source, __u64, 65536, 0);
+MAP(sources, BPF_MAP_TYPE_ARRAY, __u32, struct bucket, 65536, BPF_F_MMAPABLE);
+MAP(process, BPF_MAP_TYPE_ARRAY, __u32, struct process, 1, BPF_F_MMAPABLE);
+MAP(searches, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct search, 1, 0);
 struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 
 #define TCP_FIN 1u
@@ -134,6 +155,12 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define INJECT_MARK 0x77656972u
 /* The same of errors about packets that are too big: whoever heeds them needs one. */
 #define TOO_BIGS_MAX 1024
+/* Who is turned away is told so by so many RSTs, and recorded so often, in a second on each CPU. */
+#define REFUSALS_TOLD_MAX 4096
+#define RECORDS_MAX 256
+/* What two processors do to a word at the same time is tried again. */
+#define SWAP_TRIES 8
+#define ENTER_TRIES 3
 /* How much of such a packet is sent back; RFC 792 asks for its header and 8 bytes, RFC 4443 for as much as fits. */
 #define QUOTED 128
 
@@ -165,6 +192,12 @@ struct packet {
 	__u8 entrance;
 	/* One of `enum inject_kind`; 0: from a wire. */
 	__u8 injected;
+	/* There was a backend, and it was full. */
+	__u8 full;
+	/* It is turned away. */
+	__u8 refused;
+	/* What the guard makes of its flow: FLOW_* */
+	__u32 guarded;
 	/* IPv4: as it is. */
 	__u16 check;
 	__u16 l4_check;
@@ -412,7 +445,11 @@ INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 /* Whether a backend has room for this packet's connection: one that it has already takes none. */
 INLINE int has_room(const struct backend *b, const struct packet *p)
 {
-	return !b->active_max || b->active < b->active_max || p->entrance != OPENS;
+	if (!b->active_max || b->active < b->active_max || p->entrance != OPENS)
+		return 1;
+	/* A note for whoever finds none; nothing that is chosen depends on it. */
+	((struct packet *)p)->full = 1;
+	return 0;
 }
 
 /* All of them: index of the backend plus one, or 0. */
@@ -565,6 +602,7 @@ INLINE void count_active(const struct flow *flow, int n)
 	__u32 ix = flow->listener;
 	struct listener *listener = map_lookup(&listeners, &ix);
 	struct backend *backend;
+	struct process *whole;
 
 	if (listener)
 		add(&listener->active, n);
@@ -572,6 +610,10 @@ INLINE void count_active(const struct flow *flow, int n)
 	backend = map_lookup(&backends, &ix);
 	if (backend)
 		add(&backend->active, n);
+	ix = 0;
+	whole = map_lookup(&process, &ix);
+	if (whole)
+		add(&whole->active[flow->to.protocol == IPPROTO_UDP], n);
 }
 
 INLINE void count_opened(const struct flow *flow)
@@ -607,6 +649,297 @@ INLINE void count_bytes(const struct flow *flow, __u64 packets, __u64 bytes, int
 	two->bytes_down += up ? 0 : bytes;
 }
 
+/* ---- limits ---- */
+
+/* What counts as one source. */
+INLINE void source_of(struct source *into, const struct listener *listener, const __u32 *address)
+{
+	int v4 = is_v4(address);
+
+	into->listener = listener->identity;
+	into->address[0] = address[0];
+	into->address[1] = address[1];
+	into->address[2] = v4 ? address[2] : 0;
+	into->address[3] = v4 ? address[3] : 0;
+}
+
+/* Looks a source up in both of its buckets; src/kernel/sources.rs has the same. Everything is kept in memory, so that the verifier
+ * does not follow what each slot may mean for the next. */
+APART int look_up(volatile struct search *s)
+{
+	s->slot = 0;
+	s->live = 0;
+	s->room[0] = s->room[1] = 0;
+	for (int i = 0; i < 2 * BUCKET; i++) {
+		__u32 ix = s->buckets[i / BUCKET];
+		struct bucket *bucket = map_lookup(&sources, &ix);
+		__u64 word;
+
+		if (!bucket)
+			return 0;
+		word = *(volatile __u64 *)&bucket->slots[i % BUCKET];
+		if (!word) {
+			s->room[i / BUCKET]++;
+			s->vacant[i / BUCKET] = i;
+		} else if (word >> COUNT_BITS == s->hash >> COUNT_BITS) {
+			s->live += word & COUNT_MAX;
+			s->slot = i + 1;
+		}
+	}
+	return 0;
+}
+
+INLINE struct search *search_for(const struct listener *listener, const __u32 *address)
+{
+	__u32 zero = 0;
+	struct search *s = map_lookup(&searches, &zero);
+	struct process *whole = map_lookup(&process, &zero);
+	struct source source;
+
+	if (!s || !whole)
+		return 0;
+	source_of(&source, listener, address);
+	s->hash = mix2(mix2(mix2(whole->seed, source.listener), (__u64)source.address[0] << 32 | source.address[1]),
+		       (__u64)source.address[2] << 32 | source.address[3]);
+	s->buckets[0] = s->hash & (whole->buckets - 1);
+	s->buckets[1] = mix(s->hash >> COUNT_BITS) & (whole->buckets - 1);
+	if (s->buckets[0] == s->buckets[1])
+		s->buckets[1] ^= 1;
+	return s;
+}
+
+INLINE __u64 *slot_of(const struct search *s, __u32 at)
+{
+	__u32 ix = s->buckets[at / BUCKET & 1];
+	struct bucket *bucket = map_lookup(&sources, &ix);
+
+	return bucket ? &bucket->slots[at % BUCKET] : 0;
+}
+
+/* One flow less in a slot, which is free if it was the last. */
+INLINE void lower(__u64 *slot)
+{
+	__u64 was = __sync_fetch_and_add(slot, -1ull);
+
+	if ((was & COUNT_MAX) == 1)
+		__sync_val_compare_and_swap(slot, was - 1, 0);
+}
+
+/* Counts one more flow of a source, unless there are `max`. */
+APART int enter_source(struct search *s, __u32 max)
+{
+	for (int i = 0; i < ENTER_TRIES; i++) {
+		__u64 *slot, was, own = s->hash >> COUNT_BITS;
+		__u32 nth;
+
+		look_up(s);
+		if (s->live >= max)
+			return 0;
+		nth = s->room[1] > s->room[0];
+		if (!s->slot && !s->room[nth])
+			return 0;
+		slot = slot_of(s, s->slot ? s->slot - 1 : s->vacant[nth]);
+		if (!slot)
+			return 0;
+		if (!s->slot) {
+			if (!__sync_val_compare_and_swap(slot, 0, own << COUNT_BITS | 1))
+				return 1;
+			continue;
+		}
+		was = __sync_fetch_and_add(slot, 1);
+		if (was >> COUNT_BITS == own && (was & COUNT_MAX) < max)
+			return 1;
+		/* Another's by now, or as many as may be. */
+		lower(slot);
+	}
+	return 0;
+}
+
+/* One less. Whoever leaves holds the slot: it cannot be free. */
+APART int leave_source(struct search *s)
+{
+	__u64 *slot;
+
+	look_up(s);
+	slot = s->slot ? slot_of(s, s->slot - 1) : 0;
+	if (slot)
+		lower(slot);
+	return 0;
+}
+
+/* Whether a source comes too often; if it does not, and `take`, it has come once more. GCRA, as in src/balance/limits.rs. */
+APART int too_often(struct guard *guard, struct source *source, __u64 now, int take)
+{
+	__u64 *full_at = map_lookup(&meters, source);
+
+	if (!full_at) {
+		__u64 first = now + guard->cost;
+
+		if (guard->cost > guard->depth)
+			return 1;
+		if (!take || !map_update(&meters, source, &first, BPF_NOEXIST))
+			return 0;
+		full_at = map_lookup(&meters, source);
+		if (!full_at)
+			return 0;
+	}
+	for (int i = 0; i < SWAP_TRIES; i++) {
+		__u64 was = *(volatile __u64 *)full_at;
+		__u64 from = was > now ? was : now;
+
+		if (from - now + guard->cost > guard->depth)
+			return 1;
+		if (!take || __sync_val_compare_and_swap(full_at, was, from + guard->cost) == was)
+			return 0;
+	}
+	return 1;
+}
+
+/* The guard of an address that clients use. */
+INLINE struct guard *guard_at(__u32 guard)
+{
+	__u32 ix = guard - 1;
+	return guard ? map_lookup(&guards, &ix) : 0;
+}
+
+/* What a guard, by its place plus one, says of an address. Deny wins over allow, whatever their lengths: `networks` is written so. */
+INLINE __u32 verdict_of(const struct guard *guard, __u32 place, const __u32 *address)
+{
+	struct network network;
+	__u32 *verdict;
+
+	if (!guard->listed)
+		return guard->otherwise;
+	network.length = 32 + 128;
+	network.guard = (place - 1) * 2 + is_v4(address);
+	__builtin_memcpy(network.address, address, 16);
+	verdict = map_lookup(&networks, &network);
+	return verdict ? *verdict : guard->otherwise;
+}
+
+/* Whether somebody may come: 0, or what is against it, plus one. Nothing is counted before both sides have confirmed (`enter_all`),
+ * or spoofed packets would use up what is another's; but UDP proves nothing, so its meter is asked at once. */
+APART int judge(struct packet *p, struct service *service, struct listener *listener, __u64 now)
+{
+	__u32 zero = 0, udp = p->key.protocol == IPPROTO_UDP, verdict = VERDICT_EXEMPT, place = service->guard;
+	struct process *whole = map_lookup(&process, &zero);
+	struct guard *guard = guard_at(place);
+	struct source source;
+	struct search *s;
+
+	if (guard) {
+		verdict = verdict_of(guard, place, p->key.src);
+		p->guarded = FLOW_GUARDED;
+		if (verdict & VERDICT_DENIED)
+			return 1 + REFUSED_DENIED;
+	}
+	/* What is open elsewhere already is not new. */
+	if (p->entrance != OPENS)
+		return 0;
+	if (whole && whole->active[udp] >= whole->active_max[udp])
+		return 1 + REFUSED_PROCESS;
+	if (listener->active_max && listener->active >= listener->active_max)
+		return 1 + REFUSED_LISTENER;
+	if (!guard || verdict & VERDICT_EXEMPT)
+		return 0;
+	if (guard->per_source) {
+		s = search_for(listener, p->key.src);
+		if (!s)
+			return 0;
+		look_up(s);
+		if (s->live >= guard->per_source || !(s->slot || s->room[0] || s->room[1]))
+			return 1 + REFUSED_SOURCE;
+	}
+	if (guard->cost) {
+		source_of(&source, listener, p->key.src);
+		if (too_often(guard, &source, now, udp))
+			return 1 + REFUSED_RATE;
+		if (udp)
+			p->guarded |= FLOW_METERED;
+	}
+	return 0;
+}
+
+/* Counts a flow at its source; 0, or what is against it, plus one. */
+APART int enter_guarded(struct tuple *key, struct flow *up, struct listener *listener, __u64 now)
+{
+	__u32 zero = 0;
+	struct state *in_force = map_lookup(&state, &zero);
+	struct service_key wanted = {};
+	struct service *service;
+	struct guard *guard;
+	struct source source;
+	struct search *s;
+	int is_new = !(up->flags & (FLOW_JOINED | FLOW_LET_IN));
+
+	if (!in_force)
+		return 0;
+	wanted.port = key->dport;
+	wanted.protocol = key->protocol;
+	wanted.bank = in_force->bank & 1;
+	__builtin_memcpy(wanted.address, key->dst, 16);
+	service = map_lookup(&services, &wanted);
+	/* Of a listener that has gone meanwhile. */
+	if (!service)
+		return 0;
+	guard = guard_at(service->guard);
+	if (!guard || verdict_of(guard, service->guard, key->src) & VERDICT_EXEMPT)
+		return 0;
+	if (guard->per_source) {
+		s = search_for(listener, key->src);
+		if (!s || !enter_source(s, is_new ? guard->per_source : COUNT_MAX))
+			return 1 + REFUSED_SOURCE;
+		__sync_fetch_and_or(&up->flags, FLOW_SOURCED);
+	}
+	if (guard->cost && is_new && !(up->flags & FLOW_METERED)) {
+		source_of(&source, listener, key->src);
+		if (too_often(guard, &source, now, 1))
+			return 1 + REFUSED_RATE;
+		__sync_fetch_and_or(&up->flags, FLOW_METERED);
+	}
+	return 0;
+}
+
+/* Counts a flow that both sides have confirmed, exactly, over all processors: 0, or what is against it, plus one; then `leave_all`
+ * is due. */
+APART int enter_all(struct tuple *key, struct flow *up, __u64 now)
+{
+	__u32 zero = 0, udp = key->protocol == IPPROTO_UDP, ix = up->listener, why = 0;
+	struct process *whole = map_lookup(&process, &zero);
+	struct listener *listener = map_lookup(&listeners, &ix);
+	struct backend *backend;
+	int is_new = !(up->flags & (FLOW_JOINED | FLOW_LET_IN));
+
+	ix = up->backend;
+	backend = map_lookup(&backends, &ix);
+	if (!whole || !listener || !backend)
+		return 0;
+	add(&backend->active, 1);
+	if (__sync_fetch_and_add(&listener->active, 1) >= listener->active_max && listener->active_max && is_new)
+		why = 1 + REFUSED_LISTENER;
+	if (__sync_fetch_and_add(&whole->active[udp], 1) >= whole->active_max[udp] && is_new)
+		why = 1 + REFUSED_PROCESS;
+	if (!why && up->flags & FLOW_GUARDED)
+		why = enter_guarded(key, up, listener, now);
+	return why;
+}
+
+/* A flow that was counted is over. */
+APART int leave_all(struct tuple *key, struct flow *up)
+{
+	__u32 ix = up->listener;
+	struct listener *listener = map_lookup(&listeners, &ix);
+	struct search *s;
+
+	count_active(up, -1);
+	if (listener && up->flags & FLOW_SOURCED) {
+		s = search_for(listener, key->src);
+		if (s)
+			leave_source(s);
+	}
+	return 0;
+}
+
 /* Tells of the end of a flow; `up` is its client's entry under `key`. */
 APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, __u32 how)
 {
@@ -615,7 +948,7 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	if (__sync_fetch_and_or(&up->flags, FLOW_ENDED) & FLOW_ENDED)
 		return 0;
 	if (up->flags & FLOW_OPEN)
-		count_active(up, -1);
+		leave_all(key, up);
 	else if (up->flags & FLOW_JOINED)
 		/* Anybody can send something from the middle of a connection; this one was none. */
 		return 0;
@@ -635,11 +968,28 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	return 0;
 }
 
-/* Both sides have been heard: moves a flow where no flood reaches it. `key` is the client's. */
-APART int settle(struct tuple *key)
+/* Whether this packet of a flow's client shows that both sides have been heard. */
+INLINE int settles(const struct flow *flow, const struct packet *p)
+{
+	if ((flow->flags & (FLOW_CLIENT | FLOW_OPEN | FLOW_ENDED)) != FLOW_CLIENT)
+		return 0;
+	if (p->key.protocol == IPPROTO_UDP)
+		return flow->flags & FLOW_ANSWERED;
+	if ((p->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_ACK)
+		return 0;
+	if (flow->flags & FLOW_ANSWERED)
+		return 1;
+	/* Where answers are not seen, one packet from the middle of a connection proves nothing. */
+	return flow->flags & FLOW_DSR && (!(flow->flags & FLOW_JOINED) || flow->packets);
+}
+
+/* Both sides have been heard: moves a flow where no flood reaches it. `key` is the client's. 0, or which limit is against it, plus
+ * one: then it has ended. */
+APART int settle(struct tuple *key, __u64 now)
 {
 	struct flow *up, *down;
 	struct tuple other;
+	int why;
 
 	up = map_lookup(&half, key);
 	if (!up)
@@ -650,22 +1000,29 @@ APART int settle(struct tuple *key)
 		return 0;
 	if (__sync_fetch_and_or(&up->flags, FLOW_OPEN) & FLOW_OPEN)
 		return 0;
-	if (map_update(&flows, key, up, BPF_NOEXIST))
-		goto full;
-	if (down && map_update(&flows, &other, down, BPF_NOEXIST)) {
+	why = enter_all(key, up, now);
+	if (!why && !map_update(&flows, key, up, BPF_NOEXIST)) {
+		if (!down || !map_update(&flows, &other, down, BPF_NOEXIST)) {
+			if (key->protocol == IPPROTO_TCP)
+				count_opened(up);
+			map_delete(&half, key);
+			map_delete(&half, &other);
+			return 0;
+		}
 		map_delete(&flows, key);
-		goto full;
 	}
-	count_active(up, 1);
-	if (key->protocol == IPPROTO_TCP)
-		count_opened(up);
-	map_delete(&half, key);
-	map_delete(&half, &other);
-	return 0;
-full:
-	count_drop(DROP_FLOWS);
-	__sync_fetch_and_and(&up->flags, ~FLOW_OPEN);
-	return 0;
+	leave_all(key, up);
+	__sync_fetch_and_and(&up->flags, ~(FLOW_OPEN | FLOW_SOURCED));
+	if (!why) {
+		count_drop(DROP_FLOWS);
+		__sync_fetch_and_or(&up->flags, FLOW_LET_IN);
+	} else if (key->protocol == IPPROTO_TCP) {
+		/* Whoever of them still speaks is reset. */
+		__sync_fetch_and_or(&up->flags, FLOW_ENDED | FLOW_CUT);
+		if (down)
+			__sync_fetch_and_or(&down->flags, FLOW_CUT);
+	}
+	return why;
 }
 
 /* Looks up the way that a flow's packets take. */
@@ -910,7 +1267,9 @@ APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 	/* The host answers what is in pieces or has options. */
 	if (p->flags & TCP_RST || p->fragment != WHOLE || p->l4 != p->l3 + length)
 		return PASS;
-	if (!may_send(BUDGET_RESETS, RESETS_MAX, now))
+	if (p->refused && !may_send(BUDGET_REFUSALS, REFUSALS_TOLD_MAX, now))
+		return DROP;
+	if (!p->refused && !may_send(BUDGET_RESETS, RESETS_MAX, now))
 		return drop(DROP_STRAY_FLOOD);
 	/* RFC 9293, 3.10.7.1. */
 	if (p->flags & TCP_ACK) {
@@ -940,14 +1299,64 @@ APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 			return drop(DROP_MALFORMED);
 		csum_update(skb, ~sum);
 	}
-	count_drop(DROP_STRAY);
+	if (!p->refused)
+		count_drop(DROP_STRAY);
 	return redirect(skb->ifindex, 0);
+}
+
+INLINE __u64 new_id(__u64 now)
+{
+	/* Apart from those of the workers, and exact in a double. */
+	return 1ull << 52 | ((now << 6 | (cpu() & 63)) & ((1ull << 52) - 1));
+}
+
+/* Counts whoever is turned away, and tells of clients of TCP, of so many that a flood does not crowd out ends. */
+APART int note_refusal(struct packet *p, __u32 listener, __u32 why, __u64 now)
+{
+	struct tally *tally = map_lookup(&listener_tallies, &listener);
+	struct ended *ended;
+
+	if (tally && why < REFUSALS)
+		tally->refused[why]++;
+	if (p->key.protocol != IPPROTO_TCP || !may_send(BUDGET_RECORDS, RECORDS_MAX, now))
+		return 0;
+	ended = ringbuf_reserve(&events, sizeof(*ended), 0);
+	if (!ended) {
+		count_drop(DROP_UNTOLD);
+		return 0;
+	}
+	__builtin_memset(ended, 0, sizeof(*ended));
+	ended->key = p->key;
+	ended->up.id = new_id(now);
+	ended->up.opened = ended->up.last = ended->at = now;
+	ended->up.listener = listener;
+	ended->end = END_REFUSALS + why;
+	ringbuf_submit(ended, 0);
+	return 0;
+}
+
+/* Turns a client away: by RST, so that nobody waits; datagrams vanish. */
+APART int turn_away(struct __sk_buff *skb, struct packet *p, __u32 listener, __u32 why, __u64 now)
+{
+	int taken;
+
+	/* What a backend says is not answered in its client's place. */
+	if (p->entrance >= ANSWERS)
+		return drop(DROP_REFUSED);
+	note_refusal(p, listener, why, now);
+	count_drop(why == REFUSED_LISTENER ? DROP_FULL : DROP_REFUSED);
+	if (p->key.protocol != IPPROTO_TCP)
+		return DROP;
+	p->refused = 1;
+	taken = reset(skb, p, now);
+	/* Nothing of it is the host's affair: who else listens there is not what the client has asked for. */
+	return taken == PASS ? DROP : taken;
 }
 
 /* Opens a flow for a packet without one, or lets it join one; `came` is its key as it came. 0: entries are there. */
 APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple *came)
 {
-	__u32 zero = 0, one = 1, ix, chosen, from;
+	__u32 zero = 0, one = 1, ix, chosen, from, why;
 	struct state *in_force = map_lookup(&state, &zero);
 	struct flow *up = map_lookup(&scratch, &zero), *down = map_lookup(&scratch, &one);
 	struct service_key wanted = {};
@@ -975,16 +1384,18 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 	if (p->entrance != OPENS) {
 		if (pool->balance != BALANCE_HASH || pool->mode == MODE_NAT)
 			return reset(skb, p, now);
-	} else if (listener->active_max && listener->active >= listener->active_max) {
-		count_drop(DROP_FULL);
-		return PASS;
 	}
+	why = judge(p, service, listener, now);
+	if (why)
+		return turn_away(skb, p, service->listener, why - 1, now);
 	chosen = choose(pool, p);
 	if (!chosen && p->entrance == JOINS)
 		return reset(skb, p, now);
 	if (!chosen) {
-		if (p->entrance == OPENS)
+		if (p->entrance == OPENS) {
 			count_drop(DROP_NO_BACKEND);
+			note_refusal(p, service->listener, p->full ? REFUSED_FULL : REFUSED_NO_BACKEND, now);
+		}
 		return PASS;
 	}
 	chosen--;
@@ -1005,6 +1416,8 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 	/* Members come and go; one of another family cannot be spoken to. */
 	if (p->is_v6 == is_v4(backend->address)) {
 		count_drop(DROP_NO_BACKEND);
+		if (p->entrance == OPENS)
+			note_refusal(p, service->listener, REFUSED_NO_BACKEND, now);
 		return PASS;
 	}
 
@@ -1014,12 +1427,11 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 	up->to.dport = backend->port ? backend->port : p->key.dport;
 	__builtin_memcpy(up->to.src, pool->mode == MODE_NAT ? backend->source : p->key.src, 16);
 	up->to.sport = p->key.sport;
-	/* Apart from those of the workers, and exact in a double. */
-	up->id = 1ull << 52 | ((now << 6 | (cpu() & 63)) & ((1ull << 52) - 1));
+	up->id = new_id(now);
 	up->opened = up->last = now;
 	up->listener = service->listener;
 	up->backend = chosen;
-	up->flags = FLOW_CLIENT;
+	up->flags = FLOW_CLIENT | p->guarded;
 	if (p->entrance != OPENS && p->key.protocol == IPPROTO_TCP)
 		up->flags |= FLOW_JOINED;
 	if (pool->mode == MODE_DSR) {
@@ -1063,6 +1475,7 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 			}
 			if (taken) {
 				count_drop(DROP_PORTS);
+				note_refusal(p, up->listener, REFUSED_PROCESS, now);
 				return PASS;
 			}
 			up->to.sport = other.dport;
@@ -1488,6 +1901,17 @@ int ingress(struct __sk_buff *skb)
 	}
 	if (is_undeliverable(p))
 		return DROP;
+	if (settles(flow, p)) {
+		__u32 listener = flow->listener;
+		int why = settle(&p->key, now);
+
+		if (why)
+			return turn_away(skb, p, listener, why - 1, now);
+		/* It may have moved. */
+		flow = find(&p->key);
+		if (!flow)
+			return DROP;
+	}
 	if (now / 1000000000ull > (__u64)flow->routed + ROUTE_SECONDS)
 		find_way(skb, flow, flow->ifindex, now / 1000000000ull);
 	/* Of a merged packet, the segments that it will become. */
@@ -1512,7 +1936,6 @@ int ingress(struct __sk_buff *skb)
 		flow->first_byte_us = (now - flow->opened) / 1000 + 1;
 	count_bytes(flow, packets, bytes, up);
 
-	/* Before anything that may move the entry. */
 	verdict = leave(flow);
 	turn_round(&other, &flow->to);
 	if (!up && !(flow->flags & FLOW_ANSWERED)) {
@@ -1524,11 +1947,8 @@ int ingress(struct __sk_buff *skb)
 			__sync_fetch_and_or(&other_flow->flags, FLOW_ANSWERED);
 		}
 	}
-	if (p->key.protocol == IPPROTO_UDP) {
-		if (up && (flow->flags & (FLOW_ANSWERED | FLOW_OPEN)) == FLOW_ANSWERED)
-			settle(&p->key);
+	if (p->key.protocol == IPPROTO_UDP)
 		return verdict;
-	}
 	if (p->flags & (TCP_RST | TCP_FIN)) {
 		__u32 how = END_FINISHED;
 		struct flow *client = up ? flow : find(&other), *down = up ? find(&other) : flow;
@@ -1555,10 +1975,6 @@ int ingress(struct __sk_buff *skb)
 			end(up ? &p->key : &other, client, down, now, how);
 		return verdict;
 	}
-	/* Where answers are not seen, one packet from the middle of a connection proves nothing. */
-	if (up && p->flags & TCP_ACK && !(p->flags & TCP_SYN) && !(flow->flags & FLOW_OPEN) &&
-	    (flow->flags & FLOW_ANSWERED || (flow->flags & FLOW_DSR && (!(flow->flags & FLOW_JOINED) || flow->packets > packets))))
-		settle(&p->key);
 	return verdict;
 }
 

@@ -59,7 +59,76 @@ struct service {
 	__u32 address[4];
 	/* The interface that has the clients' address. */
 	__u32 ifindex;
-	__u32 pad2;
+	/* Index into `guards`, the bank included, plus one; 0 = everybody may come as often as they like. */
+	__u32 guard;
+};
+
+/* Who may use a service, and how much of it. */
+struct guard {
+	/* VERDICT_* of sources that `networks` does not name. */
+	__u32 otherwise;
+	/* Whether it names any. */
+	__u32 listed;
+	/* Live flows of one source; 0 = any number. */
+	__u32 per_source;
+	__u32 pad;
+	/* New flows of one source, as a meter (GCRA): what one costs, and what a bucket holds, ns; 0 = any number. */
+	__u64 cost;
+	__u64 depth;
+};
+
+/* What a guard says of an address. */
+#define VERDICT_DENIED 1u
+#define VERDICT_EXEMPT 2u	/* from the limits of sources */
+
+/* A network as a guard sees it; the longest one that has an address counts. */
+struct network {
+	/* Bits of what follows. */
+	__u32 length;
+	/* Index into `guards`, twice, plus one for IPv4. */
+	__u32 guard;
+	__u32 address[4];
+};
+
+/* An IPv4 address, or an IPv6 /64, at a listener. */
+struct source {
+	/* Identity of the listener. */
+	__u64 listener;
+	__u32 address[4];
+};
+
+/* Counts of live flows by source. A slot is 40 bits of a hash of the source, and a count; a source has its slot in one of two
+ * buckets. 0 = free. */
+#define BUCKET 8
+#define COUNT_BITS 24
+#define COUNT_MAX ((1u << COUNT_BITS) - 1)
+struct bucket {
+	__u64 slots[BUCKET];
+};
+
+/* The process as a whole; TCP, UDP. */
+struct process {
+	__u32 active[2];
+	/* 0xffffffff = any number. */
+	__u32 active_max[2];
+	/* Of the hash of sources, so that nobody can aim at a bucket. */
+	__u64 seed;
+	/* How many, a power of two. */
+	__u32 buckets;
+	__u32 pad;
+};
+
+/* Why somebody was turned away. */
+enum refusal {
+	REFUSED_DENIED,
+	REFUSED_LISTENER,
+	REFUSED_SOURCE,
+	REFUSED_RATE,
+	REFUSED_PROCESS,
+	REFUSED_NO_BACKEND,
+	/* Those backends that could serve have as many as they may. */
+	REFUSED_FULL,
+	REFUSALS,
 };
 
 /* How a pool chooses. */
@@ -160,6 +229,10 @@ struct ports {
 #define FLOW_JOINED 128u    /* its beginning was not seen here */
 #define FLOW_CUT 256u       /* ended by us: whoever still sends is reset */
 #define FLOW_BACKEND_FIRST 512u /* the backend has sent its FIN before the client */
+#define FLOW_GUARDED 1024u  /* its service has a guard */
+#define FLOW_SOURCED 2048u  /* counts as one of its source's */
+#define FLOW_METERED 4096u  /* the meter of its source was asked */
+#define FLOW_LET_IN 8192u   /* limits are asked no more */
 
 /* One direction of a connection or session. */
 struct flow {
@@ -197,6 +270,8 @@ enum end {
 	END_REFUSED,
 	/* By us. */
 	END_CUT,
+	/* Turned away: plus one of enum refusal. */
+	END_REFUSALS,
 };
 
 /* An ended flow. */
@@ -233,6 +308,8 @@ struct tally {
 	__u64 bytes_up;
 	__u64 packets_down;
 	__u64 bytes_down;
+	/* Of a listener: who was turned away, by enum refusal. */
+	__u64 refused[REFUSALS];
 };
 
 /* What became of packets that were not passed on, or not as they should have been. */
@@ -255,6 +332,8 @@ enum drop {
 	DROP_STRAY,
 	/* The same, beyond what is answered in a second. */
 	DROP_STRAY_FLOOD,
+	/* The listener's guard or the process's limit is against it. */
+	DROP_REFUSED,
 	DROPS,
 };
 

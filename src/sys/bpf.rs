@@ -50,11 +50,11 @@ pub struct Map {
     entries: usize,
 }
 
-/// A way through a hash table, taken step by step.
+/// A way through a table, taken step by step.
 #[derive(Debug, Default)]
 pub struct Walk {
-    /// The kernel's place in the table; `None` = its beginning.
-    from: Option<u32>,
+    /// The kernel's place in the table, a number or a key; `None` = its beginning.
+    from: Option<Vec<u8>>,
     keys: Vec<u8>,
     values: Vec<u8>,
 }
@@ -219,17 +219,17 @@ impl Map {
     pub fn step(&self, walk: &mut Walk, most: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<bool> {
         walk.keys.resize(most * self.key_size, 0);
         walk.values.resize(most * self.value_size, 0);
-        let mut to = 0u32;
+        let mut to = vec![0u8; self.key_size.max(4)];
         let mut attributes = Batch {
-            from: walk.from.as_ref().map_or(0, |from| std::ptr::from_ref(from) as u64),
-            to: &raw mut to as u64,
+            from: walk.from.as_ref().map_or(0, |from| from.as_ptr() as u64),
+            to: to.as_mut_ptr() as u64,
             keys: walk.keys.as_mut_ptr() as u64,
             values: walk.values.as_mut_ptr() as u64,
             count: most as u32,
             map: self.fd.as_raw_fd() as u32,
             ..Batch::default()
         };
-        // SAFETY: both buffers hold `count` elements of the map's sizes; the places are four bytes, as hash tables have them.
+        // SAFETY: both buffers hold `count` elements of the map's sizes; the places are four bytes in hash tables, a key in others.
         let outcome = unsafe { bpf(LOOKUP_BATCH, &mut attributes) };
         let is_end = !found(outcome)?;
         let keys = walk.keys.chunks(self.key_size);
@@ -295,6 +295,11 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.at.cast::<AtomicU32>().as_ptr(), self.length / 4) }
     }
 
+    fn longs(&self) -> &[AtomicU64] {
+        // SAFETY: as above; pages are multiples of eight bytes.
+        unsafe { std::slice::from_raw_parts(self.at.cast::<AtomicU64>().as_ptr(), self.length / 8) }
+    }
+
     fn long(&self, at: usize) -> &AtomicU64 {
         assert!(at.is_multiple_of(8) && at + 8 <= self.length);
         // SAFETY: within the mapping, and aligned.
@@ -348,6 +353,12 @@ impl Array {
     pub fn words(&self, ix: usize) -> &[AtomicU32] {
         assert!(ix < self.length);
         &self.memory.words()[ix * self.each..][..self.each]
+    }
+
+    /// The words of eight bytes of an element.
+    pub fn longs(&self, ix: usize) -> &[AtomicU64] {
+        assert!(ix < self.length);
+        &self.memory.longs()[ix * self.each / 2..][..self.each / 2]
     }
 
     /// Writes an element, word by word.

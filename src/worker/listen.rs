@@ -424,8 +424,13 @@ fn accept(context: &Context, sockets: &Set<Stream>, key: Key) -> Result<Accepted
     })
 }
 
+/// Live connections of the process at most.
+fn most(context: &Context) -> u32 {
+    context.snapshot.most(&context.shared.process.elsewhere)[0]
+}
+
 fn has_place(context: &Context) -> bool {
-    context.shared.process.connections.get() < context.snapshot.connections_max
+    context.shared.process.connections.get() < most(context)
 }
 
 /// Where a connection goes.
@@ -440,7 +445,7 @@ enum Placed {
 /// Finds a new connection a place here or, if it may go there, at the least busy worker.
 fn place(context: &Context, accepted: Accepted, recent: u64, share: Share) -> Placed {
     let connections = &context.shared.process.connections;
-    if !connections.try_raise(Some(context.snapshot.connections_max)) {
+    if !connections.try_raise(Some(most(context))) {
         return match context.snapshot.connections_stated {
             true => Placed::Here(Arrival::Refuse(accepted, Cause::LimitProcess)),
             false => Placed::Nowhere(accepted),

@@ -4,7 +4,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod admission;
 mod ends;
+mod guards;
 mod hosts;
 
 mod demo;

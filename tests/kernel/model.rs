@@ -4,15 +4,16 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
-use aya::maps::{Array, HashMap as Table, MapData};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap as Table, LpmTrie, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, seeds, source_key};
 use weir::base::Rng;
 use weir::config::model::{Balance, SourceHash};
 use weir::kernel::layout::{
-    BALANCE_HASH, BALANCE_LEAST, Backend, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, SERVICE_ANSWERS,
-    SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, address,
+    BALANCE_HASH, BALANCE_LEAST, Backend, Guard, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, Process,
+    SERVICE_ANSWERS, SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, VERDICT_DENIED, address,
 };
 use weir::kernel::ports;
 
@@ -21,25 +22,27 @@ use super::common::{may_make_namespaces, seed};
 
 const ETHERNET: usize = 14;
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ICMP_V6: u8 = 58;
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+pub const FIN: u8 = 1;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const ACK: u8 = 16;
 
 /// Clients, services, backends and our addresses towards them, by family.
 const CLIENTS: [[&str; 3]; 2] = [
     ["10.1.0.2", "10.1.0.3", "192.0.2.1"],
     ["fd01::2", "fd01::3", "2001:db8::1"],
 ];
-const SERVICES: [&str; 2] = ["10.1.0.1", "fd01::1"];
-const BACKENDS: [&str; 2] = ["10.2.0.2", "fd02::2"];
-const SOURCES: [&str; 2] = ["10.2.0.1", "fd02::1"];
+pub const SERVICES: [&str; 2] = ["10.1.0.1", "fd01::1"];
+pub const BACKENDS: [&str; 2] = ["10.2.0.2", "fd02::2"];
+pub const SOURCES: [&str; 2] = ["10.2.0.1", "fd02::1"];
 /// The second is kept by mode `keep`.
 const PORTS: [u16; 2] = [80, 81];
-const BACKEND_PORT: u16 = 8080;
+pub const BACKEND_PORT: u16 = 8080;
+/// As the first of them, but for the last of [`CLIENTS`], who are denied.
+const GUARDED: u16 = 84;
 /// The port of a service of two backends, by source_hash in mode `keep`.
 const HASHED: u16 = 83;
 const HASHED_BACKENDS: [[&str; 2]; 2] = [["10.2.0.3", "10.2.0.4"], ["fd02::3", "fd02::4"]];
@@ -52,13 +55,13 @@ const SOURCE_HASH: SourceHash = SourceHash {
     seed: 7,
 };
 
-fn ip(text: &str) -> [u8; 16] {
+pub fn ip(text: &str) -> [u8; 16] {
     address(text.parse().unwrap())
 }
 
 /// What became of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     Passed,
     Dropped,
     Sent,
@@ -66,11 +69,11 @@ enum Verdict {
 
 // ---- the program ----
 
-struct Program(Ebpf);
+pub struct Program(pub Ebpf);
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Bytes<const N: usize>([u8; N]);
+pub struct Bytes<const N: usize>(pub [u8; N]);
 
 // SAFETY: bytes are bytes.
 unsafe impl<const N: usize> Pod for Bytes<N> {}
@@ -81,9 +84,9 @@ fn shape<T: Plain, const N: usize>(value: &T) -> Bytes<N> {
 
 impl Program {
     /// With a TCP and a UDP service on each of [`PORTS`], of each family, before one backend; and on [`HASHED`].
-    fn new() -> Program {
-        let object = include_bytes!("../../src/kernel/weir.bpf.o");
-        let mut ebpf = EbpfLoader::new().btf(None).load(object).unwrap();
+    pub fn new() -> Program {
+        let object = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/weir.bpf.o")).unwrap();
+        let mut ebpf = EbpfLoader::new().btf(None).load(&object).unwrap();
         let program: &mut SchedClassifier = ebpf.program_mut("ingress").unwrap().try_into().unwrap();
         program.load().unwrap();
         let verified = program.info().unwrap().verified_instruction_count();
@@ -93,6 +96,21 @@ impl Program {
             ..Listener::default()
         };
         put(&mut ebpf, "listeners", 0, &listener.bytes());
+        let process = Process {
+            active_max: [u32::MAX; 2],
+            seed: 5,
+            buckets: 65_536,
+            ..Process::default()
+        };
+        put(&mut ebpf, "process", 0, &process.bytes());
+        let guard = Guard {
+            listed: 1,
+            ..Guard::default()
+        };
+        put(&mut ebpf, "guards", 0, &guard.bytes());
+        for (text, bits, is_v4) in [("192.0.2.0", 96 + 24, 1), ("2001:db8::", 32, 0)] {
+            judge(&mut ebpf, text, bits, is_v4, VERDICT_DENIED);
+        }
         let state = State {
             joins: 1,
             ..State::default()
@@ -133,18 +151,22 @@ impl Program {
                 };
                 let at = (family * 2 + nth) as u32;
                 put(&mut ebpf, "pools", at, &pool.bytes());
-                for protocol in [TCP, UDP] {
-                    let key = ServiceKey {
-                        address: ip(SERVICES[family]),
-                        port: PORTS[nth].to_be_bytes(),
-                        protocol,
-                        bank: 0,
-                    };
-                    let service = Service {
-                        pool: at,
-                        ..Service::default()
-                    };
-                    serve(&mut ebpf, &key, &service);
+                let guarded = (nth == 0).then_some((GUARDED, 1));
+                for (port, guard) in [(PORTS[nth], 0)].into_iter().chain(guarded) {
+                    for protocol in [TCP, UDP] {
+                        let key = ServiceKey {
+                            address: ip(SERVICES[family]),
+                            port: port.to_be_bytes(),
+                            protocol,
+                            bank: 0,
+                        };
+                        let service = Service {
+                            pool: at,
+                            guard,
+                            ..Service::default()
+                        };
+                        serve(&mut ebpf, &key, &service);
+                    }
                 }
             }
         }
@@ -219,7 +241,7 @@ impl Program {
     }
 
     /// `None`: the kernel does not make a packet of these bytes, for want of a header.
-    fn run(&self, packet: &[u8], mark: u32) -> Option<(Verdict, Vec<u8>)> {
+    pub fn run(&self, packet: &[u8], mark: u32) -> Option<(Verdict, Vec<u8>)> {
         let program: &SchedClassifier = self.0.program("ingress").unwrap().try_into().unwrap();
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions::new();
@@ -244,7 +266,7 @@ impl Program {
 }
 
 /// Sets an element of an array.
-fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
+pub fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
     fn set<const N: usize>(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
         let map = ebpf.map_mut(name).unwrap();
         let mut array = Array::<_, Bytes<N>>::try_from(map).unwrap();
@@ -254,18 +276,28 @@ fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
         8 => set::<8>(ebpf, name, ix, bytes),
         16 => set::<16>(ebpf, name, ix, bytes),
         40 => set::<40>(ebpf, name, ix, bytes),
+        32 => set::<32>(ebpf, name, ix, bytes),
         64 => set::<64>(ebpf, name, ix, bytes),
         72 => set::<72>(ebpf, name, ix, bytes),
         n => panic!("{n} bytes"),
     }
 }
 
-fn serve(ebpf: &mut Ebpf, key: &ServiceKey, service: &Service) {
+pub fn serve(ebpf: &mut Ebpf, key: &ServiceKey, service: &Service) {
     let map: &mut aya::maps::Map = ebpf.map_mut("services").unwrap();
     let mut services: Table<&mut MapData, Bytes<20>, Bytes<40>> = map.try_into().unwrap();
     services
         .insert(shape::<_, 20>(key), shape::<_, 40>(service), 0)
         .unwrap();
+}
+
+/// Has the first guard say something of a network.
+pub fn judge(ebpf: &mut Ebpf, address: &str, bits: u32, is_v4: u32, verdict: u32) {
+    let map: &mut aya::maps::Map = ebpf.map_mut("networks").unwrap();
+    let mut networks: LpmTrie<&mut MapData, Bytes<20>, u32> = map.try_into().unwrap();
+    let rest = [&is_v4.to_ne_bytes()[..], &ip(address)].concat();
+    let key = Key::new(32 + bits, Bytes(rest.try_into().unwrap()));
+    networks.insert(&key, verdict, 0).unwrap();
 }
 
 /// The proxy's choice between the backends of [`HASHED`], of a family.
@@ -328,20 +360,20 @@ fn pseudo(packet: &Parsed, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A frame with right checksums. `l4` has zero where its checksum goes, at `check`, unless it shall have none.
-struct Build<'a> {
-    src: &'a str,
-    dst: &'a str,
-    protocol: u8,
-    hops: u8,
+pub struct Build<'a> {
+    pub src: &'a str,
+    pub dst: &'a str,
+    pub protocol: u8,
+    pub hops: u8,
     /// IPv4 options or IPv6 extension headers (with the first one's number).
-    extra: (u8, Vec<u8>),
-    fragment: Option<(u16, bool, u32)>,
-    l4: Vec<u8>,
-    check: Option<usize>,
+    pub extra: (u8, Vec<u8>),
+    pub fragment: Option<(u16, bool, u32)>,
+    pub l4: Vec<u8>,
+    pub check: Option<usize>,
 }
 
 impl Build<'_> {
-    fn frame(&self) -> Vec<u8> {
+    pub fn frame(&self) -> Vec<u8> {
         let is_v6 = self.src.contains(':');
         let mut frame = vec![0; 12];
         let mut l4 = self.l4.clone();
@@ -411,20 +443,20 @@ impl Build<'_> {
 
 /// What the rules look at.
 #[derive(Debug, Clone, Default)]
-struct Parsed {
-    is_v6: bool,
-    l3: usize,
-    l4: usize,
-    protocol: u8,
-    hops: u8,
-    key: Tuple,
-    flags: u8,
+pub struct Parsed {
+    pub is_v6: bool,
+    pub l3: usize,
+    pub l4: usize,
+    pub protocol: u8,
+    pub hops: u8,
+    pub key: Tuple,
+    pub flags: u8,
     /// TCP: number, acknowledged number, bytes after the header.
-    seq: u32,
-    ack: u32,
-    payload: u32,
+    pub seq: u32,
+    pub ack: u32,
+    pub payload: u32,
     /// `None`: whole; else whether it is the first, and the id.
-    fragment: Option<(bool, u32)>,
+    pub fragment: Option<(bool, u32)>,
 }
 
 fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -432,7 +464,7 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
 }
 
 /// `None`: nothing that the program looks at.
-fn parse(b: &[u8]) -> Option<Parsed> {
+pub fn parse(b: &[u8]) -> Option<Parsed> {
     let mut p = Parsed {
         l3: ETHERNET,
         ..Parsed::default()
@@ -514,6 +546,14 @@ struct Flow {
     /// Ended by us.
     cut: bool,
     fin: bool,
+}
+
+/// In one of the networks that [`GUARDED`] denies.
+fn is_denied(p: &Parsed) -> bool {
+    match p.is_v6 {
+        false => p.key.src[..15] == ip("192.0.2.0")[..15],
+        true => p.key.src[..4] == ip("2001:db8::")[..4],
+    }
 }
 
 struct Model {
@@ -615,7 +655,10 @@ impl Model {
     fn opens(&self, p: &Parsed) -> Option<(Tuple, bool)> {
         let family = usize::from(p.is_v6);
         let port = u16::from_be_bytes(p.key.dport);
-        let nth = PORTS.iter().position(|&known| known == port)?;
+        let nth = match port {
+            GUARDED => 0,
+            port => PORTS.iter().position(|&known| known == port)?,
+        };
         if p.key.dst != ip(SERVICES[family]) {
             return None;
         }
@@ -669,7 +712,12 @@ impl Model {
             };
         }
         let is_stray = p.protocol == TCP && p.flags & (SYN | ACK | RST | FIN) != SYN;
+        let is_denied = p.key.dport == GUARDED.to_be_bytes() && is_denied(p);
         match self.opens(p) {
+            Some(_) if is_denied && !is_stray => match p.protocol == TCP && is_plain(p) {
+                true => Wanted::Reset,
+                false => Wanted::Dropped,
+            },
             None => self.joins(p, p.hops <= 1 || no_checksum),
             Some(_) if is_stray => match is_plain(p) && p.flags & RST == 0 {
                 true => Wanted::Reset,
@@ -880,7 +928,10 @@ fn packet(rng: &mut Rng, model: &Model) -> Vec<u8> {
         let dst = [SERVICES[family], SERVICES[family], SOURCES[family], BACKENDS[family]];
         let (src, dst) = (pick(rng, &CLIENTS[family]).to_string(), pick(rng, &dst).to_string());
         let sport = *pick(rng, &[1, 1023, 2000, 2001, 40_000, 40_001, 61_000, 65_535]);
-        let (dport, protocol) = (*pick(rng, &[80, 80, 81, 82, HASHED, HASHED]), *pick(rng, &[TCP, UDP]));
+        let (dport, protocol) = (
+            *pick(rng, &[80, 80, 81, 82, GUARDED, HASHED, HASHED]),
+            *pick(rng, &[TCP, UDP]),
+        );
         let backend = pick(rng, &HASHED_BACKENDS[family]).to_string();
         match rng.below(6) {
             // What a backend says without being asked, to a client or to this host; and what is said to it past the service.
@@ -991,7 +1042,7 @@ fn about(rng: &mut Rng, model: &Model, build: &Build, sport: u16, dport: u16) ->
 }
 
 /// There is a way to every address, one that never asks for smaller packets.
-fn forward_everything(netns: &Netns) {
+pub fn forward_everything(netns: &Netns) {
     netns.ip(&["link", "add", "way", "mtu", "65535", "type", "veth", "peer", "yaw"]);
     netns.ip(&["link", "set", "way", "up"]);
     netns.ip(&["link", "set", "yaw", "up"]);
@@ -1117,7 +1168,7 @@ fn the_program_does_as_the_model_says() {
 }
 
 /// A segment of one connection, without data.
-fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+pub fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
     let ports = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
     let build = Build {
         src: from.0,
@@ -1134,7 +1185,7 @@ fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
 
 /// Where a packet went.
 #[track_caller]
-fn sent(program: &Program, packet: &[u8]) -> Tuple {
+pub fn sent(program: &Program, packet: &[u8]) -> Tuple {
     let (verdict, out) = program.run(packet, 0).unwrap();
     assert_eq!(verdict, Verdict::Sent);
     parse(&out).unwrap().key

@@ -15,7 +15,7 @@ fn metrics(weir: &Weir) -> String {
 
 /// One sample, named as it is written.
 #[track_caller]
-fn sample(weir: &Weir, name: &str) -> f64 {
+pub fn sample(weir: &Weir, name: &str) -> f64 {
     let page = metrics(weir);
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("{name} in\n{page}")).parse().unwrap()

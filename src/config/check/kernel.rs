@@ -101,11 +101,8 @@ fn of_listener(listener: &Listener, section: &Section) {
             section.error(key, format!("`engine: kernel` does not have it: {REMEDY}"));
         }
     };
-    refuse(section, &["routes", "accept_proxy", "keepalive", "allow", "deny"]);
-    refuse(
-        &section.section("limits"),
-        &["per_source", "new_per_source", "exempt", "download", "upload"],
-    );
+    refuse(section, &["routes", "accept_proxy", "keepalive"]);
+    refuse(&section.section("limits"), &["download", "upload"]);
     refuse(&section.section("udp"), &["requests", "replies"]);
 }
 

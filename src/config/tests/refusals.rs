@@ -729,11 +729,7 @@ beat: 1ms", &[
     ('L', "engine: kernel\nbind: \"0.0.0.0:80%eth0\"", &[
         "3:1: listeners.web.bind: `engine: kernel` is limited to interfaces as a whole: leave out `%eth0` and write `kernel: {interfaces: [eth0]}`, which holds for all of its listeners, or `engine: proxy`",
     ]),
-    ('L', "engine: kernel\nallow: 10.0.0.0/8", &[
-        "3:1: listeners.web.allow: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
-    ]),
     ('L', "engine: kernel\nlimits: {per_source: 3, download: 1MB/s}", &[
-        "3:10: listeners.web.limits.per_source: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
         "3:25: listeners.web.limits.download: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
     ]),
     ('L', "engine: kernel\naccept_proxy: {from: 10.0.0.1}", &[

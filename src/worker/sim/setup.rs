@@ -232,6 +232,7 @@ impl World {
             connections_max: self.config.limits.connections.unwrap_or(limits),
             connections_stated: self.seed.is_multiple_of(2),
             sessions_max: self.config.limits.udp_sessions.unwrap_or(limits),
+            sessions_stated: self.seed.is_multiple_of(2),
             interim: (self.seed.is_multiple_of(5)).then_some(Duration::from_millis(300)),
         }));
     }

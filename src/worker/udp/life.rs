@@ -413,7 +413,7 @@ impl Udp {
 
 /// A session's place in the process: parked sessions keep it, because they keep a descriptor.
 pub(super) fn take_seat(context: &Context) -> bool {
-    let max = context.snapshot.sessions_max;
+    let [_, max] = context.snapshot.most(&context.shared.process.elsewhere);
     let taken = context.shared.process.udp_sessions.try_raise(Some(max));
     if taken {
         context.stats.udp_sessions.raise();

@@ -1,0 +1,290 @@
+//! Access lists and limits end to end: what clients see, what is counted, and that counts are right however connections end.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::common::client::{connect, connect_from, fetch, round_trip, try_connect};
+use super::common::operator::{json, said, status};
+use super::common::{Launch, Weir, may_make_namespaces, wait_until};
+use super::hosts::{Family, Net, V4, V6, is_silent};
+use super::shown::sample;
+
+/// Keys of both listeners, of the first one, of its pool.
+fn config(family: Family, both: &str, web: &str, pool: &str) -> String {
+    format!(
+        "workers: 1
+kernel: {{restart_grace: 5s}}
+listeners:
+  web: {{engine: kernel, bind: '{}', pool: web{both}{web}}}
+  dns: {{engine: kernel, protocol: udp, bind: '{}', pool: dns{both}}}
+pools:
+  web: {{health: none, {pool} backends: [{{name: a, address: '{}'}}]}}
+  dns: {{health: none, backends: ['{}']}}
+",
+        family.service(80),
+        family.service(53),
+        family.backend(0, 8080),
+        family.backend(1, 5353),
+    )
+}
+
+fn start(net: &Net, yaml: &str) -> Weir {
+    Launch::new(yaml).inside(&net.balancer).start()
+}
+
+fn refusals(weir: &Weir, listener: &str, reason: &str) -> f64 {
+    let labels = format!("listener=\"{listener}\",reason=\"{reason}\",engine=\"kernel\"");
+    sample(weir, &format!("weir_connections_refused_total{{{labels}}}"))
+}
+
+/// A second client on the same link.
+fn second_client(net: &Net, family: Family) -> IpAddr {
+    let address = family.host(0, 3);
+    let length = if family == V4 { 24 } else { 64 };
+    let mut words = vec!["addr", "add"];
+    let written = format!("{address}/{length}");
+    words.extend([written.as_str(), "dev", "eth0"]);
+    words.extend((family == V6).then_some("nodad"));
+    net.client.ip(&words);
+    address.parse().unwrap()
+}
+
+/// Denied: refused at once over TCP, silence over UDP, counted and recorded. What a reload denies goes on until it ends.
+#[test]
+fn access_lists_hold_for_new_connections() {
+    if !may_make_namespaces() {
+        return;
+    }
+    for family in [V4, V6] {
+        let net = Net::new();
+        let _server = net.echo(0, &family.backend(0, 8080));
+        net.udp_echo(1, &family.backend(1, 5353));
+        let other = second_client(&net, family);
+        let first: IpAddr = family.host(0, 2).parse().unwrap();
+        let weir = start(&net, &config(family, &format!(", deny: ['{other}']"), "", ""));
+        let web = family.service(80);
+        let mut kept = net.client.enter(|| connect_from(first, &web));
+        round_trip(&mut kept, b"hello");
+        let error = net.client.enter(|| try_connect(&web, Some(other)).unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let record = &weir.wait_for_records(1)[0];
+        assert_eq!(record.end(), ("denied", "weir"), "{record:?}");
+        assert_eq!(
+            (&*record.listener, record.engine.as_deref(), record.attempts),
+            ("web", Some("kernel"), 0)
+        );
+        assert!(record.client.contains(&other.to_string()) && record.backend.is_none());
+        assert_eq!(
+            (refusals(&weir, "web", "denied"), refusals(&weir, "dns", "denied")),
+            (1.0, 0.0)
+        );
+        assert_eq!(status(&weir)["listeners"][0]["refused"], 1);
+
+        weir.rewrite(&config(family, &format!(", allow: ['{other}']"), "", ""));
+        said(&weir, &["reload"]);
+        round_trip(&mut kept, b"still here");
+        let error = net.client.enter(|| try_connect(&web, Some(first)).unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let mut allowed = net.client.enter(|| connect_from(other, &web));
+        round_trip(&mut allowed, b"hello");
+        let socket = net.client.enter(|| UdpSocket::bind((first, 0)).unwrap());
+        socket.connect(family.service(53)).unwrap();
+        assert!(is_silent(&socket, b"let me in"));
+        assert_eq!(refusals(&weir, "dns", "denied"), 1.0);
+        assert_eq!(sample(&weir, "weir_udp_dropped_total{reason=\"denied\"}"), 1.0);
+        weir.rewrite(&config(family, "", "", ""));
+        said(&weir, &["reload"]);
+        let socket = net.udp_client(&family.service(53));
+        assert_eq!(super::hosts::ask(&socket, b"now"), b"now");
+    }
+}
+
+/// Whether a source may have just so many more.
+fn has_room_for(net: &Net, address: &str, most: usize) -> bool {
+    let open = |_| net.client.enter(|| try_connect(address, None)).ok();
+    let mut held: Vec<TcpStream> = Vec::new();
+    for stream in (0..most + 2).map_while(open) {
+        held.push(stream);
+        if held.last_mut().is_some_and(|stream| !speaks(stream)) {
+            held.pop();
+        }
+    }
+    held.len() == most
+}
+
+/// Whether a connection is served, and counts.
+fn speaks(stream: &mut TcpStream) -> bool {
+    use std::io::{Read, Write};
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok()
+}
+
+/// A source's count falls with its connections, whatever ends them, and outlives the process.
+#[test]
+fn sources_get_their_places_back() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let web = V4.service(80);
+    let rows = [
+        ("fin", "", ""),
+        ("reset", "", ""),
+        ("idle", ", timeouts: {idle: 1s}", ""),
+        ("kill", "", ""),
+        ("down", "", "on_down: close,"),
+        ("drain", "", "on_drain: {finish: 100ms},"),
+        ("restart", "", ""),
+        ("upgrade", "", ""),
+    ];
+    for (how, keys, pool) in rows {
+        let net = Net::new();
+        let _server = net.echo(0, &V4.backend(0, 8080));
+        let mut weir = start(&net, &config(V4, ", limits: {per_source: 2}", keys, pool));
+        let mut held: Vec<TcpStream> = net.client.enter(|| vec![connect(&web), connect(&web)]);
+        held.iter_mut().for_each(|stream| round_trip(stream, b"hello"));
+        let error = net.client.enter(|| try_connect(&web, None).unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{how}");
+        assert_eq!(refusals(&weir, "web", "limit_source"), 1.0);
+        let mut again = None;
+        let ended = |cause: &str| {
+            weir.wait_for(|records| records.iter().filter(|record| record.cause == cause).count() == 2);
+        };
+        match how {
+            "reset" => {
+                let socket = socket2::SockRef::from;
+                let all = held.iter().map(socket);
+                all.for_each(|stream| stream.set_linger(Some(Duration::ZERO)).unwrap());
+            }
+            "idle" => ended("idle_timeout"),
+            "kill" => {
+                for row in json(&weir, &["conns"]).as_array().unwrap() {
+                    said(&weir, &["kill", &row["id"].to_string()]);
+                }
+                ended("killed");
+            }
+            "down" | "drain" => {
+                said(&weir, &["backend", "web/a", how]);
+                ended(if how == "down" { "backend_down" } else { "drained" });
+                said(&weir, &["backend", "web/a", "ready"]);
+            }
+            "restart" => {
+                weir.signal(Signal::SIGKILL);
+                weir.wait_for_end();
+                // Nobody is there who could count.
+                held.pop();
+                let file = weir.dir().join("weir.yaml").display().to_string();
+                let next = Launch::new("").file(&file).inside(&net.balancer).start();
+                next.wait_for_line("goes on with the connections");
+                held.iter_mut().for_each(|stream| round_trip(stream, b"after"));
+                wait_until("one more may come", || has_room_for(&net, &web, 1));
+                again = Some(next);
+            }
+            "upgrade" => {
+                weir.signal(Signal::SIGUSR2);
+                weir.wait_for_line("upgrade: serving");
+                held.iter_mut().for_each(|stream| round_trip(stream, b"upgraded"));
+                assert!(has_room_for(&net, &web, 0));
+            }
+            _ => {}
+        }
+        held.clear();
+        wait_until(&format!("both places are free after {how}"), || {
+            has_room_for(&net, &web, 2)
+        });
+        drop(again);
+    }
+}
+
+/// `limits.connections` counts whoever has them: the workers' connections leave less to the engine, and the other way round.
+#[test]
+fn the_process_has_one_limit() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    let _servers = [net.echo(0, &V4.backend(0, 8080)), net.echo(1, &V4.backend(1, 8080))];
+    let (web, plain) = (V4.service(80), V4.service(81));
+    let weir = net.weir(&format!(
+        "limits: {{connections: 5}}
+listeners:
+  web: {{engine: kernel, bind: '{web}', pool: web}}
+  plain: {{bind: '{plain}', pool: plain}}
+pools: {{web: {{health: none, backends: ['{}']}}, plain: {{health: none, backends: ['{}']}}}}
+",
+        V4.backend(0, 8080),
+        V4.backend(1, 8080),
+    ));
+    let open = |address: &str, count: usize| -> Vec<TcpStream> {
+        let streams = (0..count).map(|_| net.client.enter(|| connect(address)));
+        streams
+            .map(|mut stream| {
+                round_trip(&mut stream, b"hello");
+                stream
+            })
+            .collect()
+    };
+    let is_refused = |address: &str| {
+        !net.client
+            .enter(|| try_connect(address, None))
+            .is_ok_and(|mut stream| speaks(&mut stream))
+    };
+    let (others, ours) = (open(&plain, 3), open(&web, 2));
+    // Each hears of the other when somebody looks, or within a second.
+    assert_eq!(status(&weir)["process"]["connections"], 5);
+    assert!(is_refused(&web) && is_refused(&plain));
+    assert_eq!(refusals(&weir, "web", "limit_process"), 1.0);
+    drop(others);
+    wait_until("the engine has what the workers leave", || has_room_for(&net, &web, 3));
+    drop(ours);
+    wait_until("the workers have what the engine leaves", || {
+        has_room_for(&net, &plain, 5)
+    });
+    assert!(
+        weir.access_log()
+            .iter()
+            .any(|record| record.end() == ("limit_process", "weir"))
+    );
+}
+
+/// New connections at a rate, which a source has for itself; whoever is exempt has none. Records of a flood are few, its count is
+/// exact.
+#[test]
+fn a_flood_of_refusals_is_counted_and_seldom_recorded() {
+    const FLOOD: usize = 3_000;
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    let _server = net.named(0, &V4.backend(0, 8080));
+    let other = second_client(&net, V4);
+    let web = V4.service(80);
+    let limits = format!(", limits: {{new_per_source: 4/h, exempt: ['{other}']}}");
+    let weir = start(&net, &config(V4, &limits, "", ""));
+    net.client.enter(|| {
+        for _ in 0..4 {
+            fetch(&web).unwrap();
+        }
+        for _ in 0..FLOOD {
+            let error = try_connect(&web, None).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        for _ in 0..8 {
+            round_trip_named(&mut connect_from(other, &web));
+        }
+    });
+    assert_eq!(refusals(&weir, "web", "limit_rate"), FLOOD as f64);
+    let records = weir.wait_for(|records| records.iter().filter(|record| record.cause == "finished").count() == 12);
+    let told = records.iter().filter(|record| record.cause == "limit_rate").count();
+    println!("{told} records of {FLOOD} refusals");
+    assert!(told > 0);
+}
+
+/// The one byte of a server that says its name.
+fn round_trip_named(stream: &mut TcpStream) {
+    use std::io::Read;
+    let mut name = String::new();
+    stream.read_to_string(&mut name).unwrap();
+    assert_eq!(name, "0");
+}
