@@ -247,6 +247,7 @@ pub static FIELDS: &[Field] = &[
     value::<Duration>("listeners.*.timeouts.half_close", "60s", "After one direction has ended, the other may be silent for so long.").or("off").range("10ms..30d"),
     value::<Duration>("listeners.*.timeouts.max_age", "off", "Longest life of a connection, jittered by up to a tenth.").or("off").range("1s..365d"),
     value::<Duration>("listeners.*.timeouts.hello", "5s", "With `routes`: how long a client may take for its TLS hello. Who has sent none by then is served by `pool`, or refused.").range("50ms..5m"),
+    value::<u32>("listeners.*.backlog", "auto", "Connections that may wait to be accepted at each address, in each worker's queue; more are dropped, and clients try again. auto = as many as the kernel allows (net.core.somaxconn), which bounds a number too. A reload changes it without losing any.").or("auto").unit("connections").range("1..2147483647").example("4096").only(Tcp),
     section("listeners.*.keepalive", "Noticing clients that have vanished.").or("off").only(Tcp),
     value::<Duration>("listeners.*.keepalive.idle", "60s", "Silence after which the kernel asks whether the peer is still there.").range("1s..9h"),
     value::<Duration>("listeners.*.keepalive.interval", "10s", "Between questions that are not answered.").range("1s..1h"),

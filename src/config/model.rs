@@ -171,6 +171,8 @@ pub struct Listener {
     pub timeouts: Timeouts,
     /// Noticing clients that have vanished (TCP); `None` = off.
     pub keepalive: Option<Keepalive>,
+    /// How many connections may wait to be accepted, at each socket (TCP); `None` = as many as the kernel allows.
+    pub backlog: Option<u32>,
     /// Sources that must start with a PROXY header; empty = none.
     pub accept_proxy: Vec<IpNet>,
     /// Session ends (UDP).

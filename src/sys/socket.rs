@@ -60,18 +60,28 @@ pub fn device(fd: RawFd) -> Option<u32> {
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
 /// TCP_NODELAY and SO_OOBINLINE from it.
-pub fn listen_tcp(place: Place) -> io::Result<OwnedFd> {
+pub fn listen_tcp(place: Place, backlog: Option<u32>) -> io::Result<OwnedFd> {
     let socket = place.socket(Type::STREAM)?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     keep_urgent_inline(socket.as_raw_fd());
     socket.bind(&place.address.into())?;
-    socket.listen(i32::from(u16::MAX))?;
+    socket.listen(length(backlog))?;
     Ok(socket.into())
 }
 
+/// As listen(2) takes it; the kernel cuts what is beyond net.core.somaxconn.
+fn length(backlog: Option<u32>) -> i32 {
+    backlog.and_then(|most| i32::try_from(most).ok()).unwrap_or(i32::MAX)
+}
+
+/// Changes how many connections may wait at a listening socket. Those that wait stay, however many they are.
+pub fn set_backlog(fd: RawFd, backlog: Option<u32>) -> io::Result<()> {
+    with_socket(fd, |socket| socket.listen(length(backlog)))
+}
+
 /// A unix listening socket. A socket file that nobody listens on any more is replaced; anything else is an error.
-pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
+pub fn listen_unix(path: &Path, backlog: Option<u32>) -> io::Result<OwnedFd> {
     use std::os::unix::fs::FileTypeExt;
     let address = SockAddr::unix(path)?;
     if let Ok(found) = std::fs::symlink_metadata(path) {
@@ -93,7 +103,7 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&address)?;
-    socket.listen(4096)?;
+    socket.listen(length(backlog))?;
     Ok(socket.into())
 }
 

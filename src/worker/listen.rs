@@ -56,6 +56,8 @@ pub(super) struct Stream {
     full_at: u64,
     /// What the socket was last set to, for accepted ones to inherit.
     keepalive: Option<Option<Keepalive>>,
+    /// How long its queue was last made.
+    backlog: Option<Option<u32>>,
 }
 
 impl Default for Stream {
@@ -65,13 +67,25 @@ impl Default for Stream {
             burst: 1,
             full_at: 0,
             keepalive: None,
+            backlog: None,
         }
     }
 }
 
 impl Stream {
-    /// Makes accepted sockets inherit what the configuration says of keep-alive, and that urgent data stays in its place.
-    pub(super) fn bequeath(listening: &mut Listening<Stream>) {
+    /// Sets a socket up as the configuration says: how many may wait at it, and what accepted sockets inherit: keep-alive, and
+    /// that urgent data stays in its place.
+    pub(super) fn set_up(listening: &mut Listening<Stream>) {
+        if let Some(listener) = &listening.listener
+            && listening.own.backlog != Some(listener.config.backlog)
+        {
+            // Also of a socket that somebody else has made: the file rules.
+            let wanted = listener.config.backlog;
+            if let Err(error) = socket::set_backlog(listening.fd.as_raw_fd(), wanted) {
+                log::warn!("{}: cannot set the backlog: {error}", listening.local);
+            }
+            listening.own.backlog = Some(wanted);
+        }
         let (Some(listener), Some(_)) = (&listening.listener, listening.local.ip()) else {
             return;
         };

@@ -67,7 +67,7 @@ impl Sockets {
 
     /// The listeners are others than before.
     pub(super) fn adopt(&mut self, listeners: &Listeners) {
-        self.streams.adopt(listeners, Stream::bequeath);
+        self.streams.adopt(listeners, Stream::set_up);
         self.datagrams.adopt(listeners, |_| {});
     }
 
@@ -89,7 +89,7 @@ impl Sockets {
                 closes_ms: None,
                 own: Stream::default(),
             };
-            Stream::bequeath(&mut listening);
+            Stream::set_up(&mut listening);
             self.streams.add(context, listening);
             return;
         }

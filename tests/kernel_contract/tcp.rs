@@ -256,7 +256,7 @@ fn a_full_window_counts_against_tcp_user_timeout() {
 /// So a listening socket is set once, and a connection costs nothing for it.
 #[test]
 fn accepted_sockets_inherit_their_options() {
-    let fd = socket::listen_tcp(socket::Place::new("127.0.0.1:0".parse().unwrap(), false)).unwrap();
+    let fd = socket::listen_tcp(socket::Place::new("127.0.0.1:0".parse().unwrap(), false), None).unwrap();
     socket::set_keepalive(fd.as_raw_fd(), Some([77, 7, 3])).unwrap();
     socket::keep_urgent_inline(fd.as_raw_fd());
     let _near = TcpStream::connect(socket::local_address(&fd).unwrap()).unwrap();

@@ -722,3 +722,45 @@ fn the_history_survives_another_metrics_address() {
     reload(&weir, &yaml(&ports[0]));
     assert!(seen(&ports[0]) >= 2);
 }
+
+/// Seen to fail with a reload that leaves listening sockets as they are.
+#[test]
+fn the_backlog_changes_and_nobody_who_waits_is_lost() {
+    let server = Server::named("a");
+    let port = Port::reserve();
+    let file = |backlog: &str| {
+        format!(
+            "workers: 2\nlisteners: {{web: {{bind: '{}', pool: web{backlog}}}}}\npools: {{web: {{backends: ['{}']}}}}\n",
+            port.address(),
+            server.address
+        )
+    };
+    let weir = Weir::start(&file(", backlog: 40"));
+    // What each listening socket allows; the kernel's bound for `auto`.
+    let allowed = || {
+        let shown = command("ss")
+            .args(["-Hlnt", "sport", "="])
+            .arg(format!(":{}", port.address().port()))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let column = |line: &str| line.split_whitespace().nth(2).unwrap().parse().unwrap();
+        text.lines().map(column).collect::<Vec<u32>>()
+    };
+    assert_eq!(allowed(), [40, 40]);
+    let held = super::common::weir::hold(weir.worker_threads());
+    let address = port.address().to_string();
+    let waiting: Vec<TcpStream> = (0..20).map(|_| client::connect(&address)).collect();
+    weir.rewrite(&file(", backlog: 2"));
+    weir.signal(Signal::SIGHUP);
+    drop(held);
+    wait_until("the queues are short", || allowed() == [2, 2]);
+    for mut stream in waiting {
+        assert_eq!(client::read_to_end(&mut stream), b"a");
+    }
+    weir.rewrite(&file(""));
+    weir.signal(Signal::SIGHUP);
+    let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let most: u32 = most.trim().parse().unwrap();
+    wait_until("the queues are as long as they may be", || allowed() == [most, most]);
+}

@@ -242,9 +242,17 @@ fn backlog(config: &Config, host: &dyn Host) -> Vec<Advice> {
             "{most} connections may wait to be accepted at each address, and a burst beyond is dropped: raise net.core.somaxconn (conf/weir.sysctl)"
         )
     };
-    most.map(|most| Advice::new("listeners", message(most)))
-        .into_iter()
-        .collect()
+    let short = most.map(|most| Advice::new("listeners", message(most)));
+    let bound = number(host.sysctl("net.core.somaxconn"));
+    let cut = proxied(config, Protocol::Tcp).filter_map(|listener| {
+        let (wanted, most) = (listener.backlog?, bound?);
+        let message = format!(
+            "the kernel allows {most} connections to wait at an address, not {wanted}: raise net.core.somaxconn (conf/weir.sysctl)"
+        );
+        let path = format!("listeners.{}.backlog", listener.name);
+        (u64::from(wanted) > most).then(|| Advice::new(path, message))
+    });
+    short.into_iter().chain(cut).collect()
 }
 
 /// The table of connections that the packet filter keeps, where it does.

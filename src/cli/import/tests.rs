@@ -94,6 +94,8 @@ fn haproxy_lines() {
             "accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}",
             &[1],
         ),
+        ("bind :80 backlog 7", "backlog: 7", &[]),
+        ("backlog 9\nbind :80", "backlog: 9", &[]),
         ("bind :80 tcp-ut 20s", "keepalive: {user_timeout: 20s}", &[]),
         ("bind :80\nmaxconn 300", "limits: {connections: 300}", &[]),
         ("bind :80\ntimeout tunnel 1h", "timeouts: {idle: 1h}", &[]),
@@ -325,7 +327,8 @@ fn nginx_lines() {
             &[],
         ),
         ("listen 80 so_keepalive=off;", "keepalive: off", &[]),
-        ("listen 80 backlog=9 rcvbuf=1m;", "", &[1]),
+        ("listen 80 backlog=9 rcvbuf=1m;", "backlog: 9", &[1]),
+        ("listen 80 backlog=-1;", "bind: [\"0.0.0.0:80\"]", &[]),
         ("listen 80;\nlisten 443 ssl;", "bind: [\"0.0.0.0:80\"]", &[2]),
         (
             "listen 80 proxy_protocol; set_real_ip_from 10.0.0.0/24;",

@@ -101,7 +101,7 @@ fn of_listener(listener: &Listener, section: &Section) {
             section.error(key, format!("`engine: kernel` does not have it: {REMEDY}"));
         }
     };
-    refuse(section, &["routes", "accept_proxy", "keepalive"]);
+    refuse(section, &["routes", "accept_proxy", "keepalive", "backlog"]);
     refuse(&section.section("limits"), &["download", "upload"]);
     refuse(&section.section("udp"), &["requests", "replies"]);
 }

@@ -64,6 +64,7 @@ pub fn check(notes: &Notes, section: &Section, pools: &Names, bound: &mut Bound)
             hello: timeouts.value("hello"),
         },
         keepalive: super::keepalive(section),
+        backlog: section.optional("backlog"),
         accept_proxy: accept_proxy(notes, section),
         udp: UdpPolicy {
             idle: udp.value("idle"),

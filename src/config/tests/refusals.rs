@@ -148,6 +148,15 @@ workers: 2", &[
     ('L', r#"bind: "[::1%lo]:80""#, &[
         "2:7: listeners.web.bind: `[::1%lo]:80` names an interface, which only link-local addresses do: write `::1`",
     ]),
+    ('L', "backlog: 0", &[
+        "2:10: listeners.web.backlog: `0` is out of range: 1 to 2147483647, or `auto`",
+    ]),
+    ('L', "protocol: udp\nbacklog: 10", &[
+        "3:1: listeners.web.backlog: has a meaning for tcp only, and this listener is udp: leave it out",
+    ]),
+    ('L', "engine: kernel\nbacklog: 10", &[
+        "3:1: listeners.web.backlog: `engine: kernel` does not have it: leave it out, or write `engine: proxy`",
+    ]),
     ('L', r#"bind: "0.0.0.0%eth0:80""#, &[
         "2:7: listeners.web.bind: `0.0.0.0%eth0:80`: the interface comes last: write `0.0.0.0:80%eth0`",
     ]),

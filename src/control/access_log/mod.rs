@@ -330,6 +330,7 @@ mod tests {
                 hello: Duration::from_secs(5),
             },
             keepalive: None,
+            backlog: None,
             accept_proxy: vec![],
             udp: model::UdpPolicy {
                 idle: Duration::from_secs(30),

@@ -92,7 +92,7 @@ pub fn bind(
     let moves = |ip: IpAddr| listener.virtual_addresses.contains(&ip);
     let open = |local: &Address| {
         let address = match local {
-            Address::Unix(path) => return socket::listen_unix(path),
+            Address::Unix(path) => return socket::listen_unix(path, listener.backlog),
             Address::Ip(address) | Address::Device(address, _) => *address,
         };
         let place = Place {
@@ -101,7 +101,7 @@ pub fn bind(
             moves: moves(address.ip()),
         };
         match listener.protocol {
-            Protocol::Tcp => socket::listen_tcp(place),
+            Protocol::Tcp => socket::listen_tcp(place, listener.backlog),
             Protocol::Udp => udp::listen(place, udp::LISTEN_BUFFER).map(|listening| listening.fd),
         }
     };

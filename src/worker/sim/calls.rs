@@ -147,6 +147,10 @@ pub mod socket {
 
     pub fn set_nodelay(_: RawFd) {}
 
+    pub fn set_backlog(_: RawFd, _: Option<u32>) -> io::Result<()> {
+        Ok(())
+    }
+
     pub fn set_keepalive(_: RawFd, _: Option<[u32; 3]>) -> io::Result<()> {
         Ok(())
     }

@@ -164,6 +164,18 @@ fn what_a_host_lacks_is_told_with_the_remedy() {
             Some("listeners: warning: 128 connections may wait to be accepted at each address,"),
         ),
         (tcp(""), vec![("sysctl net.core.somaxconn", "4096")], None),
+        (
+            tcp("").replace("pool: a}", "pool: a, backlog: 5000}"),
+            vec![("sysctl net.core.somaxconn", "4096")],
+            Some(
+                "listeners.a.backlog: warning: the kernel allows 4096 connections to wait at an address, not 5000: raise",
+            ),
+        ),
+        (
+            tcp("").replace("pool: a}", "pool: a, backlog: 4096}"),
+            vec![("sysctl net.core.somaxconn", "4096")],
+            None,
+        ),
         (udp(""), vec![("sysctl net.core.somaxconn", "128")], None),
         (
             tcp("limits: {connections: 40000}"),

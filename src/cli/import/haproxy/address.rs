@@ -12,6 +12,7 @@ use crate::cli::import::time;
 pub struct Bound<'s> {
     pub addresses: Vec<String>,
     pub accept_proxy: bool,
+    pub backlog: Option<(&'s Statement, String)>,
     pub user_timeout: Option<(&'s Statement, Duration)>,
 }
 
@@ -67,11 +68,6 @@ pub fn written(host: &str, port: &str) -> String {
 const PARAMETERS: &[(&str, usize, &str)] = &[
     ("name", 1, ""),
     ("id", 1, ""),
-    (
-        "backlog",
-        1,
-        "the queue has the length that the kernel allows (net.core.somaxconn)",
-    ),
     ("defer-accept", 0, ""),
     ("tfo", 0, "TCP fast open is not used"),
     ("mss", 1, "the kernel chooses the segment size"),
@@ -128,6 +124,10 @@ pub fn bind<'s>(line: &'s Statement, draft: &mut Draft) -> Bound<'s> {
             "v4v6" => v6only = false,
             "interface" => {
                 interface = Some(line.word(at));
+                at += 1;
+            }
+            "backlog" => {
+                bound.backlog = Some((line, line.word(at).to_string()));
                 at += 1;
             }
             "tcp-ut" => {

@@ -175,6 +175,9 @@ fn listener(proxy: &Proxy, pools: &HashMap<&str, (String, &Proxy)>, draft: &mut 
         .filter(|line| line.word(0) == "bind")
         .map(|line| (*line, address::bind(line, draft)))
         .collect();
+    if let Some(line) = proxy.last(&["backlog"]) {
+        section.put("backlog", line, line.word(1));
+    }
     let mut taken: Vec<&str> = Vec::new();
     for (line, bound) in &bounds {
         for bind in &bound.addresses {
@@ -183,6 +186,9 @@ fn listener(proxy: &Proxy, pools: &HashMap<&str, (String, &Proxy)>, draft: &mut 
                 taken.push(bind);
                 section.push("bind", line, bind);
             }
+        }
+        if let Some((from, most)) = &bound.backlog {
+            section.put("backlog", from, most);
         }
         if let Some((from, timeout)) = &bound.user_timeout {
             section.put("keepalive.user_timeout", from, time::text_or_off(*timeout));

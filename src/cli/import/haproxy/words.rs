@@ -158,10 +158,8 @@ const ANYWHERE: &[Row] = &[
     ("declare", HTTP),
     ("redirect", HTTP),
     ("rate-limit", "write `limits.new_per_source`"),
-    (
-        "backlog",
-        "the queue has the length that the kernel allows (net.core.somaxconn)",
-    ),
+    // Read with the listener.
+    ("backlog", ""),
     ("stick-table", STICK),
     ("no", ""),
     (

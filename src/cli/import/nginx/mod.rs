@@ -127,6 +127,7 @@ struct Listen<'s> {
     udp: bool,
     proxy: bool,
     keepalive: Option<&'s str>,
+    backlog: Option<&'s str>,
 }
 
 fn server<'s>(server: &'s Statement, stream: &mut Stream<'s>, draft: &mut Draft) {
@@ -229,6 +230,9 @@ fn server<'s>(server: &'s Statement, stream: &mut Stream<'s>, draft: &mut Draft)
             from.into_iter()
                 .for_each(|(at, net)| section.push("accept_proxy.from", at, net));
         }
+        if let Some((from, most)) = of_kind.iter().find_map(|listen| Some((listen.from, listen.backlog?))) {
+            section.put("backlog", from, most);
+        }
         if let Some((from, text)) = of_kind.iter().find_map(|listen| Some((listen.from, listen.keepalive?))) {
             keepalive(from, text, &mut section, draft);
         }
@@ -298,6 +302,7 @@ fn listen<'s>(line: &'s Statement, draft: &mut Draft) -> Option<Listen<'s>> {
         udp: false,
         proxy: false,
         keepalive: None,
+        backlog: None,
     };
     for word in &line.words[2.min(line.words.len())..] {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -325,7 +330,11 @@ fn listen<'s>(line: &'s Statement, draft: &mut Draft) -> Option<Listen<'s>> {
             "reuseport" | "bind" | "default_server" | "deferred" => continue,
             "ipv6only" if value == "off" => "sockets for IPv6 take no IPv4: bind `0.0.0.0` too",
             "ipv6only" => continue,
-            "backlog" => "the queue has the length that the kernel allows (net.core.somaxconn)",
+            "backlog" => {
+                // -1 is the longest that there is.
+                listen.backlog = Some(value).filter(|value| *value != "-1");
+                continue;
+            }
             "rcvbuf" | "sndbuf" => {
                 "buffers are the kernel's (net.ipv4.tcp_rmem, tcp_wmem), and as large as they may be for UDP"
             }
