@@ -305,6 +305,10 @@ shapes! {
         ack: u32,
         /// The backend's entry: to the first byte of an answer.
         first_byte_us: u32,
+        /// By how much the clock of the client's timestamps is behind that which backends see; 0 = they are left alone.
+        behind: u32,
+        /// Always 0: the entry has no gaps.
+        pad: u32,
     }
 
     /// An ended flow.

@@ -25,6 +25,11 @@
  * A snapshot (services, pools, slots) is written into the bank that is not in force, and comes into force by one store to
  * `state`. Backends and listeners lie outside the banks, in places that are theirs as long as anything refers to them.
  *
+ * In mode nat, clients share the ports that backends see. A backend that ends a connection first remembers its pair of ports for a
+ * minute, and takes a SYN over them only if its timestamp is newer than what it saw there last (RFC 6191); or the client would have
+ * to wait for its next try. Clocks of clients have nothing to do with each other, so backends see one clock, that of this host:
+ * timestamps of clients are moved to it, and echoes of them moved back.
+ *
  * To end a connection, the process in user space makes an RST for either side and has it injected as if the other had sent it; so
  * it finds its way, and ends the flow, like any other packet. A mark tells it from others, which nothing from outside can bear. Its
  * number follows all that has passed here. If some of that was lost, the receiver takes the number for a guess and asks
@@ -201,6 +206,9 @@ struct packet {
 	/* IPv4: as it is. */
 	__u16 check;
 	__u16 l4_check;
+	/* TCP: bytes of the header, options included. */
+	__u16 header;
+	__u16 pad;
 	__u32 seq;
 	__u32 ack;
 };
@@ -350,6 +358,7 @@ APART int parse(struct __sk_buff *skb, struct packet *p)
 		p->key.dport = tcp.dport;
 		p->flags = tcp.flags;
 		p->l4_check = tcp.check;
+		p->header = header;
 		p->seq = bpf_htonl(tcp.seq);
 		p->ack = bpf_htonl(tcp.ack);
 		/* A merged packet may be longer than its length field can say. */
@@ -1353,6 +1362,97 @@ APART int turn_away(struct __sk_buff *skb, struct packet *p, __u32 listener, __u
 	return taken == PASS ? DROP : taken;
 }
 
+/* ---- timestamps (RFC 7323, 3.2) ---- */
+
+#define OPTION_TIMESTAMPS 8
+#define TIMESTAMPS_LENGTH 10
+/* Where options begin, after two that do nothing: the layout that RFC 7323 recommends. */
+#define TIMESTAMPS_USUAL 0x0101080au
+
+struct timestamps {
+	__u32 value;
+	__u32 echo;
+};
+
+/* Finds a segment's timestamps among its options: where they are, from the start of the frame; 0 = it has none. */
+APART __u32 find_timestamps(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 at = p->l4 + 20, end = p->l4 + p->header;
+
+	for (int i = 0; i < OPTIONS; i++) {
+		struct {
+			__u8 kind;
+			__u8 length;
+		} option;
+
+		if (at + TIMESTAMPS_LENGTH > end || load_bytes(skb, at, &option, sizeof(option)) || option.kind == 0)
+			break;
+		if (option.kind == OPTION_TIMESTAMPS)
+			return option.length == TIMESTAMPS_LENGTH ? at + 2 : 0;
+		if (option.kind == 1) {
+			at++;
+			continue;
+		}
+		if (option.length < 2)
+			break;
+		at += option.length;
+	}
+	return 0;
+}
+
+INLINE __u32 turn_bytes(__u32 n)
+{
+	return n >> 8 | n << 24;
+}
+
+/* What a new client's timestamps are behind. */
+INLINE __u32 measure_behind(struct __sk_buff *skb, struct packet *p, __u64 now)
+{
+	struct timestamps its;
+	__u32 at = find_timestamps(skb, p);
+
+	if (!at || load_bytes(skb, at, &its, sizeof(its)))
+		return 0;
+	return (__u32)(now / 1000000) - bpf_htonl(its.value);
+}
+
+/* Moves a segment's timestamps from one clock to the other. */
+INLINE long move_timestamps(struct __sk_buff *skb, struct packet *p, const struct flow *flow)
+{
+	struct {
+		__u32 first;
+		struct timestamps its;
+	} usual;
+	__u32 at = p->l4 + 24, old, new;
+
+	if (p->header < 20 + TIMESTAMPS_LENGTH)
+		return 0;
+	if (p->header < 32 || load_bytes(skb, p->l4 + 20, &usual, sizeof(usual)) || usual.first != bpf_htonl(TIMESTAMPS_USUAL)) {
+		at = find_timestamps(skb, p);
+		if (!at || load_bytes(skb, at, &usual.its, sizeof(usual.its)))
+			return 0;
+	}
+	if (flow->flags & FLOW_CLIENT) {
+		old = usual.its.value;
+		new = bpf_htonl(bpf_htonl(old) + flow->behind);
+	} else {
+		/* Without ACK there is no echo. */
+		if (!(p->flags & TCP_ACK))
+			return 0;
+		old = usual.its.echo;
+		new = bpf_htonl(bpf_htonl(old) - flow->behind);
+		at += 4;
+	}
+	if (store_bytes(skb, at, &new, 4, 0))
+		return 1;
+	/* From an odd place on, the bytes of each word count for one another. */
+	if ((at - p->l4) & 1) {
+		old = turn_bytes(old);
+		new = turn_bytes(new);
+	}
+	return l4_csum_replace(skb, p->l4 + 16, old, new, 4);
+}
+
 /* Opens a flow for a packet without one, or lets it join one; `came` is its key as it came. 0: entries are there. */
 APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple *came)
 {
@@ -1452,6 +1552,8 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 		asm volatile("" : "+r"(from));
 		if (p->entrance >= ANSWERS)
 			from = service->ifindex;
+		if (pool->mode == MODE_NAT && p->key.protocol == IPPROTO_TCP)
+			up->behind = down->behind = measure_behind(skb, p, now);
 		find_way(skb, down, from, now / 1000000000ull);
 		/* Then the client's packet tells where it is. */
 		if (!down->ifindex)
@@ -1919,6 +2021,8 @@ int ingress(struct __sk_buff *skb)
 		return too_big(skb, p, mtu, now);
 	if (p->key.protocol == IPPROTO_TCP && p->flags & TCP_SYN)
 		clamp_mss(skb, p, flow->ifindex);
+	if (flow->behind && move_timestamps(skb, p, flow))
+		return drop(DROP_MALFORMED);
 	if (rewrite(skb, p, &flow->to))
 		return DROP;
 	if (p->fragment == FIRST) {

@@ -259,6 +259,9 @@ struct flow {
 	__u32 ack;
 	/* The backend's entry: from the client's first packet to the first byte of an answer. */
 	__u32 first_byte_us;
+	/* TCP, MODE_NAT: by how much the clock of the client's timestamps is behind that which backends see; 0 = they are left alone. */
+	__u32 behind;
+	__u32 pad;
 };
 
 /* Why a flow ended. */

@@ -455,6 +455,8 @@ pub struct Parsed {
     pub seq: u32,
     pub ack: u32,
     pub payload: u32,
+    /// TCP: where the two timestamps are.
+    timestamps: Option<usize>,
     /// `None`: whole; else whether it is the first, and the id.
     pub fragment: Option<(bool, u32)>,
 }
@@ -530,11 +532,33 @@ pub fn parse(b: &[u8]) -> Option<Parsed> {
         p.flags = h[13];
         let number = |at: usize| u32::from_be_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
         (p.seq, p.ack) = (number(4), number(8));
-        p.payload = (b.len() - p.l4).saturating_sub(usize::from(h[12] >> 4) * 4) as u32;
+        let header = usize::from(h[12] >> 4) * 4;
+        p.payload = (b.len() - p.l4).saturating_sub(header) as u32;
+        p.timestamps = timestamps(b, p.l4 + 20, p.l4 + header);
     }
     p.key.sport = [h[0], h[1]];
     p.key.dport = [h[2], h[3]];
     Some(p)
+}
+
+/// Among at most twelve options of TCP.
+fn timestamps(b: &[u8], first: usize, end: usize) -> Option<usize> {
+    let mut at = first;
+    for _ in 0..12 {
+        let option = b.get(at..at + 2).filter(|_| at + 10 <= end)?;
+        at += match (option[0], option[1]) {
+            (8, 10) => return (at + 10 <= b.len()).then_some(at + 2),
+            (0, _) | (8, _) => return None,
+            (1, _) => 1,
+            (_, 0 | 1) => return None,
+            (_, length) => usize::from(length),
+        };
+    }
+    None
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -546,6 +570,8 @@ struct Flow {
     /// Ended by us.
     cut: bool,
     fin: bool,
+    /// What is added to the client's timestamps, and taken from echoes of them.
+    behind: u32,
 }
 
 /// In one of the networks that [`GUARDED`] denies.
@@ -740,10 +766,37 @@ impl Model {
             ended: false,
             cut: false,
             fin: false,
+            behind: 0,
         };
         self.recent.extend([client, to.turned()]);
         self.flows.insert(client, flow(to, true));
         self.flows.insert(to.turned(), flow(client.turned(), false));
+    }
+
+    /// A client's first packet has gone out as these bytes, between two times on this host's clock (milliseconds).
+    fn learn(&mut self, p: &Parsed, was: &[u8], out: &[u8], clock: [u32; 2]) {
+        let Some(at) = p.timestamps else { return };
+        let behind = be32(out, at).wrapping_sub(be32(was, at));
+        let late = be32(out, at).wrapping_sub(clock[0]);
+        assert!(late <= clock[1].wrapping_sub(clock[0]), "{late} ms after {clock:?}");
+        let to = self.flows[&p.key].to;
+        for key in [p.key, to.turned()] {
+            self.flows.get_mut(&key).unwrap().behind = behind;
+        }
+    }
+
+    /// A client's timestamps, or echoes of them, are told by the other clock.
+    fn retime(&self, p: &Parsed, bytes: &mut [u8]) {
+        let (Some(at), Some(flow)) = (p.timestamps, self.flows.get(&p.key)) else {
+            return;
+        };
+        let (at, by) = match flow.is_client {
+            true => (at, flow.behind),
+            false if p.flags & ACK != 0 => (at + 4, flow.behind.wrapping_neg()),
+            false => return,
+        };
+        let moved = be32(bytes, at).wrapping_add(by);
+        bytes[at..at + 4].copy_from_slice(&moved.to_be_bytes());
     }
 
     /// What a packet that is passed on changes.
@@ -903,6 +956,14 @@ fn reset(p: &Parsed) -> Vec<u8> {
     build.frame()
 }
 
+/// The clock that backends see in timestamps.
+fn clock_ms() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    (now.tv_sec() as u32)
+        .wrapping_mul(1000)
+        .wrapping_add(now.tv_nsec() as u32 / 1_000_000)
+}
+
 fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
     &from[rng.below(from.len() as u64) as usize]
 }
@@ -960,13 +1021,17 @@ fn packet(rng: &mut Rng, model: &Model) -> Vec<u8> {
                 rng,
                 &[SYN, SYN, SYN | ACK, ACK, ACK, ACK | FIN, RST, RST | ACK, SYN | FIN],
             );
-            let options: &[u8] = if flags & SYN != 0 {
-                &[2, 4, 5, 180, 1, 1, 4, 2]
-            } else {
-                &[]
+            let stamps = [&[8, 10][..], &rng.next_u64().to_be_bytes()].concat();
+            let options = match (rng.below(6), flags & SYN) {
+                (0, _) => Vec::new(),
+                (1, _) => vec![2, 4, 5, 180, 1, 1, 4, 2],
+                (2, 0) => [&[1], &stamps[..], &[0]].concat(),
+                (3, _) => [&[3, 3, 7], &stamps[..], &[1, 1, 1]].concat(),
+                (_, 0) => [&[1, 1], &stamps[..]].concat(),
+                _ => [&[2, 4, 5, 180, 4, 2], &stamps[..], &[1, 3, 3, 7]].concat(),
             };
             l4.extend([((5 + options.len() / 4) << 4) as u8, flags, 1, 0, 0, 0, 0, 0]);
-            l4.extend(options);
+            l4.extend(&options);
         } else {
             l4.extend(((8 + body.len()) as u16).to_be_bytes());
             l4.extend([0, 0]);
@@ -1061,7 +1126,7 @@ fn the_program_does_as_the_model_says() {
     let netns = Netns::new("model");
     forward_everything(&netns);
     let mut rng = Rng::new(seed(1));
-    let (mut seen, mut resets) = ([0; 3], 0);
+    let (mut seen, mut resets, mut retimed) = ([0; 3], 0, 0);
     let joined = netns.enter(|| {
         let program = Program::new();
         let mut model = Model::new();
@@ -1092,9 +1157,11 @@ fn the_program_does_as_the_model_says() {
             let own = parse(&packet).filter(|p| p.protocol == TCP && p.flags & RST != 0 && p.fragment.is_none());
             let own = own.filter(|p| p.hops > 1 && model.flows.contains_key(&p.key) && rng.below(2) == 0);
             let mark = own.as_ref().map_or(0, |_| 0x7765_6972 + u32::from(INJECT_CUT));
+            let before = clock_ms();
             let Some((verdict, out)) = program.run(&packet, mark) else {
                 continue;
             };
+            let clock = [before, clock_ms()];
             seen[verdict as usize] += 1;
             let Some(p) = parse(&packet) else {
                 assert_eq!(verdict, Verdict::Passed, "round {round}: {packet:02x?}");
@@ -1107,7 +1174,10 @@ fn the_program_does_as_the_model_says() {
                 Wanted::Dropped => assert_eq!(verdict, Verdict::Dropped, "{}", context()),
                 Wanted::Becomes(to) => {
                     assert_eq!(verdict, Verdict::Sent, "{}", context());
-                    let (bytes, checks) = rewritten(&p, &packet, &to);
+                    let (mut bytes, checks) = rewritten(&p, &packet, &to);
+                    let same_time = bytes.clone();
+                    model.retime(&p, &mut bytes);
+                    retimed += usize::from(bytes != same_time);
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
                     model.passed_on(&p, to);
@@ -1127,7 +1197,9 @@ fn the_program_does_as_the_model_says() {
                     assert_eq!(is_own, got == p.key.sport && may(own), "{}", context());
                     assert!(may(u16::from_be_bytes(got)) && is_free(&to), "{}", context());
                     model.enter(p.key, to);
-                    let (bytes, checks) = rewritten(&p, &packet, &to);
+                    model.learn(&p, &packet, &out, clock);
+                    let (mut bytes, checks) = rewritten(&p, &packet, &to);
+                    model.retime(&p, &mut bytes);
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
                     model.passed_on(&p, to);
@@ -1163,8 +1235,8 @@ fn the_program_does_as_the_model_says() {
         }
         model.joined
     });
-    eprintln!("{seen:?}, {resets} answered by RST, {joined} joined");
-    assert!(seen.iter().all(|&n| n > 200) && resets > 20 && joined > 100);
+    eprintln!("{seen:?}, {resets} answered by RST, {joined} joined, {retimed} by another clock");
+    assert!(seen.iter().all(|&n| n > 200) && resets > 20 && joined > 100 && retimed > 10);
 }
 
 /// A segment of one connection, without data.
