@@ -2,14 +2,14 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::common::client::{connect, connect_from, fetch, round_trip, try_connect};
 use super::common::operator::{json, said, status};
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
-use super::hosts::{Family, Net, V4, V6, is_silent};
+use super::hosts::{Family, Net, V4, V6, ask, is_silent};
 use super::shown::sample;
 
 /// Keys of both listeners, of the first one, of its pool.
@@ -98,7 +98,7 @@ fn access_lists_hold_for_new_connections() {
         weir.rewrite(&config(family, "", "", ""));
         said(&weir, &["reload"]);
         let socket = net.udp_client(&family.service(53));
-        assert_eq!(super::hosts::ask(&socket, b"now"), b"now");
+        assert_eq!(ask(&socket, b"now"), b"now");
     }
 }
 
@@ -197,6 +197,28 @@ fn sources_get_their_places_back() {
     }
 }
 
+/// Sessions that are idle give their source's places back.
+#[test]
+fn sessions_give_their_places_back() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    net.udp_echo(1, &V4.backend(1, 5353));
+    let yaml = config(V4, ", limits: {per_source: 1}", "", "");
+    let yaml = yaml.replace("pool: dns,", "pool: dns, udp: {idle: 4s},");
+    let weir = start(&net, &yaml);
+    let sockets = [(); 2].map(|()| net.udp_client(&V4.service(53)));
+    // The second after an answer confirms a session.
+    for _ in 0..2 {
+        assert_eq!(ask(&sockets[0], b"mine"), b"mine");
+    }
+    assert!(is_silent(&sockets[1], b"too many"));
+    assert_eq!(refusals(&weir, "dns", "limit_source"), 1.0);
+    weir.wait_for_records(1);
+    assert_eq!(ask(&sockets[1], b"now"), b"now");
+}
+
 /// `limits.connections` counts whoever has them: the workers' connections leave less to the engine, and the other way round.
 #[test]
 fn the_process_has_one_limit() {
@@ -262,6 +284,7 @@ fn a_flood_of_refusals_is_counted_and_seldom_recorded() {
     let web = V4.service(80);
     let limits = format!(", limits: {{new_per_source: 4/h, exempt: ['{other}']}}");
     let weir = start(&net, &config(V4, &limits, "", ""));
+    let began = Instant::now();
     net.client.enter(|| {
         for _ in 0..4 {
             fetch(&web).unwrap();
@@ -277,8 +300,10 @@ fn a_flood_of_refusals_is_counted_and_seldom_recorded() {
     assert_eq!(refusals(&weir, "web", "limit_rate"), FLOOD as f64);
     let records = weir.wait_for(|records| records.iter().filter(|record| record.cause == "finished").count() == 12);
     let told = records.iter().filter(|record| record.cause == "limit_rate").count();
-    println!("{told} records of {FLOOD} refusals");
-    assert!(told > 0);
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let most = 256 * cpus * (began.elapsed().as_secs() as usize + 2);
+    println!("{told} records of {FLOOD} refusals, {most} allowed");
+    assert!((1..=most).contains(&told), "{told}, not {most}");
 }
 
 /// The one byte of a server that says its name.

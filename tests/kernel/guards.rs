@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, PerCpuArray};
@@ -9,7 +10,9 @@ use weir::balance::acl::NetSet;
 use weir::balance::limits::{Admission, Limit, SourceLimits, SourceTable};
 use weir::base::Rng;
 use weir::config::model::Rate;
-use weir::kernel::layout::{Bucket, Guard, Listener, Plain, Process, Service, ServiceKey, Tally, VERDICT_EXEMPT};
+use weir::kernel::layout::{
+    Bucket, Guard, Listener, Plain, Process, Service, ServiceKey, Tally, VERDICT_DENIED, VERDICT_EXEMPT,
+};
 
 use super::common::netns::Netns;
 use super::common::{may_make_namespaces, seed};
@@ -149,6 +152,7 @@ fn alone(role: &str, test: impl FnOnce() + Send) {
 }
 
 /// Connections come and go by chance; each is admitted if and only if the workers' table admits it, and for the same reason not.
+/// Seen to fail with whole addresses of IPv6, without exempt ones, with places that are not given back.
 #[test]
 fn sources_are_judged_as_by_the_workers() {
     alone("sources", || {
@@ -214,7 +218,7 @@ fn sources_are_judged_as_by_the_workers() {
 }
 
 /// Handshakes that are all under way before one of them ends: as many as may come in do, the others are reset, and so is their
-/// backend as soon as it speaks.
+/// backend as soon as it speaks. Seen to fail with each limit looked at with the SYN only, and with a backend's side that is not cut.
 #[test]
 fn a_burst_of_handshakes_is_counted_exactly() {
     const BURST: u16 = 40;
@@ -268,13 +272,15 @@ fn a_burst_of_handshakes_is_counted_exactly() {
 
 /// Runs on each of two processors; fewer: they take turns.
 fn on_both<T: Send>(each: impl Fn(usize) -> T + Sync) -> [T; 2] {
+    let both = Barrier::new(2);
     std::thread::scope(|scope| {
-        let each = &each;
+        let (each, both) = (&each, &both);
         let threads = [0, 1].map(|processor| {
             scope.spawn(move || {
                 let mut only = nix::sched::CpuSet::new();
                 only.set(processor).unwrap();
                 let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only);
+                both.wait();
                 each(processor)
             })
         });
@@ -283,10 +289,12 @@ fn on_both<T: Send>(each: impl Fn(usize) -> T + Sync) -> [T; 2] {
 }
 
 /// One source opens and closes on two processors at once: never more than may be, exactly as many when all are held, none left
-/// behind; and what its rate allows, not one more.
+/// behind; and what its rate allows, not one more. Seen to fail with a meter that is written without a compare, and with a count
+/// that is read and written with a pause between.
 #[test]
 fn one_source_is_counted_over_all_processors() {
-    const MOST: usize = 300;
+    const MOST: usize = 500;
+    const EACH: u16 = 3_000;
     alone("processors", || {
         let guard = Guard {
             per_source: MOST as u32,
@@ -294,15 +302,15 @@ fn one_source_is_counted_over_all_processors() {
         };
         let program = guarded(&guard, 0);
         let client = |processor: usize, nth: u16| (address("10.1.0.2"), 2_000 + 10_000 * processor as u16 + nth);
-        for _ in 0..3 {
+        {
             let held = on_both(|processor| {
                 let mut held: Vec<Client> = Vec::new();
-                for nth in 0..400 {
+                for nth in 0..EACH {
                     let client = client(processor, nth);
                     if opens(&program, client) {
                         held.push(client);
                     }
-                    if nth % 3 == 0
+                    if nth % 10 != 0
                         && let Some(client) = held.pop()
                     {
                         closes(&program, client);
@@ -324,16 +332,17 @@ fn one_source_is_counted_over_all_processors() {
 
         let guard = Guard {
             cost: 1_000_000_000_000,
-            depth: 500_000_000_000_000,
+            depth: 4_000_000_000_000_000,
             ..Guard::default()
         };
         let program = guarded(&guard, 0);
-        let taken = on_both(|processor| (0..600).filter(|&nth| opens(&program, client(processor, nth))).count());
-        assert_eq!(taken.iter().sum::<usize>(), 500, "{taken:?}");
+        let taken = on_both(|processor| (0..EACH).filter(|&nth| opens(&program, client(processor, nth))).count());
+        assert_eq!(taken.iter().sum::<usize>(), 4_000, "{taken:?}");
     });
 }
 
-/// SYNs in the name of others, of one above all, use up nothing of theirs and take no room.
+/// SYNs in the name of others, of one above all, use up nothing of theirs and take no room. Seen to fail with a meter that counts
+/// SYNs.
 #[test]
 fn spoofed_handshakes_count_for_nobody() {
     alone("spoofed", || {
@@ -364,6 +373,47 @@ fn spoofed_handshakes_count_for_nobody() {
     });
 }
 
+/// The longest network that has a client says whether it may come: whoever may not is told so over TCP, and hears nothing over UDP.
+/// Seen to fail without an RST, and with the last byte of addresses left out.
+#[test]
+fn whoever_is_denied_is_told() {
+    alone("denied", || {
+        let guard = Guard {
+            listed: 1,
+            ..Guard::default()
+        };
+        let mut program = guarded(&guard, 0);
+        let networks = [
+            ("10.1.0.0", 96 + 24, 1, VERDICT_DENIED),
+            ("10.1.0.9", 128, 1, 0),
+            ("fd01::", 64, 0, VERDICT_DENIED),
+            ("fd01::9", 128, 0, 0),
+            // All of IPv6 is nothing of IPv4.
+            ("::", 0, 0, VERDICT_DENIED),
+        ];
+        for (network, bits, is_v4, verdict) in networks {
+            judge(&mut program.0, network, bits, is_v4, verdict);
+        }
+        let rows = [
+            ("10.1.0.2", false),
+            ("10.1.0.9", true),
+            ("10.1.1.2", true),
+            ("fd01::2", false),
+            ("fd01::9", true),
+            ("fd02::9", false),
+        ];
+        for (client, wanted) in rows {
+            let client = address(client);
+            assert_eq!(opens(&program, (client, 2_000)), wanted, "{client}");
+            assert_eq!(goes_on(&program, (client, 2_000), ACK).is_some(), wanted, "{client}");
+            let (verdict, _) = program.run(&datagram((client, 2_000)), 0).unwrap();
+            assert_eq!(verdict == Verdict::Sent, wanted, "{client}");
+            assert!(wanted || verdict == Verdict::Dropped, "{client}");
+        }
+        assert_eq!(refused(&program), [6, 0, 0, 0, 0, 0, 0]);
+    });
+}
+
 fn datagram(client: Client) -> Vec<u8> {
     let source = client.0.to_string();
     let build = Build {
@@ -386,6 +436,7 @@ fn datagram(client: Client) -> Vec<u8> {
 }
 
 /// A datagram proves nothing, so the meter is asked with the first one of a session, and those that are too many vanish.
+/// Seen to fail with a meter that is not asked then.
 #[test]
 fn sessions_of_a_source_come_at_its_rate() {
     alone("sessions", || {
