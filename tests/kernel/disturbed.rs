@@ -187,7 +187,7 @@ fn pools(weight: u64) -> String {
             // A busy machine may be slow to answer a probe, and that is not what is asked here.
             let health = match kind {
                 "dns" => "",
-                _ => ", health: {interval: 1s, timeout: 10s, fall: 5}",
+                _ => ", health: {interval: 1s, timeout: 1s, fall: 10}",
             };
             text += &format!(
                 "  {kind}{name}: {{{more}{health}, backends: [{{name: a, address: '{}', weight: {weight}}}, {{name: b, address: '{}'}}]}}\n",
@@ -440,6 +440,7 @@ fn nothing_disturbs(transfers: usize, upgrades: usize, kills: usize, apart: Dura
     assert!(by_kind.values().sum::<usize>() >= transfers);
 }
 
+/// Seen to fail where a process does not take over what one before it has left.
 #[test]
 fn nothing_disturbs_a_transfer() {
     nothing_disturbs(150, 2, 1, Duration::from_millis(300));
@@ -468,7 +469,8 @@ fn connections_end_with_the_helper() {
     kill(Pid::from_raw(helpers[0]), Signal::SIGKILL).unwrap();
     let ended = line.started[0].wait_for_end();
     assert_eq!(ended.code(), Some(1));
-    line.started[0].wait_for_line("the helper has ended");
+    // The log itself may have been on its way.
+    line.started[0].wait_for_line("weir: the helper of the kernel engine has ended");
     client.write_all(b"after").unwrap();
     let read = client.read(&mut [0]);
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
