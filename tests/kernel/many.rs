@@ -134,6 +134,45 @@ fn thread_time(pid: i32) -> Duration {
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 
+/// A SYN whose source changes: its sums follow without looking at the rest.
+struct Spoofed {
+    frame: Vec<u8>,
+    sums: [u32; 2],
+}
+
+impl Spoofed {
+    fn new(mac: [u8; 6], service: Ipv4Addr) -> Spoofed {
+        let frame = frame(mac, (Ipv4Addr::UNSPECIFIED, 0), (service, BUSY), SYN, 1);
+        let sum = |at: usize| u32::from(!u16::from_be_bytes([frame[at], frame[at + 1]]));
+        Spoofed {
+            sums: [sum(24), sum(50)],
+            frame,
+        }
+    }
+
+    fn from(&mut self, client: u32, port: u16) -> &[u8] {
+        let address = (client >> 16) + (client & 0xffff);
+        let fold = |sum: u32| !(((sum & 0xffff) + (sum >> 16)) as u16);
+        let [ip, tcp] = self.sums;
+        self.frame[26..30].copy_from_slice(&client.to_be_bytes());
+        self.frame[34..36].copy_from_slice(&port.to_be_bytes());
+        self.frame[24..26].copy_from_slice(&fold(ip + address).to_be_bytes());
+        let sum = fold(tcp + address + u32::from(port));
+        self.frame[50..52].copy_from_slice(&sum.to_be_bytes());
+        &self.frame
+    }
+}
+
+#[test]
+fn spoofed_frames_have_right_sums() {
+    let (mac, service) = ([1; 6], Ipv4Addr::new(10, 9, 0, 1));
+    let mut spoofed = Spoofed::new(mac, service);
+    for (client, port) in [(0xc612_0000, 1024), (0xc613_ffff, 65_535), (0xffff_ffff, 7)] {
+        let wanted = frame(mac, (client.into(), port), (service, BUSY), SYN, 1);
+        assert_eq!(spoofed.from(client, port), wanted);
+    }
+}
+
 /// SYNs from as many addresses, `rate` a second, until told to stop; how many were sent.
 fn flood(netns: &Netns, mac: [u8; 6], rate: usize, stop: &AtomicBool) -> usize {
     let index = interface(netns, "eth0").0 as i32;
@@ -150,13 +189,14 @@ fn flood(netns: &Netns, mac: [u8; 6], rate: usize, stop: &AtomicBool) -> usize {
         to.sll_ifindex = index;
         to.sll_halen = 6;
         to.sll_addr[..6].copy_from_slice(&mac);
+        let mut spoofed = Spoofed::new(mac, service);
         let (began, mut sent) = (Instant::now(), 0);
         while !stop.load(Relaxed) {
             let due = (began.elapsed().as_secs_f64() * rate as f64) as usize;
             for n in sent..due {
                 // 198.18.0.0/15 is for tests.
-                let client = Ipv4Addr::from(0xc612_0000 | (n as u32 & 0x1_ffff));
-                let frame = frame(mac, (client, 1024 + (n >> 17) as u16), (service, BUSY), SYN, n as u32);
+                let client = 0xc612_0000 | (n as u32 & 0x1_ffff);
+                let frame = spoofed.from(client, 1024 + (n >> 17) as u16);
                 // SAFETY: `frame` and `to` are live for the call, and their lengths are given.
                 unsafe {
                     libc::sendto(
