@@ -11,6 +11,13 @@ use super::rules::{self, Rule};
 use crate::config::fields::{Missing, Shape, field};
 use crate::config::{self, Entry, Node, Place, Value};
 
+/// Said with `client_address: keep`: wherever backends are to see their clients, the way is made by weir alone.
+pub const KEEP: &str = "`client_address: keep`: weir makes the rules of routing itself: take those of the packet filter and of `ip rule` for it \
+                        away; servers have to answer through this host";
+
+/// In every refusal of a backend that cannot be shown its clients.
+const CLIENTS_KEPT: &str = "`client_address: keep`";
+
 /// A section under construction.
 #[derive(Debug, Clone)]
 pub struct Section(Node);
@@ -255,7 +262,7 @@ impl Draft {
             let mut cuts = BTreeSet::new();
             // Beyond a thousand errors one line without a path counts the rest: the next round has them.
             for error in errors.0.iter().filter(|error| !error.path.is_empty()) {
-                let cut = cut(&tree, &error.path);
+                let cut = cut(&tree, &to_cut(error));
                 if cut.steps.is_empty() {
                     return None;
                 }
@@ -312,6 +319,14 @@ struct Cut {
     /// Index of the child at each level.
     steps: Vec<usize>,
     path: String,
+}
+
+/// The path of what an error is about. Backends that cannot see their clients are worth more than that they do.
+fn to_cut(error: &config::Diagnostic) -> String {
+    match error.path.rsplit_once(".backends[") {
+        Some((pool, _)) if error.message.contains(CLIENTS_KEPT) => format!("{pool}.client_address"),
+        _ => error.path.clone(),
+    }
 }
 
 /// What has to go so that an error at a path goes too: what stands there; the section around it if it is missing, or if

@@ -206,6 +206,23 @@ fn haproxy_lines() {
             "passive: {failures: 7}",
             &[],
         ),
+        ("bind :80\nsource 0.0.0.0 usesrc clientip", "client_address: keep", &[2]),
+        (
+            "bind :80\ndefault-server source 10.0.0.5 usesrc client",
+            "client_address: keep",
+            &[2],
+        ),
+        (
+            "bind :80\nsource 10.0.0.5 usesrc hdr_ip(x-real-ip)",
+            "source_address: 10.0.0.5",
+            &[2],
+        ),
+        // A server of the other family than some clients: it stays, and sees weir's address.
+        (
+            "bind :::80\nsource 0.0.0.0 usesrc client",
+            "- {name: o, address: \"10.0.0.1:80\"}",
+            &[2, 3],
+        ),
         ("bind :80\nbalance leastconn", "balance: least_conn", &[]),
         (
             "bind :80\nbalance source\nhash-balance-factor 150",
@@ -350,7 +367,17 @@ fn nginx_lines() {
         ("listen 80; proxy_protocol on;", "send_proxy: v1", &[]),
         ("listen 53 udp; proxy_protocol on;", "send_proxy: v2", &[]),
         ("listen 80; proxy_bind 10.0.0.9;", "source_address: 10.0.0.9", &[]),
-        ("listen 80; proxy_bind $remote_addr transparent;", "", &[1]),
+        (
+            "listen 80; proxy_bind $remote_addr transparent;",
+            "client_address: keep",
+            &[1],
+        ),
+        (
+            "listen 80;\nproxy_bind $remote_addr:$remote_port transparent;",
+            "client_address: keep",
+            &[2],
+        ),
+        ("listen 80;\nproxy_bind $server_addr transparent;", "", &[2]),
         (
             "listen 80; proxy_download_rate 100k; proxy_upload_rate 2m;",
             "limits: {download: \"100KiB/s\", upload: \"2MiB/s\"}",

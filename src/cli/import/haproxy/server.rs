@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::address::{Address, address, written};
 use super::words::{self, remark};
 use super::{Proxy, label};
-use crate::cli::import::draft::{Draft, Section};
+use crate::cli::import::draft::{Draft, KEEP, Section};
 use crate::cli::import::lex::Statement;
 use crate::cli::import::time;
 
@@ -32,6 +32,7 @@ struct PoolWide<'s> {
     source: Option<&'s str>,
     slow_start: Option<Duration>,
     user_timeout: Option<Duration>,
+    keep_clients: bool,
     close_on_down: bool,
     observe: bool,
     error_limit: Option<&'s str>,
@@ -89,7 +90,11 @@ const PARAMETERS: &[(&str, usize, &str)] = &[
     ("agent-addr", 1, "an agent is asked at the backend's own address"),
     ("no-agent-check", 0, ""),
     ("init-addr", 1, "names are not resolved"),
-    ("resolvers", 1, "names are not resolved"),
+    (
+        "resolvers",
+        1,
+        "names are looked up by the system's resolver: write other servers as `resolver: {servers: [..]}` of the pool",
+    ),
     ("resolve-prefer", 1, "names are not resolved"),
     ("resolve-net", 1, "names are not resolved"),
     ("resolve-opts", 1, "names are not resolved"),
@@ -256,10 +261,7 @@ fn parameters<'s>(line: &'s Statement, mut at: usize, server: &mut Server<'s>, d
             "slowstart" => server.pool.slow_start = time::haproxy(value),
             "tcp-ut" => server.pool.user_timeout = time::haproxy(value),
             "source" => server.pool.source = Some(value),
-            "usesrc" => draft.remark(
-                line,
-                "`usesrc`: write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
-            ),
+            "usesrc" => server.pool.keep_clients = keeps_clients(line, value, draft),
             "send-proxy" => (server.pool.send_proxy, takes) = (Some("v1"), 0),
             "send-proxy-v2" => (server.pool.send_proxy, takes) = (Some("v2"), 0),
             "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn" => {
@@ -317,6 +319,9 @@ fn pool_wide(proxy: &Proxy, server: &Server, section: &mut Section) {
     if let Some(source) = wide.source {
         put_source(section, from, source);
     }
+    if wide.keep_clients {
+        section.put("client_address", from, "keep");
+    }
     if let Some(time) = wide.slow_start.filter(|time| !time.is_zero()) {
         section.put("slow_start", from, time::text(time));
     }
@@ -341,6 +346,20 @@ fn pool_wide(proxy: &Proxy, server: &Server, section: &mut Section) {
     if wide.observe && wide.eject {
         section.put("passive.failures", from, wide.error_limit.unwrap_or("10"));
     }
+}
+
+/// Whether `usesrc` means the address of the connection's client.
+fn keeps_clients(line: &Statement, whose: &str, draft: &mut Draft) -> bool {
+    let keeps = matches!(whose, "client" | "clientip");
+    let text = match keeps {
+        true => KEEP.to_string(),
+        false => format!(
+            "`usesrc {}`: backends see the client's own address (`client_address: keep`) or one of this host",
+            crate::config::shorten(whose)
+        ),
+    };
+    draft.remark(line, text);
+    keeps
 }
 
 fn put_source(section: &mut Section, from: &Statement, source: &str) {
@@ -396,11 +415,10 @@ fn policy(proxy: &Proxy, line: &Statement, section: &mut Section, draft: &mut Dr
         },
         ("source", source) => {
             put_source(section, line, source);
-            if line.words.iter().any(|word| word == "usesrc") {
-                draft.remark(
-                    line,
-                    "`usesrc`: write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
-                );
+            if let Some(at) = line.words.iter().position(|word| word == "usesrc")
+                && keeps_clients(line, line.word(at + 1), draft)
+            {
+                section.put("client_address", line, "keep");
             }
         }
         ("srvtcpka-idle", text) | ("srvtcpka-intvl", text) => {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::draft::{Draft, Section};
+use super::draft::{Draft, KEEP, Section};
 use super::lex::Statement;
 use super::rules::{Rule, everybody};
 use super::time;
@@ -431,12 +431,14 @@ fn connect<'s>(
             // Version 1 is for streams.
             ("proxy_protocol", "on") => put("send_proxy", if udp { "v2" } else { "v1" }.into(), statement),
             ("proxy_bind", "off") => {}
-            ("proxy_bind", _) if value.contains('$') || statement.word(2) == "transparent" => {
-                draft.remark(
-                    statement,
-                    "write `client_address: keep` if clients and servers are of one family, and take the packet filter's rules for it away",
-                );
+            ("proxy_bind", "$remote_addr" | "$remote_addr:$remote_port") if statement.word(2) == "transparent" => {
+                put("client_address", "keep".into(), statement);
+                draft.remark(statement, KEEP);
             }
+            ("proxy_bind", _) if value.contains('$') || statement.word(2) == "transparent" => draft.remark(
+                statement,
+                "backends see the client's own address (`client_address: keep`) or one of this host (`source_address`)",
+            ),
             ("proxy_bind", address) => put("source_address", address.into(), statement),
             _ => {}
         }
