@@ -46,7 +46,7 @@ impl Sweep {
     /// Of both tables.
     pub fn both(now: Instant) -> [Sweep; 2] {
         // Most of what is in the table of those that are not established stays for moments.
-        [(Kind::Settled, 1400), (Kind::Half, 300)].map(|(kind, share_us)| Sweep {
+        [(Kind::Settled, 1100), (Kind::Half, 300)].map(|(kind, share_us)| Sweep {
             kind,
             walk: Walk::default(),
             share: Duration::from_micros(share_us),
