@@ -225,7 +225,7 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("kernel.flows", "auto", "Established connections and sessions at most; auto = 262144. Each takes about 500 bytes of kernel memory. A change takes a restart.").or("auto").unit("flows").range("1024..4194304"),
     value::<Duration>("kernel.restart_grace", "30s", "How long connections go on when weir has ended or was killed: a weir that is started within that time takes them over.").range("0s..1h"),
 
-    named("listeners", Refused, "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
+    named("listeners", Means("refused, unless there is `failover`: then addresses move, and nothing is balanced"), "Where clients connect.").example(r#"{web: {bind: "0.0.0.0:80", pool: web}}"#),
     section("listeners.*", "A named set of addresses that share a pool and a policy."),
     value::<Protocol>("listeners.*.protocol", "tcp", "Transport.").udp("udp"),
     value::<Engine>("listeners.*.engine", "proxy", "What carries it. proxy: sockets of weir. kernel: packets are translated in the kernel; needs CAP_BPF and CAP_NET_ADMIN, see docs/kernel-engine.md."),
@@ -260,7 +260,7 @@ pub static FIELDS: &[Field] = &[
     value::<u32>("listeners.*.udp.requests", "unlimited", "Datagrams from the client after which the session ends; the next one opens another.").or("unlimited").unit("datagrams").range("1..4294967295").udp("unlimited"),
     value::<u32>("listeners.*.udp.replies", "unlimited", "A session ends when its backend has answered each request with so many datagrams: 1 for DNS, 0 for one-way traffic.").or("unlimited").unit("datagrams").range("0..4294967295").udp("1"),
 
-    named("pools", Refused, "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
+    named("pools", Means("refused, if there are `listeners`"), "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
     section("pools.*", "A named set of backends with one policy."),
     value::<Balance>("pools.*.balance", "least_conn", "How a backend is chosen; every way heeds weights."),
     section("pools.*.source_hash", "Parameters of `balance: source_hash` (Maglev)."),

@@ -257,8 +257,18 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Refuses the file if it does not have a key that is needed beside others only.
+    pub fn require(&self, key: &str) {
+        let row = self.field(key).unwrap_or_else(|| panic!("no row for {key}"));
+        self.complain(row, !self.has(key));
+    }
+
     fn complain_if_required(&self, row: &Field) {
-        if row.missing == Missing::Refused && !self.broken {
+        self.complain(row, row.missing == Missing::Refused);
+    }
+
+    fn complain(&self, row: &Field, missing: bool) {
+        if missing && !self.broken {
             self.error(
                 row.key(),
                 format!("missing; for example `{}: {}`", row.key(), row.example),

@@ -4,6 +4,7 @@
 mod common;
 
 mod activation;
+mod alone;
 mod devices;
 mod dying;
 mod instances;

@@ -237,7 +237,10 @@ impl Draft {
         // Failover is the last in every document; the rest comes before the listeners.
         let failover = entries.iter().position(|entry| entry.key == "failover");
         let failover = failover.map(|ix| entries.remove(ix));
-        for (key, named) in [("listeners", &mut self.listeners), ("pools", &mut self.pools)] {
+        // Addresses that move need nothing that is balanced here.
+        let alone = self.listeners.is_empty() && failover.is_some();
+        let named = [("listeners", &mut self.listeners), ("pools", &mut self.pools)];
+        for (key, named) in named.into_iter().filter(|_| !alone) {
             let at = named.first()?.at;
             let value = Value::Map(std::mem::take(named));
             let (key, first) = (key.into(), None);

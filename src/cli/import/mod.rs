@@ -95,8 +95,7 @@ pub fn run(args: &Args) -> ExitCode {
                 }
                 None => {
                     eprintln!(
-                        "weir import: nothing is left to balance: there is no listener with a pool. VIPs alone are imported beside \
-                         what they are for: `weir import keepalived.conf haproxy.cfg`"
+                        "weir import: nothing is left: there is neither a listener with a pool nor an address that moves"
                     );
                     ExitCode::from(EXIT_CONFIG)
                 }

@@ -60,6 +60,12 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
     let failover = root
         .switchable("failover")
         .map(|section| failover::check(notes, &section, &names, &mut bound));
+    if failover.is_none() {
+        root.require("listeners");
+    }
+    if failover.is_none() || root.has("listeners") {
+        root.require("pools");
+    }
     bound.report(notes);
     let etcd = root.switchable("etcd").map(|section| etcd::servers(notes, &section));
 
