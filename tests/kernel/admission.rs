@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::common::client::{connect, connect_from, fetch, round_trip, try_connect};
-use super::common::operator::{json, said, status};
+use super::common::operator::{self, json, said, status};
 use super::common::{Launch, Weir, may_make_namespaces, wait_until};
 use super::hosts::{Family, Net, V4, V6, ask, is_silent};
 use super::shown::sample;
@@ -100,6 +100,40 @@ fn access_lists_hold_for_new_connections() {
         let socket = net.udp_client(&family.service(53));
         assert_eq!(ask(&socket, b"now"), b"now");
     }
+}
+
+/// Lists that are longer than what is written at a time, replaced by others again and again; one that has no room is refused.
+#[test]
+fn long_lists_replace_each_other() {
+    const LONG: usize = 3_000;
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    let _server = net.named(0, &V4.backend(0, 8080));
+    let web = V4.service(80);
+    let clients = [V4.host(0, 2).parse().unwrap(), second_client(&net, V4)];
+    let list = |first: usize, length: usize, client: &IpAddr| {
+        let others = (first..first + length).map(|nth| format!("172.16.{}.{}/32", nth / 256, nth % 256));
+        let list = others.chain([client.to_string()]).collect::<Vec<_>>();
+        config(V4, &format!(", deny: [{}]", list.join(", ")), "", "")
+    };
+    let weir = start(&net, &list(0, LONG, &clients[0]));
+    let are_served = || {
+        net.client
+            .enter(|| clients.map(|client| try_connect(&web, Some(client)).is_ok()))
+    };
+    assert_eq!(are_served(), [false, true]);
+    for (nth, client) in [1, 0, 1, 1].into_iter().enumerate() {
+        weir.rewrite(&list(1_000 * (nth + 1), LONG, &clients[client]));
+        said(&weir, &["reload"]);
+        assert_eq!(are_served(), [client == 1, client == 0], "{nth}");
+    }
+    weir.rewrite(&list(0, 10 * LONG, &clients[0]));
+    let output = operator::ask(&weir, &["reload"]);
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && why.contains("restart"), "{why}");
+    assert_eq!(are_served(), [true, false]);
 }
 
 /// Whether a source may have just so many more.
