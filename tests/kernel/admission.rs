@@ -103,6 +103,7 @@ fn access_lists_hold_for_new_connections() {
 }
 
 /// Lists that are longer than what is written at a time, replaced by others again and again; one that has no room is refused.
+/// Seen to fail with networks of the list before that stay.
 #[test]
 fn long_lists_replace_each_other() {
     const LONG: usize = 3_000;
@@ -231,7 +232,7 @@ fn sources_get_their_places_back() {
     }
 }
 
-/// Sessions that are idle give their source's places back.
+/// Sessions that are idle give their source's places back. Seen to fail with places that only the program gives back.
 #[test]
 fn sessions_give_their_places_back() {
     if !may_make_namespaces() {
@@ -253,7 +254,8 @@ fn sessions_give_their_places_back() {
     assert_eq!(ask(&sockets[1], b"now"), b"now");
 }
 
-/// `limits.connections` counts whoever has them: the workers' connections leave less to the engine, and the other way round.
+/// `limits.connections` counts whoever has them: the workers' connections leave less to the engine, and the other way round. Seen
+/// to fail with a program that is told of no limit.
 #[test]
 fn the_process_has_one_limit() {
     if !may_make_namespaces() {
