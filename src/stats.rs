@@ -18,8 +18,8 @@ use crate::flow::Dropped;
 use crate::health::FailureKind;
 use crate::relay::Cause;
 
-/// Time in which an old response time fades to 1/e.
-const LATENCY_TAU_NS: u64 = 10_000_000_000;
+/// Time in which an old response time fades to 1/e; the kernel engine's program has it, too.
+pub const LATENCY_TAU_NS: u64 = 10_000_000_000;
 
 /// A counter that any thread may read or write, with relaxed accesses.
 #[derive(Debug, Default)]
@@ -191,6 +191,9 @@ pub struct BackendStats {
     latency_ns: Count,
     /// When `latency_ns` was last updated, nanoseconds of the workers' common clock.
     latency_at_ns: Count,
+    /// The same two of an engine that keeps figures of its own.
+    latency_elsewhere_ns: Count,
+    latency_elsewhere_at_ns: Count,
     /// The counters, one shard for each part of the process that writes them.
     pub shards: Sharded<BackendShard>,
 }
@@ -226,6 +229,8 @@ impl BackendStats {
             active: Gauge::default(),
             latency_ns: Count::default(),
             latency_at_ns: Count::default(),
+            latency_elsewhere_ns: Count::default(),
+            latency_elsewhere_at_ns: Count::default(),
             shards: Sharded::new(shards),
         })
     }
@@ -237,10 +242,17 @@ impl BackendStats {
             .set(peak_ewma(old, at, now_ns, sample_ns, LATENCY_TAU_NS));
         self.latency_at_ns.set(now_ns);
     }
-    /// The smoothed response time as it counts now; 0 = unknown.
+    /// The smoothed response time as it counts now, the longest that an engine knows; 0 = unknown.
     pub fn latency_ns(&self, now: Duration) -> u64 {
-        let (old, at) = (self.latency_ns.get(), self.latency_at_ns.get());
-        decayed(old, at, now.as_nanos() as u64, LATENCY_TAU_NS)
+        let elsewhere = (&self.latency_elsewhere_ns, &self.latency_elsewhere_at_ns);
+        let figures = [(&self.latency_ns, &self.latency_at_ns), elsewhere];
+        let left = figures.map(|(old, at)| decayed(old.get(), at.get(), now.as_nanos() as u64, LATENCY_TAU_NS));
+        left[0].max(left[1])
+    }
+    /// What an engine that keeps figures of its own knows at `now`.
+    pub fn follow_latency(&self, latency_ns: u64, now: Duration) {
+        self.latency_elsewhere_ns.set(latency_ns);
+        self.latency_elsewhere_at_ns.set(now.as_nanos() as u64);
     }
     /// Failures of real traffic of one kind.
     pub fn failures(&self, kind: FailureKind) -> u64 {

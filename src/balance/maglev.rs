@@ -49,6 +49,9 @@ pub const SLACK: usize = 6;
 /// Most slots that are dealt to those short of their quota.
 pub const LEVELLED_MAX: usize = 1024;
 
+/// `bounded_load` of 1, as it is reckoned with.
+const BOUND_ONE: u32 = 1 << 16;
+
 /// Bound on the race, in throws for each slot; coupon collecting needs about ln(SLOTS) = 11.
 const ROUNDS_MAX: usize = 64;
 
@@ -57,7 +60,8 @@ const FREE: u16 = u16::MAX;
 /// Flat table: slot to index of a backend.
 pub(super) struct Maglev {
     slots: Box<[u16]>,
-    bound: Option<f64>,
+    /// In 1/65536ths of the mean.
+    bound: Option<u32>,
     weight: u64,
 }
 
@@ -66,7 +70,8 @@ impl Maglev {
         let weight = members.iter().map(|member| u64::from(member.weight)).sum();
         Maglev {
             slots: fill(members),
-            bound,
+            // Rounded down: nobody has more.
+            bound: bound.map(|times| (times * f64::from(BOUND_ONE)) as u32),
             weight,
         }
     }
@@ -74,6 +79,11 @@ impl Maglev {
     /// All slots; `None` if nobody has a weight.
     pub(super) fn table(&self) -> Option<&[u16]> {
         (!self.slots.is_empty()).then_some(&*self.slots)
+    }
+
+    /// See [`Picker::bound`](super::Picker::bound).
+    pub(super) fn bound(&self) -> Option<u32> {
+        self.bound
     }
 
     /// Slot of a key; `None` if nobody has a weight.
@@ -115,27 +125,34 @@ impl Maglev {
     }
 }
 
-/// Caps of `bounded_load` at this moment.
+/// Caps of `bounded_load` at this moment: whole numbers, so that the kernel engine's program comes to the same.
 struct Bounds {
-    /// Connections a unit of weight may have.
-    per_weight: f64,
+    /// In 1/65536ths of the mean.
+    bound: u32,
+    /// Connections of those that are eligible, and the one to come.
+    connections: u64,
+    /// Their weight.
+    weight: u64,
 }
 
 impl Bounds {
-    fn new<L: Loads>(view: &Options<'_, L>, factor: f64, weight_total: u64) -> Bounds {
+    fn new<L: Loads>(view: &Options<'_, L>, bound: u32, weight_total: u64) -> Bounds {
         let out: u64 = view
             .eligible
             .iter_zeros()
             .map(|ix| u64::from(view.members[ix].weight))
             .sum();
-        let weight = (weight_total - out).max(1);
         Bounds {
-            per_weight: factor * (view.loads.total(view.eligible) + 1) as f64 / weight as f64,
+            bound,
+            connections: view.loads.total(view.eligible) + 1,
+            weight: (weight_total - out).max(1),
         }
     }
 
+    /// `ceil(bound * connections * weight / weight of all)`.
     fn cap(&self, weight: u32) -> u64 {
-        (self.per_weight * f64::from(weight)).ceil() as u64
+        let product = u128::from(self.bound) * u128::from(self.connections) * u128::from(weight);
+        product.div_ceil(u128::from(BOUND_ONE) * u128::from(self.weight)) as u64
     }
 }
 
@@ -166,20 +183,39 @@ fn under<L: Loads, T: Trace>(view: &Options<'_, L>, ix: usize, bounds: Option<&B
 /// The eligible backend with the highest weighted rendezvous score for this key.
 #[cold]
 fn rendezvous<L: Loads>(view: &Options<'_, L>, key: u64, mut admits: impl FnMut(usize) -> bool) -> Option<usize> {
-    let mut best: Option<(f64, usize)> = None;
+    let mut best: Option<(u64, Member, usize)> = None;
     for ix in view.eligible.iter_ones() {
         let member = view.members[ix];
         if member.weight == 0 || !admits(ix) {
             continue;
         }
         // -ln(u) / w, u uniform in (0, 1): the least belongs to each in proportion to its weight.
-        let uniform = ((mix2(key, member.identity) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let score = -uniform.ln() / f64::from(member.weight);
-        if best.is_none_or(|(least, _)| score < least) {
-            best = Some((score, ix));
+        let drawn = distance(mix2(key, member.identity) >> 11);
+        let is_nearer = |(least, other, _): (u64, Member, usize)| {
+            let (score, others) = (drawn * u64::from(other.weight), least * u64::from(member.weight));
+            score < others || score == others && member.identity < other.identity
+        };
+        if best.is_none_or(is_nearer) {
+            best = Some((drawn, member, ix));
         }
     }
-    best.map(|(_, ix)| ix)
+    best.map(|(_, _, ix)| ix)
+}
+
+/// -ln(u) in 1/2^32, u = (drawn + 1/2) / 2^53, `drawn` below 2^53. In whole numbers: engines and nodes of any kind come to the same.
+fn distance(drawn: u64) -> u64 {
+    const ONE: u64 = 1 << 32;
+    const LN_2: u64 = 2_977_044_472;
+    const WHOLE: u64 = 1 << 54;
+    let y = 2 * drawn + 1;
+    let halvings = u64::from((y << 10).leading_zeros());
+    let y = y << halvings;
+    // -ln(m) = 2 artanh((1 - m) / (1 + m)), 1/2 <= m < 1, by its series.
+    let z = ((WHOLE - y) << 10) / ((WHOLE + y) >> 22);
+    let t = (z * z) >> 32;
+    let odd = [13, 11, 9, 7, 5, 3, 1];
+    let s = odd.into_iter().fold(ONE / 15, |s, n| ONE / n + ((s * t) >> 32));
+    halvings * LN_2 + 2 * ((z * s) >> 32)
 }
 
 /// One backend in the race for slots.
@@ -496,6 +532,52 @@ mod tests {
             before = Some(now);
         }
         assert_eq!(before, Some(home));
+    }
+
+    /// As logarithms in floating point have it, over the whole range.
+    #[test]
+    fn distances_are_logarithms() {
+        const DRAWN_MAX: u64 = (1 << 53) - 1;
+        let spread = (0..100_000).map(|n| key(n) >> 11);
+        let small = (0..53).flat_map(|bit| [(1 << bit) - 1, 1 << bit, DRAWN_MAX - (1 << bit) + 1]);
+        for drawn in spread.chain(small) {
+            let uniform = (drawn as f64 + 0.5) / (1u64 << 53) as f64;
+            let wanted = match uniform < 0.5 {
+                true => -uniform.ln(),
+                false => -(-(1.0 - uniform)).ln_1p(),
+            };
+            let got = distance(drawn) as f64 / (1u64 << 32) as f64;
+            assert!(
+                (got - wanted).abs() < 5e-9 + wanted * 1e-9,
+                "{drawn}: {got}, not {wanted}"
+            );
+        }
+    }
+
+    /// Columns: weights, how often each is nearest.
+    #[test]
+    fn the_nearest_are_found_by_weight() {
+        for weights in [&[1, 1][..], &[1, 2, 3, 4], &[1, 100], &[65_535, 65_535, 1]] {
+            let (n, keys) = (weights.len(), 40_000);
+            let picker = Picker::new(Balance::SourceHash, &HASH, &members(weights));
+            let (loads, all) = (Fake::new(&vec![0; n]), Mask::full(n));
+            let view = Options {
+                members: picker.members(),
+                loads: &loads,
+                shares: &Shares::full(),
+                eligible: &all,
+            };
+            let mut counts = vec![0f64; n];
+            for nth in 0..keys {
+                counts[rendezvous(&view, key(nth), |_| true).unwrap()] += 1.0;
+            }
+            let total: u32 = weights.iter().sum();
+            for (ix, &weight) in weights.iter().enumerate() {
+                let fair = f64::from(keys as u32) * f64::from(weight) / f64::from(total);
+                let spread = 5.0 * fair.sqrt() + 1.0;
+                assert!((counts[ix] - fair).abs() < spread, "{weights:?}: {counts:?}");
+            }
+        }
     }
 
     /// One giant NAT and many others, held connections. Broken on purpose: everybody is under the bound.

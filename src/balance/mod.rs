@@ -255,6 +255,14 @@ impl Picker {
         }
     }
 
+    /// What `bounded_load` allows, in 1/65536ths of the mean; `None` = any load.
+    pub fn bound(&self) -> Option<u32> {
+        match &self.0.algorithm {
+            Algorithm::SourceHash(maglev) => maglev.bound(),
+            _ => None,
+        }
+    }
+
     /// Chooses a backend for a client; `None` when nobody in `eligible` has a weight above 0.
     ///
     /// `key` is the client's [`source_key`]; only `source_hash` looks at it.

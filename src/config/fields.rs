@@ -262,7 +262,7 @@ pub static FIELDS: &[Field] = &[
 
     named("pools", Means("refused, if there are `listeners`"), "Where connections go.").example(r#"{web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}"#),
     section("pools.*", "A named set of backends with one policy."),
-    value::<Balance>("pools.*.balance", "least_conn", "How a backend is chosen; every way heeds weights."),
+    value::<Balance>("pools.*.balance", "least_conn", "How a backend is chosen; every way heeds weights. least_time goes by the time from opening a connection to the first byte of the backend (UDP: to its first answer), smoothed, times the connections that it has."),
     section("pools.*.source_hash", "Parameters of `balance: source_hash` (Maglev)."),
     value::<u8>("pools.*.source_hash.prefix_v4", "32", "Leading bits of an IPv4 source that count.").unit("bits").range("1..32"),
     value::<u8>("pools.*.source_hash.prefix_v6", "128", "Leading bits of an IPv6 source that count.").unit("bits").range("1..128"),
@@ -345,6 +345,7 @@ pub static FIELDS: &[Field] = &[
     value::<ClientAddress>("pools.*.client_address", "hide", "hide: backends see an address of this host. keep: they see the client's address and port, or those of the PROXY header; their way back to clients must lead through this host (docs/guide.md), and a later change to `keep` takes a restart. With `engine: kernel` it stands for `kernel: {mode: keep}`."),
     section("pools.*.kernel", "How the kernel engine sends to these backends."),
     optional::<KernelMode>("pools.*.kernel.mode", "nat; keep with `client_address: keep`", "nat: backends see an address of this host. keep: they see the client, and answer through this host. dsr: they have the service's address themselves, and answer the client directly.").example("nat"),
+    list::<IpAddr>("pools.*.kernel.source_addresses", Means("`source_address`, or the one that the host would use"), "[10.0.0.5, 10.0.0.6]", "Local addresses of connections to backends in mode nat. Each has ports of its own, 36280 towards each backend: the client's address and port say which of them is taken, and when no port of it is free, it is the turn of the next.").range("1..8"),
 
     section("etcd", "The etcd cluster that members come from.").off(),
     list::<EtcdEndpoint>("etcd.endpoints", Refused, "[\"https://10.0.0.5:2379\"]", "Its members, or proxies before them.").range("1..16"),

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn texts_of_members() {
         #[rustfmt::skip]
-        let rows: [(&str, &str, Result<&str, &str>); 16] = [
+        let rows: [(&str, &str, Result<&str, &str>); 17] = [
             ("", "- 10.0.0.1:80\n- 10.0.0.2:80\n",                       Ok("10.0.0.1:80 10.0.0.2:80")),
             ("", "[\"10.0.0.1:80\", {\"address\": \"10.0.0.2:80\", \"weight\": 3, \"name\": \"b\"}]", Ok("10.0.0.1:80 b=10.0.0.2:80*3")),
             ("", "- {name: a, address: \"[2001:db8::1]:80\", backup: true}", Ok("a=[2001:db8::1]:80 backup")),
@@ -131,6 +131,7 @@ mod tests {
             ("", "- 10.0.0.1",                                               Err("m:1:3: backends[0]: 10.0.0.1 has no port")),
             ("health: {type: none}", "- 10.0.0.1",                           Ok("10.0.0.1")),
             ("source_address: 10.0.0.5", "- \"[2001:db8::1]:80\"",         Err("m:1:3: backends[0]: [2001:db8::1]:80 is of another family")),
+            ("kernel: {source_addresses: 10.0.0.5}", "- \"[2001:db8::1]:80\"", Err("m:1:3: backends[0]: [2001:db8::1]:80 is of another family")),
         ];
         for (policy, text, expected) in rows {
             let found = parse("m", text, &rules(policy));

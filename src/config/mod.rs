@@ -38,7 +38,7 @@ mod tests;
 use std::fmt;
 
 pub use budget::{Budget, FDS_PER_PROBE, MORE_DESCRIPTORS, PROBES_MAX};
-pub use check::KERNEL_POOLS_MAX;
+pub use check::{KERNEL_POOLS_MAX, KERNEL_SOURCES_MAX};
 pub use http::RouteName;
 pub use load::load;
 pub use model::Config;

@@ -302,6 +302,9 @@ pub struct PoolPolicy {
     pub client_address: ClientAddress,
     /// What backends see of the kernel engine.
     pub kernel_mode: KernelMode,
+    /// Local addresses of the kernel engine's connections to backends, at most
+    /// [`KERNEL_SOURCES_MAX`](crate::config::KERNEL_SOURCES_MAX); none = `source_address`, or the one that this host would use.
+    pub kernel_sources: Vec<IpAddr>,
 }
 
 impl PoolPolicy {

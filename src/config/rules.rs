@@ -10,8 +10,8 @@ use super::model::*;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rules {
     users: Vec<User>,
-    /// Of what family an address has to be, and the address that wants it so.
-    source_address: Option<IpAddr>,
+    /// Of what family an address has to be: the address that wants it so, and the key that states it.
+    source: Option<(&'static str, IpAddr)>,
     /// Probed by datagrams.
     udp_probe: bool,
     /// A probe takes the port from the member.
@@ -52,12 +52,17 @@ impl Rules {
             .filter(|listener| listener.pools().any(|used| used == pool));
         let PoolPolicy {
             source_address,
+            kernel_sources,
             health,
             client_address,
             ..
         } = &config.pools[pool].policy;
+        let stated = source_address.map(|source| ("source_address", source));
+        let of_kernel = kernel_sources
+            .first()
+            .map(|&source| ("kernel.source_addresses", source));
         Rules {
-            source_address: *source_address,
+            source: stated.or(of_kernel),
             udp_probe: health.kind == ProbeKind::Udp,
             keeps_clients: *client_address == ClientAddress::Keep,
             needs_port: health.kind != ProbeKind::None && health.port.is_none(),
@@ -106,20 +111,20 @@ impl Rules {
 
     /// Why a member cannot be in the pool.
     pub fn refusal(&self, address: &BackendAddress) -> Option<String> {
-        let why = match (address, self.source_address) {
+        let why = match (address, self.source) {
             (address, _) if address.ip().is_some_and(|ip| !is_a_host(&ip)) => {
                 Some("is not the address of one machine".into())
             }
-            (BackendAddress::Unix(_), Some(_)) => Some("is a unix socket, and the pool has a `source_address`".into()),
+            (BackendAddress::Unix(_), Some((key, _))) => Some(format!("is a unix socket, and the pool has a `{key}`")),
             (BackendAddress::Unix(_), None) if self.udp_probe => {
                 Some("is a unix socket, which cannot be probed with datagrams".into())
             }
             (BackendAddress::SamePort(_), _) if self.needs_port => {
                 Some("has no port, and `health.port` says none either".into())
             }
-            (address, Some(source)) if address.ip().is_some_and(|ip| ip.is_ipv4() != source.is_ipv4()) => Some(
-                format!("is of another family than the pool's `source_address` {source}"),
-            ),
+            (address, Some((key, source))) if address.ip().is_some_and(|ip| ip.is_ipv4() != source.is_ipv4()) => {
+                Some(format!("is of another family than the pool's `{key}` {source}"))
+            }
             (address, _) => self
                 .complaints(address)
                 .into_iter()

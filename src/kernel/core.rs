@@ -13,21 +13,24 @@ use super::NAME;
 use super::flows::{Fading, Patience};
 use super::guards;
 use super::layout::{
-    BACKEND_ACTIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
-    SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
+    BACKEND_ACTIVE, BACKEND_LIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain,
+    Pool as PoolShape, SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple,
+    address,
 };
-use super::maps::Maps;
+use super::maps::{Maps, monotonic_ns, put_around};
 use super::news::{Served, news};
 use super::places::{Identified, Places};
 use super::ports;
 use super::refusals::count_refusals;
 use super::tables;
+use crate::balance::decayed;
 use crate::base::rng::mix;
 use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
 use crate::config::{Config, KERNEL_POOLS_MAX as POOLS_MAX};
 use crate::link::Shared;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Listener, Listeners, Owner, Pool, Snapshot};
+use crate::stats::LATENCY_TAU_NS;
 use crate::sys::netlink::Netlink;
 
 /// A bank that has just been left may be in use for so long by a packet under way.
@@ -276,7 +279,7 @@ impl Core {
                 active: words[LISTENER_ACTIVE].load(Relaxed),
                 active_max: listener.config.limits.connections.unwrap_or(0),
             };
-            put_around(words, &shape.bytes(), LISTENER_ACTIVE);
+            put_around(words, &shape.bytes(), &[LISTENER_ACTIVE]);
         }
 
         let bank = 1 - maps.bank();
@@ -309,7 +312,8 @@ impl Core {
             for (at, slot) in slots.iter().enumerate() {
                 maps.table.put(next_slot + at, &slot.bytes());
             }
-            let mut shape = tables::shape(pool, &slots, next_slot as u32);
+            let sources = self.sources(pool, &mut trouble);
+            let mut shape = tables::shape(pool, &slots, next_slot as u32, &sources);
             // From where the one before has come to.
             shape.turn = match self.pool_places.get(&pool.config.name) {
                 Some(&before) => PoolShape::of(&maps.pools.get(before as usize)).turn,
@@ -448,6 +452,18 @@ impl Core {
         listener.bind.iter().flat_map(of).collect()
     }
 
+    /// Where connections to a pool's backends come from, if it states several addresses.
+    fn sources(&self, pool: &Pool, trouble: &mut BTreeSet<String>) -> Vec<IpAddr> {
+        let (used, absent) = tables::sources(&pool.config.kernel_sources, |ip| self.locals.contains_key(&ip));
+        trouble.extend(absent.iter().map(|source| {
+            format!(
+                "kernel engine: pool {}: {source} of source_addresses is no address of this host: answers to it do not come here",
+                pool.config.name
+            )
+        }));
+        used
+    }
+
     /// Writes a backend to its place; whether it can be reached.
     fn put_backend(
         &self,
@@ -484,19 +500,19 @@ impl Core {
             address: address(ip),
             source: source.map_or([0; 16], address),
             port: port.to_be_bytes(),
-            pad: 0,
             ifindex: way.and_then(|way| self.locals.get(&way)).copied().unwrap_or(0),
-            active: 0,
             active_max: backend.config.max_connections.unwrap_or(0),
             ready: u32::from(ready),
-            pad2: 0,
+            weight: pool.picker.members()[ix].weight,
+            ..BackendShape::default()
         };
-        put_around(words, &shape.bytes(), BACKEND_ACTIVE);
+        put_around(words, &shape.bytes(), &BACKEND_LIVE);
         way.is_some() && !is_here
     }
 
     /// Brings statistics up to date.
     pub(super) fn collect(&mut self, maps: &Maps, shared: &Shared) {
+        let (now, now_ns) = (shared.epoch.elapsed(), monotonic_ns());
         let mut totals = [0u32; 2];
         for (place, tenant) in self.listeners.iter_mut() {
             let active = maps.listeners.words(place as usize)[LISTENER_ACTIVE].load(Relaxed);
@@ -528,6 +544,9 @@ impl Core {
             let (tally, before) = (maps.backend_tally(place), &tenant.before);
             let shard = backend.stats.shards.kept_elsewhere();
             shard.total.set(tally.opened - before.opened);
+            let shape = BackendShape::of(&maps.backends.get(place as usize));
+            let latency_ns = decayed(shape.latency, shape.latency_at, now_ns, LATENCY_TAU_NS);
+            backend.stats.follow_latency(latency_ns, now);
             shard.bytes_in.set(tally.bytes_up - before.bytes_up);
             shard.bytes_out.set(tally.bytes_down - before.bytes_down);
         }
@@ -574,16 +593,5 @@ impl Core {
             gauge.follow(was, 0);
         }
         self.totals = [0; 2];
-    }
-}
-
-/// Writes an element but for one word, which belongs to the program.
-fn put_around(words: &[std::sync::atomic::AtomicU32], bytes: &[u8], except: usize) {
-    let new = bytes.as_chunks::<4>().0;
-    assert_eq!(words.len(), new.len());
-    for (ix, (word, new)) in words.iter().zip(new).enumerate() {
-        if ix != except {
-            word.store(u32::from_ne_bytes(*new), Relaxed);
-        }
     }
 }

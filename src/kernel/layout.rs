@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::base::words;
+use crate::config::KERNEL_SOURCES_MAX;
 use crate::flow::Dropped;
 use crate::relay::Cause;
 
@@ -221,10 +222,16 @@ shapes! {
         seed_v6: u64,
         /// Bits of an IPv4 client's address that count, in host order.
         mask_v4: u32,
-        /// Always 0: the entry has no gaps.
-        pad: u32,
+        /// Nobody has more than so many 1/65536ths of the mean (`bounded_load`); 0 = as many as come.
+        bound: u32,
         /// Bits of an IPv6 client's address that count, in network order.
         mask_v6: [u8; 16],
+        /// How many of `sources` there are; 0 = each backend's own counts.
+        sources_count: u32,
+        /// Always 0: the entry has no gaps.
+        pad2: u32,
+        /// Addresses of this host towards the backends ([`MODE_NAT`]).
+        sources: [Address; KERNEL_SOURCES_MAX],
     }
 
     /// A slot of a pool's table.
@@ -265,8 +272,12 @@ shapes! {
         active_max: u32,
         /// Not 0: new work goes there.
         ready: u32,
-        /// Always 0: the entry has no gaps.
-        pad2: u32,
+        /// Weight, without regard to slow start.
+        weight: u32,
+        /// Smoothed response time in nanoseconds, kept by the program; 0 = unknown.
+        latency: u64,
+        /// When that was last learned, nanoseconds.
+        latency_at: u64,
     }
 
     /// One direction of a flow.
@@ -404,6 +415,8 @@ impl Tuple {
 
 /// Word of a backend that the program changes: live flows.
 pub const BACKEND_ACTIVE: usize = 12;
+/// All words of a backend that the program changes.
+pub const BACKEND_LIVE: [usize; 5] = [BACKEND_ACTIVE, 16, 17, 18, 19];
 /// Word of a listener that the program changes: live flows.
 pub const LISTENER_ACTIVE: usize = 2;
 
@@ -432,6 +445,8 @@ pub const BALANCE_TURN: u32 = 1;
 pub const BALANCE_CHANCE: u32 = 2;
 /// The least loaded of all.
 pub const BALANCE_LEAST: u32 = 3;
+/// The least of response time times load.
+pub const BALANCE_TIME: u32 = 4;
 
 /// Backends see this host.
 pub const MODE_NAT: u32 = 0;

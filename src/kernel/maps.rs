@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::layout::{
     BACKEND_ACTIVE, Backend, Bucket, DropReason, Ended, FLOW_SOURCED, Flow, Guard, LISTENER_ACTIVE, Listener, Network,
@@ -14,6 +17,12 @@ use super::program::{NAMES, Sizes};
 use super::sources;
 use crate::link::PacketFigures;
 use crate::sys::bpf::{self, Array, Map, Ring, Walk};
+
+/// Nanoseconds as the program counts them.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has it");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
 
 /// Entries read at a time, more than share a bucket.
 const AT_ONCE: usize = 256;
@@ -386,4 +395,15 @@ fn tally(map: &Map, place: u32) -> Tally {
             bytes_down: a.bytes_down + b.bytes_down,
             refused: std::array::from_fn(|why| a.refused[why] + b.refused[why]),
         })
+}
+
+/// Writes an element but for those words which belong to the program.
+pub fn put_around(words: &[AtomicU32], bytes: &[u8], except: &[usize]) {
+    let new = bytes.as_chunks::<4>().0;
+    assert_eq!(words.len(), new.len());
+    for (ix, (word, new)) in words.iter().zip(new).enumerate() {
+        if !except.contains(&ix) {
+            word.store(u32::from_ne_bytes(*new), Relaxed);
+        }
+    }
 }

@@ -49,7 +49,7 @@ mod refusals;
 mod resets;
 mod sources;
 mod sweep;
-mod tables;
+pub mod tables;
 mod task;
 
 pub use engine::Kernel;

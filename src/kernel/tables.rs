@@ -1,13 +1,16 @@
 //! What a pool looks like to the program: slots, and who stands in each. Pure.
 
+use std::net::IpAddr;
+
 use super::layout::{
-    BALANCE_CHANCE, BALANCE_HASH, BALANCE_LEAST, BALANCE_TURN, MODE_DSR, MODE_KEEP, MODE_NAT, Pool as Shape, Slot,
+    BALANCE_CHANCE, BALANCE_HASH, BALANCE_LEAST, BALANCE_TIME, BALANCE_TURN, MODE_DSR, MODE_KEEP, MODE_NAT,
+    Pool as Shape, Slot, address,
 };
 use crate::balance::{Cursor, Loads, Mask, Member, Picker, Shares, seeds};
 use crate::config::model::{Balance, KernelMode};
 use crate::snapshot::Pool;
 
-/// Slots of a table of source_hash. Behind them stand those who take work, once each.
+/// Slots of a table of source_hash. Behind them stand those who take work, once each, in order of their identities.
 pub const HASH_SLOTS: usize = 65_537;
 
 /// Slots of other tables, unless there are more backends.
@@ -49,7 +52,9 @@ pub fn slots(pool: &Pool, place: impl Fn(usize) -> Option<u32>) -> Vec<Slot> {
             let nobody = Slot::default();
             let mut slots: Vec<Slot> = table.map(|ix| slot(ix, taken(ix)).unwrap_or(nobody)).collect();
             if !slots.is_empty() {
-                slots.extend(takers().filter_map(|ix| slot(ix, 1)));
+                let mut in_order: Vec<usize> = takers().collect();
+                in_order.sort_by_key(|&ix| members[ix].identity);
+                slots.extend(in_order.into_iter().filter_map(|ix| slot(ix, members[ix].weight)));
             }
             slots
         }
@@ -89,8 +94,18 @@ fn cycle(members: &[Member], source_hash: &crate::config::model::SourceHash) -> 
     picks.collect()
 }
 
-/// The pool itself, with `slots` at `table`.
-pub fn shape(pool: &Pool, slots: &[Slot], table: u32) -> Shape {
+/// Which of the addresses that a pool states its connections come from, and which are not on this host (`is_here`) now. Those are
+/// left out while there are others: answers to them go elsewhere. If all are, somebody may have routed them here.
+pub fn sources(stated: &[IpAddr], is_here: impl Fn(IpAddr) -> bool) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let (here, absent): (Vec<IpAddr>, Vec<IpAddr>) = stated.iter().partition(|&&source| is_here(source));
+    match here.is_empty() {
+        true => (absent.clone(), absent),
+        false => (here, absent),
+    }
+}
+
+/// The pool itself, with `slots` at `table`, and connections to its backends from `sources`.
+pub fn shape(pool: &Pool, slots: &[Slot], table: u32, sources: &[IpAddr]) -> Shape {
     let config = &pool.config;
     let (seed_v4, seed_v6) = seeds(&config.source_hash);
     let bits = |prefix: u8, of: u32| u128::MAX.checked_shl(of - u32::from(prefix)).unwrap_or(0);
@@ -102,7 +117,8 @@ pub fn shape(pool: &Pool, slots: &[Slot], table: u32) -> Shape {
             Balance::SourceHash => BALANCE_HASH,
             Balance::RoundRobin => BALANCE_TURN,
             Balance::Random => BALANCE_CHANCE,
-            Balance::LeastConn | Balance::LeastTime => BALANCE_LEAST,
+            Balance::LeastConn => BALANCE_LEAST,
+            Balance::LeastTime => BALANCE_TIME,
         },
         mode: match config.kernel_mode {
             KernelMode::Nat => MODE_NAT,
@@ -117,7 +133,34 @@ pub fn shape(pool: &Pool, slots: &[Slot], table: u32) -> Shape {
         seed_v4,
         seed_v6,
         mask_v4: bits(config.source_hash.prefix_v4, 32) as u32,
-        pad: 0,
+        bound: pool.picker.bound().unwrap_or(0),
         mask_v6: bits(config.source_hash.prefix_v6, 128).to_be_bytes(),
+        sources_count: sources.len() as u32,
+        pad2: 0,
+        sources: std::array::from_fn(|nth| sources.get(nth).map_or([0; 16], |&source| address(source))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Columns: stated, those on this host; in use, absent.
+    #[test]
+    fn connections_come_from_addresses_of_this_host() {
+        type Row<'a> = (&'a [u8], &'a [u8], &'a [u8], &'a [u8]);
+        let rows: &[Row] = &[
+            (&[], &[1], &[], &[]),
+            (&[1, 2], &[1, 2, 3], &[1, 2], &[]),
+            (&[2, 1], &[1, 2], &[2, 1], &[]),
+            (&[1, 2, 4], &[4, 2], &[2, 4], &[1]),
+            (&[1, 2], &[], &[1, 2], &[1, 2]),
+        ];
+        let ip = |&host: &u8| IpAddr::from([10, 0, 0, host]);
+        let all = |hosts: &[u8]| hosts.iter().map(ip).collect::<Vec<_>>();
+        for (row, &(stated, here, used, absent)) in rows.iter().enumerate() {
+            let got = sources(&all(stated), |source| all(here).contains(&source));
+            assert_eq!(got, (all(used), all(absent)), "row {row}");
+        }
     }
 }

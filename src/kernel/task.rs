@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
 use super::NAME;
@@ -15,7 +14,7 @@ use super::core::{Core, locals};
 use super::flows::Fate;
 use super::handle::Attached;
 use super::layout::{FLOW_ENDED, FLOW_FIN, FLOW_OPEN, Flow, Tuple, address};
-use super::maps::Kind;
+use super::maps::{Kind, monotonic_ns};
 use super::sweep::{Sweep, TICK};
 use crate::base::LogLimit;
 use crate::config::model::Protocol;
@@ -43,12 +42,6 @@ pub(super) struct Task {
     pub(super) woken: UnixStream,
     pub(super) monitor: Monitor,
     pub(super) untold: LogLimit,
-}
-
-/// Nanoseconds as the program counts them.
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has it");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 impl Task {

@@ -142,16 +142,24 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define TCP_RST 4u
 #define TCP_ACK 16u
 
-/* 65,537 is what src/balance/maglev.rs fills; the rest of that file is repeated in `by_hash`. */
+/* 65,537 is what src/balance/maglev.rs fills; the rest of that file is repeated in `by_hash` and what it calls. */
 #define SLOTS 65537u
 #define PROBES 64
 #define EXTENSIONS 4
-#define PORT_TRIES 24
+#define PORT_TRIES 27
+/* The same at each of several addresses. */
+#define SOURCE_TRIES 8
 /* After its end a flow's port may serve another from then on. */
 #define REUSE_NS 500000000ull
 /* What is not established may be displaced when it has been quiet for so long: longer than a handshake takes to go on. */
 #define DISPLACE_NS 250000000ull
 #define LEAST_SEEN 64
+/* Of those that take work: so many are asked for the mean of bounded_load, and so many when nearly all others are out. */
+#define MEAN_SEEN 256
+#define NEAREST_SEEN 128
+/* In 1/2^32. */
+#define ONE (1ull << 32)
+#define LN_2 2977044472ull
 #define OPTIONS 12
 #define ROUTE_SECONDS 1
 /* RSTs to strays in a second, on each CPU: clients of a node that has gone are told soon, and floods are not answered. */
@@ -211,6 +219,13 @@ struct packet {
 	__u16 pad;
 	__u32 seq;
 	__u32 ack;
+	/* The client's port if it may be one of ours, else 0. */
+	__u32 own;
+	/* Of its source (BALANCE_HASH). */
+	__u64 source;
+	/* What those have together who take work and have room, and their weight; 0 = that is not looked at. */
+	__u64 mean_total;
+	__u64 mean_weight;
 };
 
 MAP(packets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct packet, 1, 0);
@@ -427,6 +442,38 @@ INLINE long replace_pseudo(struct __sk_buff *skb, __u32 at, __u32 difference, __
 	return l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR);
 }
 
+/* ---- without branches ---- */
+
+/* The verifier follows each way through a loop's body, and in the next round from each again. What decides there is reckoned: 1 or 0,
+ * of numbers below 2^63. */
+INLINE __u64 is_below(__u64 a, __u64 b)
+{
+	a -= b;
+	/* Or the compiler would make a branch of it. */
+	asm volatile("" : "+r"(a));
+	return a >> 63;
+}
+
+INLINE __u64 is_zero(__u64 a)
+{
+	return is_below(a, 1);
+}
+
+/* `a` if `chosen` is 1, else `b`. */
+INLINE __u64 either(__u64 chosen, __u64 a, __u64 b)
+{
+	return b ^ ((a ^ b) & -chosen);
+}
+
+/* Whether a / b < c / d. */
+INLINE __u64 is_less(__u64 a, __u32 b, __u64 c, __u32 d)
+{
+	__u64 left = (__u32)a * (__u64)d, right = (__u32)c * (__u64)b;
+	__u64 left_high = (a >> 32) * d + (left >> 32), right_high = (c >> 32) * b + (right >> 32);
+
+	return is_below(left_high, right_high) | (is_zero(left_high ^ right_high) & is_below((__u32)left, (__u32)right));
+}
+
 /* ---- choosing a backend ---- */
 
 INLINE struct slot *slot_at(const struct pool *pool, __u32 at)
@@ -452,60 +499,141 @@ INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 }
 
 /* Whether a backend has room for this packet's connection: one that it has already takes none. */
-INLINE int has_room(const struct backend *b, const struct packet *p)
+INLINE __u64 has_room(const struct backend *b, const struct packet *p)
 {
-	if (!b->active_max || b->active < b->active_max || p->entrance != OPENS)
-		return 1;
+	__u64 room = is_zero(b->active_max) | is_below(b->active, b->active_max) | !is_zero(p->entrance ^ OPENS);
+
 	/* A note for whoever finds none; nothing that is chosen depends on it. */
-	((struct packet *)p)->full = 1;
+	((struct packet *)p)->full |= !room;
+	return room;
+}
+
+/* What bounded_load compares with. */
+APART int reckon(const struct pool *pool, struct packet *p)
+{
+	__u64 total = 0, weight = 0;
+
+	for (int i = 0; i < MEAN_SEEN; i++) {
+		struct slot *slot;
+		struct backend *b;
+		__u64 counts;
+		__u32 ix;
+
+		if (SLOTS + i >= pool->length)
+			break;
+		slot = slot_at(pool, SLOTS + i);
+		if (!slot)
+			break;
+		ix = slot->backend;
+		b = map_lookup(&backends, &ix);
+		if (!b)
+			break;
+		counts = -has_room(b, p);
+		total += b->active & counts;
+		weight += b->weight & counts;
+	}
+	p->mean_total = total;
+	p->mean_weight = weight;
 	return 0;
 }
 
+/* Whether a backend may have another connection: fewer than `bound` times what the mean is for its weight, with this one. */
+INLINE __u64 is_under(const struct pool *pool, const struct backend *b, const struct packet *p)
+{
+	return is_zero(p->mean_weight) |
+	       is_less(b->active * p->mean_weight, pool->bound, (p->mean_total + 1) * b->weight, 65536);
+}
+
+/* -ln(u) in 1/2^32, u = (drawn + 1/2) / 2^53: `distance` of src/balance/maglev.rs. */
+INLINE __u64 distance(__u64 drawn)
+{
+	__u64 y = 2 * drawn + 1, halvings = 0, z, t, s, more;
+
+#define HALVE(by) \
+	more = is_below(y, 1ull << (54 - by)) * by; \
+	y <<= more; \
+	halvings += more;
+	HALVE(32)
+	HALVE(16)
+	HALVE(8)
+	HALVE(4)
+	HALVE(2)
+	HALVE(1)
+#undef HALVE
+	z = (((1ull << 54) - y) << 10) / (((1ull << 54) + y) >> 22);
+	t = z * z >> 32;
+	s = ONE / 15;
+	s = ONE / 13 + (s * t >> 32);
+	s = ONE / 11 + (s * t >> 32);
+	s = ONE / 9 + (s * t >> 32);
+	s = ONE / 7 + (s * t >> 32);
+	s = ONE / 5 + (s * t >> 32);
+	s = ONE / 3 + (s * t >> 32);
+	s = ONE + (s * t >> 32);
+	return halvings * LN_2 + 2 * (z * s >> 32);
+}
+
+/* Nearly all are out. Behind the slots stand those that are not, in order of their identities: the least distance for its weight
+ * has it, and who is below the bound comes before who is not. */
+APART __u32 nearest(const struct pool *pool, const struct packet *p)
+{
+	__u64 least = 0, weight = 1, found = 0, found_under = 0;
+	__u32 best = 0;
+
+	for (int i = 0; i < NEAREST_SEEN; i++) {
+		__u64 to, takes, under;
+		struct slot *slot;
+		struct backend *b;
+		__u32 ix;
+
+		if (SLOTS + i >= pool->length)
+			break;
+		slot = slot_at(pool, SLOTS + i);
+		if (!slot)
+			break;
+		ix = slot->backend;
+		b = map_lookup(&backends, &ix);
+		if (!b)
+			break;
+		to = distance(mix2(p->source, b->identity) >> 11);
+		under = is_under(pool, b, p);
+		takes = is_zero(found) | is_below(found_under, under) |
+			(is_zero(under ^ found_under) & is_below(to * weight, least * slot->weight));
+		takes &= has_room(b, p);
+		best = either(takes, ix + 1, best);
+		least = either(takes, to, least);
+		weight = either(takes, slot->weight, weight);
+		found_under = either(takes, under, found_under);
+		found |= takes;
+	}
+	return best;
+}
+
 /* All of them: index of the backend plus one, or 0. */
-INLINE __u32 by_hash(const struct pool *pool, const struct packet *p)
+INLINE __u32 by_hash(const struct pool *pool, struct packet *p)
 {
 	__u64 key = source_key(pool, p);
 	__u32 at = key % SLOTS;
 	__u32 step = 1 + (__u32)(mix2(key, 1) >> 48);
 
+	p->source = key;
+	/* A connection that has a backend already is taken for one of its key's: nothing tells whether the bound had moved it. */
+	if (pool->bound && p->entrance == OPENS)
+		reckon(pool, p);
 	for (int probe = 0; probe <= PROBES; probe++) {
 		struct slot *slot = slot_at(pool, at);
-		if (slot && slot->weight) {
+		if (slot) {
 			__u32 ix = slot->backend;
 			struct backend *b = map_lookup(&backends, &ix);
-			if (b && has_room(b, p) &&
-			    (slot->weight >= 1024 || mix2(key, b->identity) % 1024 < slot->weight))
+			/* Of nobody, nothing. */
+			if (b && is_below(mix2(key, b->identity) % 1024, slot->weight) & has_room(b, p) & is_under(pool, b, p))
 				return ix + 1;
 		}
 		at += step;
 		if (at >= SLOTS)
 			at -= SLOTS;
 	}
-	/* Nearly all are out. Behind the slots stand those that are not: whoever draws the highest for this key. */
-	__u32 best = 0;
-	__u64 highest = 0;
-	for (int i = 0; i < LEAST_SEEN; i++) {
-		struct slot *slot;
-		struct backend *b;
-		__u64 drawn;
-		__u32 ix;
-
-		if (SLOTS + i >= pool->length)
-			break;
-		slot = slot_at(pool, SLOTS + i);
-		if (!slot || !slot->weight)
-			continue;
-		ix = slot->backend;
-		b = map_lookup(&backends, &ix);
-		if (!b || !has_room(b, p))
-			continue;
-		drawn = mix2(key, b->identity) >> 11;
-		if (!best || drawn > highest) {
-			best = ix + 1;
-			highest = drawn;
-		}
-	}
-	return best;
+	return nearest(pool, p);
 }
 
 INLINE __u32 by_turn(struct pool *pool, const struct packet *p)
@@ -514,48 +642,117 @@ INLINE __u32 by_turn(struct pool *pool, const struct packet *p)
 
 	for (int i = 0; i < LEAST_SEEN; i++) {
 		struct slot *slot = slot_at(pool, (turn + i) % pool->length);
-		if (slot && slot->weight) {
+		if (slot) {
 			__u32 ix = slot->backend;
 			struct backend *b = map_lookup(&backends, &ix);
-			if (b && has_room(b, p))
+			if (b && (has_room(b, p) & !is_zero(slot->weight)))
 				return ix + 1;
 		}
 	}
 	return 0;
 }
 
-/* Of `seen` slots from `first`, the one whose backend would have the least for its weight. */
-INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 first, __u32 seen)
+/* Response times as src/balance/least_time.rs has them, in whole numbers: up to two hours, fractions in 1/2^20. */
+#define LATENCY_MAX ((1ull << 43) - 1)
+#define LATENCY_UNKNOWN 1000000000ull
+/* In so many nanoseconds half of an old time is forgotten: LATENCY_TAU_NS of src/stats.rs, times ln 2. */
+#define HALVED_NS 6931471806ull
+
+/* What is left of a time that was learned `at`. */
+INLINE __u64 faded(__u64 time, __u64 at, __u64 now)
 {
+	__u64 age = (now - at) & -is_below(at, now), young = is_below(age, 1ull << 40), halvings, x, left;
+
+	halvings = ((age & -young) << 22) / HALVED_NS;
+	/* 2^-x, x < 1, by its series, in 1/2^30; x in 1/2^22. */
+	x = halvings & 0x3fffff;
+	left = 165394 - (x * 16377 >> 22);
+	left = 1431680 - (x * left >> 22);
+	left = 10327387 - (x * left >> 22);
+	left = 59597083 - (x * left >> 22);
+	left = 257941248 - (x * left >> 22);
+	left = 744261118 - (x * left >> 22);
+	left = 1073741824 - (x * left >> 22);
+	halvings >>= 22;
+	young &= is_below(halvings, 44);
+	return (time * (left >> 10) >> ((20 + halvings) & 63)) & -young;
+}
+
+/* A backend has taken so long to answer: a longer time than before counts at once and in full. */
+APART int learn(const struct flow *flow, __u64 now)
+{
+	__u32 ix = flow->backend;
+	struct backend *b = map_lookup(&backends, &ix);
+	__u64 sample = now - flow->opened, before;
+
+	if (!b)
+		return 0;
+	if (sample > LATENCY_MAX)
+		sample = LATENCY_MAX;
+	before = b->latency;
+	if (before > sample && before <= LATENCY_MAX)
+		sample += faded(before - sample, b->latency_at, now);
+	b->latency = sample ? sample : 1;
+	b->latency_at = now;
+	return 0;
+}
+
+/* How long a backend takes, as far as that still counts; 0 = unknown. */
+INLINE __u64 latency(const struct backend *b, __u64 now)
+{
+	__u64 known = b->latency & LATENCY_MAX, left = faded(known, b->latency_at, now);
+
+	return left + (is_zero(left) & !is_zero(known));
+}
+
+/* What one more connection costs at a backend, its weight aside. */
+INLINE __u64 cost(const struct pool *pool, const struct backend *b, __u64 now)
+{
+	__u64 active = b->active, time, is_few, is_unknown;
+
+	if (pool->balance != BALANCE_TIME)
+		return active + 1;
+	/* So that the product has room. */
+	is_few = is_below(active, 1 << 20);
+	active = either(is_few, active, (1 << 20) - 1);
+	time = latency(b, now);
+	is_unknown = is_zero(time);
+	/* Nothing at all where nobody has tried. */
+	return (time + is_unknown * LATENCY_UNKNOWN) * (active + 1) & -!(is_unknown & is_zero(active));
+}
+
+/* Of `seen` slots from `first`, the one whose backend costs the least for its weight. */
+INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 first, __u32 seen, __u64 now)
+{
+	__u64 best_cost = 0, best_weight = 1;
 	__u32 best = 0;
-	__u64 best_active = 0, best_weight = 1;
 
 	for (int i = 0; i < LEAST_SEEN; i++) {
 		struct slot *slot;
 		struct backend *b;
-		__u64 active;
+		__u64 costs, takes;
 		__u32 ix;
 
 		if (i >= seen)
 			break;
 		slot = slot_at(pool, (first + i) % pool->length);
-		if (!slot || !slot->weight)
-			continue;
+		if (!slot)
+			break;
 		ix = slot->backend;
 		b = map_lookup(&backends, &ix);
-		if (!b || !has_room(b, p))
-			continue;
-		active = (__u64)b->active + 1;
-		if (!best || active * best_weight < best_active * slot->weight) {
-			best = ix + 1;
-			best_active = active;
-			best_weight = slot->weight;
-		}
+		if (!b)
+			break;
+		costs = cost(pool, b, now);
+		takes = is_zero(best) | is_less(costs, slot->weight, best_cost, best_weight);
+		takes &= has_room(b, p) & !is_zero(slot->weight);
+		best = either(takes, ix + 1, best);
+		best_cost = either(takes, costs, best_cost);
+		best_weight = either(takes, slot->weight, best_weight);
 	}
 	return best;
 }
 
-APART __u32 choose(struct pool *pool, struct packet *p)
+APART __u32 choose(struct pool *pool, struct packet *p, __u64 now)
 {
 	if (!pool->length)
 		return 0;
@@ -570,8 +767,8 @@ APART __u32 choose(struct pool *pool, struct packet *p)
 	case BALANCE_TURN:
 		return by_turn(pool, p);
 	case BALANCE_CHANCE: {
-		__u32 one = least_of(pool, p, prandom() % pool->length, 1);
-		__u32 two = least_of(pool, p, prandom() % pool->length, 1);
+		__u32 one = least_of(pool, p, prandom() % pool->length, 1, now);
+		__u32 two = least_of(pool, p, prandom() % pool->length, 1, now);
 		__u32 a = one - 1, b = two - 1;
 		struct backend *first, *second;
 		if (!one || !two)
@@ -581,7 +778,7 @@ APART __u32 choose(struct pool *pool, struct packet *p)
 		return first && second && second->active < first->active ? two : one;
 	}
 	}
-	return least_of(pool, p, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN);
+	return least_of(pool, p, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN, now);
 }
 
 /* ---- flows ---- */
@@ -1092,22 +1289,29 @@ APART int find_way(struct __sk_buff *skb, struct flow *flow, __u32 fallback, __u
 }
 
 /* The nth of the ports for mode nat; 0: there are not so many. */
-APART __u32 nth_port(const struct ports *usable, __u32 nth)
+INLINE __u32 nth_port(const struct ports *usable, __u64 nth)
 {
+	__u64 port = 0, found = 0;
+
+#pragma clang loop unroll(full)
 	for (int i = 0; i < PORT_RANGES; i++) {
-		if (nth < usable->ranges[i].length)
-			return usable->ranges[i].first + nth;
-		nth -= usable->ranges[i].length;
+		__u64 length = usable->ranges[i].length, here = is_below(nth, length) & !found;
+
+		port = either(here, usable->ranges[i].first + nth, port);
+		found |= here;
+		nth -= length & -!found;
 	}
-	return 0;
+	return port;
 }
 
-INLINE int is_usable(const struct ports *usable, __u32 port)
+INLINE __u64 is_usable(const struct ports *usable, __u32 port)
 {
+	__u64 is = 0;
+
+#pragma clang loop unroll(full)
 	for (int i = 0; i < PORT_RANGES; i++)
-		if (port - usable->ranges[i].first < usable->ranges[i].length)
-			return 1;
-	return 0;
+		is |= is_below(port - usable->ranges[i].first, usable->ranges[i].length);
+	return is;
 }
 
 /* Enters a flow's way back under a key, unless that is taken. What ended some time ago makes room: or a backend could only have
@@ -1121,9 +1325,10 @@ APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed
 	if (old) {
 		turn_round(&other, &old->to);
 		up = map_lookup(&flows, &other);
-		if (!up || up->id != old->id || !(up->flags & FLOW_ENDED))
+		if (!up)
 			return 1;
-		if (now < up->last + REUSE_NS || now < old->last + REUSE_NS)
+		if (!is_zero(up->id ^ old->id) | is_zero(up->flags & FLOW_ENDED) | is_below(now, up->last + REUSE_NS) |
+		    is_below(now, old->last + REUSE_NS))
 			return 1;
 		map_delete(&flows, &other);
 		map_delete(&flows, key);
@@ -1138,6 +1343,46 @@ APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed
 		}
 	}
 	return map_update(&half, key, down, BPF_NOEXIST) != 0;
+}
+
+/* Which of a pool's own addresses is the first to be tried for a client. */
+INLINE __u32 first_source(const struct pool *pool, const struct packet *p)
+{
+	__u64 high = (__u64)p->key.src[0] << 32 | p->key.src[1], low = (__u64)p->key.src[2] << 32 | p->key.src[3];
+
+	return mix2(mix2(high, low), p->key.sport) % pool->sources_count;
+}
+
+/* Enters a flow's way back under an address and a port of this host's that are free, and says which in `key`. At each address the
+ * client's own port is tried, and then others by chance; when all of these are taken, it is the turn of the pool's next address. */
+APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, struct flow *down, __u64 now)
+{
+	/* Read each time: what the verifier has found out of them in one round would count in the others. */
+	volatile __u32 *count = &pool->sources_count;
+	volatile __u32 *own = &p->own;
+	__u32 zero = 0;
+	struct ports *usable = map_lookup(&ports, &zero);
+
+	if (!usable || !usable->total)
+		return 1;
+	*own = bpf_htons(p->key.sport) * is_usable(usable, bpf_htons(p->key.sport));
+	for (__u32 i = 0; i < SOURCES * SOURCE_TRIES; i++) {
+		__u32 nth = i / SOURCE_TRIES, is_first = !(i % SOURCE_TRIES), port, total;
+
+		if (*count > 1 ? nth >= *count : i >= PORT_TRIES)
+			break;
+		if (is_first && (!i || *count > 1) && *count) {
+			nth = (first_source(pool, p) + nth) % *count;
+			__builtin_memcpy(key->dst, pool->sources[nth & (SOURCES - 1)], 16);
+		}
+		/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
+		total = usable->total;
+		port = nth_port(usable, prandom() % (total + is_zero(total)));
+		key->dport = bpf_htons((__u16)either(is_first & !is_zero(*own), *own, port));
+		if (!take_port(key, down, now, i >= PORT_TRIES / 3))
+			return 0;
+	}
+	return 1;
 }
 
 /* What cannot be passed on as it is. Over IPv6 a datagram has a checksum. */
@@ -1488,7 +1733,7 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 	why = judge(p, service, listener, now);
 	if (why)
 		return turn_away(skb, p, service->listener, why - 1, now);
-	chosen = choose(pool, p);
+	chosen = choose(pool, p, now);
 	if (!chosen && p->entrance == JOINS)
 		return reset(skb, p, now);
 	if (!chosen) {
@@ -1539,7 +1784,6 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 		__builtin_memcpy(up->to.dst, p->key.dst, 16);
 		up->to.dport = p->key.dport;
 	}
-	find_way(skb, up, backend->ifindex, now / 1000000000ull);
 	if (pool->mode != MODE_DSR) {
 		__builtin_memset(down, 0, sizeof(*down));
 		turn_round(&down->to, &p->key);
@@ -1547,6 +1791,8 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 		down->opened = down->last = now;
 		down->listener = up->listener;
 		down->backend = chosen;
+		/* Whatever it says, it does not answer the beginning. */
+		down->first_byte_us = p->entrance != OPENS;
 		from = skb->ifindex;
 		/* Or the compiler makes one load of two, by an address that the verifier does not take. */
 		asm volatile("" : "+r"(from));
@@ -1564,25 +1810,16 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 			if (map_update(&half, &other, down, BPF_ANY))
 				return drop(DROP_PORTS);
 		} else {
-			struct ports *usable = map_lookup(&ports, &zero);
-			int taken = 1;
-
-			other.dport = p->key.sport;
-			if (usable && is_usable(usable, bpf_htons(p->key.sport)))
-				taken = take_port(&other, down, now, 0);
-			for (int i = 0; taken && usable && usable->total && i < PORT_TRIES; i++) {
-				/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
-				other.dport = bpf_htons(nth_port(usable, prandom() % usable->total));
-				taken = take_port(&other, down, now, i >= PORT_TRIES / 3);
-			}
-			if (taken) {
+			if (take_source(pool, p, &other, down, now)) {
 				count_drop(DROP_PORTS);
 				note_refusal(p, up->listener, REFUSED_PROCESS, now);
 				return PASS;
 			}
+			__builtin_memcpy(up->to.src, other.dst, 16);
 			up->to.sport = other.dport;
 		}
 	}
+	find_way(skb, up, backend->ifindex, now / 1000000000ull);
 	if (map_update(&half, &p->key, up, BPF_ANY))
 		return drop(DROP_FLOWS);
 	if (p->key.protocol == IPPROTO_UDP)
@@ -2036,8 +2273,10 @@ int ingress(struct __sk_buff *skb)
 	bytes = p->key.protocol == IPPROTO_TCP ? fresh(flow, p) : p->payload;
 	__sync_fetch_and_add(&flow->packets, packets);
 	__sync_fetch_and_add(&flow->bytes, bytes);
-	if (!up && bytes && !flow->first_byte_us)
+	if (!up && !flow->first_byte_us && (bytes || p->key.protocol == IPPROTO_UDP)) {
 		flow->first_byte_us = (now - flow->opened) / 1000 + 1;
+		learn(flow, now);
+	}
 	count_bytes(flow, packets, bytes, up);
 
 	verdict = leave(flow);

@@ -141,6 +141,8 @@ enum balance {
 	BALANCE_CHANCE,
 	/* The least loaded of all. */
 	BALANCE_LEAST,
+	/* The least of response time times load. */
+	BALANCE_TIME,
 };
 
 enum mode {
@@ -151,6 +153,9 @@ enum mode {
 	/* Backends have the service's address themselves and answer the client. */
 	MODE_DSR,
 };
+
+/* Local addresses that a pool may state. */
+#define SOURCES 8
 
 struct pool {
 	__u32 balance;
@@ -167,15 +172,20 @@ struct pool {
 	__u64 seed_v4;
 	__u64 seed_v6;
 	__u32 mask_v4;
-	__u32 pad;
+	/* BALANCE_HASH: nobody has more than so many 1/65536ths of the mean; 0 = as many as come. */
+	__u32 bound;
 	__u32 mask_v6[4];
+	/* Local addresses towards its backends (MODE_NAT), each with ports of its own; 0: each backend's `source`. */
+	__u32 sources_count;
+	__u32 pad2;
+	__u32 sources[SOURCES][4];
 };
 
 /* A slot of a pool: who, and how much. */
 struct slot {
 	/* Index into `backends`. */
 	__u32 backend;
-	/* BALANCE_LEAST: weight; BALANCE_HASH: share in 1/1024; 0 = takes nothing. */
+	/* BALANCE_LEAST, BALANCE_TIME: weight; BALANCE_HASH: share in 1/1024, and behind the table weight; 0 = takes nothing. */
 	__u32 weight;
 };
 
@@ -203,7 +213,11 @@ struct backend {
 	__u32 active_max;
 	/* Whether new work goes there. */
 	__u32 ready;
-	__u32 pad2;
+	/* Without regard to slow start. */
+	__u32 weight;
+	/* Smoothed response time, and when it was last learned, nanoseconds; 0 = unknown. */
+	__u64 latency;
+	__u64 latency_at;
 };
 
 /* Local ports that mode nat uses. */

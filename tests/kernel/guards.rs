@@ -17,8 +17,8 @@ use weir::kernel::layout::{
 use super::common::netns::Netns;
 use super::common::{may_make_namespaces, seed};
 use super::model::{
-    ACK, BACKEND_PORT, BACKENDS, Build, Bytes, Program, RST, SERVICES, SYN, TCP, UDP, Verdict, forward_everything, ip,
-    judge, parse, put, segment, sent, serve,
+    ACK, BACKEND_PORT, BACKENDS, Build, Bytes, Program, RST, SERVICES, SOURCES, SYN, TCP, UDP, Verdict,
+    forward_everything, ip, judge, parse, put, segment, sent, serve,
 };
 
 /// The service of these tests, and its listener's place.
@@ -34,6 +34,7 @@ const PROCESS_FULL: usize = 4;
 /// The service under a guard, both protocols and families.
 fn guarded(guard: &Guard, active_max: u32) -> Program {
     let mut program = Program::new();
+    program.state_sources(0, &[SOURCES[0]]);
     let ebpf = &mut program.0;
     // Beyond that of the model's own.
     put(ebpf, "guards", 0, &guard.bytes());

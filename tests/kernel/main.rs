@@ -9,6 +9,7 @@ mod ends;
 mod guards;
 mod hosts;
 
+mod choices;
 mod demo;
 mod disturbed;
 mod load;
@@ -21,4 +22,5 @@ mod packets;
 mod programs;
 mod service;
 mod shown;
+mod sources;
 mod streams;

@@ -10,36 +10,39 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use weir::balance::{Cursor, Loads, Mask, Member, Picker, Shares, seeds, source_key};
 use weir::base::Rng;
+use weir::base::rng::{GOLDEN, mix};
 use weir::config::model::{Balance, SourceHash};
 use weir::kernel::layout::{
-    BALANCE_HASH, BALANCE_LEAST, Backend, Guard, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool, Process,
-    SERVICE_ANSWERS, SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, VERDICT_DENIED, address,
+    BALANCE_HASH, BALANCE_LEAST, Backend, Flow as Entry, Guard, INJECT_CUT, Listener, MODE_KEEP, MODE_NAT, Plain, Pool,
+    Process, SERVICE_ANSWERS, SERVICE_HOST, Service, ServiceKey, Slot, State, Tuple, VERDICT_DENIED, address,
 };
 use weir::kernel::ports;
 
 use super::common::netns::Netns;
 use super::common::{may_make_namespaces, seed};
 
-const ETHERNET: usize = 14;
-const ICMP: u8 = 1;
+pub const ETHERNET: usize = 14;
+pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-const ICMP_V6: u8 = 58;
+pub const ICMP_V6: u8 = 58;
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
 /// Clients, services, backends and our addresses towards them, by family.
-const CLIENTS: [[&str; 3]; 2] = [
+pub const CLIENTS: [[&str; 3]; 2] = [
     ["10.1.0.2", "10.1.0.3", "192.0.2.1"],
     ["fd01::2", "fd01::3", "2001:db8::1"],
 ];
 pub const SERVICES: [&str; 2] = ["10.1.0.1", "fd01::1"];
 pub const BACKENDS: [&str; 2] = ["10.2.0.2", "fd02::2"];
 pub const SOURCES: [&str; 2] = ["10.2.0.1", "fd02::1"];
+/// What [`PORTS`]'s first pool states.
+pub const STATED: [[&str; 3]; 2] = [["10.2.0.1", "10.2.0.5", "10.2.0.6"], ["fd02::1", "fd02::5", "fd02::6"]];
 /// The second is kept by mode `keep`.
-const PORTS: [u16; 2] = [80, 81];
+pub const PORTS: [u16; 2] = [80, 81];
 pub const BACKEND_PORT: u16 = 8080;
 /// As the first of them, but for the last of [`CLIENTS`], who are denied.
 const GUARDED: u16 = 84;
@@ -71,6 +74,9 @@ pub enum Verdict {
 
 pub struct Program(pub Ebpf);
 
+/// The place of the first backend of [`Program::serve_pool`].
+pub const FIRST_BACKEND: u32 = 20;
+
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Bytes<const N: usize>(pub [u8; N]);
@@ -78,7 +84,7 @@ pub struct Bytes<const N: usize>(pub [u8; N]);
 // SAFETY: bytes are bytes.
 unsafe impl<const N: usize> Pod for Bytes<N> {}
 
-fn shape<T: Plain, const N: usize>(value: &T) -> Bytes<N> {
+pub fn shape<T: Plain, const N: usize>(value: &T) -> Bytes<N> {
     Bytes(value.bytes().try_into().unwrap())
 }
 
@@ -147,7 +153,7 @@ impl Program {
                     table: family as u32,
                     length: 1,
                     only: family as u32 + 1,
-                    ..Pool::default()
+                    ..stated(&STATED[family])
                 };
                 let at = (family * 2 + nth) as u32;
                 put(&mut ebpf, "pools", at, &pool.bytes());
@@ -171,6 +177,89 @@ impl Program {
             }
         }
         Program(ebpf)
+    }
+
+    /// Connections of a family's [`PORTS`]'s first pool come from these from now on.
+    pub fn state_sources(&mut self, family: usize, sources: &[&str]) {
+        let pool = Pool {
+            balance: BALANCE_LEAST,
+            mode: MODE_NAT,
+            table: family as u32,
+            length: 1,
+            only: family as u32 + 1,
+            ..stated(sources)
+        };
+        put(&mut self.0, "pools", family as u32 * 2, &pool.bytes());
+    }
+
+    /// So many flows are established under these keys as `keys` has, of which nobody knows the client.
+    pub fn settle(&mut self, keys: impl Iterator<Item = Tuple>) {
+        let map: &mut aya::maps::Map = self.0.map_mut("flows").unwrap();
+        let mut flows: Table<&mut MapData, Bytes<40>, Bytes<{ Entry::SIZE }>> = map.try_into().unwrap();
+        let entry = shape(&Entry::default());
+        keys.for_each(|key| flows.insert(shape::<_, 40>(&key), entry, 0).unwrap());
+    }
+
+    /// Serves a port of the IPv4 address besides, TCP and UDP, with a pool of these backends and weights.
+    pub fn serve_pool(&mut self, port: u16, pool: Pool, backends: impl Iterator<Item = (Backend, u32)>) {
+        let slot = |(ix, (backend, weight)): (usize, (Backend, u32))| {
+            self.set_backend(ix, &backend);
+            let backend = FIRST_BACKEND + ix as u32;
+            Slot { backend, weight }
+        };
+        let slots: Vec<Slot> = backends.enumerate().map(slot).collect();
+        self.serve_slots(port, pool, &slots);
+    }
+
+    /// The same with these slots. They, and the places of backends, are behind those of the others.
+    pub fn serve_slots(&mut self, port: u16, pool: Pool, slots: &[Slot]) {
+        let (table, at) = (200_000, 10);
+        for (ix, slot) in slots.iter().enumerate() {
+            put(&mut self.0, "table", table + ix as u32, &slot.bytes());
+        }
+        let shape = Pool {
+            table,
+            length: slots.len() as u32,
+            ..pool
+        };
+        put(&mut self.0, "pools", at, &shape.bytes());
+        for protocol in [TCP, UDP] {
+            let key = ServiceKey {
+                address: ip(SERVICES[0]),
+                port: port.to_be_bytes(),
+                protocol,
+                bank: 0,
+            };
+            let service = Service {
+                pool: at,
+                ..Service::default()
+            };
+            serve(&mut self.0, &key, &service);
+        }
+    }
+
+    /// Changes a backend of [`serve_pool`](Program::serve_pool).
+    pub fn set_backend(&mut self, ix: usize, backend: &Backend) {
+        let place = FIRST_BACKEND + ix as u32;
+        let backend = Backend {
+            identity: if backend.identity == 0 {
+                u64::from(place)
+            } else {
+                backend.identity
+            },
+            port: BACKEND_PORT.to_be_bytes(),
+            ifindex: 1,
+            ready: 1,
+            ..*backend
+        };
+        put(&mut self.0, "backends", place, &backend.bytes());
+    }
+
+    /// The same backend as it stands there now.
+    pub fn backend(&self, ix: usize) -> Backend {
+        let map = self.0.map("backends").unwrap();
+        let array = Array::<_, Bytes<{ Backend::SIZE }>>::try_from(map).unwrap();
+        Backend::of(&array.get(&(FIRST_BACKEND + ix as u32), 0).unwrap().0)
     }
 
     fn serve_hashed(ebpf: &mut Ebpf, family: usize) {
@@ -265,6 +354,23 @@ impl Program {
     }
 }
 
+/// A pool that comes from these addresses.
+fn stated(sources: &[&str]) -> Pool {
+    Pool {
+        sources_count: sources.len() as u32,
+        sources: std::array::from_fn(|nth| sources.get(nth).map_or([0; 16], |text| ip(text))),
+        ..Pool::default()
+    }
+}
+
+/// Which of so many addresses is the first to be tried for a client.
+fn first_source(client: &Tuple, count: u64) -> usize {
+    let word = |at: usize| u64::from(u32::from_ne_bytes(client.src[at..at + 4].try_into().unwrap()));
+    let both = |a: u64, b: u64| mix(mix(a.wrapping_add(GOLDEN)) ^ b);
+    let address = both(word(0) << 32 | word(4), word(8) << 32 | word(12));
+    (both(address, u64::from(u16::from_ne_bytes(client.sport))) % count) as usize
+}
+
 /// Sets an element of an array.
 pub fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
     fn set<const N: usize>(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
@@ -277,8 +383,8 @@ pub fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
         16 => set::<16>(ebpf, name, ix, bytes),
         40 => set::<40>(ebpf, name, ix, bytes),
         32 => set::<32>(ebpf, name, ix, bytes),
-        64 => set::<64>(ebpf, name, ix, bytes),
-        72 => set::<72>(ebpf, name, ix, bytes),
+        80 => set::<80>(ebpf, name, ix, bytes),
+        208 => set::<208>(ebpf, name, ix, bytes),
         n => panic!("{n} bytes"),
     }
 }
@@ -689,8 +795,9 @@ impl Model {
             return None;
         }
         let is_nat = nth == 0;
+        let source = STATED[family][first_source(&p.key, 3)];
         let to = Tuple {
-            src: if is_nat { ip(SOURCES[family]) } else { p.key.src },
+            src: if is_nat { ip(source) } else { p.key.src },
             dst: ip(BACKENDS[family]),
             dport: BACKEND_PORT.to_be_bytes(),
             ..p.key
@@ -1241,6 +1348,11 @@ fn the_program_does_as_the_model_says() {
 
 /// A segment of one connection, without data.
 pub fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    data(from, to, flags, 0, b"")
+}
+
+/// The same with data from a number on.
+pub fn data(from: (&str, u16), to: (&str, u16), flags: u8, seq: u32, body: &[u8]) -> Vec<u8> {
     let ports = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
     let build = Build {
         src: from.0,
@@ -1249,8 +1361,32 @@ pub fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
         hops: 64,
         extra: (0, Vec::new()),
         fragment: None,
-        l4: [&ports[..], &[0; 8], &[5 << 4, flags, 1, 0, 0, 0, 0, 0]].concat(),
+        l4: [
+            &ports[..],
+            &seq.to_be_bytes(),
+            &[0; 4],
+            &[5 << 4, flags, 1, 0, 0, 0, 0, 0],
+            body,
+        ]
+        .concat(),
         check: Some(16),
+    };
+    build.frame()
+}
+
+/// A datagram.
+pub fn datagram(from: (&str, u16), to: (&str, u16), body: &[u8]) -> Vec<u8> {
+    let ports = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    let length = 8 + body.len() as u16;
+    let build = Build {
+        src: from.0,
+        dst: to.0,
+        protocol: UDP,
+        hops: 64,
+        extra: (0, Vec::new()),
+        fragment: None,
+        l4: [&ports[..], &length.to_be_bytes(), &[0; 2], body].concat(),
+        check: Some(6),
     };
     build.frame()
 }
@@ -1311,44 +1447,20 @@ fn held_connections_are_spread_by_weight() {
     let netns = Netns::new("least");
     netns.enter(|| {
         let mut program = Program::new();
-        let (first, pool) = (20, 10);
-        for (ix, text) in BACKENDS.iter().enumerate() {
-            let at = first + ix as u32;
+        let weighted = BACKENDS.iter().enumerate().map(|(ix, text)| {
             let backend = Backend {
-                identity: u64::from(at),
                 address: ip(text),
                 source: ip(SOURCES[0]),
-                port: BACKEND_PORT.to_be_bytes(),
-                ifindex: 1,
-                ready: 1,
                 ..Backend::default()
             };
-            put(&mut program.0, "backends", at, &backend.bytes());
-            let slot = Slot {
-                backend: at,
-                weight: 1 + ix as u32,
-            };
-            put(&mut program.0, "table", 200_000 + ix as u32, &slot.bytes());
-        }
+            (backend, 1 + ix as u32)
+        });
         let shape_of_pool = Pool {
             balance: BALANCE_LEAST,
             mode: MODE_NAT,
-            table: 200_000,
-            length: BACKENDS.len() as u32,
             ..Pool::default()
         };
-        put(&mut program.0, "pools", pool, &shape_of_pool.bytes());
-        let key = ServiceKey {
-            address: ip(SERVICES[0]),
-            port: PORT.to_be_bytes(),
-            protocol: TCP,
-            bank: 0,
-        };
-        let service = Service {
-            pool,
-            ..Service::default()
-        };
-        serve(&mut program.0, &key, &service);
+        program.serve_pool(PORT, shape_of_pool, weighted);
 
         let program = &program;
         let open = |processor: usize| {
@@ -1403,7 +1515,8 @@ fn ports_of_ended_connections_serve_others() {
     }
     let netns = Netns::new("ports");
     netns.enter(|| {
-        let program = Program::new();
+        let mut program = Program::new();
+        program.state_sources(0, &[SOURCES[0]]);
         let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
         for (client, count) in TURNS {
             for nth in 0..count {
@@ -1433,6 +1546,7 @@ fn half_open_connections_make_room_for_others() {
         let mut program = Program::new();
         let ports = ports::shape(&[2000..=2999]);
         put(&mut program.0, "ports", 0, &ports.bytes());
+        program.state_sources(0, &[SOURCES[0]]);
         let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
         let syn = |nth: u16| {
             let packet = segment((CLIENTS[0][0], 40_000 + nth), service, SYN);
@@ -1456,6 +1570,86 @@ fn half_open_connections_make_room_for_others() {
         for nth in 0..100 {
             let there = sent(&program, &segment((CLIENTS[0][2], 40_000 + nth), service, SYN));
             assert!(!settled.contains(&there.source().port()));
+        }
+    });
+}
+
+/// A small room: all ports at the address that a client's connections would come from first are taken, but for a few. Those serve
+/// one connection each, and then the next address does, with ports of its own; when none is left, the client is refused.
+#[test]
+fn the_next_address_serves_when_no_port_is_free() {
+    const COUNT: u16 = 400;
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("sources");
+    forward_everything(&netns);
+    netns.enter(|| {
+        for family in [0, 1] {
+            let mut program = Program::new();
+            let sources = &STATED[family][..2];
+            program.state_sources(family, sources);
+            let (service, backend) = ((SERVICES[family], PORTS[0]), (BACKENDS[family], BACKEND_PORT));
+            let may = |port: u16| (1024..32768).contains(&port) || port >= 61_000;
+            let back = |source: &str, port: u16| Tuple {
+                src: ip(backend.0),
+                dst: ip(source),
+                sport: backend.1.to_be_bytes(),
+                dport: port.to_be_bytes(),
+                protocol: TCP,
+                pad: [0; 3],
+            };
+            let mut seen = HashSet::new();
+            let mut open = |program: &Program, client: (&str, u16)| {
+                let (verdict, out) = program.run(&segment(client, service, SYN), 0).unwrap();
+                let there = parse(&out).unwrap().key;
+                (verdict == Verdict::Sent).then(|| {
+                    assert!(seen.insert(there), "a port serves two: {there:?}");
+                    sources.iter().position(|text| ip(text) == there.src).unwrap()
+                })
+            };
+            // While there is room, both serve, and each keeps clients' ports.
+            let mut took = [0; 2];
+            for nth in 0..COUNT {
+                let first = open(&program, (CLIENTS[family][0], 2_000 + nth)).unwrap();
+                took[first] += 1;
+            }
+            assert!(took.iter().all(|&n| n > COUNT / 3), "{took:?}");
+            // A client's port is one that this host's sockets have: it must be another.
+            let ports = (1024..=u16::MAX).filter(|&port| may(port));
+            program.settle(ports.clone().map(|port| back(sources[0], port)));
+            for nth in 0..COUNT {
+                let next = open(&program, (CLIENTS[family][1], 40_000 + nth));
+                assert_eq!(next, Some(1), "the second address has room");
+            }
+            // Its connections are as good as others: both ways, and errors about them.
+            let client = (CLIENTS[family][2], 40_000);
+            let there = sent(&program, &segment(client, service, SYN));
+            let us = (sources[1], there.source().port());
+            assert_eq!(there.src, ip(us.0));
+            let answer = sent(&program, &segment(backend, us, SYN | ACK));
+            assert_eq!(
+                answer.destination(),
+                (client.0.parse::<std::net::IpAddr>().unwrap(), client.1).into()
+            );
+            let is_v6 = family == 1;
+            let quoted = &segment(us, backend, ACK)[ETHERNET..];
+            let error = Build {
+                src: if is_v6 { "fd09::9" } else { "10.9.9.9" },
+                dst: us.0,
+                protocol: if is_v6 { ICMP_V6 } else { ICMP },
+                hops: 64,
+                extra: (0, Vec::new()),
+                fragment: None,
+                l4: [&[if is_v6 { 2 } else { 3 }, 4, 0, 0, 0, 0, 5, 20], quoted].concat(),
+                check: Some(2),
+            };
+            let (verdict, out) = program.run(&error.frame(), 0).unwrap();
+            assert_eq!(verdict, Verdict::Sent);
+            let outer = parse(&out).unwrap().key;
+            assert_eq!(outer.dst, ip(client.0), "the client hears of it");
+            program.settle(ports.map(|port| back(sources[1], port)));
+            assert_eq!(open(&program, (CLIENTS[family][1], 50_000)), None);
         }
     });
 }

@@ -94,6 +94,7 @@ pub fn advice(file: &str, config: &Config, host: &Host) -> Vec<Diagnostic> {
                 .filter(|l| l.pools().any(|pool| pool == ix))
                 .collect();
             of_pool(&config.pools[ix], &serve, host, &mut say);
+            of_sources(&config.pools[ix], config, host, &mut say);
         }
     }
     let diagnostic = |(path, message)| Diagnostic {
@@ -284,6 +285,24 @@ fn of_pool(pool: &Pool, listeners: &[&Listener], host: &Host, say: &mut impl FnM
                 format!(
                     "dsr: each backend must have the service's address and keep quiet about it: there, `sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2`, then `{}`; and rp_filter must not be 1 where its way to clients leads elsewhere",
                     add.join(" && ")
+                ),
+            );
+        }
+    }
+}
+
+/// The addresses that connections to backends come from. A virtual one may be at another node now.
+fn of_sources(pool: &Pool, config: &Config, host: &Host, say: &mut impl FnMut(&str, String)) {
+    let policy = &pool.policy;
+    let path = format!("pools.{}.kernel.source_addresses", policy.name);
+    let vips = || config.failover.iter().flat_map(|failover| &failover.vips);
+    for source in policy.kernel_sources.iter().filter(|_| !host.addresses.is_empty()) {
+        let is_here = host.addresses.iter().any(|(own, _)| own == source);
+        if !is_here && !vips().any(|vip| vip.address.addr() == *source) {
+            say(
+                &path,
+                format!(
+                    "{source} is no address of this host: backends answer to it in vain; `ip addr add` it to the interface that leads to them, or leave it out"
                 ),
             );
         }

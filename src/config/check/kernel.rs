@@ -9,6 +9,9 @@ use crate::config::raw::Section;
 /// Pools that the kernel engine serves at most.
 pub const POOLS_MAX: usize = 256;
 
+/// Local addresses that a pool of the kernel engine states at most.
+pub const SOURCES_MAX: usize = 8;
+
 /// The remedy that always helps.
 const REMEDY: &str = "leave it out, or write `engine: proxy`";
 
@@ -150,21 +153,19 @@ fn of_pool(pool: &Pool, section: &Section, users: &[&Listener]) {
     if policy.send_proxy != SendProxy::Off {
         refuse(section, "send_proxy", "`engine: kernel` adds no bytes to a stream");
     }
-    if policy.balance == Balance::LeastTime {
-        section.error(
+    if policy.balance == Balance::LeastTime && policy.kernel_mode == KernelMode::Dsr {
+        section.warn(
             "balance",
-            "`engine: kernel` does not have least_time: write `least_conn`, or `engine: proxy`",
-        );
-    }
-    if policy.source_hash.bounded_load.is_some() {
-        refuse(
-            &section.section("source_hash"),
-            "bounded_load",
-            "`engine: kernel` does not have it",
+            "no answers are seen in `mode: dsr`, so that `least_time` goes by counts alone, as `least_conn` does",
         );
     }
     if policy.kernel_mode != KernelMode::Nat && policy.source_address.is_some() {
         section.error("source_address", "has a meaning in `mode: nat` only: leave it out");
+    }
+    if policy.kernel_mode != KernelMode::Nat && !policy.kernel_sources.is_empty() {
+        section
+            .section("kernel")
+            .error("source_addresses", "has a meaning in `mode: nat` only: leave it out");
     }
     if policy.kernel_mode == KernelMode::Dsr
         && users.iter().any(|listener| {

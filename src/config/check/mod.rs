@@ -11,7 +11,7 @@ mod kernel;
 mod listener;
 mod pool;
 
-pub use kernel::POOLS_MAX as KERNEL_POOLS_MAX;
+pub use kernel::{POOLS_MAX as KERNEL_POOLS_MAX, SOURCES_MAX as KERNEL_SOURCES_MAX};
 
 use std::collections::HashMap;
 use std::net::IpAddr;

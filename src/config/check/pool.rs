@@ -90,6 +90,7 @@ pub fn check(notes: &Notes, section: &Section, users: &[&Listener], has_etcd: bo
         source_address: source_address(notes, section, &backends),
         client_address,
         kernel_mode: super::client_address::kernel_mode(section, client_address),
+        kernel_sources: source_addresses(notes, section, &backends),
     };
     if client_address == ClientAddress::Keep {
         super::client_address::check(notes, section, users.0, &backends);
@@ -511,10 +512,49 @@ fn agent(health: &Section, addresses: &[&BackendAddress]) -> Option<Agent> {
 
 fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) -> Option<IpAddr> {
     let source = section.optional_spot::<IpAddr>("source_address")?;
-    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    can_be_source(notes, &source, backends);
+    Some(source.value)
+}
+
+/// `kernel.source_addresses`: of one family, each once.
+fn source_addresses(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) -> Vec<IpAddr> {
+    let sources = section.section("kernel").list::<IpAddr>("source_addresses");
+    for (nth, source) in sources.iter().enumerate() {
+        if sources[..nth].iter().any(|other| other.value == source.value) {
+            let message = format!("`{}` is there twice: leave one of them out", source.value);
+            notes.error(source, message);
+        }
+        let first = sources[0].value;
+        if first.is_ipv4() != source.value.is_ipv4() {
+            let message = format!(
+                "`{}` is {}, and `{first}` is not: give the two families pools of their own",
+                source.value,
+                family(&source.value)
+            );
+            notes.error(source, message);
+            continue;
+        }
+        if source.value.is_loopback() {
+            let message = format!(
+                "`{}` is known to no other host: write an address that backends can answer",
+                source.value
+            );
+            notes.error(source, message);
+        }
+        can_be_source(notes, source, backends);
+    }
+    sources.into_iter().map(|source| source.value).collect()
+}
+
+fn family(ip: &IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// Whether connections to these backends can come from there.
+fn can_be_source(notes: &Notes, source: &Spot<IpAddr>, backends: &[Spot<Backend>]) {
     if source.value.is_unspecified() || source.value.is_multicast() {
         notes.error(
-            &source,
+            source,
             format!(
                 "`{}` is no address of this machine: leave it out to let the kernel choose",
                 source.value
@@ -523,7 +563,7 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
     }
     if matches!(source.value, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
         notes.error(
-            &source,
+            source,
             format!(
                 "`{}` is a link-local address: leave it out, the kernel uses that of the interface which the backends' addresses \
                  name",
@@ -536,7 +576,7 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
     if let Some(backend) = backends.iter().find(other) {
         let name = &backend.value.name;
         notes.error(
-            &source,
+            source,
             format!(
                 "is {}, and backend `{name}` is not: give the two families pools of their own",
                 family(&source.value)
@@ -544,9 +584,8 @@ fn source_address(notes: &Notes, section: &Section, backends: &[Spot<Backend>]) 
         );
     } else if !backends.is_empty() && backends.iter().all(|b| ip_of(&b.value).is_none()) {
         notes.error(
-            &source,
+            source,
             "connections to unix sockets have no source address: leave it out",
         );
     }
-    Some(source.value)
 }

@@ -751,6 +751,19 @@ beat: 1ms", &[
     ('L', "engine: kernel\nbind: [\"0.0.0.0:80\", \"[::]:80\"]", &[
         "7:1: pools.web.backends: listeners of both IPv4 and IPv6 addresses use this pool, and `engine: kernel` does not translate between them: give each family a listener and a pool",
     ]),
+    ('P', r#"kernel: {source_addresses: [10.0.0.5, 10.0.0.5, "2001:db8::5", 127.0.0.1, 0.0.0.0]}"#, &[
+        "6:39: pools.web.kernel.source_addresses[1]: `10.0.0.5` is there twice: leave one of them out",
+        "6:49: pools.web.kernel.source_addresses[2]: `2001:db8::5` is IPv6, and `10.0.0.5` is not: give the two families pools of their own",
+        "6:64: pools.web.kernel.source_addresses[3]: `127.0.0.1` is known to no other host: write an address that backends can answer",
+        "6:75: pools.web.kernel.source_addresses[4]: `0.0.0.0` is no address of this machine: leave it out to let the kernel choose",
+    ]),
+    ('P', r#"kernel: {source_addresses: "2001:db8::5"}"#, &[
+        "6:28: pools.web.kernel.source_addresses: is IPv6, and backend `10.0.0.1:80` is not: give the two families pools of their own",
+    ]),
+    ('W', r#"listeners: {web: {engine: kernel, bind: "10.0.0.9:80", pool: web}}
+pools: {web: {kernel: {mode: keep, source_addresses: 10.0.0.5}, backends: "10.0.0.1:80"}}"#, &[
+        "2:36: pools.web.kernel.source_addresses: has a meaning in `mode: nat` only: leave it out",
+    ]),
     ('W', "", &[
         r#"1:1: listeners: missing; for example `listeners: {web: {bind: "0.0.0.0:80", pool: web}}`"#,
         r#"1:1: pools: missing; for example `pools: {web: {backends: ["10.0.0.1:80", "10.0.0.2:80"]}}`"#,

@@ -104,6 +104,13 @@ fn what_stands_in_the_way_is_said() {
         (|h| h.routes.clear(), "", "", "192.0.2.9:80", &[]),
         (|h| { h.addresses.remove(1); }, "", "", BACKEND, &["set net.ipv4.ip_forward to 1, or give `eth1` an address"]),
         (|h| { h.addresses.remove(1); h.forwarding[0] = Some(true); }, "", "", BACKEND, &[]),
+        // Of the addresses that connections come from.
+        (|_| (), "", "kernel: {source_addresses: [10.0.1.1, 10.0.0.1]},", BACKEND, &[]),
+        (|_| (), "", "kernel: {source_addresses: [10.0.1.1, 10.0.1.7]},", BACKEND,
+            &["pools.web.kernel.source_addresses: 10.0.1.7 is no address of this host"]),
+        (|h| h.addresses.clear(), "", "kernel: {source_addresses: 10.0.1.7},", BACKEND, &["set net.ipv4.ip_forward to 1"]),
+        (|_| (), "failover: {node: a, nodes: {a: '10.0.0.1:7400'}, vips: [{address: 10.0.1.7/32, interface: lo, hold: all}]}",
+            "kernel: {source_addresses: [10.0.1.1, 10.0.1.7]},", BACKEND, &[]),
         // Of modes.
         (|h| h.local_ports = Some(1024..=65_535), "", "", BACKEND, &["ip_local_port_range is 1024 65535"]),
         (|h| h.local_ports = Some(40_000..=62_000), "", "", BACKEND, &[]),
