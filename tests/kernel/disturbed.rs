@@ -169,6 +169,7 @@ struct Line<'a> {
     file: PathBuf,
     /// All that were started, not what they have become.
     started: Vec<Weir>,
+    _ends: Ends<'a>,
 }
 
 /// Ports of the services.
@@ -234,6 +235,7 @@ impl Line<'_> {
             net,
             file: first.dir().join("weir.yaml"),
             started: vec![first],
+            _ends: Ends(&net.balancer),
         }
     }
 
@@ -282,11 +284,13 @@ impl Line<'_> {
     }
 }
 
-impl Drop for Line<'_> {
+/// Ends what processes of weir are left in a namespace, when dropped: successors are nobody's children any more.
+pub struct Ends<'a>(pub &'a Netns);
+
+impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        // Successors are nobody's children any more.
         for subcommand in ["run", weir::kernel::helper::SUBCOMMAND] {
-            for pid in processes(&self.net.balancer, subcommand) {
+            for pid in processes(self.0, subcommand) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }

@@ -14,8 +14,8 @@ use super::common::client::{connect, round_trip, try_connect};
 use super::common::netns::Netns;
 use super::common::operator::{ask, status, tell};
 use super::common::server::echo;
-use super::common::{Launch, PATIENCE, Weir, command, may_make_namespaces, raise_descriptor_limit, run, wait_until};
-use super::disturbed::processes;
+use super::common::{Launch, PATIENCE, may_make_namespaces, raise_descriptor_limit, wait_until};
+use super::disturbed::{Ends, processes};
 use super::hosts::{Net, V4};
 
 /// Services: of established connections and of the flood, of flows that are made, of connections that end when idle.
@@ -262,6 +262,7 @@ fn many_flows(size: &Size) {
         net.balancer.ip(&["route", "add", network, "via", &V4.host(0, 2)]);
     }
     let backend = V4.backend(0, 8080);
+    let _ends = Ends(&net.balancer);
     let binary = std::env::var("WEIR_BINARY").ok();
     let yaml = format!(
         "
@@ -444,15 +445,6 @@ pools:
     }
     // An unoptimised program takes its time over the last batch of a part.
     assert!(share < if binary.is_some() { 0.02 } else { 0.05 }, "{share}");
-    end(&net, weir);
-}
-
-/// Ends what an upgrade has left beside the test.
-fn end(net: &Net, weir: Weir) {
-    for pid in processes(&net.balancer, "run") {
-        run(command("kill").args(["-9", &pid.to_string()]));
-    }
-    drop(weir);
 }
 
 #[test]
