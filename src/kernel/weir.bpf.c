@@ -32,7 +32,7 @@
  *
  * To end a connection, the process in user space makes an RST for either side and has it injected as if the other had sent it; so
  * it finds its way, and ends the flow, like any other packet. A mark tells it from others, which nothing from outside can bear. Its
- * number follows all that has passed here. If some of that was lost, the receiver takes the number for a guess and asks
+ * number follows all that has passed here until then. If some of that was lost, the receiver takes the number for a guess and asks
  * (RFC 5961, 3.2); whatever comes from then on is answered by RST with exactly the number that is expected.
  *
  * What this never does: it does not loop over anything that grows, does not wait, does not touch a packet of somebody else, and
@@ -2141,6 +2141,19 @@ INLINE __u32 fresh(struct flow *flow, const struct packet *p)
 	return ahead;
 }
 
+/* An RST of our own is made from what had passed when somebody looked. A number that is out of date would be ignored: what has passed
+ * since then counts, and nothing passes from here on. */
+APART int update(struct __sk_buff *skb, struct packet *p, struct flow *flow)
+{
+	__u32 old = bpf_htonl(p->seq), new;
+
+	if (__sync_fetch_and_or(&flow->flags, FLOW_CUT) & FLOW_CUT || !flow->packets)
+		return 0;
+	p->seq = flow->next;
+	new = bpf_htonl(p->seq);
+	return store_bytes(skb, p->l4 + 4, &new, 4, 0) || l4_csum_replace(skb, p->l4 + 16, old, new, 4);
+}
+
 /* ---- the whole ---- */
 
 /* A fragment's place: whose it is, without ports. */
@@ -2240,6 +2253,8 @@ int ingress(struct __sk_buff *skb)
 	}
 	if (is_undeliverable(p))
 		return DROP;
+	if (p->injected && update(skb, p, flow))
+		return drop(DROP_MALFORMED);
 	if (settles(flow, p)) {
 		__u32 listener = flow->listener;
 		int why = settle(&p->key, now);

@@ -676,6 +676,8 @@ struct Flow {
     /// Ended by us.
     cut: bool,
     fin: bool,
+    /// TCP: what comes next from this side.
+    next: Option<u32>,
     /// What is added to the client's timestamps, and taken from echoes of them.
     behind: u32,
 }
@@ -873,6 +875,7 @@ impl Model {
             ended: false,
             cut: false,
             fin: false,
+            next: None,
             behind: 0,
         };
         self.recent.extend([client, to.turned()]);
@@ -915,7 +918,19 @@ impl Model {
             return;
         }
         let (key, other) = (p.key, to.turned());
-        let is_client = self.flows[&key].is_client;
+        let flow = self.flows.get_mut(&key).unwrap();
+        let is_client = flow.is_client;
+        if p.protocol == TCP {
+            let start = p.seq.wrapping_add(u32::from(p.flags & SYN != 0));
+            let (end, next) = (start.wrapping_add(p.payload), flow.next.unwrap_or(start));
+            // Further ahead than any window is no number of this connection.
+            let is_ahead = p.flags & RST == 0 && end.wrapping_sub(next) <= 1 << 30;
+            flow.next = Some(if is_ahead {
+                end.wrapping_add(u32::from(p.flags & FIN != 0))
+            } else {
+                next
+            });
+        }
         if p.protocol == TCP && p.flags & (RST | FIN) != 0 {
             self.flows.get_mut(&key).unwrap().fin = true;
             let both = self.flows.get(&other).is_some_and(|flow| flow.fin);
@@ -1285,6 +1300,15 @@ fn the_program_does_as_the_model_says() {
                     let same_time = bytes.clone();
                     model.retime(&p, &mut bytes);
                     retimed += usize::from(bytes != same_time);
+                    if own.is_some()
+                        && let Flow {
+                            next: Some(next),
+                            cut: false,
+                            ..
+                        } = model.flows[&p.key]
+                    {
+                        bytes[p.l4 + 4..p.l4 + 8].copy_from_slice(&next.to_be_bytes());
+                    }
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
                     model.passed_on(&p, to);
