@@ -219,7 +219,7 @@ fn an_upgrade_hands_sockets_over_with_their_interface() {
     service.told("READY=1");
     let fetch = |ix| net.fetch(ix, "10.9.0.1:80").unwrap();
     assert!(net.say(0, "10.9.0.2:5000", "10.9.0.1:53", "before").is_some());
-    let sockets = || net.balancer.enter(|| socket_inodes());
+    let sockets = || net.balancer.enter(socket_inodes);
     let before = sockets();
     let second = service.upgrade(service.weir.pid());
     assert_eq!([fetch(0), fetch(1)], ["red", "blue"]);
