@@ -1600,6 +1600,8 @@ fn half_open_connections_make_room_for_others() {
 
 /// A small room: all ports at the address that a client's connections would come from first are taken, but for a few. Those serve
 /// one connection each, and then the next address does, with ports of its own; when none is left, the client is refused.
+///
+/// Seen to fail where the address tried next is the first one again.
 #[test]
 fn the_next_address_serves_when_no_port_is_free() {
     const COUNT: u16 = 400;
