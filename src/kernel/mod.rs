@@ -8,7 +8,7 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `weir.bpf.c`, `weir.h` | the program; `weir.bpf.o` is what clang makes of it (`scripts/kernel-object`) |
+//! | `weir.bpf.c`, `bpf/`, `weir.h` | the program, its parts, and what it shares with this process; `weir.bpf.o` is what clang makes of it (`scripts/kernel-object`) |
 //! | `layout` | the shapes of the maps |
 //! | `program` | loading and attaching |
 //! | `helper`, `handle` | the process that holds them, and the main process's end |

@@ -1,0 +1,86 @@
+/* How a flow is established, and how it ends. */
+
+/* Tells of the end of a flow; `up` is its client's entry under `key`. */
+APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, __u32 how)
+{
+	struct ended *ended;
+
+	if (__sync_fetch_and_or(&up->flags, FLOW_ENDED) & FLOW_ENDED)
+		return 0;
+	if (up->flags & FLOW_OPEN)
+		leave_all(key, up);
+	else if (up->flags & FLOW_JOINED)
+		/* Anybody can send something from the middle of a connection; this one was none. */
+		return 0;
+	ended = ringbuf_reserve(&events, sizeof(*ended), 0);
+	if (!ended) {
+		count_drop(DROP_UNTOLD);
+		return 0;
+	}
+	ended->key = *key;
+	ended->up = *up;
+	ended->packets_down = down ? down->packets : 0;
+	ended->bytes_down = down ? down->bytes : 0;
+	ended->at = now;
+	ended->end = how;
+	ended->first_byte_us = down ? down->first_byte_us : 0;
+	ringbuf_submit(ended, 0);
+	return 0;
+}
+
+/* Whether this packet of a flow's client shows that both sides have been heard. */
+INLINE int settles(const struct flow *flow, const struct packet *p)
+{
+	if ((flow->flags & (FLOW_CLIENT | FLOW_OPEN | FLOW_ENDED)) != FLOW_CLIENT)
+		return 0;
+	if (p->key.protocol == IPPROTO_UDP)
+		return flow->flags & FLOW_ANSWERED;
+	if ((p->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_ACK)
+		return 0;
+	if (flow->flags & FLOW_ANSWERED)
+		return 1;
+	/* Where answers are not seen, one packet from the middle of a connection proves nothing. */
+	return flow->flags & FLOW_DSR && (!(flow->flags & FLOW_JOINED) || flow->packets);
+}
+
+/* Both sides have been heard: moves a flow where no flood reaches it. `key` is the client's. 0, or which limit is against it, plus
+ * one: then it has ended. */
+APART int settle(struct tuple *key, __u64 now)
+{
+	struct flow *up, *down;
+	struct tuple other;
+	int why;
+
+	up = map_lookup(&half, key);
+	if (!up)
+		return 0;
+	turn_round(&other, &up->to);
+	down = map_lookup(&half, &other);
+	if (!down && !(up->flags & FLOW_DSR))
+		return 0;
+	if (__sync_fetch_and_or(&up->flags, FLOW_OPEN) & FLOW_OPEN)
+		return 0;
+	why = enter_all(key, up, now);
+	if (!why && !map_update(&flows, key, up, BPF_NOEXIST)) {
+		if (!down || !map_update(&flows, &other, down, BPF_NOEXIST)) {
+			if (key->protocol == IPPROTO_TCP)
+				count_opened(up);
+			map_delete(&half, key);
+			map_delete(&half, &other);
+			return 0;
+		}
+		map_delete(&flows, key);
+	}
+	leave_all(key, up);
+	__sync_fetch_and_and(&up->flags, ~(FLOW_OPEN | FLOW_SOURCED));
+	if (!why) {
+		count_drop(DROP_FLOWS);
+		__sync_fetch_and_or(&up->flags, FLOW_LET_IN);
+	} else if (key->protocol == IPPROTO_TCP) {
+		/* Whoever of them still speaks is reset. */
+		__sync_fetch_and_or(&up->flags, FLOW_ENDED | FLOW_CUT);
+		if (down)
+			__sync_fetch_and_or(&down->flags, FLOW_CUT);
+	}
+	return why;
+}
