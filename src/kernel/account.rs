@@ -126,25 +126,10 @@ impl Core {
             return;
         }
         let (cause, _) = REFUSALS[(ended.end - END_REFUSALS) as usize];
+        let local = Arc::new(link::Address::Ip(ended.key.destination()));
         shared.record(Record {
-            time: SystemTime::now(),
-            id: ended.up.id,
-            listener: listener.clone(),
-            client: Some(ended.key.source()),
-            local: Arc::new(link::Address::Ip(ended.key.destination())),
-            backend: None,
-            attempts: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-            connect_us: None,
-            first_byte_us: None,
-            duration_us: 0,
-            spliced: 0,
             packets: Some([1, 0]),
-            closed_by: By::Weir,
-            cause,
-            interim: false,
-            asked: Asked::default(),
+            ..Record::refused(ended.up.id, listener.clone(), Some(ended.key.source()), local, cause)
         });
     }
 

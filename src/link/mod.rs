@@ -107,6 +107,36 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a client that was turned away now, before anything was done for it.
+    pub fn refused(
+        id: u64,
+        listener: Arc<Listener>,
+        client: Option<SocketAddr>,
+        local: Arc<Address>,
+        cause: Cause,
+    ) -> Record {
+        Record {
+            time: SystemTime::now(),
+            id,
+            listener,
+            client,
+            local,
+            backend: None,
+            attempts: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            connect_us: None,
+            first_byte_us: None,
+            duration_us: 0,
+            spliced: 0,
+            packets: None,
+            closed_by: By::Weir,
+            cause,
+            interim: false,
+            asked: Asked::default(),
+        }
+    }
+
     /// The pool that was to serve it, if that was decided.
     pub fn pool(&self) -> Option<&str> {
         match (&self.asked.way, &self.listener.routing) {

@@ -7,7 +7,6 @@ use super::connection::{Connection, Phase, us};
 use crate::base::Side;
 use crate::link::{Accepted, LiveConnection, Record};
 use crate::relay::{By, Cause};
-use crate::routing::Asked;
 use crate::snapshot::Owner;
 
 impl Connection {
@@ -146,24 +145,7 @@ pub(super) fn account_refusal(context: &Context, accepted: Accepted, id: u64, ca
         ..
     } = accepted;
     listener.stats.shards.of(context.id).closed[cause as usize].add(1);
-    context.shared.record(Record {
-        time: SystemTime::now(),
-        id,
-        listener,
-        client,
-        local,
-        backend: None,
-        attempts: 0,
-        bytes_up: 0,
-        bytes_down: 0,
-        connect_us: None,
-        first_byte_us: None,
-        duration_us: 0,
-        spliced: 0,
-        packets: None,
-        closed_by: By::Weir,
-        cause,
-        interim: false,
-        asked: Asked::default(),
-    });
+    context
+        .shared
+        .record(Record::refused(id, listener, client, local, cause));
 }

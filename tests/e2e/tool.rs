@@ -157,21 +157,28 @@ fn other_programs_files_are_imported() {
     let weir_yaml = file("weir.yaml", &out);
     assert_eq!(weir(&["check", "-c", &weir_yaml]).0, 0, "{out}");
 
-    let (code, out, err) = weir(&["import", &keepalived, &haproxy]);
-    assert!(
-        code == 0 && out.contains("10.1.0.1/24") && out.contains("10.0.0.1:80"),
-        "{out}{err}"
-    );
-    let weir_yaml = file("both.yaml", &out);
-    assert_eq!(weir(&["check", "-c", &weir_yaml]).0, 0, "{out}");
+    // A file without a service is a node that holds addresses for others.
+    for (files, parts) in [
+        (vec![&keepalived], vec!["10.1.0.1/24"]),
+        (vec![&keepalived, &haproxy], vec!["10.1.0.1/24", "10.0.0.1:80"]),
+    ] {
+        let arguments: Vec<&str> = std::iter::once("import")
+            .chain(files.into_iter().map(String::as_str))
+            .collect();
+        let (code, out, err) = weir(&arguments);
+        assert!(code == 0 && parts.iter().all(|part| out.contains(part)), "{out}{err}");
+        let weir_yaml = file("imported.yaml", &out);
+        assert_eq!(weir(&["check", "-c", &weir_yaml]).0, 0, "{out}");
+    }
 
     let strange = file("strange", "listeners:\n");
     let broken = file("broken", "stream {\n");
+    let empty = file("empty.conf", "global_defs {\n router_id a\n}\n");
     for (arguments, expected) in [
         (vec!["import", "/nonexistent.cfg"], 1),
         (vec!["import", &strange], 3),
         (vec!["import", &broken], 3),
-        (vec!["import", &keepalived], 3),
+        (vec!["import", &empty], 3),
         (vec!["import"], 2),
         (vec!["import", "--from", "apache", &haproxy], 2),
     ] {
