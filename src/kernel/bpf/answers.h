@@ -21,31 +21,13 @@ INLINE int turn_back(struct __sk_buff *skb, const struct packet *p, const __u8 *
 	if (store_bytes(skb, 0, macs + 6, 6, BPF_F_RECOMPUTE_CSUM) || store_bytes(skb, 6, macs, 6, BPF_F_RECOMPUTE_CSUM))
 		return 1;
 	if (p->is_v6) {
-		struct {
-			__u32 version;
-			__u16 length;
-			__u8 next;
-			__u8 hops;
-			__u32 src[4];
-			__u32 dst[4];
-		} ip = {bpf_htonl(6u << 28), bpf_htons(length), protocol, 64, {}, {}};
+		struct ipv6_header ip = {bpf_htonl(6u << 28), bpf_htons(length), protocol, 64, {}, {}};
 
 		__builtin_memcpy(ip.src, p->key.dst, 16);
 		__builtin_memcpy(ip.dst, p->key.src, 16);
 		return store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) != 0;
 	}
-	struct {
-		__u8 version;
-		__u8 tos;
-		__u16 length;
-		__u16 id;
-		__u16 offset;
-		__u8 hops;
-		__u8 protocol;
-		__u16 check;
-		__u32 src;
-		__u32 dst;
-	} ip = {0x45, tos, bpf_htons(20 + length), 0, bpf_htons(0x4000), 64, protocol, 0, p->key.dst[3], p->key.src[3]};
+	struct ipv4_header ip = {0x45, tos, bpf_htons(20 + length), 0, bpf_htons(0x4000), 64, protocol, 0, p->key.dst[3], p->key.src[3]};
 
 	ip.check = ~fold(csum_diff(0, 0, (__u32 *)&ip, sizeof(ip), 0));
 	return store_bytes(skb, p->l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) != 0;
@@ -57,17 +39,7 @@ APART int reset(struct __sk_buff *skb, struct packet *p, __u64 now)
 {
 	__u32 length = p->is_v6 ? 40 : 20, at, sum;
 	__u8 macs[12];
-	struct {
-		__u16 sport;
-		__u16 dport;
-		__u32 seq;
-		__u32 ack;
-		__u8 offset;
-		__u8 flags;
-		__u16 window;
-		__u16 check;
-		__u16 urgent;
-	} tcp = {p->key.dport, p->key.sport, 0, 0, 5 << 4, TCP_RST, 0, 0, 0};
+	struct tcp_header tcp = {p->key.dport, p->key.sport, 0, 0, 5 << 4, TCP_RST, 0, 0, 0};
 
 	/* The host answers what is in pieces or has options. */
 	if (p->flags & TCP_RST || p->fragment != WHOLE || p->l4 != p->l3 + length)

@@ -15,15 +15,7 @@ APART int error(struct __sk_buff *skb, struct packet *p, __u64 now)
 	at = p->l4 + 8;
 	inner.l3 = at;
 	if (!p->is_v6) {
-		struct {
-			__u8 version;
-			__u8 rest[7];
-			__u8 hops;
-			__u8 protocol;
-			__u16 check;
-			__u32 src;
-			__u32 dst;
-		} ip;
+		struct ipv4_header ip;
 
 		/* Unreachable, time exceeded, parameter problem. */
 		if (type != 3 && type != 11 && type != 12)
@@ -37,13 +29,7 @@ APART int error(struct __sk_buff *skb, struct packet *p, __u64 now)
 		inner.check = ip.check;
 		at += (ip.version & 15) * 4;
 	} else {
-		struct {
-			__u8 rest[6];
-			__u8 next;
-			__u8 hops;
-			__u32 src[4];
-			__u32 dst[4];
-		} ip;
+		struct ipv6_header ip;
 
 		/* Unreachable, too big, time exceeded, parameter problem. */
 		if (type < 1 || type > 4)

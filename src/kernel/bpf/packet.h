@@ -27,6 +27,41 @@ INLINE __u64 mix2(__u64 a, __u64 b)
 
 /* ---- what a packet is ---- */
 
+/* Headers as they are on the wire. */
+struct ipv4_header {
+	__u8 version;
+	__u8 tos;
+	__u16 length;
+	__u16 id;
+	__u16 offset;
+	__u8 hops;
+	__u8 protocol;
+	__u16 check;
+	__u32 src;
+	__u32 dst;
+};
+
+struct ipv6_header {
+	__u32 version;
+	__u16 length;
+	__u8 next;
+	__u8 hops;
+	__u32 src[4];
+	__u32 dst[4];
+};
+
+struct tcp_header {
+	__u16 sport;
+	__u16 dport;
+	__u32 seq;
+	__u32 ack;
+	__u8 offset;
+	__u8 flags;
+	__u16 window;
+	__u16 check;
+	__u16 urgent;
+};
+
 /* Reads addresses and ports. False: not for this program. */
 APART int parse(struct __sk_buff *skb, struct packet *p)
 {
@@ -35,18 +70,7 @@ APART int parse(struct __sk_buff *skb, struct packet *p)
 	__builtin_memset(p, 0, sizeof(*p));
 	p->l3 = at = ETH_HLEN;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct {
-			__u8 version;
-			__u8 tos;
-			__u16 length;
-			__u16 id;
-			__u16 offset;
-			__u8 hops;
-			__u8 protocol;
-			__u16 check;
-			__u32 src;
-			__u32 dst;
-		} ip;
+		struct ipv4_header ip;
 		__u32 header;
 
 		if (load_bytes(skb, at, &ip, sizeof(ip)))
@@ -68,14 +92,7 @@ APART int parse(struct __sk_buff *skb, struct packet *p)
 		at += header;
 		p->payload = bpf_htons(ip.length) - header;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct {
-			__u32 version;
-			__u16 length;
-			__u8 next;
-			__u8 hops;
-			__u32 src[4];
-			__u32 dst[4];
-		} ip;
+		struct ipv6_header ip;
 
 		if (load_bytes(skb, at, &ip, sizeof(ip)))
 			return 0;
@@ -119,17 +136,7 @@ APART int parse(struct __sk_buff *skb, struct packet *p)
 	if (p->fragment == LATER)
 		return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 	if (proto == IPPROTO_TCP) {
-		struct {
-			__u16 sport;
-			__u16 dport;
-			__u32 seq;
-			__u32 ack;
-			__u8 offset;
-			__u8 flags;
-			__u16 window;
-			__u16 check;
-			__u16 urgent;
-		} tcp;
+		struct tcp_header tcp;
 		__u32 header;
 
 		if (load_bytes(skb, at, &tcp, sizeof(tcp)))
