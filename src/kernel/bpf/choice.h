@@ -6,6 +6,16 @@ INLINE struct slot *slot_at(const struct pool *pool, __u32 at)
 	return map_lookup(&table, &ix);
 }
 
+/* The backend in a slot of a pool, and the slot and index that it has. */
+INLINE struct backend *backend_at(const struct pool *pool, __u32 at, struct slot **slot, __u32 *ix)
+{
+	*slot = slot_at(pool, at);
+	if (!*slot)
+		return 0;
+	*ix = (*slot)->backend;
+	return map_lookup(&backends, ix);
+}
+
 INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 {
 	__u64 key;
@@ -45,11 +55,7 @@ APART int reckon(const struct pool *pool, struct packet *p)
 
 		if (SLOTS + i >= pool->length)
 			break;
-		slot = slot_at(pool, SLOTS + i);
-		if (!slot)
-			break;
-		ix = slot->backend;
-		b = map_lookup(&backends, &ix);
+		b = backend_at(pool, SLOTS + i, &slot, &ix);
 		if (!b)
 			break;
 		counts = -has_room(b, p);
@@ -112,11 +118,7 @@ APART __u32 nearest(const struct pool *pool, const struct packet *p)
 
 		if (SLOTS + i >= pool->length)
 			break;
-		slot = slot_at(pool, SLOTS + i);
-		if (!slot)
-			break;
-		ix = slot->backend;
-		b = map_lookup(&backends, &ix);
+		b = backend_at(pool, SLOTS + i, &slot, &ix);
 		if (!b)
 			break;
 		to = distance(mix2(p->source, b->identity) >> 11);
@@ -259,11 +261,7 @@ INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 fir
 
 		if (i >= seen)
 			break;
-		slot = slot_at(pool, (first + i) % pool->length);
-		if (!slot)
-			break;
-		ix = slot->backend;
-		b = map_lookup(&backends, &ix);
+		b = backend_at(pool, (first + i) % pool->length, &slot, &ix);
 		if (!b)
 			break;
 		costs = cost(pool, b, now);
