@@ -127,9 +127,10 @@ impl Core {
         }
         let (cause, _) = REFUSALS[(ended.end - END_REFUSALS) as usize];
         let local = Arc::new(link::Address::Ip(ended.key.destination()));
+        let (now, client) = (SystemTime::now(), Some(ended.key.source()));
         shared.record(Record {
             packets: Some([1, 0]),
-            ..Record::refused(ended.up.id, listener.clone(), Some(ended.key.source()), local, cause)
+            ..Record::refused(now, ended.up.id, listener.clone(), client, local, cause)
         });
     }
 

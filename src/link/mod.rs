@@ -107,8 +107,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// Of a client that was turned away now, before anything was done for it.
+    /// Of a client that was turned away at `time`, before anything was done for it.
     pub fn refused(
+        time: SystemTime,
         id: u64,
         listener: Arc<Listener>,
         client: Option<SocketAddr>,
@@ -116,7 +117,7 @@ impl Record {
         cause: Cause,
     ) -> Record {
         Record {
-            time: SystemTime::now(),
+            time,
             id,
             listener,
             client,

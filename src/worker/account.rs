@@ -147,5 +147,5 @@ pub(super) fn account_refusal(context: &Context, accepted: Accepted, id: u64, ca
     listener.stats.shards.of(context.id).closed[cause as usize].add(1);
     context
         .shared
-        .record(Record::refused(id, listener, client, local, cause));
+        .record(Record::refused(SystemTime::now(), id, listener, client, local, cause));
 }
