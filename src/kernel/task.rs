@@ -30,6 +30,10 @@ const TIDY: Duration = Duration::from_secs(1);
 /// Connections that are ended, both sides told, in one go: the rest follows in the next part of the sweep.
 const TOLD_MAX: usize = 512;
 
+/// From one look at what has ended to the next: at many thousand ends a second it would cost more to be woken by each than to
+/// write it down.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How often it is looked how backends are reached, and which ports sockets leave.
 const ROUTES: Duration = Duration::from_secs(2);
 
@@ -48,24 +52,32 @@ impl Task {
     pub(super) fn run(mut self) {
         let now = Instant::now();
         let mut sweeps = Sweep::both(now);
-        let (mut tidy_at, mut routes_at, mut fade_at) = (now + TIDY, now + ROUTES, None);
+        let (mut tidy_at, mut routes_at, mut fade_at, mut gather_at) = (now + TIDY, now + ROUTES, None, None);
         loop {
             let dues = [tidy_at, sweeps[0].due(), sweeps[1].due()];
-            let due = dues.into_iter().chain(fade_at).min().expect("there are some");
+            let due = dues
+                .into_iter()
+                .chain(fade_at)
+                .chain(gather_at)
+                .min()
+                .expect("there are some");
             let wait = due.saturating_duration_since(Instant::now());
             {
                 let mut fds = [
-                    PollFd::new(self.attached.maps.events(), PollFlags::POLLIN),
                     PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
                     PollFd::new(self.attached.helper(), PollFlags::POLLIN),
                     PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.attached.maps.events(), PollFlags::POLLIN),
                 ];
+                let heard = fds.len() - usize::from(gather_at.is_some());
                 let timeout = PollTimeout::try_from(wait.as_millis() as i32 + 1).unwrap_or(PollTimeout::MAX);
-                let _ = poll(&mut fds, timeout);
+                let _ = poll(&mut fds[..heard], timeout);
             }
             use std::io::Read;
             while (&self.woken).read(&mut [0; 64]).is_ok_and(|n| n > 0) {}
-            self.read_ends();
+            if gather_at.is_none_or(|at| at <= Instant::now()) {
+                gather_at = self.read_ends().then(|| Instant::now() + GATHER);
+            }
             while let Ok(order) = self.orders.try_recv() {
                 if let EngineOrder::Stop = order {
                     return;
@@ -100,9 +112,14 @@ impl Task {
         }
     }
 
-    fn read_ends(&self) {
-        let mut core = self.core.lock();
-        self.attached.maps.ends(|ended| core.on_end(&self.shared, &ended));
+    /// Whether there were any.
+    fn read_ends(&self) -> bool {
+        let (mut core, mut any) = (self.core.lock(), false);
+        self.attached.maps.ends(|ended| {
+            any = true;
+            core.on_end(&self.shared, &ended);
+        });
+        any
     }
 
     /// What the helper has to say.
