@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 
 use super::slab::Key;
 
-/// Light pieces that take as long as a heavy one: 128 KiB are moved in 50 to 80 us, a request in 8.
+/// Light pieces that take as long as a heavy one: 64 KiB are moved in 10 to 40 us, a request in 4 to 8.
 pub const LIGHT_PER_HEAVY: usize = 8;
 
 /// How much a piece of work is likely to take.

@@ -4,11 +4,19 @@
 //! runs: objects of up to 1 MiB are cheaper to copy, of 4 MiB it is the same, beyond that splicing wins. A lane shifts up
 //! after it has filled the copy buffer in [`UP_AFTER`] reads in a row, and down after [`DOWN_AFTER`] runs in a row that would
 //! have fitted the buffer. docs/performance.md has the measurements.
+//!
+//! The more one splice moves, the less a gigabyte costs; but what the sink does not take stays in the pipe, and a thousand slow
+//! readers must not hold a thousand full pipes. So a pipe is filled further only while the sink takes all of it at once.
 
 /// Full buffers in a row that make a lane bulk: 1.25 MiB.
 pub const UP_AFTER: u8 = 40;
 /// Small runs in a row that end it.
 pub const DOWN_AFTER: u8 = 64;
+
+/// Bytes that one fill of a pipe may bring: at first, and while the sink does not take them at once.
+pub const REACH_MIN: usize = 128 << 10;
+/// The same, while it does. Each that was taken whole doubles it, each other one halves it.
+pub const REACH_MAX: usize = 1 << 20;
 
 /// Where bytes are between a source and a sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +46,7 @@ const PINNED: Option<Conduit> = match option_env!("WEIR_GEAR") {
 pub struct Gear {
     conduit: Conduit,
     streak: u8,
+    doublings: u8,
 }
 
 impl Gear {
@@ -56,9 +65,23 @@ impl Gear {
         if self.streak >= limit {
             *self = Gear {
                 conduit: other,
-                streak: 0,
+                ..Gear::default()
             };
         }
+    }
+
+    /// Bytes that one fill of a pipe may bring.
+    pub fn reach(self) -> usize {
+        REACH_MIN << self.doublings
+    }
+
+    /// Learns whether the sink took a whole fill at once.
+    pub fn delivered(&mut self, whole: bool) {
+        self.doublings = match whole {
+            true if self.reach() < REACH_MAX => self.doublings + 1,
+            true => self.doublings,
+            false => self.doublings.saturating_sub(1),
+        };
     }
 }
 
@@ -88,6 +111,28 @@ mod tests {
                 (0..run).for_each(|_| gear.observe(turn % 2 == 0));
             }
             assert_eq!(gear.conduit(), expected, "after {runs:?}");
+        }
+    }
+
+    /// Break tried: no halving.
+    #[test]
+    fn a_pipe_is_filled_further_while_the_sink_takes_all_of_it() {
+        // Fills that were taken whole (`+`) and that were not (`-`), what the next one may bring, in KiB.
+        let rows = [
+            ("", 128),
+            ("+", 256),
+            ("+++", 1024),
+            ("++++++", 1024),
+            ("+++-", 512),
+            ("+++++-", 512),
+            ("+-+-", 128),
+            ("---", 128),
+            ("---+", 256),
+        ];
+        for (fills, kib) in rows {
+            let mut gear = Gear::default();
+            fills.chars().for_each(|fill| gear.delivered(fill == '+'));
+            assert_eq!(gear.reach(), kib << 10, "{fills}");
         }
     }
 }

@@ -81,6 +81,8 @@ pub enum Done {
 pub struct Lane {
     moved: u64,
     piped: u32,
+    /// What the latest fill brought, if nothing has come of it yet.
+    filled: u32,
     gear: Gear,
     /// Where the piped bytes are; changes only while there are none.
     conduit: Conduit,
@@ -182,6 +184,7 @@ impl Lane {
                 debug_assert_eq!(self.piped, 0);
                 self.gear.observe(bytes >= copy_buffer);
                 self.piped = bytes as u32;
+                self.filled = self.piped;
                 self.cleared = self.cleared.saturating_sub(bytes);
                 if short && self.short_is_dry && self.conduit == Conduit::Buffer {
                     self.eof = self.fin_announced;
@@ -192,17 +195,34 @@ impl Lane {
             (Op::Fill, Done::Eof | Done::Failed) => self.eof = true,
             (Op::Drain { .. }, Done::Moved { bytes, short }) => {
                 debug_assert!(bytes <= self.piped as usize);
+                self.observe_drain(bytes);
                 self.piped -= bytes as u32;
                 self.moved += bytes as u64;
                 if short && self.short_is_dry && self.conduit == Conduit::Buffer {
                     self.sink_ready = false;
                 }
             }
-            (Op::Drain { .. }, Done::Blocked) => self.sink_ready = false,
+            (Op::Drain { .. }, Done::Blocked) => {
+                self.observe_drain(0);
+                self.sink_ready = false;
+            }
             (Op::Drain { .. }, Done::Eof | Done::Failed) => self.piped = 0,
             (Op::ShutSink, _) => self.shut = true,
             (Op::Wait, _) => {}
         }
+    }
+
+    /// The first drain after a fill tells whether the sink takes as much.
+    fn observe_drain(&mut self, bytes: usize) {
+        let filled = std::mem::take(&mut self.filled);
+        if self.conduit == Conduit::Pipe && filled > 0 {
+            self.gear.delivered(bytes == filled as usize);
+        }
+    }
+
+    /// Bytes that one fill of a pipe may bring.
+    pub(super) fn reach(&self) -> usize {
+        self.gear.reach()
     }
 
     /// Bytes delivered to the sink so far.
@@ -450,6 +470,37 @@ mod tests {
         let lane = run(true, "rwf", &steps);
         assert_eq!(lane.conduit(), Conduit::Pipe);
         assert_eq!(lane.next(), drain(300), "a short splice says nothing about the sink");
+    }
+
+    /// Break tried: each drain observed, not the first one alone (as it was).
+    #[test]
+    fn what_a_slow_sink_leaves_in_the_pipe_is_bounded() {
+        use crate::relay::gear::{REACH_MAX, REACH_MIN};
+        let runs = usize::from(crate::relay::gear::UP_AFTER);
+        let bulk = [(Op::Fill, moved(100)), (drain(100), moved(100))].repeat(runs);
+        let mut lane = run(true, "rw", &bulk);
+        lane.settle(lane.wanted());
+        let mut cycle = |drains: &[Done]| {
+            let bytes = lane.reach();
+            lane.done(Op::Fill, moved(bytes), 100);
+            for &done in drains {
+                let left = drain(lane.piped());
+                lane.mark_sink();
+                lane.done(left, done, 100);
+            }
+            let left = lane.piped();
+            if left > 0 {
+                lane.done(drain(left), moved(left), 100);
+            }
+            lane.reach()
+        };
+        assert_eq!([(); 3].map(|()| cycle(&[])), [2, 4, 8].map(|n| n * REACH_MIN));
+        assert_eq!(cycle(&[]), REACH_MAX);
+        // Part of it, nothing for a while, then the rest.
+        for kib in [512, 256, 128, 128] {
+            assert_eq!(cycle(&[short(1), Blocked, Blocked, short(1)]), kib << 10);
+        }
+        assert_eq!(cycle(&[Blocked]), REACH_MIN);
     }
 
     #[test]

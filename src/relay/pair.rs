@@ -122,6 +122,11 @@ impl Pair {
         self.lanes[side as usize].moved()
     }
 
+    /// A lane moves so much that it is spliced.
+    pub fn is_bulk(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.wanted() == Conduit::Pipe)
+    }
+
     /// Exactly one direction has ended.
     pub fn half_closed(&self) -> bool {
         self.lanes[0].eof() != self.lanes[1].eof()
@@ -253,7 +258,7 @@ fn carry_out(pair: &mut Pair, io: &mut impl Io, side: Side, op: Op, left: usize)
 fn fill(lane: &mut Lane, io: &mut impl Io, side: Side, most: usize) -> Done {
     if lane.wanted() == Conduit::Pipe && io.acquire_pipe(side) {
         lane.settle(Conduit::Pipe);
-        return match io.fill(side, Conduit::Pipe, most, usize::MAX) {
+        return match io.fill(side, Conduit::Pipe, most.min(lane.reach()), usize::MAX) {
             done @ (Done::Blocked | Done::Eof | Done::Failed) if io.at_mark(side) => Done::Marked {
                 failed: done == Done::Failed,
             },

@@ -290,14 +290,21 @@ impl Worker {
 
     /// Notes what the events of this turn say; does nothing yet.
     fn mark(&mut self) {
+        let now_ms = self.context.now_ms();
         for (token, event) in self.context.poller.events() {
             let Some(Token { kind, side, key }) = Token::unpack(token) else {
                 continue;
             };
             match kind {
                 Kind::Pair => self.tcp.mark(key, side, event),
-                Kind::Listen => self.accepting.mark(&mut self.sockets.streams, key),
-                Kind::Datagram | Kind::Session => self.udp.mark(kind, key, event),
+                Kind::Listen => {
+                    self.tcp.note_others(now_ms);
+                    self.accepting.mark(&mut self.sockets.streams, key);
+                }
+                Kind::Datagram | Kind::Session => {
+                    self.tcp.note_others(now_ms);
+                    self.udp.mark(kind, key, event);
+                }
                 Kind::Wake => {}
             }
         }

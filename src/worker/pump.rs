@@ -8,9 +8,13 @@ use super::io::{Pipes, SCRATCH_BYTES, SocketIo};
 use crate::base::{Side, Weight};
 use crate::relay::{self, Budget, Cause, Outcome, Pumped};
 
-/// Bytes that a lane may fill in one pump, spliced or copied: about 50 us of work. A request that arrives beside bulk streams
-/// waits for one such pump; docs/performance.md has what other sizes do.
-const PUMP_BYTES: usize = 128 << 10;
+/// Bytes that a lane may fill in one pump, spliced or copied, while others than bulk streams are served: 10 to 30 us of work, for which
+/// a request that arrives beside bulk streams has to wait. docs/performance.md has what other sizes do.
+const PUMP_SHARED: usize = 64 << 10;
+/// The same while there are only bulk streams: as much as a pipe holds.
+const PUMP_ALONE: usize = 1 << 20;
+/// Bulk streams are alone when nobody else was heard for so long, milliseconds.
+const ALONE_AFTER_MS: u64 = 20;
 /// A connection is heavy while each of its pumps moves as much: more than any request or answer that fits the buffer.
 const HEAVY_BYTES: u64 = SCRATCH_BYTES as u64;
 /// How long a connection rests for which the kernel had no memory, milliseconds.
@@ -20,6 +24,16 @@ const STARVED_REST_MS: u64 = 10;
 pub(super) struct Tools {
     pub scratch: Box<[u8]>,
     pub pipes: Pipes,
+    /// When somebody was last served who was not a bulk stream, milliseconds since the epoch.
+    pub light_ms: u64,
+}
+
+/// Bytes that a lane may fill in one pump.
+fn pump_bytes(now_ms: u64, light_ms: u64) -> usize {
+    match now_ms.saturating_sub(light_ms) < ALONE_AFTER_MS {
+        true => PUMP_SHARED,
+        false => PUMP_ALONE,
+    }
 }
 
 impl Tools {
@@ -27,6 +41,7 @@ impl Tools {
         Tools {
             scratch: vec![0; SCRATCH_BYTES].into(),
             pipes: Pipes::new(pipes_max),
+            light_ms: 0,
         }
     }
 }
@@ -41,10 +56,11 @@ pub(super) fn relay(connection: &mut Connection, context: &Context, tools: &mut 
     let was_half_closed = lanes.pair.half_closed();
     let limited = lanes.throttles.as_deref();
     let lane_limit = |side: Side| limited.and_then(|lanes| lanes[side as usize].as_ref());
+    let most = pump_bytes(context.now_ms(), tools.light_ms);
     let budget = Side::BOTH.map(|side| {
         let left = lane_limit(side).map(|lane| lane.throttle.budget(lane.refill, context.now));
         Budget {
-            bytes: left.map_or(PUMP_BYTES, |left| left.min(PUMP_BYTES as u64) as usize),
+            bytes: left.map_or(most, |left| left.min(most as u64) as usize),
             exact: left.is_some(),
         }
     });
@@ -67,6 +83,9 @@ pub(super) fn relay(connection: &mut Connection, context: &Context, tools: &mut 
         HEAVY_BYTES.. => Weight::Heavy,
         _ => Weight::Light,
     };
+    if connection.weight == Weight::Light && !lanes.pair.is_bulk() {
+        tools.light_ms = context.now_ms();
+    }
     if after != before {
         lanes.charge(context.now, moved);
         connection.clocks.active_ms = context.now_ms();
@@ -108,6 +127,24 @@ pub(super) fn resume(connection: &mut Connection) {
         for side in Side::BOTH {
             lanes.pair.mark_readable(side);
             lanes.pair.mark_writable(side);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_streams_take_more_at_a_time_when_they_are_alone() {
+        for (now_ms, light_ms, kib) in [
+            (0, 0, 64),
+            (19, 0, 64),
+            (20, 0, 1024),
+            (1_000, 981, 64),
+            (1_000, 980, 1024),
+        ] {
+            assert_eq!(pump_bytes(now_ms, light_ms), kib << 10, "{now_ms}, {light_ms}");
         }
     }
 }

@@ -67,6 +67,11 @@ impl Tcp {
         self.timers.next()
     }
 
+    /// Notes that others than streams have something to do.
+    pub(super) fn note_others(&mut self, now_ms: u64) {
+        self.tools.light_ms = now_ms;
+    }
+
     /// Notes what an event says; does nothing yet.
     pub(super) fn mark(&mut self, key: Key, side: Side, event: Readiness) {
         let Some(connection) = self.connections.get_mut(key) else {
