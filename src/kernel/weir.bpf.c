@@ -108,7 +108,7 @@ INLINE void fragment_key(struct tuple *key, const struct packet *p)
 	key->dport = p->fragment_id >> 16;
 }
 
-INLINE int later_fragment(struct __sk_buff *skb, struct packet *p)
+APART int later_fragment(struct __sk_buff *skb, struct packet *p)
 {
 	struct tuple key;
 	struct flow *flow;
@@ -157,19 +157,8 @@ int ingress(struct __sk_buff *skb)
 		return p->fragment == WHOLE ? error(skb, p, now) : PASS;
 
 	flow = find(&p->key);
-	if (flow && (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT) {
-		__u32 ix = flow->backend;
-		struct backend *backend = map_lookup(&backends, &ix);
-
-		turn_round(&other, &flow->to);
-		/* After an end the client may use its port again. Before the first answer, the backend may have been found down. */
-		if (flow->flags & FLOW_ENDED ||
-		    (!(flow->flags & (FLOW_ANSWERED | FLOW_DSR)) &&
-		     (!backend || !backend->ready || !map_lookup(&half, &other)))) {
-			forget(&p->key, &other);
-			flow = 0;
-		}
-	}
+	if (flow && (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT)
+		flow = going_on(p, flow);
 	/* Its flow has ended meanwhile, or is another program's: that of a process before or after this one. */
 	if (p->injected && !flow) {
 		skb->mark = INJECT_MARK + p->injected;

@@ -11,7 +11,7 @@ use weir::balance::limits::{Admission, Limit, SourceLimits, SourceTable};
 use weir::base::Rng;
 use weir::config::model::Rate;
 use weir::kernel::layout::{
-    Bucket, Guard, Listener, Plain, Process, Service, ServiceKey, Tally, VERDICT_DENIED, VERDICT_EXEMPT,
+    Bucket, Guard, Listener, Plain, Process, Service, Tally, VERDICT_DENIED, VERDICT_EXEMPT,
 };
 
 use super::common::netns::Netns;
@@ -45,21 +45,13 @@ fn guarded(guard: &Guard, active_max: u32) -> Program {
     };
     put(ebpf, "listeners", LISTENER, &listener.bytes());
     for family in [0, 1] {
-        for protocol in [TCP, UDP] {
-            let key = ServiceKey {
-                address: ip(SERVICES[family]),
-                port: PORT.to_be_bytes(),
-                protocol,
-                bank: 0,
-            };
-            let service = Service {
-                listener: LISTENER,
-                pool: 2 * family as u32,
-                guard: 1,
-                ..Service::default()
-            };
-            serve(ebpf, &key, &service);
-        }
+        let service = Service {
+            listener: LISTENER,
+            pool: 2 * family as u32,
+            guard: 1,
+            ..Service::default()
+        };
+        serve(ebpf, (SERVICES[family], PORT), &service);
     }
     program
 }

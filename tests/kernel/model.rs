@@ -95,8 +95,6 @@ impl Program {
         let mut ebpf = EbpfLoader::new().btf(None).load(&object).unwrap();
         let program: &mut SchedClassifier = ebpf.program_mut("ingress").unwrap().try_into().unwrap();
         program.load().unwrap();
-        let verified = program.info().unwrap().verified_instruction_count();
-        eprintln!("{verified:?} instructions verified");
         let listener = Listener {
             identity: 1,
             ..Listener::default()
@@ -159,24 +157,22 @@ impl Program {
                 put(&mut ebpf, "pools", at, &pool.bytes());
                 let guarded = (nth == 0).then_some((GUARDED, 1));
                 for (port, guard) in [(PORTS[nth], 0)].into_iter().chain(guarded) {
-                    for protocol in [TCP, UDP] {
-                        let key = ServiceKey {
-                            address: ip(SERVICES[family]),
-                            port: port.to_be_bytes(),
-                            protocol,
-                            bank: 0,
-                        };
-                        let service = Service {
-                            pool: at,
-                            guard,
-                            ..Service::default()
-                        };
-                        serve(&mut ebpf, &key, &service);
-                    }
+                    let service = Service {
+                        pool: at,
+                        guard,
+                        ..Service::default()
+                    };
+                    serve(&mut ebpf, (SERVICES[family], port), &service);
                 }
             }
         }
         Program(ebpf)
+    }
+
+    /// How many instructions the kernel's verifier has followed.
+    pub fn verified(&self) -> u32 {
+        let program: &SchedClassifier = self.0.program("ingress").unwrap().try_into().unwrap();
+        program.info().unwrap().verified_instruction_count().unwrap()
     }
 
     /// Connections of a family's [`PORTS`]'s first pool come from these from now on.
@@ -223,19 +219,11 @@ impl Program {
             ..pool
         };
         put(&mut self.0, "pools", at, &shape.bytes());
-        for protocol in [TCP, UDP] {
-            let key = ServiceKey {
-                address: ip(SERVICES[0]),
-                port: port.to_be_bytes(),
-                protocol,
-                bank: 0,
-            };
-            let service = Service {
-                pool: at,
-                ..Service::default()
-            };
-            serve(&mut self.0, &key, &service);
-        }
+        let service = Service {
+            pool: at,
+            ..Service::default()
+        };
+        serve(&mut self.0, (SERVICES[0], port), &service);
     }
 
     /// Changes a backend of [`serve_pool`](Program::serve_pool).
@@ -300,33 +288,25 @@ impl Program {
             ..Pool::default()
         };
         put(ebpf, "pools", pool, &shape.bytes());
-        let key = |text: &str, port: u16, protocol| ServiceKey {
-            address: ip(text),
-            port: port.to_be_bytes(),
-            protocol,
-            bank: 0,
+        let service = Service {
+            pool,
+            ..Service::default()
         };
-        for protocol in [TCP, UDP] {
+        serve(ebpf, (SERVICES[family], HASHED), &service);
+        for text in HASHED_BACKENDS[family] {
             let service = Service {
-                pool,
-                ..Service::default()
+                kind: SERVICE_ANSWERS,
+                port: HASHED.to_be_bytes(),
+                address: ip(SERVICES[family]),
+                ..service
             };
-            serve(ebpf, &key(SERVICES[family], HASHED, protocol), &service);
-            for text in HASHED_BACKENDS[family] {
-                let service = Service {
-                    kind: SERVICE_ANSWERS,
-                    port: HASHED.to_be_bytes(),
-                    address: ip(SERVICES[family]),
-                    ..service
-                };
-                serve(ebpf, &key(text, HASHED_BACKEND_PORT, protocol), &service);
-            }
+            serve(ebpf, (text, HASHED_BACKEND_PORT), &service);
         }
         let host = Service {
             kind: SERVICE_HOST,
             ..Service::default()
         };
-        serve(ebpf, &key(SOURCES[family], 0, 0), &host);
+        serve_by(ebpf, (SOURCES[family], 0), 0, &host);
     }
 
     /// `None`: the kernel does not make a packet of these bytes, for want of a header.
@@ -389,11 +369,24 @@ pub fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
     }
 }
 
-pub fn serve(ebpf: &mut Ebpf, key: &ServiceKey, service: &Service) {
+/// Has a service at an address and port, TCP and UDP.
+pub fn serve(ebpf: &mut Ebpf, at: (&str, u16), service: &Service) {
+    [TCP, UDP]
+        .iter()
+        .for_each(|&protocol| serve_by(ebpf, at, protocol, service));
+}
+
+fn serve_by(ebpf: &mut Ebpf, (address, port): (&str, u16), protocol: u8, service: &Service) {
+    let key = ServiceKey {
+        address: ip(address),
+        port: port.to_be_bytes(),
+        protocol,
+        bank: 0,
+    };
     let map: &mut aya::maps::Map = ebpf.map_mut("services").unwrap();
     let mut services: Table<&mut MapData, Bytes<20>, Bytes<40>> = map.try_into().unwrap();
     services
-        .insert(shape::<_, 20>(key), shape::<_, 40>(service), 0)
+        .insert(shape::<_, 20>(&key), shape::<_, 40>(service), 0)
         .unwrap();
 }
 

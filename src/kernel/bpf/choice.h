@@ -1,15 +1,11 @@
 /* Which backend a new connection gets: src/balance once more, within what the verifier takes. */
 
-INLINE struct slot *slot_at(const struct pool *pool, __u32 at)
-{
-	__u32 ix = pool->table + at;
-	return map_lookup(&table, &ix);
-}
-
 /* The backend in a slot of a pool, and the slot and index that it has. */
 INLINE struct backend *backend_at(const struct pool *pool, __u32 at, struct slot **slot, __u32 *ix)
 {
-	*slot = slot_at(pool, at);
+	__u32 place = pool->table + at;
+
+	*slot = map_lookup(&table, &place);
 	if (!*slot)
 		return 0;
 	*ix = (*slot)->backend;
@@ -35,11 +31,17 @@ INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 /* Whether a backend has room for this packet's connection: one that it has already takes none. */
 INLINE __u64 has_room(const struct backend *b, const struct packet *p)
 {
-	__u64 room = is_zero(b->active_max) | is_below(b->active, b->active_max) | !is_zero(p->entrance ^ OPENS);
+	__u64 room = is_zero(b->active_max) | is_below(b->active, b->active_max) | not_zero(p->entrance ^ OPENS);
 
 	/* A note for whoever finds none; nothing that is chosen depends on it. */
-	((struct packet *)p)->full |= !room;
+	((struct packet *)p)->full |= room ^ 1;
 	return room;
+}
+
+/* The same, and whether it takes work at all: not where slots are shares. */
+INLINE __u64 takes_work(const struct backend *b, const struct slot *slot, const struct packet *p)
+{
+	return has_room(b, p) & not_zero(slot->weight);
 }
 
 /* What bounded_load compares with. */
@@ -136,7 +138,7 @@ APART __u32 nearest(const struct pool *pool, const struct packet *p)
 }
 
 /* All of them: index of the backend plus one, or 0. */
-INLINE __u32 by_hash(const struct pool *pool, struct packet *p)
+APART __u32 by_hash(const struct pool *pool, struct packet *p)
 {
 	__u64 key = source_key(pool, p);
 	__u32 at = key % SLOTS;
@@ -147,35 +149,52 @@ INLINE __u32 by_hash(const struct pool *pool, struct packet *p)
 	if (pool->bound && p->entrance == OPENS)
 		reckon(pool, p);
 	for (int probe = 0; probe <= PROBES; probe++) {
-		struct slot *slot = slot_at(pool, at);
-		if (slot) {
-			__u32 ix = slot->backend;
-			struct backend *b = map_lookup(&backends, &ix);
-			/* Of nobody, nothing. */
-			if (b && is_below(mix2(key, b->identity) % 1024, slot->weight) & has_room(b, p) & is_under(pool, b, p))
-				return ix + 1;
-		}
-		at += step;
-		if (at >= SLOTS)
-			at -= SLOTS;
+		struct slot *slot;
+		__u32 ix;
+		struct backend *b = backend_at(pool, at, &slot, &ix);
+
+		if (!b)
+			break;
+		/* Of nobody, nothing. */
+		if (is_below(mix2(key, b->identity) % 1024, slot->weight) & has_room(b, p) & is_under(pool, b, p))
+			return ix + 1;
+		at = wrap(at + step, SLOTS);
 	}
 	return nearest(pool, p);
 }
 
-INLINE __u32 by_turn(struct pool *pool, const struct packet *p)
+APART __u32 by_turn(struct pool *pool, const struct packet *p)
 {
-	__u64 turn = __sync_fetch_and_add(&pool->turn, 1);
+	__u32 at = __sync_fetch_and_add(&pool->turn, 1) % pool->length;
 
 	for (int i = 0; i < LEAST_SEEN; i++) {
-		struct slot *slot = slot_at(pool, (turn + i) % pool->length);
-		if (slot) {
-			__u32 ix = slot->backend;
-			struct backend *b = map_lookup(&backends, &ix);
-			if (b && (has_room(b, p) & !is_zero(slot->weight)))
-				return ix + 1;
-		}
+		struct slot *slot;
+		__u32 ix;
+		struct backend *b = backend_at(pool, at, &slot, &ix);
+
+		if (!b)
+			break;
+		if (takes_work(b, slot, p))
+			return ix + 1;
+		at = wrap(at + 1ull, pool->length);
 	}
 	return 0;
+}
+
+/* Of two slots by chance, the backend that has less; 0 if one of them takes nothing. */
+APART __u32 by_chance(const struct pool *pool, const struct packet *p)
+{
+	struct backend *first, *second;
+	struct slot *slot;
+	__u32 one, two;
+
+	first = backend_at(pool, prandom() % pool->length, &slot, &one);
+	if (!first || !takes_work(first, slot, p))
+		return 0;
+	second = backend_at(pool, prandom() % pool->length, &slot, &two);
+	if (!second || !takes_work(second, slot, p))
+		return 0;
+	return (second->active < first->active ? two : one) + 1;
 }
 
 /* Response times as src/balance/least_time.rs has them, in whole numbers: up to two hours, fractions in 1/2^20. */
@@ -228,15 +247,15 @@ INLINE __u64 latency(const struct backend *b, __u64 now)
 {
 	__u64 known = b->latency & LATENCY_MAX, left = faded(known, b->latency_at, now);
 
-	return left + (is_zero(left) & !is_zero(known));
+	return left + (is_zero(left) & not_zero(known));
 }
 
-/* What one more connection costs at a backend, its weight aside. */
-INLINE __u64 cost(const struct pool *pool, const struct backend *b, __u64 now)
+/* What one more connection costs at a backend, its weight aside. `timed`: response times count. */
+INLINE __u64 cost(const struct backend *b, int timed, __u64 now)
 {
 	__u64 active = b->active, time, is_few, is_unknown;
 
-	if (pool->balance != BALANCE_TIME)
+	if (!timed)
 		return active + 1;
 	/* So that the product has room. */
 	is_few = is_below(active, 1 << 20);
@@ -244,14 +263,14 @@ INLINE __u64 cost(const struct pool *pool, const struct backend *b, __u64 now)
 	time = latency(b, now);
 	is_unknown = is_zero(time);
 	/* Nothing at all where nobody has tried. */
-	return (time + is_unknown * LATENCY_UNKNOWN) * (active + 1) & -!(is_unknown & is_zero(active));
+	return (time + is_unknown * LATENCY_UNKNOWN) * (active + 1) & ((is_unknown & is_zero(active)) - 1);
 }
 
-/* Of `seen` slots from `first`, the one whose backend costs the least for its weight. */
-INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 first, __u32 seen, __u64 now)
+/* Of as many slots as are looked at, from one by chance, the one whose backend costs the least for its weight. */
+INLINE __u32 least_of(const struct pool *pool, const struct packet *p, int timed, __u64 now)
 {
+	__u32 best = 0, at = prandom() % pool->length;
 	__u64 best_cost = 0, best_weight = 1;
-	__u32 best = 0;
 
 	for (int i = 0; i < LEAST_SEEN; i++) {
 		struct slot *slot;
@@ -259,23 +278,37 @@ INLINE __u32 least_of(const struct pool *pool, const struct packet *p, __u32 fir
 		__u64 costs, takes;
 		__u32 ix;
 
-		if (i >= seen)
+		if (i >= pool->length)
 			break;
-		b = backend_at(pool, (first + i) % pool->length, &slot, &ix);
+		b = backend_at(pool, at, &slot, &ix);
 		if (!b)
 			break;
-		costs = cost(pool, b, now);
+		costs = cost(b, timed, now);
 		takes = is_zero(best) | is_less(costs, slot->weight, best_cost, best_weight);
-		takes &= has_room(b, p) & !is_zero(slot->weight);
+		takes &= takes_work(b, slot, p);
 		best = either(takes, ix + 1, best);
 		best_cost = either(takes, costs, best_cost);
 		best_weight = either(takes, slot->weight, best_weight);
+		at = wrap(at + 1ull, pool->length);
 	}
 	return best;
 }
 
+/* A function for each kind of cost: in one, the verifier would follow each way through the other as well. */
+APART __u32 least_loaded(struct pool *pool, struct packet *p)
+{
+	return least_of(pool, p, 0, 0);
+}
+
+APART __u32 least_timed(struct pool *pool, struct packet *p, __u64 now)
+{
+	return least_of(pool, p, 1, now);
+}
+
 APART __u32 choose(struct pool *pool, struct packet *p, __u64 now)
 {
+	__u32 chosen;
+
 	if (!pool->length)
 		return 0;
 	if (pool->only) {
@@ -288,17 +321,13 @@ APART __u32 choose(struct pool *pool, struct packet *p, __u64 now)
 		return by_hash(pool, p);
 	case BALANCE_TURN:
 		return by_turn(pool, p);
-	case BALANCE_CHANCE: {
-		__u32 one = least_of(pool, p, prandom() % pool->length, 1, now);
-		__u32 two = least_of(pool, p, prandom() % pool->length, 1, now);
-		__u32 a = one - 1, b = two - 1;
-		struct backend *first, *second;
-		if (!one || !two)
-			break;
-		first = map_lookup(&backends, &a);
-		second = map_lookup(&backends, &b);
-		return first && second && second->active < first->active ? two : one;
+	case BALANCE_CHANCE:
+		chosen = by_chance(pool, p);
+		if (chosen)
+			return chosen;
+		break;
+	case BALANCE_TIME:
+		return least_timed(pool, p, now);
 	}
-	}
-	return least_of(pool, p, prandom() % pool->length, pool->length < LEAST_SEEN ? pool->length : LEAST_SEEN, now);
+	return least_loaded(pool, p);
 }

@@ -14,6 +14,22 @@ INLINE void forget(const struct tuple *key, const struct tuple *other)
 	map_delete(&flows, other);
 }
 
+/* What is served where a client's packet goes to. */
+APART struct service *service_of(struct tuple *key)
+{
+	__u32 zero = 0;
+	struct state *in_force = map_lookup(&state, &zero);
+	struct service_key wanted = {};
+
+	if (!in_force)
+		return 0;
+	wanted.port = key->dport;
+	wanted.protocol = key->protocol;
+	wanted.bank = in_force->bank & 1;
+	__builtin_memcpy(wanted.address, key->dst, 16);
+	return map_lookup(&services, &wanted);
+}
+
 INLINE void add(__u32 *gauge, int n)
 {
 	__sync_fetch_and_add(gauge, n);

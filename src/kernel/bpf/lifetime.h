@@ -28,6 +28,23 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	return 0;
 }
 
+/* The flow that a SYN of its client belongs to, or 0 if the SYN begins another; then nothing is left of the one that there was. Apart,
+ * so that the verifier has forgotten whether there was one by the time that the new one is opened. */
+APART struct flow *going_on(struct packet *p, struct flow *flow)
+{
+	__u32 ix = flow->backend;
+	struct backend *backend = map_lookup(&backends, &ix);
+	struct tuple other;
+
+	turn_round(&other, &flow->to);
+	/* After an end the client may use its port again. Before the first answer, the backend may have been found down. */
+	if (!(flow->flags & FLOW_ENDED) &&
+	    (flow->flags & (FLOW_ANSWERED | FLOW_DSR) || (backend && backend->ready && map_lookup(&half, &other))))
+		return flow;
+	forget(&p->key, &other);
+	return 0;
+}
+
 /* Whether this packet of a flow's client shows that both sides have been heard. */
 INLINE int settles(const struct flow *flow, const struct packet *p)
 {

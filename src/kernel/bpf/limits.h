@@ -12,33 +12,38 @@ INLINE void source_of(struct source *into, const struct listener *listener, cons
 	into->address[3] = v4 ? address[3] : 0;
 }
 
-/* Looks a source up in both of its buckets; src/kernel/sources.rs has the same. Everything is kept in memory, so that the verifier
- * does not follow what each slot may mean for the next. */
-APART int look_up(volatile struct search *s)
+/* Looks a source up in both of its buckets; src/kernel/sources.rs has the same. */
+APART int look_up(struct search *s)
 {
-	s->slot = 0;
-	s->live = 0;
+	__u64 own = s->hash >> COUNT_BITS, slot = 0, live = 0;
+
 	s->room[0] = s->room[1] = 0;
-	for (int i = 0; i < 2 * BUCKET; i++) {
-		__u32 ix = s->buckets[i / BUCKET];
+	for (int half = 0; half < 2; half++) {
+		__u32 ix = s->buckets[half];
 		struct bucket *bucket = map_lookup(&sources, &ix);
-		__u64 word;
+		__u64 room = 0, vacant = 0;
 
 		if (!bucket)
-			return 0;
-		word = *(volatile __u64 *)&bucket->slots[i % BUCKET];
-		if (!word) {
-			s->room[i / BUCKET]++;
-			s->vacant[i / BUCKET] = i;
-		} else if (word >> COUNT_BITS == s->hash >> COUNT_BITS) {
-			s->live += word & COUNT_MAX;
-			s->slot = i + 1;
+			break;
+		for (int i = 0; i < BUCKET; i++) {
+			__u64 word = *(volatile __u64 *)&bucket->slots[i], is_free, is_own;
+
+			is_free = is_zero(word >> COUNT_BITS | (word & COUNT_MAX));
+			is_own = is_zero(word >> COUNT_BITS ^ own) & (is_free ^ 1);
+			room += is_free;
+			vacant = either(is_free, half * BUCKET + i, vacant);
+			live += word & COUNT_MAX & -is_own;
+			slot = either(is_own, half * BUCKET + i + 1, slot);
 		}
+		s->room[half] = room;
+		s->vacant[half] = vacant;
 	}
+	s->slot = slot;
+	s->live = live;
 	return 0;
 }
 
-INLINE struct search *search_for(const struct listener *listener, const __u32 *address)
+APART struct search *search_for(const struct listener *listener, const __u32 *address)
 {
 	__u32 zero = 0;
 	struct search *s = map_lookup(&searches, &zero);
@@ -152,7 +157,7 @@ INLINE struct guard *guard_at(__u32 guard)
 }
 
 /* What a guard, by its place plus one, says of an address. Deny wins over allow, whatever their lengths: `networks` is written so. */
-INLINE __u32 verdict_of(const struct guard *guard, __u32 place, const __u32 *address)
+APART __u32 verdict_of(const struct guard *guard, __u32 place, const __u32 *address)
 {
 	struct network network;
 	__u32 *verdict;
@@ -212,22 +217,12 @@ APART int judge(struct packet *p, struct service *service, struct listener *list
 /* Counts a flow at its source; 0, or what is against it, plus one. */
 APART int enter_guarded(struct tuple *key, struct flow *up, struct listener *listener, __u64 now)
 {
-	__u32 zero = 0;
-	struct state *in_force = map_lookup(&state, &zero);
-	struct service_key wanted = {};
-	struct service *service;
+	struct service *service = service_of(key);
 	struct guard *guard;
 	struct source source;
 	struct search *s;
 	int is_new = !(up->flags & (FLOW_JOINED | FLOW_LET_IN));
 
-	if (!in_force)
-		return 0;
-	wanted.port = key->dport;
-	wanted.protocol = key->protocol;
-	wanted.bank = in_force->bank & 1;
-	__builtin_memcpy(wanted.address, key->dst, 16);
-	service = map_lookup(&services, &wanted);
 	/* Of a listener that has gone meanwhile. */
 	if (!service)
 		return 0;

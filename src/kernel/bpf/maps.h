@@ -142,8 +142,6 @@ struct packet {
 	__u16 pad;
 	__u32 seq;
 	__u32 ack;
-	/* The client's port if it may be one of ours, else 0. */
-	__u32 own;
 	/* Of its source (BALANCE_HASH). */
 	__u64 source;
 	/* What those have together who take work and have room, and their weight; 0 = that is not looked at. */

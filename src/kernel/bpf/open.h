@@ -4,10 +4,9 @@
 APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple *came)
 {
 	__u32 zero = 0, one = 1, ix, chosen, from, why;
-	struct state *in_force = map_lookup(&state, &zero);
 	struct flow *up = map_lookup(&scratch, &zero), *down = map_lookup(&scratch, &one);
-	struct service_key wanted = {};
-	struct service *service;
+	struct state *in_force = map_lookup(&state, &zero);
+	struct service *service = service_of(&p->key);
 	struct listener *listener;
 	struct backend *backend;
 	struct pool *pool;
@@ -15,11 +14,6 @@ APART int open(struct __sk_buff *skb, struct packet *p, __u64 now, struct tuple 
 
 	if (!in_force || !up || !down)
 		return PASS;
-	wanted.port = p->key.dport;
-	wanted.protocol = p->key.protocol;
-	wanted.bank = in_force->bank & 1;
-	__builtin_memcpy(wanted.address, p->key.dst, 16);
-	service = map_lookup(&services, &wanted);
 	if (!service || service->kind != SERVICE_CLIENTS || in_force->closed)
 		return PASS;
 	ix = service->listener;

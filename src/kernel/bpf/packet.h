@@ -223,15 +223,22 @@ INLINE long replace_pseudo(struct __sk_buff *skb, __u32 at, __u32 difference, __
  * of numbers below 2^63. */
 INLINE __u64 is_below(__u64 a, __u64 b)
 {
+	/* Or the compiler would make a branch of it, and of what is reckoned with it. */
 	a -= b;
-	/* Or the compiler would make a branch of it. */
 	asm volatile("" : "+r"(a));
-	return a >> 63;
+	a >>= 63;
+	asm volatile("" : "+r"(a));
+	return a;
 }
 
 INLINE __u64 is_zero(__u64 a)
 {
 	return is_below(a, 1);
+}
+
+INLINE __u64 not_zero(__u64 a)
+{
+	return is_below(0, a);
 }
 
 /* `a` if `chosen` is 1, else `b`. */
@@ -247,4 +254,10 @@ INLINE __u64 is_less(__u64 a, __u32 b, __u64 c, __u32 d)
 	__u64 left_high = (a >> 32) * d + (left >> 32), right_high = (c >> 32) * b + (right >> 32);
 
 	return is_below(left_high, right_high) | (is_zero(left_high ^ right_high) & is_below((__u32)left, (__u32)right));
+}
+
+/* A place in a ring, from one that is less than a round too far. */
+INLINE __u32 wrap(__u64 at, __u32 length)
+{
+	return at - (length & (is_below(at, length) - 1));
 }

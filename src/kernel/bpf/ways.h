@@ -58,17 +58,17 @@ APART int find_way(struct __sk_buff *skb, struct flow *flow, __u32 fallback, __u
 }
 
 /* The nth of the ports for mode nat; 0: there are not so many. */
-INLINE __u32 nth_port(const struct ports *usable, __u64 nth)
+INLINE __u32 nth_port(const volatile struct ports *usable, __u64 nth)
 {
 	__u64 port = 0, found = 0;
 
 #pragma clang loop unroll(full)
 	for (int i = 0; i < PORT_RANGES; i++) {
-		__u64 length = usable->ranges[i].length, here = is_below(nth, length) & !found;
+		__u64 length = usable->ranges[i].length, here = is_below(nth, length) & (found ^ 1);
 
 		port = either(here, usable->ranges[i].first + nth, port);
 		found |= here;
-		nth -= length & -!found;
+		nth -= length & (found - 1);
 	}
 	return port;
 }
@@ -111,7 +111,7 @@ APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed
 			map_delete(&half, key);
 		}
 	}
-	return map_update(&half, key, down, BPF_NOEXIST) != 0;
+	return map_update(&half, key, down, BPF_NOEXIST);
 }
 
 /* Which of a pool's own addresses is the first to be tried for a client. */
@@ -126,28 +126,29 @@ INLINE __u32 first_source(const struct pool *pool, const struct packet *p)
  * client's own port is tried, and then others by chance; when all of these are taken, it is the turn of the pool's next address. */
 APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, struct flow *down, __u64 now)
 {
-	/* Read each time: what the verifier has found out of them in one round would count in the others. */
+	/* Read each time: what the verifier has found out of it in one round would count in the others. */
 	volatile __u32 *count = &pool->sources_count;
-	volatile __u32 *own = &p->own;
-	__u32 zero = 0;
+	__u32 zero = 0, own, tries;
 	struct ports *usable = map_lookup(&ports, &zero);
 
 	if (!usable || !usable->total)
 		return 1;
-	*own = bpf_htons(p->key.sport) * is_usable(usable, bpf_htons(p->key.sport));
+	own = bpf_htons(p->key.sport) * is_usable(usable, bpf_htons(p->key.sport));
+	tries = either(is_below(1, *count), *count * SOURCE_TRIES, PORT_TRIES);
 	for (__u32 i = 0; i < SOURCES * SOURCE_TRIES; i++) {
-		__u32 nth = i / SOURCE_TRIES, is_first = !(i % SOURCE_TRIES), port, total;
+		__u32 total, port, nth, with_own;
 
-		if (*count > 1 ? nth >= *count : i >= PORT_TRIES)
+		if (i >= tries)
 			break;
-		if (is_first && (!i || *count > 1) && *count) {
-			nth = (first_source(pool, p) + nth) % *count;
+		if (!(i % SOURCE_TRIES) && *count) {
+			nth = (first_source(pool, p) + i / SOURCE_TRIES) % *count;
 			__builtin_memcpy(key->dst, pool->sources[nth & (SOURCES - 1)], 16);
 		}
 		/* Each by itself: fixed steps would meet the runs of taken ports that they have made. */
 		total = usable->total;
 		port = nth_port(usable, prandom() % (total + is_zero(total)));
-		key->dport = bpf_htons((__u16)either(is_first & !is_zero(*own), *own, port));
+		with_own = is_zero(i % SOURCE_TRIES) & (is_zero(i) | is_below(1, *count)) & not_zero(own);
+		key->dport = bpf_htons((__u16)either(with_own, own, port));
 		if (!take_port(key, down, now, i >= PORT_TRIES / 3))
 			return 0;
 	}
