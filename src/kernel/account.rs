@@ -173,7 +173,7 @@ impl Core {
     }
 
     /// Frames that end a TCP connection and tell both of its sides; `None` if there is nobody to tell, or it is under way.
-    pub(super) fn cut(&mut self, key: &Tuple, up: &Flow, down: Option<&Flow>, cause: Cause) -> Option<[Injected; 2]> {
+    pub(super) fn cut(&mut self, key: &Tuple, up: &Flow, down: Option<&Flow>, cause: Cause) -> Option<Vec<Injected>> {
         let until = Instant::now() + TELLS;
         // Its address is at another node, and so may be the connection.
         let home = *self.locals.get(&key.destination().ip())?;

@@ -3,6 +3,9 @@
 //! Its number is what the receiver expects next, as far as packets that have passed tell: after everything that the other side has
 //! sent, or what the receiver itself has acknowledged where the other side is not seen. If that is not exact, the receiver asks
 //! (RFC 5961, 3.2), and the program answers exactly.
+//!
+//! Where answers are not seen, what a client has acknowledged may be long out of date, and an RST with a number that it has had it ignores.
+//! So it is asked besides, as by a keep-alive (RFC 9293, 3.8.4): its answer says what it expects, and is answered exactly.
 
 use crate::base::checksum;
 
@@ -10,10 +13,11 @@ use super::layout::{Address, FLOW_DSR, Flow, INJECT_CUT, INJECT_PLAIN, Tuple};
 use super::program::Injected;
 
 const RST_ACK: u8 = 0x14;
+const ACK: u8 = 0x10;
 const HOPS: u8 = 64;
 
-/// For the backend and for the client. `home` is the interface that has the address which clients use.
-pub fn resets(key: &Tuple, up: &Flow, down: Option<&Flow>, home: u32) -> [Injected; 2] {
+/// For the backend and for the client, in this order. `home` is the interface that has the address which clients use.
+pub fn resets(key: &Tuple, up: &Flow, down: Option<&Flow>, home: u32) -> Vec<Injected> {
     // What each side sends next: what has passed, or what the other side has acknowledged.
     let next = |sent: Option<&Flow>, other: Option<&Flow>| match (sent, other) {
         (Some(sent), _) if sent.packets > 0 => sent.next,
@@ -22,33 +26,35 @@ pub fn resets(key: &Tuple, up: &Flow, down: Option<&Flow>, home: u32) -> [Inject
     };
     let client_next = next(Some(up), down);
     let backend_next = next(down, Some(up));
-    let to_backend = frame(key, client_next, backend_next);
-    let (kind, as_backend_sends) = match up.flags & FLOW_DSR {
-        0 => (INJECT_CUT, up.to.turned()),
-        _ => (INJECT_PLAIN, key.turned()),
-    };
-    let to_client = frame(&as_backend_sends, backend_next, client_next);
     let or_home = |interface: Option<u32>| interface.filter(|&index| index != 0).unwrap_or(home);
-    [
-        Injected {
-            interface: or_home(down.map(|down| down.ifindex)),
-            kind: INJECT_CUT,
-            rest: to_backend,
-        },
-        Injected {
+    let mut frames = vec![Injected {
+        interface: or_home(down.map(|down| down.ifindex)),
+        kind: INJECT_CUT,
+        rest: frame(key, client_next, backend_next, RST_ACK),
+    }];
+    let mut tell = |kind, as_backend_sends: Tuple, seq, flags| {
+        frames.push(Injected {
             interface: or_home(down.map(|_| up.ifindex)),
             kind,
-            rest: to_client,
-        },
-    ]
+            rest: frame(&as_backend_sends, seq, client_next, flags),
+        });
+    };
+    match up.flags & FLOW_DSR {
+        0 => tell(INJECT_CUT, up.to.turned(), backend_next, RST_ACK),
+        _ => {
+            tell(INJECT_PLAIN, key.turned(), backend_next, RST_ACK);
+            tell(INJECT_PLAIN, key.turned(), backend_next.wrapping_sub(1), ACK);
+        }
+    }
+    frames
 }
 
 /// All of a frame but its Ethernet addresses.
-fn frame(from: &Tuple, seq: u32, ack: u32) -> Vec<u8> {
+fn frame(from: &Tuple, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
     let mut tcp = [from.sport, from.dport].concat();
     tcp.extend(seq.to_be_bytes());
     tcp.extend(ack.to_be_bytes());
-    tcp.extend([5 << 4, RST_ACK, 0, 0, 0, 0, 0, 0]);
+    tcp.extend([5 << 4, flags, 0, 0, 0, 0, 0, 0]);
     let length = tcp.len() as u16;
     // What an IPv4 address has before it, 0xffff, is nothing to a sum.
     let pseudo = [&from.src[..], &from.dst, &length.to_be_bytes(), &[0, from.protocol]].concat();
@@ -100,8 +106,8 @@ mod tests {
         }
     }
 
-    /// Numbers of a frame, and whether its sums are right.
-    fn numbers(frame: &Injected) -> (u32, u32) {
+    /// Numbers of a frame with these flags, and whether its sums are right.
+    fn numbers(frame: &Injected, flags: u8) -> (u32, u32) {
         let tcp = &frame.rest[frame.rest.len() - 20..];
         let of = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().unwrap());
         let (addresses, sum_of_header) = match frame.rest[0] {
@@ -110,7 +116,7 @@ mod tests {
         };
         assert_eq!(sum_of_header, 0);
         assert_eq!(checksum::internet(&[addresses, &[0, 20, 0, 6], tcp]), 0);
-        assert_eq!(tcp[13], RST_ACK);
+        assert_eq!(tcp[13], flags);
         (of(4), of(8))
     }
 
@@ -155,9 +161,13 @@ mod tests {
                 let mut up = flow(up, 7, tuple(source, backend));
                 up.flags |= if is_dsr { FLOW_DSR } else { 0 };
                 let down = down.map(|down| flow(down, 8, key.turned()));
-                let [backends, clients] = resets(&key, &up, down.as_ref(), 9);
-                assert_eq!(numbers(&backends), to_backend, "family {family}, row {row}");
-                assert_eq!(numbers(&clients), to_client, "family {family}, row {row}");
+                let frames = resets(&key, &up, down.as_ref(), 9);
+                let (backends, clients) = (&frames[0], &frames[1]);
+                assert_eq!(numbers(backends, RST_ACK), to_backend, "family {family}, row {row}");
+                assert_eq!(numbers(clients, RST_ACK), to_client, "family {family}, row {row}");
+                let asked = frames[2..].iter().map(|frame| numbers(frame, ACK)).collect::<Vec<_>>();
+                let question = is_dsr.then(|| (to_client.0 - 1, to_client.1));
+                assert_eq!(asked, Vec::from_iter(question), "family {family}, row {row}");
                 let wanted = if is_dsr {
                     (9, 9, INJECT_PLAIN)
                 } else {

@@ -35,6 +35,12 @@
  * number follows all that has passed here until then. If some of that was lost, the receiver takes the number for a guess and asks
  * (RFC 5961, 3.2); whatever comes from then on is answered by RST with exactly the number that is expected.
  *
+ * The kernel's verifier follows every way through the program, a million instructions at most, and gives up a way only where it has
+ * been before with the same: the same registers, and the same on the stack. So, where it matters (tests/kernel/object.rs prints what it
+ * comes to): what a loop decides is reckoned, not branched for; a loop is left where there is nothing to look at; what is not needed
+ * after a branch stays on the stack of a function apart, whose end forgets it; and all frames of a chain of calls together have 512
+ * bytes, each counted in steps of 32 before Linux 6.8.
+ *
  * What this never does: it does not loop over anything that grows, does not wait, does not touch a packet of somebody else, and
  * passes on nothing that it could not rewrite completely.
  *

@@ -2,13 +2,14 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::common::client::{connect, round_trip, try_connect};
-use super::common::netns::Bridge;
+use super::common::netns::{Bridge, counted};
 use super::common::operator::{json, said};
 use super::common::server::Server;
-use super::common::{PATIENCE, Weir, may_make_namespaces};
+use super::common::{PATIENCE, Weir, may_make_namespaces, wait_until};
 use super::hosts::{Family, Net, V4, V6};
 
 fn config(family: Family, listener: &str, pool: &str) -> String {
@@ -170,13 +171,8 @@ fn a_backend_that_does_not_answer_refuses() {
     }
 }
 
-/// `dsr`: what the backend sends is not seen, and its side of the connection ends all the same. Seen to fail where the
-/// backend's RST is dropped.
-#[test]
-fn both_are_told_where_answers_are_not_seen() {
-    if !may_make_namespaces() {
-        return;
-    }
+/// Client, balancer and a backend in mode `dsr` on one bridge, and the service that they know.
+fn direct() -> (Net, Bridge, String) {
     let service = V4.host(8, 8);
     let net = Net::unlinked();
     let bridge = Bridge::new();
@@ -191,16 +187,66 @@ fn both_are_told_where_answers_are_not_seen() {
     }
     net.client
         .ip(&["route", "add", &format!("{service}/32"), "via", "10.7.0.1"]);
-    let (told, ends) = channel();
-    let _server = net.serve(0, &format!("{service}:80"), echo_and_tell(&told));
-    let weir = net.weir(&format!(
+    (net, bridge, format!("{service}:80"))
+}
+
+fn config_direct(service: &str) -> String {
+    format!(
         "
-listeners: {{web: {{engine: kernel, bind: ['{service}:80'], pool: web}}}}
+listeners: {{web: {{engine: kernel, bind: ['{service}'], pool: web}}}}
 pools: {{web: {{kernel: {{mode: dsr}}, health: none, backends: [10.7.0.20]}}}}
 "
-    ));
-    let mut client = net.client.enter(|| connect(&format!("{service}:80")));
+    )
+}
+
+/// `dsr`: what the backend sends is not seen, and its side of the connection ends all the same. Seen to fail where the
+/// backend's RST is dropped.
+#[test]
+fn both_are_told_where_answers_are_not_seen() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let (net, _bridge, service) = direct();
+    let (told, ends) = channel();
+    let _server = net.serve(0, &service, echo_and_tell(&told));
+    let weir = net.weir(&config_direct(&service));
+    let mut client = net.client.enter(|| connect(&service));
     round_trip(&mut client, b"hello");
+    let id = json(&weir, &["conns"])[0]["id"].to_string();
+    said(&weir, &["kill", &id]);
+    both_are_told(&mut client, &ends, &weir, "killed");
+}
+
+/// The same for a client that has received more than weir can know of, and that nothing more will come for. Seen to fail where it is not
+/// asked what it has.
+#[test]
+fn whoever_has_received_more_is_told_where_answers_are_not_seen() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let (net, _bridge, service) = direct();
+    let ((told, ends), (go, going)) = (channel(), channel());
+    let (echo, going) = (echo_and_tell(&told), Mutex::new(going));
+    let _server = net.serve(0, &service, move |mut stream| {
+        stream.read_exact(&mut [0; 5]).unwrap();
+        stream.write_all(b"hello").unwrap();
+        let () = going.lock().unwrap().recv().unwrap();
+        stream.write_all(&[7; 1000]).unwrap();
+        echo(stream);
+    });
+    let weir = net.weir(&config_direct(&service));
+    let mut client = net.client.enter(|| connect(&service));
+    round_trip(&mut client, b"hello");
+    let chain = "chain out { type filter hook output priority 0;";
+    net.client.nft(&format!(
+        "table inet weir {{ counter lost {{}}; {chain} tcp dport 80 counter name lost drop; }}; }}"
+    ));
+    go.send(()).unwrap();
+    client.read_exact(&mut [0; 1000]).unwrap();
+    wait_until("its acknowledgement is lost", || counted(&net.client, "lost") > 0);
+    // Or the backend would send it once more, and be answered.
+    net.backends[0].nft(&format!("table inet weir {{ {chain} tcp sport 80 drop; }}; }}"));
+    net.client.nft("delete table inet weir");
     let id = json(&weir, &["conns"])[0]["id"].to_string();
     said(&weir, &["kill", &id]);
     both_are_told(&mut client, &ends, &weir, "killed");

@@ -10,15 +10,13 @@ use weir::balance::acl::NetSet;
 use weir::balance::limits::{Admission, Limit, SourceLimits, SourceTable};
 use weir::base::Rng;
 use weir::config::model::Rate;
-use weir::kernel::layout::{
-    Bucket, Guard, Listener, Plain, Process, Service, Tally, VERDICT_DENIED, VERDICT_EXEMPT,
-};
+use weir::kernel::layout::{Bucket, Guard, Listener, Plain, Process, Service, Tally, VERDICT_DENIED, VERDICT_EXEMPT};
 
 use super::common::netns::Netns;
 use super::common::{may_make_namespaces, seed};
 use super::model::{
-    ACK, BACKEND_PORT, BACKENDS, Build, Bytes, Program, RST, SERVICES, SOURCES, SYN, TCP, UDP, Verdict,
-    forward_everything, ip, judge, parse, put, segment, sent, serve,
+    ACK, BACKEND_PORT, BACKENDS, Build, Bytes, Program, RST, SERVICES, SOURCES, SYN, UDP, Verdict, forward_everything,
+    ip, judge, parse, put, segment, sent, serve,
 };
 
 /// The service of these tests, and its listener's place.

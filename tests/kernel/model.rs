@@ -1550,6 +1550,49 @@ fn ports_of_ended_connections_serve_others() {
     });
 }
 
+/// A backend may remember a pair of ports, and refuse whoever comes from there, or answer with what makes the client end it. Then the
+/// client's next SYN comes from another port. After a connection that came about, its own port is as good as before.
+///
+/// Seen to fail where a client's own port is always tried first.
+#[test]
+fn after_a_refusal_another_port_is_tried() {
+    const CLIENTS_EACH: u16 = 8;
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("ports");
+    netns.enter(|| {
+        let mut program = Program::new();
+        program.state_sources(0, &[SOURCES[0]]);
+        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        // Who sends what after the first SYN.
+        let rows: [(&[(bool, u8)], bool); 3] = [
+            (&[(false, RST | ACK)], true),
+            (&[(false, ACK), (true, RST)], true),
+            (&[(false, SYN | ACK), (true, ACK), (true, RST | ACK)], false),
+        ];
+        for (row, (then, elsewhere)) in rows.into_iter().enumerate() {
+            let moves = |nth: u16| {
+                let client = (CLIENTS[0][0], 10_000 + 100 * row as u16 + nth);
+                let syn = || sent(&program, &segment(client, service, SYN)).source().port();
+                assert_eq!(syn(), client.1);
+                for &(by_client, flags) in then {
+                    let (from, to) = match by_client {
+                        true => (client, service),
+                        false => (backend, (SOURCES[0], client.1)),
+                    };
+                    sent(&program, &segment(from, to, flags));
+                }
+                syn() != client.1
+            };
+            let moved = (0..CLIENTS_EACH).filter(|&nth| moves(nth)).count();
+            // Another port by chance may be the same one.
+            assert_eq!(moved > usize::from(CLIENTS_EACH) / 2, elsewhere, "row {row}: {moved}");
+            assert!(elsewhere || moved == 0, "row {row}: {moved}");
+        }
+    });
+}
+
 /// A flood of SYNs has taken every port towards a backend: whoever comes a moment later is served all the same.
 ///
 /// Seen to fail where half-open connections keep their ports.

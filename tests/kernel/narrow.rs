@@ -77,6 +77,18 @@ fn set_whole(socket: &UdpSocket, family: Family, whole: bool) {
     assert_eq!(done, 0);
 }
 
+/// Has datagrams bear something between the IP header and their own: options over IPv4, a header of destination options over IPv6, which
+/// says nothing either.
+fn add_options(socket: &UdpSocket, family: Family) {
+    let (level, name) = option(family, libc::IP_OPTIONS, libc::IPV6_DSTOPTS);
+    let (four, six): (&[u8], &[u8]) = (&[1; 8], &[0, 0, 1, 4, 0, 0, 0, 0]);
+    let bytes = if family == V4 { four } else { six };
+    let length = bytes.len() as libc::socklen_t;
+    // SAFETY: the option is so many bytes.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, bytes.as_ptr().cast(), length) };
+    assert_eq!(done, 0);
+}
+
 /// What the kernel has learnt of the way to the other side.
 fn path_mtu(socket: &UdpSocket, family: Family) -> libc::c_int {
     let (level, name) = option(family, libc::IP_MTU, libc::IPV6_MTU);
@@ -109,8 +121,8 @@ fn filler(net: &Net, address: &str) {
     });
 }
 
-/// Both families, both directions, checksums of every kind. Seen to fail with the sum of a complete packet for every one (the client
-/// is told nothing that it believes where the balancer completes sums).
+/// Both families, both directions, with and without options, checksums of every kind. Seen to fail with the sum of a complete packet for
+/// every one (the client is told nothing that it believes where the balancer completes sums).
 #[test]
 fn senders_of_large_datagrams_learn_the_size_of_the_way() {
     if !may_make_namespaces() {
@@ -122,16 +134,25 @@ fn senders_of_large_datagrams_learn_the_size_of_the_way() {
             .iter()
             .for_each(|family| filler(&net, &family.backend(0, 5353)));
         let weir = net.weir(&config());
-        // Clients to backends.
-        net.set_mtu(1, NARROW);
-        for family in [V4, V6] {
+        // Clients to backends. What one socket has learnt the next one knows.
+        for (family, narrow, length, has_options) in [
+            (V4, 1400, 1400, true),
+            (V6, 1400, 1400, true),
+            (V4, NARROW, 1340, false),
+            (V6, NARROW, 1340, false),
+        ] {
+            net.set_mtu(1, narrow);
             let socket = net.udp_client(&family.service(53));
+            if has_options {
+                add_options(&socket, family);
+            }
             assert_eq!(ask(&socket, b"10").len(), 10);
             set_whole(&socket, family, true);
-            socket.send(&[b' '; 1400]).unwrap();
-            wait_until(&format!("{sums:?} {family:?}: the client is told"), || {
-                path_mtu(&socket, family) == NARROW as libc::c_int
-            });
+            socket.send(&vec![b' '; length]).unwrap();
+            wait_until(
+                &format!("{sums:?} {family:?} {has_options}: the client is told"),
+                || path_mtu(&socket, family) == narrow as libc::c_int,
+            );
             set_whole(&socket, family, false);
             // The error that waits to be fetched.
             let _ = socket.take_error();

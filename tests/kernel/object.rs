@@ -23,6 +23,7 @@ fn the_committed_object_is_what_its_source_makes() {
 fn the_verifier_has_little_to_follow() {
     const MOST: u32 = 230_000;
     let verified = Program::new().verified();
+    println!("{verified} instructions verified");
     assert!(
         (1..MOST).contains(&verified),
         "{verified} instructions verified of {MOST}"

@@ -38,7 +38,7 @@ INLINE __u64 has_room(const struct backend *b, const struct packet *p)
 	return room;
 }
 
-/* The same, and whether it takes work at all: not where slots are shares. */
+/* The same, and whether the slot gets any. Slots of source_hash are shares: `is_below`. */
 INLINE __u64 takes_work(const struct backend *b, const struct slot *slot, const struct packet *p)
 {
 	return has_room(b, p) & not_zero(slot->weight);

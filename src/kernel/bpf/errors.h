@@ -118,7 +118,7 @@ INLINE int is_partial(struct __sk_buff *skb, __u32 at, __u16 *sum)
  * packet itself is what is sent back, its beginning behind two new headers. */
 APART int too_big(struct __sk_buff *skb, struct packet *p, __u32 mtu, __u64 now)
 {
-	__u32 header = p->is_v6 ? 40 : 20, sum;
+	__u32 header = p->is_v6 ? 40 : 20, headers = p->l4 - p->l3, summed, sum;
 	__u8 macs[12], quoted[QUOTED];
 	__u16 left = 0;
 	int partial;
@@ -130,8 +130,8 @@ APART int too_big(struct __sk_buff *skb, struct packet *p, __u32 mtu, __u64 now)
 		__u32 mtu;
 	} icmp = {p->is_v6 ? 2 : 3, p->is_v6 ? 0 : 4, 0, bpf_htonl(p->is_v6 ? mtu : (__u16)mtu)};
 
-	/* Of more headers than these there is no telling what a sum covers. */
-	if (skb->len < p->l3 + QUOTED || p->l4 != p->l3 + header || (p->is_v6 && mtu < 1280))
+	/* Whoever is told looks for the ports, and a sum that is still to be computed for its place. */
+	if (skb->len < p->l3 + QUOTED || headers > QUOTED - 20 || (p->is_v6 && mtu < 1280))
 		return drop(DROP_TOO_BIG);
 	if (!may_send(BUDGET_TOO_BIGS, TOO_BIGS_MAX, now))
 		return drop(DROP_TOO_BIG);
@@ -140,11 +140,13 @@ APART int too_big(struct __sk_buff *skb, struct packet *p, __u32 mtu, __u64 now)
 	    change_tail(skb, p->l3 + QUOTED, 0) || adjust_room(skb, header + sizeof(icmp), BPF_ADJ_ROOM_MAC, 0))
 		return drop(DROP_MALFORMED);
 	/* A sum that the way out completes makes everything from the transport header on sum up to the opposite of what stands for it
-	 * now, whatever that is; the header before it, over IPv4, sums up to nothing. */
-	if (!partial)
-		sum = csum_diff(0, 0, (__u32 *)quoted, QUOTED, 0);
-	else
-		sum = csum_diff(0, 0, (__u32 *)quoted, header, (__u16)~left);
+	 * now, whatever that is. */
+	summed = partial ? headers : QUOTED;
+	/* The verifier has forgotten how much it is at most. */
+	asm volatile("" : "+r"(summed));
+	if (summed > QUOTED)
+		return DROP;
+	sum = csum_diff(0, 0, (__u32 *)quoted, summed, partial ? (__u16)~left : 0);
 	if (turn_back(skb, p, macs, p->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP, 0xc0, sizeof(icmp) + QUOTED))
 		return drop(DROP_MALFORMED);
 	if (p->is_v6) {

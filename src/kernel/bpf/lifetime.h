@@ -28,8 +28,8 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	return 0;
 }
 
-/* The flow that a SYN of its client belongs to, or 0 if the SYN begins another; then nothing is left of the one that there was. Apart,
- * so that the verifier has forgotten whether there was one by the time that the new one is opened. */
+/* The flow that a SYN of its client belongs to, or 0 if the SYN begins another; then nothing is left of the one that there was.
+ * Apart, so that the verifier has forgotten whether there was one by the time that the new one is opened. */
 APART struct flow *going_on(struct packet *p, struct flow *flow)
 {
 	__u32 ix = flow->backend;
@@ -41,6 +41,8 @@ APART struct flow *going_on(struct packet *p, struct flow *flow)
 	if (!(flow->flags & FLOW_ENDED) &&
 	    (flow->flags & (FLOW_ANSWERED | FLOW_DSR) || (backend && backend->ready && map_lookup(&half, &other))))
 		return flow;
+	/* The backend may remember a connection of before under these ports, and turn away whatever comes from there. */
+	p->elsewhere = (flow->flags & (FLOW_ENDED | FLOW_OPEN)) == FLOW_ENDED;
 	forget(&p->key, &other);
 	return 0;
 }

@@ -139,7 +139,8 @@ struct packet {
 	__u16 l4_check;
 	/* TCP: bytes of the header, options included. */
 	__u16 header;
-	__u16 pad;
+	/* The last try of this client did not come about: not from its own port again. */
+	__u16 elsewhere;
 	__u32 seq;
 	__u32 ack;
 	/* Of its source (BALANCE_HASH). */

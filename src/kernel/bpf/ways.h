@@ -123,7 +123,8 @@ INLINE __u32 first_source(const struct pool *pool, const struct packet *p)
 }
 
 /* Enters a flow's way back under an address and a port of this host's that are free, and says which in `key`. At each address the
- * client's own port is tried, and then others by chance; when all of these are taken, it is the turn of the pool's next address. */
+ * client's own port is tried, unless its last try did not come about, and then others by chance; when all of these are taken, it is
+ * the turn of the pool's next address. */
 APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, struct flow *down, __u64 now)
 {
 	/* Read each time: what the verifier has found out of it in one round would count in the others. */
@@ -133,7 +134,7 @@ APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, st
 
 	if (!usable || !usable->total)
 		return 1;
-	own = bpf_htons(p->key.sport) * is_usable(usable, bpf_htons(p->key.sport));
+	own = bpf_htons(p->key.sport) * is_usable(usable, bpf_htons(p->key.sport)) * is_zero(p->elsewhere);
 	tries = either(is_below(1, *count), *count * SOURCE_TRIES, PORT_TRIES);
 	for (__u32 i = 0; i < SOURCES * SOURCE_TRIES; i++) {
 		__u32 total, port, nth, with_own;
