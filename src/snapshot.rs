@@ -153,6 +153,18 @@ impl Snapshot {
         std::array::from_fn(|nth| stated[nth].unwrap_or_else(|| carried[nth].saturating_add(light[nth].get())))
     }
 
+    /// By the index of each pool: whether listeners of more than one engine send to it.
+    pub fn shared_pools(&self) -> Vec<bool> {
+        let mut owners: Vec<Option<Owner>> = vec![None; self.pools.len()];
+        let mut shared = vec![false; self.pools.len()];
+        for listener in self.listeners.iter() {
+            for pool in listener.config.pools().filter(|&pool| pool < self.pools.len()) {
+                shared[pool] |= *owners[pool].get_or_insert(listener.owner) != listener.owner;
+            }
+        }
+        shared
+    }
+
     /// The pool that a listener sends to, whatever name is asked for.
     pub fn pool_of(&self, listener: &Listener) -> Option<&Arc<Pool>> {
         self.pools.get(listener.config.pool?)

@@ -244,10 +244,12 @@ impl BackendStats {
     }
     /// The smoothed response time as it counts now, the longest that an engine knows; 0 = unknown.
     pub fn latency_ns(&self, now: Duration) -> u64 {
-        let elsewhere = (&self.latency_elsewhere_ns, &self.latency_elsewhere_at_ns);
-        let figures = [(&self.latency_ns, &self.latency_at_ns), elsewhere];
-        let left = figures.map(|(old, at)| decayed(old.get(), at.get(), now.as_nanos() as u64, LATENCY_TAU_NS));
-        left[0].max(left[1])
+        let elsewhere = left(&self.latency_elsewhere_ns, &self.latency_elsewhere_at_ns, now);
+        self.latency_here_ns(now).max(elsewhere)
+    }
+    /// The same by the workers alone.
+    pub fn latency_here_ns(&self, now: Duration) -> u64 {
+        left(&self.latency_ns, &self.latency_at_ns, now)
     }
     /// What an engine that keeps figures of its own knows at `now`.
     pub fn follow_latency(&self, latency_ns: u64, now: Duration) {
@@ -266,6 +268,11 @@ impl BackendStats {
             .map(Count::get)
             .sum()
     }
+}
+
+/// What is left of a response time that was learned `at`.
+fn left(time: &Count, at: &Count, now: Duration) -> u64 {
+    decayed(time.get(), at.get(), now.as_nanos() as u64, LATENCY_TAU_NS)
 }
 
 /// Statistics of one worker.

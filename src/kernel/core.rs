@@ -1,5 +1,4 @@
-//! What the engine knows: who stands where in the maps, and what control has published. Writes snapshots into the maps,
-//! and brings statistics up to date.
+//! What the engine knows: who stands where in the maps, and what control has published. Writes snapshots into the maps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -13,24 +12,19 @@ use super::NAME;
 use super::flows::{Fading, Patience};
 use super::guards;
 use super::layout::{
-    BACKEND_ACTIVE, BACKEND_LIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain,
-    Pool as PoolShape, SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple,
-    address,
+    BACKEND_LIVE, Backend as BackendShape, LISTENER_ACTIVE, Listener as ListenerShape, Plain, Pool as PoolShape,
+    SERVICE_ANSWERS, SERVICE_ANSWERS_MANY, SERVICE_HOST, Service, ServiceKey, Slot, Tally, Tuple, address,
 };
-use super::maps::{Maps, monotonic_ns, put_around};
+use super::maps::{Maps, put_around};
 use super::news::{Served, news};
 use super::places::{Identified, Places};
 use super::ports;
-use super::refusals::count_refusals;
 use super::tables;
-use crate::balance::decayed;
 use crate::base::rng::mix;
-use crate::config::model::{self, BackendAddress, Balance, Bind, KernelMode, Protocol};
+use crate::config::model::{self, BackendAddress, Balance, Bind, ClientAddress, KernelMode, Protocol};
 use crate::config::{Config, KERNEL_POOLS_MAX as POOLS_MAX};
-use crate::link::Shared;
 use crate::relay::Cause;
 use crate::snapshot::{Backend, Listener, Listeners, Owner, Pool, Snapshot};
-use crate::stats::LATENCY_TAU_NS;
 use crate::sys::netlink::Netlink;
 
 /// A bank that has just been left may be in use for so long by a packet under way.
@@ -61,7 +55,9 @@ pub(super) struct Core {
     /// The listeners, and their places, whose guards stand in each bank.
     guarded: [Option<(Arc<Listeners>, Vec<Option<u32>>)>; 2],
     /// What the process's gauges have from here.
-    totals: [u32; 2],
+    pub(super) totals: [u32; 2],
+    /// Workers choose among these backends as well.
+    pub(super) is_shared: bool,
     said: BTreeSet<String>,
     /// What the event log was told of it.
     served: Served,
@@ -132,9 +128,12 @@ fn protocol(listener: &model::Listener) -> u8 {
     }
 }
 
-/// Whether a connection of this pool can be joined by what a backend sends: its client follows from the packet.
-fn joins(pool: &Pool) -> bool {
-    pool.config.balance == Balance::SourceHash && pool.config.kernel_mode == KernelMode::Keep
+/// Whether a connection of this pool can be joined by what a backend sends: its client follows from the packet. That of a pool
+/// whose backends see clients of the workers as well may be theirs.
+fn joins(pool: &Pool, is_shared: bool) -> bool {
+    let policy = &pool.config;
+    let is_known = policy.balance == Balance::SourceHash && policy.kernel_mode == KernelMode::Keep;
+    is_known && !(is_shared && policy.client_address == ClientAddress::Keep)
 }
 
 /// Where backends answer clients of `service` from. One that serves several addresses or ports does not say which it means.
@@ -175,6 +174,7 @@ impl Core {
             turned: None,
             guarded: [None, None],
             totals: [0; 2],
+            is_shared: false,
             said: BTreeSet::new(),
             asked: HashMap::new(),
             fading: VecDeque::new(),
@@ -206,8 +206,7 @@ impl Core {
             self.patiences.remove(&place);
             maps.listeners.put(place as usize, &ListenerShape::default().bytes());
         }
-        let active = |place: u32| maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
-        for place in self.backends.sweep(now, active) {
+        for place in self.backends.sweep(now, |place| maps.active_at(place)) {
             maps.backends.put(place as usize, &BackendShape::default().bytes());
         }
     }
@@ -255,6 +254,9 @@ impl Core {
         let now = Instant::now();
         self.look_up_ways(false);
         let carried = self.carried();
+        let shared = self.snapshot.shared_pools();
+        let is_shared = |listener: &Listener| listener.config.pool.is_some_and(|pool| shared[pool]);
+        self.is_shared = carried.iter().any(|(listener, _)| is_shared(listener));
         let mut trouble = BTreeSet::new();
 
         let listeners: Vec<Arc<Listener>> = carried.iter().map(|(listener, _)| listener.clone()).collect();
@@ -354,12 +356,12 @@ impl Core {
                     ..Service::default()
                 };
                 wanted.insert(key, service);
-                if joins(pool) {
+                if joins(pool, is_shared(listener)) {
                     answers(&mut wanted, &key, &service, pool);
                 }
             }
         }
-        let joins = carried.iter().any(|(_, pool)| joins(pool));
+        let joins = carried.iter().any(|(listener, pool)| joins(pool, is_shared(listener)));
         if joins {
             // Whatever a backend has to say to this host itself.
             for ip in self.locals.keys().take(HOST_ADDRESSES_MAX) {
@@ -508,90 +510,5 @@ impl Core {
         };
         put_around(words, &shape.bytes(), &BACKEND_LIVE);
         way.is_some() && !is_here
-    }
-
-    /// Brings statistics up to date.
-    pub(super) fn collect(&mut self, maps: &Maps, shared: &Shared) {
-        let (now, now_ns) = (shared.epoch.elapsed(), monotonic_ns());
-        let mut totals = [0u32; 2];
-        for (place, tenant) in self.listeners.iter_mut() {
-            let active = maps.listeners.words(place as usize)[LISTENER_ACTIVE].load(Relaxed);
-            let Some(listener) = &tenant.who else { continue };
-            let is_udp = listener.config.protocol == Protocol::Udp;
-            totals[usize::from(is_udp)] += active;
-            listener
-                .stats
-                .active
-                .follow(std::mem::replace(&mut tenant.active, active), active);
-            let (tally, before) = (maps.listener_tally(place), &tenant.before);
-            let shard = listener.stats.shards.kept_elsewhere();
-            shard.accepted.set(tally.opened - before.opened);
-            shard.bytes_in.set(tally.bytes_up - before.bytes_up);
-            shard.bytes_out.set(tally.bytes_down - before.bytes_down);
-            count_refusals(shard, is_udp, |why| tally.refused[why] - before.refused[why]);
-            if is_udp {
-                shard.datagrams_in.set(tally.packets_up - before.packets_up);
-                shard.datagrams_out.set(tally.packets_down - before.packets_down);
-            }
-        }
-        for (place, tenant) in self.backends.iter_mut() {
-            let active = maps.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed);
-            let Some(backend) = &tenant.who else { continue };
-            backend
-                .stats
-                .active
-                .follow(std::mem::replace(&mut tenant.active, active), active);
-            let (tally, before) = (maps.backend_tally(place), &tenant.before);
-            let shard = backend.stats.shards.kept_elsewhere();
-            shard.total.set(tally.opened - before.opened);
-            let shape = BackendShape::of(&maps.backends.get(place as usize));
-            let latency_ns = decayed(shape.latency, shape.latency_at, now_ns, LATENCY_TAU_NS);
-            backend.stats.follow_latency(latency_ns, now);
-            shard.bytes_in.set(tally.bytes_up - before.bytes_up);
-            shard.bytes_out.set(tally.bytes_down - before.bytes_down);
-        }
-        let gauges = [&shared.process.connections, &shared.process.udp_sessions];
-        for ((gauge, is), was) in gauges.into_iter().zip(totals).zip(self.totals) {
-            gauge.follow(was, is);
-        }
-        for ((gauge, is), was) in shared.process.elsewhere.iter().zip(totals).zip(self.totals) {
-            gauge.follow(was, is);
-        }
-        self.totals = totals;
-        self.limit(maps, shared);
-    }
-
-    /// Tells the program how many there may be, beside what the workers have.
-    pub(super) fn limit(&self, maps: &Maps, shared: &Shared) {
-        let process = &shared.process;
-        let all = [process.connections.get(), process.udp_sessions.get()];
-        let most = self.snapshot.stated();
-        maps.limit(std::array::from_fn(|nth| {
-            guards::left(most[nth], all[nth], self.totals[nth])
-        }));
-    }
-
-    /// Takes what is live here out of all gauges.
-    pub(super) fn forget(&mut self, shared: &Shared) {
-        for (_, tenant) in self.listeners.iter_mut() {
-            let was = std::mem::take(&mut tenant.active);
-            tenant
-                .who
-                .iter()
-                .for_each(|listener| listener.stats.active.follow(was, 0));
-        }
-        for (_, tenant) in self.backends.iter_mut() {
-            let was = std::mem::take(&mut tenant.active);
-            tenant
-                .who
-                .iter()
-                .for_each(|backend| backend.stats.active.follow(was, 0));
-        }
-        shared.process.connections.follow(self.totals[0], 0);
-        shared.process.udp_sessions.follow(self.totals[1], 0);
-        for (gauge, was) in shared.process.elsewhere.iter().zip(self.totals) {
-            gauge.follow(was, 0);
-        }
-        self.totals = [0; 2];
     }
 }

@@ -151,6 +151,12 @@ impl Engine for Kernel {
         core.snapshot = snapshot.clone();
         core.limit(&attached.maps, &self.shared);
         core.publish(&attached.maps);
+        core.exchange(&attached.maps, &self.shared);
+        let is_shared = core.is_shared;
+        drop(core);
+        if is_shared && let Some(worker) = &*self.thread.lock() {
+            worker.wake();
+        }
     }
 
     fn obey(&self, order: EngineOrder) {

@@ -8,7 +8,8 @@
 //! program and maps go with it, and nothing is left. An upgrade hands the socket pair on, so it notices nothing.
 //!
 //! # What it never does
-//! It decides nothing about connections and does not look into the maps; frames that reset connections are made by the main process.
+//! It decides nothing about connections; frames that reset connections are made by the main process. Nor does it look into the
+//! maps, but for one thing: when the main process has gone, its workers' connections have, and the program counts them no more.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -191,6 +192,7 @@ impl Helper {
                 return Ok(());
             }
             drop(channel);
+            let _ = self.program.forget_workers();
             match self.wait(&waiting)? {
                 Some(next) => channel = next,
                 None => return Ok(()),

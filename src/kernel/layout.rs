@@ -268,16 +268,22 @@ shapes! {
         ifindex: u32,
         /// Live flows, counted by the program.
         active: u32,
-        /// Live flows at most; 0 = any number.
+        /// Live connections and sessions of the workers.
+        active_elsewhere: u32,
+        /// Of both at most; 0 = any number.
         active_max: u32,
         /// Not 0: new work goes there.
         ready: u32,
         /// Weight, without regard to slow start.
         weight: u32,
+        /// Always 0: the entry has no gaps.
+        pad2: u32,
         /// Smoothed response time in nanoseconds, kept by the program; 0 = unknown.
         latency: u64,
         /// When that was last learned, nanoseconds.
         latency_at: u64,
+        /// The workers' response time as it counts now, nanoseconds; 0 = unknown.
+        latency_elsewhere: u64,
     }
 
     /// One direction of a flow.
@@ -415,8 +421,14 @@ impl Tuple {
 
 /// Word of a backend that the program changes: live flows.
 pub const BACKEND_ACTIVE: usize = 12;
-/// All words of a backend that the program changes.
-pub const BACKEND_LIVE: [usize; 5] = [BACKEND_ACTIVE, 16, 17, 18, 19];
+/// Word of a backend: live connections and sessions of the workers.
+pub const BACKEND_ACTIVE_ELSEWHERE: usize = 13;
+/// Long words of a backend: its response time by the program, and when that was learned; by the workers.
+pub const BACKEND_LATENCY: [usize; 3] = [9, 10, 11];
+/// All words of a backend that change while its configuration does not.
+pub const BACKEND_LIVE: [usize; 8] = [BACKEND_ACTIVE, BACKEND_ACTIVE_ELSEWHERE, 18, 19, 20, 21, 22, 23];
+/// Response times that the program tells apart at most, nanoseconds.
+pub const LATENCY_MAX: u64 = (1 << 43) - 1;
 /// Word of a listener that the program changes: live flows.
 pub const LISTENER_ACTIVE: usize = 2;
 
@@ -552,6 +564,26 @@ words! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is written word by word lies where the shape has it.
+    #[test]
+    fn words_of_a_backend_are_where_its_shape_has_them() {
+        let shape = Backend {
+            active: 1,
+            active_elsewhere: 2,
+            latency: 3,
+            latency_at: 4,
+            latency_elsewhere: 5,
+            ..Backend::default()
+        };
+        let bytes = shape.bytes();
+        let word = |at: usize| u32::of(&bytes[at * 4..]);
+        let long = |at: usize| u64::of(&bytes[at * 8..]);
+        assert_eq!([BACKEND_ACTIVE, BACKEND_ACTIVE_ELSEWHERE].map(word), [1, 2]);
+        assert_eq!(BACKEND_LATENCY.map(long), [3, 4, 5]);
+        let others = (0..Backend::SIZE / 4).filter(|word| !BACKEND_LIVE.contains(word));
+        assert!(others.map(word).all(|word| word == 0));
+    }
 
     #[test]
     fn a_clients_entry_is_told_by_its_bytes() {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use nix::time::{ClockId, clock_gettime};
 
+use super::elsewhere;
 use super::layout::{
     BACKEND_ACTIVE, Backend, Bucket, DropReason, Ended, FLOW_SOURCED, Flow, Guard, LISTENER_ACTIVE, Listener, Network,
     PROCESS_ACTIVE, PROCESS_ACTIVE_MAX, Plain, Pool, Ports, Process, Service, ServiceKey, Slot, State, Tally, Tuple,
@@ -197,6 +198,16 @@ impl Maps {
     pub fn limit(&self, most: [u32; 2]) {
         let words = &self.process.words(0)[PROCESS_ACTIVE_MAX..];
         std::iter::zip(words, most).for_each(|(word, most)| word.store(most, Relaxed));
+    }
+
+    /// Live flows at the backend in a place.
+    pub fn active_at(&self, place: u32) -> u32 {
+        self.backends.words(place as usize)[BACKEND_ACTIVE].load(Relaxed)
+    }
+
+    /// Has the program count what the workers have at a backend, and how long it takes by them.
+    pub fn tell_elsewhere(&self, place: u32, active: u32, latency_ns: u64) {
+        elsewhere::tell(&self.backends, place as usize, active, latency_ns);
     }
 
     /// A flow that was counted, by its client's entry, is over.

@@ -20,7 +20,8 @@
 //! | `places` | which listener and backend stands where in the maps |
 //! | `ports` | local ports that mode `nat` uses |
 //! | `news` | where listeners serve, for the event log |
-//! | `core` | what is known; publication, statistics, accounts |
+//! | `core` | what is known; publication |
+//! | `counts`, `elsewhere` | statistics; what the program and the workers tell each other |
 //! | `account` | ends of flows: statistics, access records |
 //! | `sweep` | how much of the tables is looked at, and when |
 //! | `task` | the thread: sweeps, orders, news |
@@ -34,6 +35,8 @@
 
 mod account;
 mod core;
+mod counts;
+mod elsewhere;
 mod engine;
 mod flows;
 mod guards;

@@ -10,7 +10,9 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Test
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
 
+use super::elsewhere;
 use super::sources;
+use crate::sys::bpf::Array;
 use crate::sys::netlink::Netlink;
 
 /// Entries of the maps whose size follows from the configuration.
@@ -132,6 +134,14 @@ impl Program {
                 data(map).fd().as_fd().try_clone_to_owned()
             })
             .collect()
+    }
+
+    /// The process with the workers has gone: they have no connections any more.
+    pub fn forget_workers(&self) -> io::Result<()> {
+        let map = self.ebpf.map("backends").expect("the object has it");
+        let backends = Array::new(data(map).fd().as_fd().try_clone_to_owned()?)?;
+        (0..backends.length()).for_each(|place| elsewhere::tell(&backends, place, 0, 0));
+        Ok(())
     }
 
     /// Brings the attachments in line with `wanted` (empty = every Ethernet interface) and with what interfaces there are. Returns

@@ -29,7 +29,7 @@ pub struct Sweep {
 }
 
 /// What this thread has had of a processor.
-fn spent() -> Duration {
+pub fn spent() -> Duration {
     let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every Linux has it");
     Duration::new(now.tv_sec() as u64, now.tv_nsec() as u32)
 }

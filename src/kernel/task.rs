@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 
 use super::NAME;
 use super::core::{Core, locals};
+use super::counts::{EXCHANGE, EXCHANGE_SHARE};
 use super::flows::Fate;
 use super::handle::Attached;
 use super::layout::{FLOW_ENDED, FLOW_FIN, FLOW_OPEN, Flow, Tuple, address};
 use super::maps::{Kind, monotonic_ns};
-use super::sweep::{Sweep, TICK};
+use super::sweep::{Sweep, TICK, spent};
 use crate::base::LogLimit;
 use crate::config::model::Protocol;
 use crate::link::{EngineOrder, LiveConnection, Shared, Shed};
@@ -52,15 +53,13 @@ impl Task {
     pub(super) fn run(mut self) {
         let now = Instant::now();
         let mut sweeps = Sweep::both(now);
-        let (mut tidy_at, mut routes_at, mut fade_at, mut gather_at) = (now + TIDY, now + ROUTES, None, None);
+        let (mut tidy_at, mut routes_at, mut exchange_at) = (now + TIDY, now + ROUTES, now);
+        let (mut fade_at, mut gather_at) = (None, None);
         loop {
+            let exchange_due = self.core.lock().is_shared.then_some(exchange_at);
             let dues = [tidy_at, sweeps[0].due(), sweeps[1].due()];
-            let due = dues
-                .into_iter()
-                .chain(fade_at)
-                .chain(gather_at)
-                .min()
-                .expect("there are some");
+            let perhaps = [exchange_due, fade_at, gather_at].into_iter().flatten();
+            let due = dues.into_iter().chain(perhaps).min().expect("there are some");
             let wait = due.saturating_duration_since(Instant::now());
             {
                 let mut fds = [
@@ -96,6 +95,11 @@ impl Task {
                     .lock()
                     .fade(&self.attached.maps, &self.shared, now, monotonic_ns());
                 fade_at = next.map(|due| due.max(now + TICK));
+            }
+            if exchange_due.is_some_and(|at| at <= now) {
+                let before = spent();
+                self.core.lock().exchange(&self.attached.maps, &self.shared);
+                exchange_at = now + EXCHANGE.max(EXCHANGE_SHARE * (spent() - before));
             }
             if now >= tidy_at {
                 tidy_at = now + TIDY;

@@ -209,15 +209,20 @@ struct backend {
 	/* Way out, where the forwarding table cannot be asked. */
 	__u32 ifindex;
 	__u32 active;
-	/* 0 = any number. */
+	/* What the workers have there: told by user space, several times a second. */
+	__u32 active_elsewhere;
+	/* Of both together; 0 = any number. */
 	__u32 active_max;
 	/* Whether new work goes there. */
 	__u32 ready;
 	/* Without regard to slow start. */
 	__u32 weight;
+	__u32 pad2;
 	/* Smoothed response time, and when it was last learned, nanoseconds; 0 = unknown. */
 	__u64 latency;
 	__u64 latency_at;
+	/* The workers', as far as it still counts. */
+	__u64 latency_elsewhere;
 };
 
 /* Local ports that mode nat uses. */

@@ -10,7 +10,9 @@ use weir::balance::{self, Cursor, Member, Picker, Reason, Shares, decayed, least
 use weir::base::Rng;
 use weir::config::model;
 use weir::health::{Candidate, Eligibility, Standing};
-use weir::kernel::layout::{BALANCE_TIME, Backend, MODE_NAT, Pool, address};
+use weir::kernel::layout::{
+    BALANCE_CHANCE, BALANCE_LEAST, BALANCE_TIME, BALANCE_TURN, Backend, MODE_NAT, Plain, Pool, address,
+};
 use weir::kernel::tables;
 use weir::snapshot::{self, BackendPermit, Choice, LoadsAt};
 use weir::stats::{BackendStats, LATENCY_TAU_NS};
@@ -21,7 +23,8 @@ use super::common::operator::status;
 use super::common::{Launch, may_make_namespaces, seed, wait_until};
 use super::hosts::{Net, V4, ask};
 use super::model::{
-    ACK, BACKEND_PORT, CLIENTS, FIRST_BACKEND, Program, SERVICES, SOURCES, SYN, data, datagram, ip, segment, sent,
+    ACK, BACKEND_PORT, CLIENTS, FIRST_BACKEND, Program, SERVICES, SOURCES, SYN, Verdict, data, datagram, ip, parse,
+    put, segment, sent,
 };
 
 const PORT: u16 = 90;
@@ -58,7 +61,12 @@ fn by_time() -> Pool {
     }
 }
 
-/// Nobody would have cost less by the proxy's formula.
+/// What both engines have at a backend.
+fn live(backend: &Backend) -> u32 {
+    backend.active + backend.active_elsewhere
+}
+
+/// Nobody would have cost less by the proxy's formula, whichever engine knows of what is live and of the time that it takes.
 ///
 /// Seen to fail with response times that do not fade.
 #[test]
@@ -81,12 +89,16 @@ fn least_time_chooses_as_the_proxy_does() {
                         rng.below(most)
                     };
                     let latency = if below(0, 4) == 0 { 0 } else { 1 + below(10, 30) };
+                    let latency_elsewhere = if below(0, 2) == 0 { below(10, 30) } else { 0 };
                     let active = below(0, 18);
+                    let active_elsewhere = if below(0, 2) == 0 { below(0, 18) } else { 0 };
                     let age = below(20, 19);
                     let figures = Backend {
                         active: active as u32,
+                        active_elsewhere: active_elsewhere as u32,
                         latency,
                         latency_at: now.saturating_sub(age),
+                        latency_elsewhere,
                         ..backend(ix)
                     };
                     (figures, 1 + rng.below(65_535 * 1024) as u32)
@@ -96,8 +108,9 @@ fn least_time_chooses_as_the_proxy_does() {
             let costs: Vec<f64> = rows
                 .iter()
                 .map(|(backend, weight)| {
-                    let active = f64::from(backend.active);
-                    let known = decayed(backend.latency, backend.latency_at, now, LATENCY_TAU_NS) as f64;
+                    let active = f64::from(live(backend));
+                    let known = decayed(backend.latency, backend.latency_at, now, LATENCY_TAU_NS);
+                    let known = known.max(backend.latency_elsewhere) as f64;
                     let load = match (known, active) {
                         (0.0, 0.0) => 0.0,
                         (0.0, _) => least_time::UNKNOWN_NS as f64 * (active + 1.0),
@@ -111,13 +124,77 @@ fn least_time_chooses_as_the_proxy_does() {
             // Times fade meanwhile, and those of a few nanoseconds are whole numbers.
             let slack = rows
                 .iter()
-                .map(|(backend, weight)| 2.0 * f64::from(backend.active + 1) / f64::from(*weight));
+                .map(|(backend, weight)| 2.0 * f64::from(live(backend) + 1) / f64::from(*weight));
             let slack = slack.fold(0.0, f64::max);
             assert!(
                 costs[ix] <= least * 1.02 + slack,
                 "round {round}: {ix} of {costs:?}, {rows:?}"
             );
         }
+    });
+}
+
+/// Columns: how the pool chooses; live flows, the workers' connections and the cap of each of two backends; who may be chosen.
+#[test]
+fn what_the_workers_have_counts() {
+    type Row = (u32, [[u32; 3]; 2], &'static [usize]);
+    const ROWS: [Row; 12] = [
+        (BALANCE_LEAST, [[0, 5, 0], [4, 0, 0]], &[1]),
+        (BALANCE_LEAST, [[4, 0, 0], [0, 5, 0]], &[0]),
+        (BALANCE_LEAST, [[3, 3, 0], [7, 0, 0]], &[0]),
+        (BALANCE_LEAST, [[0, u32::MAX, 0], [u32::MAX - 1, 0, 0]], &[1]),
+        (BALANCE_TIME, [[0, 5, 0], [4, 0, 0]], &[1]),
+        // Full, by both together.
+        (BALANCE_LEAST, [[1, 1, 2], [9, 9, 0]], &[1]),
+        (BALANCE_LEAST, [[1, 1, 3], [9, 9, 0]], &[0]),
+        (BALANCE_TURN, [[0, 2, 2], [9, 9, 19]], &[1]),
+        (BALANCE_TURN, [[2, 1, 3], [9, 10, 19]], &[]),
+        (BALANCE_TURN, [[u32::MAX, u32::MAX, 1], [0, 0, 1]], &[1]),
+        (BALANCE_CHANCE, [[0, 2, 2], [9, 9, 19]], &[1]),
+        (BALANCE_CHANCE, [[1, 1, 2], [9, 10, 19]], &[]),
+    ];
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("both");
+    netns.enter(|| {
+        let mut program = Program::new();
+        for (row, (balance, figures, may)) in ROWS.into_iter().enumerate() {
+            let pool = Pool { balance, ..by_time() };
+            let backends = figures.iter().enumerate().map(|(ix, &[active, elsewhere, most])| {
+                let figures = Backend {
+                    active,
+                    active_elsewhere: elsewhere,
+                    active_max: most,
+                    ..backend(ix)
+                };
+                (figures, 1)
+            });
+            program.serve_pool(PORT, pool, backends);
+            for nth in 0..8 {
+                let client = (CLIENTS[0][0], 4_000 + row as u16 * 8 + nth);
+                let (verdict, out) = program.run(&segment(client, (SERVICES[0], PORT), SYN), 0).unwrap();
+                let chosen = (verdict == Verdict::Sent).then(|| parse(&out).unwrap().key.dst);
+                let chosen = chosen.map(|there| (0..2).find(|&ix| ip(&host(ix)) == there).unwrap());
+                match chosen {
+                    None => assert!(may.is_empty(), "row {row}"),
+                    Some(ix) => assert!(may.contains(&ix), "row {row}: {ix}"),
+                }
+            }
+        }
+        // Of two by chance the one with less: the other only if it is drawn twice.
+        let pool = Pool {
+            balance: BALANCE_CHANCE,
+            ..by_time()
+        };
+        let rows = [7, 0].map(|active_elsewhere| Backend {
+            active_elsewhere,
+            ..backend(usize::from(active_elsewhere == 0))
+        });
+        program.serve_pool(PORT, pool, rows.into_iter().map(|backend| (backend, 1)));
+        let client = |nth: u16| (CLIENTS[0][0], 5_000 + nth);
+        let to_busy = (0..400).filter(|&nth| chosen(&program, 2, client(nth)) == 0).count();
+        assert!((50..150).contains(&to_busy), "{to_busy} of 400");
     });
 }
 
@@ -327,7 +404,8 @@ fn engines_and_nodes_agree_when_nearly_all_are_out() {
     });
 }
 
-/// Connections that stay, half of them from one source: each goes where the proxy would have put it, whatever went before.
+/// Connections that stay, half of them from one source: each goes where the proxy would have put it, whatever went before, and
+/// whichever of the two has it: a third of them are the workers'.
 ///
 /// Seen to fail without the bound, and with half of the connections in its mean.
 #[test]
@@ -368,6 +446,23 @@ fn bounded_load_places_as_the_proxy_does() {
                 let permit = proxys(&pool, (source, client.1).into());
                 let home = proxys(&unbounded, (source, client.1).into());
                 moved += usize::from(address_of(&home) != address_of(&permit));
+                if nth % 3 == 0 {
+                    let place = pool
+                        .backends
+                        .iter()
+                        .position(|b| Arc::ptr_eq(b, permit.backend()))
+                        .unwrap();
+                    let mut figures = program.backend(place);
+                    figures.active_elsewhere += 1;
+                    put(
+                        &mut program.0,
+                        "backends",
+                        FIRST_BACKEND + place as u32,
+                        &figures.bytes(),
+                    );
+                    held.push(permit);
+                    continue;
+                }
                 let (client, service) = ((client.0.as_str(), client.1), (SERVICES[0], PORT));
                 let there = sent(&program, &segment(client, service, SYN));
                 assert_eq!(there.dst, address_of(&permit), "{weights:?}, connection {nth}");

@@ -21,6 +21,7 @@ mod object;
 mod packets;
 mod programs;
 mod service;
+mod shared;
 mod shown;
 mod sources;
 mod streams;

@@ -363,7 +363,7 @@ pub fn put(ebpf: &mut Ebpf, name: &str, ix: u32, bytes: &[u8]) {
         16 => set::<16>(ebpf, name, ix, bytes),
         40 => set::<40>(ebpf, name, ix, bytes),
         32 => set::<32>(ebpf, name, ix, bytes),
-        80 => set::<80>(ebpf, name, ix, bytes),
+        96 => set::<96>(ebpf, name, ix, bytes),
         208 => set::<208>(ebpf, name, ix, bytes),
         n => panic!("{n} bytes"),
     }

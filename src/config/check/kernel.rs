@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use crate::config::model::*;
-use crate::config::notes::Notes;
 use crate::config::raw::Section;
 
 /// Pools that the kernel engine serves at most.
@@ -17,7 +16,6 @@ const REMEDY: &str = "leave it out, or write `engine: proxy`";
 
 /// Listeners with the indices of their pools, and pools, each with the section that it comes from.
 pub fn check(
-    notes: &Notes,
     root: &Section,
     listeners: &[(Listener, Vec<usize>)],
     listener_sections: &[Section],
@@ -41,25 +39,20 @@ pub fn check(
     }
     let mut served = 0;
     for (ix, (pool, section)) in std::iter::zip(pools, pool_sections).enumerate() {
-        let users: Vec<&Listener> = listeners
+        let users = listeners
             .iter()
             .filter(|(_, pools)| pools.contains(&ix))
-            .map(|(l, _)| l)
-            .collect();
-        let Some(user) = users.iter().find(|l| l.engine == Engine::Kernel) else {
+            .map(|(listener, _)| listener);
+        let (users, proxied): (Vec<&Listener>, Vec<&Listener>) =
+            users.partition(|listener| listener.engine == Engine::Kernel);
+        if users.is_empty() {
             continue;
-        };
-        served += 1;
-        if let Some(proxy) = users.iter().find(|l| l.engine == Engine::Proxy) {
-            notes.error(
-                section.here(),
-                format!(
-                    "is used by listener `{}` of the kernel engine and by listener `{}` of the proxy, whose counts of connections are apart: give each its own pool",
-                    user.name, proxy.name
-                ),
-            );
         }
+        served += 1;
         of_pool(pool, section, &users);
+        if proxied.is_empty() {
+            of_sockets(pool, section);
+        }
     }
     if served > POOLS_MAX {
         root.error(
@@ -147,11 +140,11 @@ fn of_pool(pool: &Pool, section: &Section, users: &[&Listener]) {
             section.error("backends", message);
         }
     }
-    let refuse = |section: &Section, key: &str, why: &str| {
-        section.error(key, format!("{why}: {REMEDY}"));
-    };
     if policy.send_proxy != SendProxy::Off {
-        refuse(section, "send_proxy", "`engine: kernel` adds no bytes to a stream");
+        section.error(
+            "send_proxy",
+            format!("`engine: kernel` adds no bytes to a stream: {REMEDY}"),
+        );
     }
     if policy.balance == Balance::LeastTime && policy.kernel_mode == KernelMode::Dsr {
         section.warn(
@@ -184,15 +177,24 @@ fn of_pool(pool: &Pool, section: &Section, users: &[&Listener]) {
             "packets keep their port in `mode: dsr`, and a backend has another one than the listener: write the listener's, or leave the port out",
         );
     }
+}
+
+/// What a pool says of connections that nobody makes, where no listener of the proxy shares it.
+fn of_sockets(pool: &Pool, section: &Section) {
     let connect = section.section("connect");
     for key in ["attempts", "keepalive", "mark", "dscp"]
         .into_iter()
         .filter(|key| connect.has(key))
     {
-        refuse(
-            &connect,
+        connect.error(
             key,
-            "`engine: kernel` makes no connections; a client that tries again gets another backend",
+            format!("`engine: kernel` makes no connections; a client that tries again gets another backend: {REMEDY}"),
+        );
+    }
+    if pool.policy.queue.is_some() {
+        section.warn(
+            "queue",
+            "has no effect: while backends are full, clients of `engine: kernel` are refused, and do not wait",
         );
     }
 }

@@ -70,7 +70,7 @@ pub fn check(notes: &Notes, tree: &Node) -> Config {
     let etcd = root.switchable("etcd").map(|section| etcd::servers(notes, &section));
 
     let kernel = root.section("kernel");
-    kernel::check(notes, &root, &listeners, &listener_sections, &pools, &pool_sections);
+    kernel::check(&root, &listeners, &listener_sections, &pools, &pool_sections);
     let log = root.section("log");
     let limits = root.section("limits");
     Config {

@@ -145,6 +145,13 @@ pools: {web: {backends: 10.0.0.1:80}}
 failover: {node: a, nodes: {a: "10.0.0.1:7400"}, vips: [{address: 10.0.0.9/32, interface: lo, hold: all}]}"#, &[]),
         ('F', r#"nodes: {a: "10.0.0.1:7400", b: "10.0.0.2:7400"}
 vips: [{address: 10.0.0.9/32, interface: lo, hold: all}]"#, &[]),
+        ('W', r#"listeners: {web: {engine: kernel, bind: "10.0.0.9:80", pool: web}}
+pools: {web: {queue: {length: 5}, backends: "10.0.0.1:80"}}"#, &[
+            "2:15: pools.web.queue: has no effect: while backends are full, clients of `engine: kernel` are refused, and do not wait",
+        ]),
+        // What only sockets have is for the listeners of the proxy, whose clients may be of another family.
+        ('W', r#"listeners: {web: {engine: kernel, bind: "10.0.0.9:80", pool: web}, plain: {bind: "[::]:81", routes: {a.test: web}}}
+pools: {web: {queue: {length: 5}, connect: {attempts: 2, dscp: ef, keepalive: {idle: 5s}}, backends: "10.0.0.1:80"}}"#, &[]),
         ('F', "quorum: 1", &["9:1: failover.quorum: quorum 1 is not a majority of 3 voters: both halves of a partition may hold the VIPs; use auto"]),
     ];
     for (place, fragment, expected) in rows {

@@ -28,10 +28,16 @@ INLINE __u64 source_key(const struct pool *pool, const struct packet *p)
 	return pool->with_port ? mix2(key, bpf_htons(p->key.sport)) : key;
 }
 
+/* Live flows at a backend, the workers' connections among them. */
+INLINE __u64 live_at(const struct backend *b)
+{
+	return (__u64)b->active + b->active_elsewhere;
+}
+
 /* Whether a backend has room for this packet's connection: one that it has already takes none. */
 INLINE __u64 has_room(const struct backend *b, const struct packet *p)
 {
-	__u64 room = is_zero(b->active_max) | is_below(b->active, b->active_max) | not_zero(p->entrance ^ OPENS);
+	__u64 room = is_zero(b->active_max) | is_below(live_at(b), b->active_max) | not_zero(p->entrance ^ OPENS);
 
 	/* A note for whoever finds none; nothing that is chosen depends on it. */
 	((struct packet *)p)->full |= room ^ 1;
@@ -61,7 +67,7 @@ APART int reckon(const struct pool *pool, struct packet *p)
 		if (!b)
 			break;
 		counts = -has_room(b, p);
-		total += b->active & counts;
+		total += live_at(b) & counts;
 		weight += b->weight & counts;
 	}
 	p->mean_total = total;
@@ -73,7 +79,7 @@ APART int reckon(const struct pool *pool, struct packet *p)
 INLINE __u64 is_under(const struct pool *pool, const struct backend *b, const struct packet *p)
 {
 	return is_zero(p->mean_weight) |
-	       is_less(b->active * p->mean_weight, pool->bound, (p->mean_total + 1) * b->weight, 65536);
+	       is_less(live_at(b) * p->mean_weight, pool->bound, (p->mean_total + 1) * b->weight, 65536);
 }
 
 /* -ln(u) in 1/2^32, u = (drawn + 1/2) / 2^53: `distance` of src/balance/maglev.rs. */
@@ -194,7 +200,7 @@ APART __u32 by_chance(const struct pool *pool, const struct packet *p)
 	second = backend_at(pool, prandom() % pool->length, &slot, &two);
 	if (!second || !takes_work(second, slot, p))
 		return 0;
-	return (second->active < first->active ? two : one) + 1;
+	return (live_at(second) < live_at(first) ? two : one) + 1;
 }
 
 /* Response times as src/balance/least_time.rs has them, in whole numbers: up to two hours, fractions in 1/2^20. */
@@ -242,18 +248,20 @@ APART int learn(const struct flow *flow, __u64 now)
 	return 0;
 }
 
-/* How long a backend takes, as far as that still counts; 0 = unknown. */
+/* How long a backend takes, as far as that still counts, by whoever has seen it take longer; 0 = unknown. */
 INLINE __u64 latency(const struct backend *b, __u64 now)
 {
 	__u64 known = b->latency & LATENCY_MAX, left = faded(known, b->latency_at, now);
+	__u64 elsewhere = b->latency_elsewhere & LATENCY_MAX;
 
-	return left + (is_zero(left) & not_zero(known));
+	left += is_zero(left) & not_zero(known);
+	return either(is_below(left, elsewhere), elsewhere, left);
 }
 
 /* What one more connection costs at a backend, its weight aside. `timed`: response times count. */
 INLINE __u64 cost(const struct backend *b, int timed, __u64 now)
 {
-	__u64 active = b->active, time, is_few, is_unknown;
+	__u64 active = live_at(b), time, is_few, is_unknown;
 
 	if (!timed)
 		return active + 1;
