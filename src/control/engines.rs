@@ -89,15 +89,18 @@ impl Engines {
         self.others.iter().for_each(|engine| engine.obey(order.clone()));
     }
 
-    /// Ends connections, or has sessions move: some of each engine's.
+    /// Ends connections, or has sessions move: of each engine's in proportion to what it has there. The rest is the workers'.
     pub fn shed(&self, shed: Shed) {
-        let engines = 1 + self.others.len();
-        for ix in 0..engines {
-            let Some(part) = shed.part(ix, engines) else { continue };
-            match ix.checked_sub(1) {
-                None => self.workers.obey(&EngineOrder::Shed(part)),
-                Some(other) => self.others[other].obey(EngineOrder::Shed(part)),
+        let mut from = 0;
+        for engine in &self.others {
+            let to = (from + engine.live_at(shed.backend)).min(shed.live);
+            if let Some(part) = shed.share(from..to) {
+                engine.obey(EngineOrder::Shed(part));
             }
+            from = to;
+        }
+        if let Some(part) = shed.share(from..shed.live) {
+            self.workers.obey(&EngineOrder::Shed(part));
         }
     }
 
@@ -190,6 +193,9 @@ mod tests {
                 order => format!("{order:?}"),
             });
         }
+        fn live_at(&self, backend: u64) -> usize {
+            4 * backend as usize
+        }
         fn collect(&self) {
             self.stats.shards.kept_elsewhere().bytes_in.set(1000);
             self.note("collect".into());
@@ -260,7 +266,7 @@ mod tests {
         assert_eq!(refusal, Err("listeners.refused: not with this engine".into()));
     }
 
-    /// Two engines: the workers, of whom there are none here, and one that notes what it hears.
+    /// Two engines: the workers, of whom there are none here, and one that notes what it hears and has four of ten connections.
     #[test]
     fn every_engine_is_told_and_what_is_to_go_is_divided() {
         let (mut engines, heard, _) = engines(false);
@@ -269,11 +275,12 @@ mod tests {
         let (reply, answer) = bounded(1);
         engines.obey(&EngineOrder::Sync(reply));
         assert!(answer.try_recv().is_err());
-        for count in [usize::MAX, 5] {
+        for (backend, count) in [(1, usize::MAX), (1, 5), (0, 5), (9, 5)] {
             engines.shed(Shed {
-                backend: 1,
+                backend,
                 protocol: None,
                 count,
+                live: 10,
                 first: 0,
                 cause: Cause::Drained,
             });
@@ -282,7 +289,7 @@ mod tests {
         engines.stop();
         let mut heard = heard.try_iter().filter(|told| !told.starts_with("Sync"));
         let all = format!("shed {}", usize::MAX);
-        let expected = ["adopt 7", &all, "shed 2", "close", "Stop"];
+        let expected = ["adopt 7", &all, "shed 2", "shed 5", "close", "Stop"];
         assert!(heard.by_ref().eq(expected), "{:?}", heard.collect::<Vec<_>>());
     }
 

@@ -166,6 +166,14 @@ impl Engine for Kernel {
         }
     }
 
+    fn live_at(&self, backend: u64) -> usize {
+        let live = |attached: &Arc<Attached>| {
+            let place = self.core.lock().backends.find(backend)?;
+            Some(attached.maps.active_at(place) as usize)
+        };
+        self.attached.as_ref().and_then(live).unwrap_or(0)
+    }
+
     fn collect(&self) {
         if let Some(attached) = &self.attached
             && self.thread.lock().is_some()

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,8 +54,10 @@ pub struct Shed {
     pub backend: u64,
     /// Of this protocol; `None` = of both.
     pub protocol: Option<Protocol>,
-    /// How many are ended at most.
+    /// How many are ended at most; `usize::MAX` = all.
     pub count: usize,
+    /// Of so many that are live there.
+    pub live: usize,
     /// Which of several equal parties takes what cannot be divided evenly, modulo their number.
     pub first: usize,
     /// As what they end. Sessions of a backend that is down (`BackendDown`) stay with it while there is no other.
@@ -62,6 +65,19 @@ pub struct Shed {
 }
 
 impl Shed {
+    /// What falls to whoever holds those from `held.start` to `held.end` of the live ones: in proportion, and chance (`first`)
+    /// says whose the odd ones are. `None` = nothing. All of them are everybody's.
+    pub fn share(self, held: Range<usize>) -> Option<Shed> {
+        if self.count == usize::MAX {
+            return Some(self);
+        }
+        let live = self.live.max(1) as u128;
+        let chance = self.first as u128 % live;
+        let before = |at: usize| (at as u128 * self.count as u128 + chance) / live;
+        let count = (before(held.end) - before(held.start)) as usize;
+        (count > 0).then_some(Shed { count, ..self })
+    }
+
     /// What falls to party number `ix` of `parties`: they hold about equal numbers of a backend's connections. `None` =
     /// nothing. All of them (`usize::MAX`) are everybody's.
     pub fn part(self, ix: usize, parties: usize) -> Option<Shed> {
@@ -216,6 +232,39 @@ impl Recipients {
 mod tests {
     use super::*;
 
+    /// Columns: how many are to go, of how many, chance; what each of two engines has, and is told.
+    #[test]
+    fn what_is_shed_is_divided_by_what_each_engine_has() {
+        type Row = (usize, usize, usize, [usize; 2], [usize; 2]);
+        let all = usize::MAX;
+        let rows: [Row; 10] = [
+            (10, 100, 0, [30, 70], [3, 7]),
+            (10, 100, 99, [30, 70], [3, 7]),
+            (1, 100, 0, [0, 100], [0, 1]),
+            (1, 100, usize::MAX, [100, 0], [1, 0]),
+            // One in ten is the first one's.
+            (1, 10, 8, [1, 9], [0, 1]),
+            (1, 10, 9, [1, 9], [1, 0]),
+            (5, 4, 0, [2, 2], [2, 3]),
+            (0, 10, 3, [5, 5], [0, 0]),
+            (3, 0, 0, [0, 0], [0, 0]),
+            (all, 10, 0, [0, 10], [all, all]),
+        ];
+        for (count, live, first, held, expected) in rows {
+            let shed = Shed {
+                backend: 1,
+                protocol: None,
+                count,
+                live,
+                first,
+                cause: Cause::Drained,
+            };
+            let ranges = [0..held[0], held[0]..held[0] + held[1]];
+            let told = ranges.map(|held| shed.share(held).map_or(0, |part| part.count));
+            assert_eq!(told, expected, "{count} of {live}, {first}: {held:?}");
+        }
+    }
+
     /// Columns: how many are to go, how many parties, which begins; what each of them is told.
     #[test]
     fn what_is_shed_is_divided_evenly_and_nothing_is_left_out() {
@@ -232,6 +281,7 @@ mod tests {
                 backend: 1,
                 protocol: None,
                 count,
+                live: 0,
                 first,
                 cause: Cause::Drained,
             };

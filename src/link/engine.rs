@@ -44,6 +44,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Does as it is told, now or soon, one order after the other.
     fn obey(&self, order: EngineOrder);
 
+    /// How many connections and sessions it has at the backend with this identity.
+    fn live_at(&self, backend: u64) -> usize;
+
     /// Brings counters and gauges up to date: once a second, and before somebody looks.
     fn collect(&self);
 

@@ -262,6 +262,7 @@ impl Pools {
                     protocol: None,
                     // All that are left, whoever has them.
                     count: if count < live { count } else { usize::MAX },
+                    live,
                     // By chance: taking turns with another drain, each would ask the same worker for ever.
                     first: rng.next_u64() as usize,
                     cause: Cause::Drained,
@@ -508,6 +509,7 @@ impl Pools {
                     backend: backend.identity,
                     protocol: Some(protocol),
                     count: usize::MAX,
+                    live: 0,
                     first: 0,
                     cause: Cause::BackendDown,
                 });
@@ -520,6 +522,7 @@ impl Pools {
                 backend: entry.backend.identity,
                 protocol: None,
                 count: usize::MAX,
+                live: 0,
                 first: 0,
                 cause: Cause::PrimaryBack,
             }));

@@ -191,6 +191,7 @@ impl World {
                     backend,
                     protocol: None,
                     count: 1 + rng.below(3) as usize,
+                    live: 0,
                     first: 0,
                     cause,
                 };
