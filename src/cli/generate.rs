@@ -46,7 +46,12 @@ pub fn run(args: &Args) -> ExitCode {
 fn man(directory: &Path) -> io::Result<()> {
     let mut whole = Cli::command();
     whole.build();
-    page(directory, "weir", &whole)?;
+    // There is no page for `help`.
+    page(
+        directory,
+        "weir",
+        &whole.clone().mut_subcommand("help", |help| help.hide(true)),
+    )?;
     fs::write(directory.join("weir.yaml.5"), crate::config::manual())?;
     let shown = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
     for command in whole.get_subcommands().filter(shown) {
@@ -99,6 +104,9 @@ Configuration: \fBweir.yaml\fR(5).
 .TP
 /run/weir/admin.sock
 Admin socket, mode 0660.
+.TP
+/usr/share/doc/weir/docs/
+Guides: configuration by task, operating, failover, the kernel engine, moving from other programs.
 "#;
 
 fn completions(directory: &Path) -> io::Result<()> {

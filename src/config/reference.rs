@@ -26,7 +26,13 @@ pub fn reference() -> String {
 /// The manual page weir.yaml(5): the same table as roff.
 pub fn manual() -> String {
     let mut text = String::from(MANUAL_HEAD);
-    for row in FIELDS {
+    // What stands by itself comes first, under no heading.
+    let alone = |row: &&Field| !row.path.contains('.') && below(row.path).is_empty();
+    let sections = FIELDS.iter().filter(|row| !alone(row));
+    for row in FIELDS.iter().filter(alone).chain(sections) {
+        if !row.path.contains('.') && !alone(&row) {
+            let _ = writeln!(text, ".SS {}", roff(row.path));
+        }
         let _ = writeln!(text, ".TP\n\\fB{}\\fR", roff(row.path));
         if let Some(terms) = terms(row) {
             let _ = writeln!(text, "{}\n.br", roff(&terms));
@@ -41,25 +47,44 @@ const MANUAL_HEAD: &str = r#".TH WEIR.YAML 5 "" weir "File formats"
 weir.yaml \- configuration of the load balancer weir
 .SH DESCRIPTION
 A YAML file, /etc/weir/weir.yaml unless \fBweir run \-c\fR names another. Unknown keys are refused; \fBweir check\fR prints every
-error with its place and remedy. Durations are written 500ms, 2s, 5m, 1h; bandwidths 64KB/s, 10MiB/s; rates 100/s, 50/m; prefixes
-10.0.0.0/8, where a bare address means itself alone. A list of one may be written without brackets. In the paths below * stands for
-a name, or for an entry of a list.
+error with its place and remedy. A file that has been edited takes effect with \fBweir reload\fR or \fBsystemctl reload weir\fR, unless
+it is said below that a restart is needed; one that is refused changes nothing.
 .PP
 A file with one listener, one pool and two addresses is complete:
 .PP
+.RS
 .nf
 listeners:
   web: {bind: "0.0.0.0:80", pool: web}
 pools:
   web: {backends: ["10.0.0.11:80", "10.0.0.12:80"]}
 .fi
+.RE
+.PP
+Durations are written 500ms, 2s, 5m, 1h; bandwidths 64KB/s, 10MiB/s; rates 100/s, 50/m; prefixes 10.0.0.0/8, where a bare address
+means itself alone. A list of one may be written without brackets.
 .SH KEYS
+Each with its path, in which * stands for a name or for an entry of a list: \fBpools.*.connect.timeout\fR is
+.PP
+.RS
+.nf
+pools:
+  web:
+    connect: {timeout: 2s}
+.fi
+.RE
+.PP
+Below the path: what may be written, its unit, what holds where the key is left out, the range, and whether it is for listeners and
+pools of TCP or UDP only.
 "#;
 
 const MANUAL_TAIL: &str = r#".SH FILES
 .TP
-/usr/share/doc/weir/examples/reference.yaml
-Every key as a file, with its default.
+/usr/share/doc/weir/examples/
+Files for one task each; in \fIreference.yaml\fR every key with its default.
+.TP
+/usr/share/doc/weir/docs/
+The documents that are named above, and \fIguide.md\fR: configuration by task.
 .SH "SEE ALSO"
 .BR weir (1),
 .BR weir\-check (1),
@@ -67,9 +92,17 @@ Every key as a file, with its default.
 .BR weir\-config\-reference (1)
 "#;
 
-/// Text that roff takes as it is.
+/// Text that roff takes as it is; what stands between backquotes is bold.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
+    let parts = text.split('`').enumerate();
+    let text: String = parts
+        .map(|(nth, part)| match nth {
+            0 => part.to_owned(),
+            _ if nth % 2 == 1 => format!("\\fB{part}"),
+            _ => format!("\\fR{part}"),
+        })
+        .collect();
     match text.starts_with(['.', '\'']) {
         true => format!("\\&{text}"),
         false => text,
@@ -233,10 +266,23 @@ mod tests {
         for row in FIELDS {
             assert!(page.contains(&format!("\\fB{}\\fR", roff(row.path))), "{}", row.path);
         }
-        let requests = [".TH", ".SH", ".TP", ".PP", ".br", ".BR", ".nf", ".fi"];
+        let requests = [
+            ".TH", ".SH", ".SS", ".TP", ".PP", ".br", ".BR", ".nf", ".fi", ".RS", ".RE",
+        ];
         for line in page.lines().filter(|line| line.starts_with(['.', '\''])) {
             assert!(requests.iter().any(|request| line.starts_with(request)), "{line}");
         }
         assert_eq!(roff(".a\\b-c"), "\\&.a\\eb\\-c");
+        assert_eq!(roff("`a` and `b-c`"), "\\fBa\\fR and \\fBb\\-c\\fR");
+        // A quote that nobody closes would make the rest of the page bold.
+        for row in FIELDS {
+            let texts = [row.meaning.to_owned(), terms(row).unwrap_or_default()];
+            for text in texts {
+                assert_eq!(text.matches('`').count() % 2, 0, "{}: {text}", row.path);
+            }
+        }
+        let place = |what: &str| page.find(what).unwrap_or_else(|| panic!("{what}"));
+        let order = ["\\fBshutdown_grace\\fR", ".SS log\n", ".SS listeners\n", ".SS pools\n"].map(place);
+        assert!(order.is_sorted(), "{order:?}");
     }
 }

@@ -355,7 +355,7 @@ fn the_guide_works_as_printed() {
         std::fs::rename(deb, clone.join("target/debian/weir_0.1.0-1_test.deb")).unwrap();
         let weir = env!("CARGO_BIN_EXE_weir");
         std::fs::copy(weir, clone.join("target/release/weir")).unwrap();
-        for part in ["scripts", "conf"] {
+        for part in ["scripts", "conf", "docs"] {
             run(Command::new("cp").arg("-r").args([root().join(part), clone.join(part)]));
         }
         let nginx = "daemon off; pid /run/backend.pid; events {} http { access_log off; server { listen 127.0.0.1:8081; \

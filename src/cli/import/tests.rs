@@ -208,6 +208,16 @@ fn haproxy_lines() {
         ),
         ("bind :80\nsource 0.0.0.0 usesrc clientip", "client_address: keep", &[2]),
         (
+            "bind :80\nsource 10.0.0.5 interface eth1",
+            "source_address: 10.0.0.5",
+            &[2],
+        ),
+        (
+            "bind :80\ndefault-server source 10.0.0.5 interface eth1",
+            "source_address: 10.0.0.5",
+            &[2],
+        ),
+        (
             "bind :80\ndefault-server source 10.0.0.5 usesrc client",
             "client_address: keep",
             &[2],

@@ -59,6 +59,10 @@ struct Agent<'s> {
     send: Option<&'s str>,
 }
 
+/// Why an interface towards backends has no key.
+const LED_BY_ROUTES: &str =
+    "connections to backends go where routing sends them: `connect: {mark: N}` and `ip rule add fwmark N`";
+
 /// Parameters without a counterpart: how many words follow, and why. "" = it is so anyway.
 const PARAMETERS: &[(&str, usize, &str)] = &[
     ("id", 1, ""),
@@ -108,6 +112,7 @@ const PARAMETERS: &[(&str, usize, &str)] = &[
     ("pool-low-conn", 1, "belongs to HTTP"),
     ("max-reuse", 1, "belongs to HTTP"),
     ("tfo", 0, "TCP fast open is not used"),
+    ("interface", 1, LED_BY_ROUTES),
     (
         "namespace",
         1,
@@ -415,6 +420,9 @@ fn policy(proxy: &Proxy, line: &Statement, section: &mut Section, draft: &mut Dr
         },
         ("source", source) => {
             put_source(section, line, source);
+            if line.words.iter().any(|word| word == "interface") {
+                draft.remark(line, format!("`interface`: {LED_BY_ROUTES}"));
+            }
             if let Some(at) = line.words.iter().position(|word| word == "usesrc")
                 && keeps_clients(line, line.word(at + 1), draft)
             {
