@@ -4,7 +4,7 @@
 //! - [`server`] has backends inside the test process; [`client`] the other end.
 //! - [`operator`] gives a running weir the commands that an operator has.
 //! - [`program`] runs real servers and clients (nginx, redis, PostgreSQL, iperf3, socat ...) in directories of their own.
-//! - [`netns`] makes network namespaces and links between them; [`certificate`] makes certificates.
+//! - [`browser`] is a browser. [`netns`] makes network namespaces and links between them; [`certificate`] makes certificates.
 //!
 //! Rules that keep the suite quick and quiet: every wait is for a condition and has a deadline ([`PATIENCE`]); every port
 //! is chosen by the kernel or [reserved](server::Port); every process dies with the test, also when the test is killed.
@@ -14,6 +14,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test binary uses a part of the harness.
 
+pub mod browser;
 pub mod certificate;
 pub mod client;
 pub mod netns;
@@ -31,6 +32,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+pub use browser::Browser;
 pub use certificate::Certificate;
 pub use record::Record;
 pub use server::{Blackhole, Port, Server};

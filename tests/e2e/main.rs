@@ -7,6 +7,7 @@ mod addresses;
 mod chaos;
 mod choosing;
 mod documents;
+mod encrypted_hello;
 mod endings;
 mod frugality;
 mod health;

@@ -397,7 +397,7 @@ fn what_comes_behind_a_hello_is_spliced() {
 }
 
 /// nginx with a TLS server on each of these ports, which answers its name.
-fn nginx(names: &[&str]) -> (Program, Vec<Port>) {
+pub fn nginx(names: &[&str]) -> (Program, Vec<Port>) {
     let dir = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").unwrap();
     let path = dir.path();
     Certificate::self_signed(path, "server", "DNS:*.example.org");

@@ -1,6 +1,6 @@
 //! The page in a real browser, `weir top` in a real terminal.
 
-use super::common::{Port, Server, Weir, client, command, find, have, run, wait_until};
+use super::common::{Browser, Port, Server, Weir, client, find, have, wait_until};
 use super::{all_up, ask};
 
 fn weir(metrics: &str) -> (Weir, Server) {
@@ -18,31 +18,6 @@ pools: {{back: {{backends: [{{name: solo, address: '{}'}}]}}}}
     (weir, server)
 }
 
-/// Runs the page's script in headless Chromium and returns the document that came of it.
-fn dom(url: &str, size: &str) -> String {
-    let profile = tempfile::tempdir().unwrap();
-    run(command(find("chromium").unwrap())
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-        ])
-        .args([
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .args([
-            &format!("--window-size={size}"),
-            "--virtual-time-budget=3000",
-            "--dump-dom",
-            url,
-        ]))
-}
-
 #[test]
 fn the_page_is_drawn_in_a_browser() {
     if !have(&["chromium"]) {
@@ -57,7 +32,7 @@ fn the_page_is_drawn_in_a_browser() {
         serde_json::from_str::<serde_json::Value>(&history).unwrap()["seq"].as_u64() > Some(2)
     });
     for size in ["1280,900", "500,900"] {
-        let dom = dom(&format!("http://{}/", port.address()), size);
+        let dom = Browser::new(&[&format!("--window-size={size}")]).dom(&format!("http://{}/", port.address()));
         for part in [
             ">serving</p>",
             ">solo</td>",
