@@ -10,6 +10,7 @@ mod dying;
 mod instances;
 mod moves;
 mod notify;
+mod older;
 mod packaging;
 mod reload;
 mod systemd;

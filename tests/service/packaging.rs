@@ -1,5 +1,6 @@
 //! The files that a package installs.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::common::{command, have, run, skip};
@@ -83,4 +84,67 @@ fn the_package_is_reproducible_and_clean() {
         let hash = component["hashes"][0]["content"].as_str().unwrap();
         assert!(lock.contains(hash) && component["licenses"].is_array(), "{component}");
     }
+}
+
+/// What git knows of this tree, as it is now, somewhere else.
+fn copy_sources(to: &Path) {
+    let listed = Command::new("git")
+        .arg("ls-files")
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(listed.status.success(), "not a clone");
+    for name in String::from_utf8(listed.stdout).unwrap().lines() {
+        let (from, into) = (root().join(name), to.join(name));
+        // Listed, but deleted.
+        if from.exists() {
+            std::fs::create_dir_all(into.parent().unwrap()).unwrap();
+            std::fs::copy(from, into).unwrap();
+        }
+    }
+}
+
+/// The release package of the same sources from two places, by two users' ways to their crates: the same bytes, and neither place in them.
+#[test]
+#[ignore = "long: two release builds, a quarter of an hour"]
+fn the_release_is_the_same_wherever_it_is_built() {
+    if !have(&["cargo-deb", "python3", "git"]) {
+        return;
+    }
+    let crates = std::env::var_os("CARGO_HOME").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap()).join(".cargo"),
+        |home| home.into(),
+    );
+    let made = ["one", "the other, which has a longer name"].map(|place| {
+        let dir = tempfile::Builder::new()
+            .prefix("weir-place")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let (sources, home) = (dir.path().join(place), dir.path().join(format!("{place} home")));
+        copy_sources(&sources);
+        std::os::unix::fs::symlink(&crates, &home).unwrap();
+        let package = dir.path().join("weir.deb");
+        let mut make = Command::new("nice");
+        make.args(["-n", "19"]).arg(sources.join("scripts/package"));
+        make.env("CARGO_HOME", &home).env_remove("CARGO_TARGET_DIR");
+        make.envs([("WEIR_COMMIT", "0123456789ab"), ("SOURCE_DATE_EPOCH", "1763800000")]);
+        let done = make.arg("--output").arg(&package).status().unwrap();
+        assert!(done.success(), "{place}: {done}");
+        let program = std::fs::read(sources.join("target/release/weir")).unwrap();
+        for trace in [dir.path(), &crates, &root()] {
+            let trace = trace.to_str().unwrap().as_bytes();
+            assert!(
+                !program.windows(trace.len()).any(|bytes| bytes == trace),
+                "{} is in the program",
+                trace.escape_ascii()
+            );
+        }
+        let sum = run(Command::new("sha256sum")
+            .arg(sources.join("target/release/weir"))
+            .arg(&package));
+        println!("{place}:\n{sum}");
+        (program, std::fs::read(package).unwrap())
+    });
+    assert!(made[0].0 == made[1].0, "the programs differ");
+    assert!(made[0].1 == made[1].1, "the packages differ");
 }

@@ -9,7 +9,7 @@ use super::common::{PATIENCE, command, find, have, run, skip, wait_until};
 use super::root;
 
 /// A booted container. Dropping it ends everything in it and forgets what it wrote.
-struct Container {
+pub struct Container {
     nspawn: Child,
     leader: u32,
     dir: tempfile::TempDir,
@@ -17,7 +17,7 @@ struct Container {
 
 impl Container {
     /// `None`, with the reason printed, where this cannot be done.
-    fn boot(prepare: impl FnOnce(&Path)) -> Option<Container> {
+    pub fn boot(prepare: impl FnOnce(&Path)) -> Option<Container> {
         if !nix::unistd::Uid::effective().is_root() {
             skip("booting systemd needs root");
             return None;
@@ -89,7 +89,7 @@ impl Container {
             .find(is_init)
     }
 
-    fn command(&self, script: &str) -> Command {
+    pub fn command(&self, script: &str) -> Command {
         let mut enter = command("nsenter");
         enter.args(["--all", "--target", &self.leader.to_string()]);
         enter.current_dir("/").args(["sh", "-c", script]).env_clear();
@@ -97,13 +97,13 @@ impl Container {
         enter
     }
 
-    fn try_run(&self, script: &str) -> Output {
+    pub fn try_run(&self, script: &str) -> Output {
         self.command(script).output().unwrap()
     }
 
     /// Runs a script in it; it must succeed.
     #[track_caller]
-    fn run(&self, script: &str) -> String {
+    pub fn run(&self, script: &str) -> String {
         let output = self.try_run(script);
         let said = text(&output.stdout) + &text(&output.stderr);
         if !output.status.success() {
@@ -115,32 +115,83 @@ impl Container {
 
     /// Runs a script in it; it must fail.
     #[track_caller]
-    fn fail(&self, script: &str) -> String {
+    pub fn fail(&self, script: &str) -> String {
         let output = self.try_run(script);
         assert!(!output.status.success(), "{script} succeeded");
         text(&output.stdout) + &text(&output.stderr)
     }
 
     /// A property of the service.
-    fn property(&self, name: &str) -> String {
+    pub fn property(&self, name: &str) -> String {
         let script = format!("systemctl show --property {name} --value weir.service");
         self.run(&script).trim().to_string()
     }
 
     #[track_caller]
-    fn serves(&self) {
+    pub fn serves(&self) {
         let answer = self.run("curl --silent --show-error --max-time 5 http://127.0.0.1:79/hello");
         assert_eq!(answer, "hello");
     }
 
+    /// Two ends of a cable, one of them for virtual addresses; and the secret of those who hold them.
+    pub fn prepare_failover(&self) {
+        self.run("ip link add weir0 type veth peer name weir1; ip link set weir0 up; ip link set weir1 up");
+        self.run("head -c 32 /dev/urandom | base64 > /etc/weir/secret");
+        self.run("chown root:weir /etc/weir/secret; chmod 640 /etc/weir/secret");
+    }
+
+    pub fn has_address(&self) -> bool {
+        self.run("ip -oneline address show dev weir0").contains("10.99.0.1/24")
+    }
+
+    /// Installs a package over the one that serves: no request fails, the virtual address stays. Returns the new process.
+    #[track_caller]
+    pub fn upgrade(&self, package: &str) -> String {
+        let before = self.property("MainPID");
+        let moves = "timeout 120 ip -oneline monitor address dev weir0 | grep Deleted";
+        let mut moves = self.command(moves).stdout(Stdio::null()).spawn().unwrap();
+        let load = "wrk -t1 -c16 -d4s --timeout 20s -H 'Connection: close' http://127.0.0.1:79/";
+        let load = self.command(load).stdout(Stdio::piped()).spawn().unwrap();
+        let said = self.run(&format!("dpkg -i {package}"));
+        assert!(said.contains("handing over"), "{said}");
+        let after = self.wait_for_other(&before);
+        let report = text(&load.wait_with_output().unwrap().stdout);
+        assert!(
+            report.contains("Requests/sec") && !report.contains("Socket errors"),
+            "{report}"
+        );
+        assert_eq!(self.property("NRestarts"), "0");
+        assert!(moves.try_wait().unwrap().is_none() && self.has_address());
+        self.run("pkill -x ip");
+        let away = moves.wait().unwrap().success();
+        let journal = self.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
+        assert!(!away, "the virtual address has been away:\n{journal}");
+        after
+    }
+
+    /// Waits until a process is gone.
+    #[track_caller]
+    pub fn wait_for_end(&self, pid: &str) {
+        wait_until("the old process ends", || {
+            !self.try_run(&format!("kill -0 {pid}")).status.success()
+        });
+    }
+
     /// Waits until the service runs in another process than `pid`.
     #[track_caller]
-    fn wait_for_other(&self, pid: &str) -> String {
-        wait_until("another main process", || {
+    pub fn wait_for_other(&self, pid: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let now = self.property("MainPID");
-            now != "0" && now != pid && self.property("ActiveState") == "active"
-        });
-        self.property("MainPID")
+            if now != "0" && now != pid && self.property("ActiveState") == "active" {
+                return now;
+            }
+            if Instant::now() > deadline {
+                let journal = self.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
+                panic!("waited in vain for another main process:\n{journal}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -160,7 +211,7 @@ impl Drop for Container {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -180,7 +231,7 @@ pub fn package(into: &Path) -> PathBuf {
 
 /// The timers of the election are long because tests run on busy machines, where a thread may wait its turn for longer than
 /// the default `dead_after`; that is not what is asked here.
-const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79', pool: web}}\n\
+pub const CONFIGURATION: &str = "workers: 2\nlisteners: {web: {bind: '127.0.0.1:79', pool: web}}\n\
     pools: {web: {backends: ['127.0.0.1:8081']}}\n\
     failover: {node: a, beat: 500ms, dead_after: 3s, secret_file: /etc/weir/secret, nodes: {a: '127.0.0.1:7400'},\n  \
     vips: [{address: 10.99.0.1/24, interface: weir0, requires: [web]}]}\n";
@@ -223,17 +274,11 @@ fn a_package_is_installed_lives_and_leaves() {
          > /etc/systemd/system/weir.service.d/test.conf",
     );
     machine.run("systemctl daemon-reload; systemd-run --unit nginx-backend nginx -c /root/nginx.conf");
-    machine.run("ip link add weir0 type veth peer name weir1; ip link set weir0 up; ip link set weir1 up");
-    machine.run("head -c 32 /dev/urandom | base64 > /etc/weir/secret");
-    machine.run("chown root:weir /etc/weir/secret; chmod 640 /etc/weir/secret");
+    machine.prepare_failover();
     write(CONFIGURATION);
     machine.run("systemctl enable --now weir");
     machine.serves();
-    let has_vip = || {
-        machine
-            .run("ip -oneline address show dev weir0")
-            .contains("10.99.0.1/24")
-    };
+    let has_vip = || machine.has_address();
     wait_until("the virtual address is there", has_vip);
     let first = machine.property("MainPID");
     assert!(machine.property("StatusText").starts_with("generation 1"));
@@ -266,27 +311,8 @@ fn a_package_is_installed_lives_and_leaves() {
     assert_eq!(machine.property("MainPID"), first);
 
     // The package is upgraded under load, and the virtual address stays.
-    let moves = "timeout 120 ip -oneline monitor address dev weir0 | grep Deleted";
-    let mut moves = machine.command(moves).stdout(Stdio::null()).spawn().unwrap();
-    let load = "wrk -t1 -c16 -d4s --timeout 20s -H 'Connection: close' http://127.0.0.1:79/";
-    let load = machine.command(load).stdout(Stdio::piped()).spawn().unwrap();
-    let said = machine.run("dpkg -i /root/weir.deb");
-    assert!(said.contains("handing over"), "{said}");
-    let second = machine.wait_for_other(&first);
-    let report = text(&load.wait_with_output().unwrap().stdout);
-    assert!(
-        report.contains("Requests/sec") && !report.contains("Socket errors"),
-        "{report}"
-    );
-    assert_eq!(machine.property("NRestarts"), "0");
-    assert!(moves.try_wait().unwrap().is_none() && has_vip());
-    machine.run("pkill -x ip");
-    let away = moves.wait().unwrap().success();
-    let journal = machine.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
-    assert!(!away, "the virtual address has been away:\n{journal}");
-    wait_until("the old process ends", || {
-        !machine.try_run(&format!("kill -0 {first}")).status.success()
-    });
+    let second = machine.upgrade("/root/weir.deb");
+    machine.wait_for_end(&first);
 
     // Hung, then killed.
     machine.run(&format!("kill -STOP {second}"));
