@@ -59,6 +59,8 @@ fn active(weir: &Weir) -> Vec<u64> {
 }
 
 /// What one engine has placed, the other makes up for.
+///
+/// Seen to fail where the program is not told.
 #[test]
 fn least_conn_goes_by_connections_of_both_engines() {
     if !may_make_namespaces() {
@@ -97,6 +99,8 @@ fn least_conn_goes_by_connections_of_both_engines() {
 }
 
 /// `max_connections` is of both together. Where both come near it at once, what is over is no more than was left to each of them.
+///
+/// Seen to fail where the program is not told.
 #[test]
 fn a_cap_holds_over_both_engines() {
     const CAP: usize = 10;
@@ -139,6 +143,8 @@ fn a_cap_holds_over_both_engines() {
 }
 
 /// A connection waits at the proxy for a place that one of the kernel engine gives back.
+///
+/// Seen to fail where nobody is called.
 #[test]
 fn a_place_that_the_program_frees_is_given_to_whoever_waits() {
     if !may_make_namespaces() {
@@ -220,6 +226,8 @@ fn orders_are_for_connections_of_both_engines() {
 }
 
 /// With the process its workers' connections have ended, and take no place any more; those of the program go on.
+///
+/// Seen to fail with a helper that leaves the program its count.
 #[test]
 fn connections_of_a_killed_process_take_no_place() {
     if !may_make_namespaces() {
