@@ -76,11 +76,12 @@ fn contains(answer: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && answer.windows(part.len()).any(|window| window == part)
 }
 
-/// The first line with its end; what there is if nothing more comes, or if it is too long for a line.
+/// The first line with its end; what there is if nothing more comes. Of one that is too long so much that it can be told, however much has come.
 fn first_line(answer: &[u8], ended: bool) -> Option<&[u8]> {
-    match answer.iter().position(|byte| *byte == b'\n') {
-        Some(end) => Some(&answer[..=end]),
-        None if answer.len() > LINE_MAX || ended && !answer.is_empty() => Some(answer),
+    let begun = &answer[..answer.len().min(LINE_MAX + 1)];
+    match begun.iter().position(|byte| *byte == b'\n') {
+        Some(end) => Some(&begun[..=end]),
+        None if begun.len() > LINE_MAX || ended && !begun.is_empty() => Some(begun),
         None => None,
     }
 }

@@ -161,12 +161,21 @@ impl Container {
             "{report}"
         );
         assert_eq!(self.property("NRestarts"), "0");
-        assert!(moves.try_wait().unwrap().is_none() && self.has_address());
+        let there = self.has_address();
+        let watched = moves.try_wait().unwrap().is_none();
         self.run("pkill -x ip");
         let away = moves.wait().unwrap().success();
-        let journal = self.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
-        assert!(!away, "the virtual address has been away:\n{journal}");
+        assert!(
+            there && watched && !away,
+            "the virtual address has been away:\n{}",
+            self.journal()
+        );
         after
+    }
+
+    /// The last events of the service.
+    fn journal(&self) -> String {
+        self.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50")
     }
 
     /// Waits until a process is gone.
@@ -187,8 +196,7 @@ impl Container {
                 return now;
             }
             if Instant::now() > deadline {
-                let journal = self.run("journalctl -u weir --no-pager -o cat | grep -v ^time= | tail -50");
-                panic!("waited in vain for another main process:\n{journal}");
+                panic!("waited in vain for another main process:\n{}", self.journal());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
