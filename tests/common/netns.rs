@@ -7,6 +7,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{command, run};
 
@@ -83,6 +85,17 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        // The successor of an upgrade is nobody's child by now.
+        let pids = Command::new("ip").args(["netns", "pids", &self.name]).output();
+        let pids = pids.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let pids = pids.unwrap_or_default();
+        let pids = pids
+            .lines()
+            .filter_map(|pid| pid.trim().parse().ok())
+            .map(Pid::from_raw);
+        for pid in pids.filter(|&pid| pid != Pid::this()) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
 }
