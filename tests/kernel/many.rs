@@ -192,7 +192,8 @@ fn flood(netns: &Netns, mac: [u8; 6], rate: usize, stop: &AtomicBool) -> usize {
         let mut spoofed = Spoofed::new(mac, service);
         let (began, mut sent) = (Instant::now(), 0);
         while !stop.load(Relaxed) {
-            let due = (began.elapsed().as_secs_f64() * rate as f64) as usize;
+            // What a pause of the machine left behind follows at twice the rate rather than in one burst, which queues of the kernel would lose.
+            let due = ((began.elapsed().as_secs_f64() * rate as f64) as usize).min(sent + rate / 100);
             for n in sent..due {
                 // 198.18.0.0/15 is for tests.
                 let client = 0xc612_0000 | (n as u32 & 0x1_ffff);
@@ -376,6 +377,8 @@ pools:
                     let mut longest = Duration::ZERO;
                     while !stop.load(Relaxed) {
                         longest = longest.max(speak(streams, rounds.fetch_add(1, Relaxed)));
+                        // They are to be seen, not to be the load.
+                        std::thread::sleep(Duration::from_millis(20));
                     }
                     longest
                 })
@@ -412,10 +415,14 @@ pools:
         at(99),
         at(100),
     );
-    assert!(at(50) < Duration::from_secs(1), "new clients are served");
     println!(
         "status: {}",
         tell(&weir.admin(), &json!({"command": "status"})).unwrap()["kernel"]
+    );
+    let wanted = size.rate as f64 * size.flooded.as_secs_f64();
+    assert!(
+        binary.is_none() || sent as f64 > 0.99 * wanted,
+        "{sent} of {wanted} SYNs were sent"
     );
     assert!(refused.is_empty(), "{refused:?}");
     assert!(at(50) < Duration::from_secs(1), "new clients are served");

@@ -85,14 +85,19 @@ fn backends_answer_clients_themselves_in_mode_dsr() {
     net.balancer.ip(&["addr", "add", &format!("{service}/32"), "dev", "lo"]);
     net.client
         .ip(&["route", "add", &format!("{service}/32"), "via", "10.7.0.1"]);
-    let _servers = [0, 1].map(|ix| net.named(ix, &format!("{service}:80")));
+    // On every address, for probes come to the backend's own.
+    let _servers = [0, 1].map(|ix| net.named(ix, "0.0.0.0:80"));
     let weir = net.weir(&format!(
         "
 listeners: {{web: {{engine: kernel, bind: ['{service}:80'], pool: web}}}}
 pools:
-  web: {{kernel: {{mode: dsr}}, balance: round_robin, health: {{port: 22}}, backends: [10.7.0.20, 10.7.0.21], all_down: try_all}}
+  web: {{kernel: {{mode: dsr}}, balance: round_robin, backends: ['10.7.0.20:80', '10.7.0.21:80']}}
 "
     ));
+    // A change of state begins a new round.
+    wait_until("both have been probed", || {
+        (0..2).all(|ix| status(&weir)["pools"][0]["backends"][ix]["state"] == "up")
+    });
     net.client.enter(|| {
         let answers: Vec<String> = (0..6).map(|_| fetch(&format!("{service}:80")).unwrap()).collect();
         assert_eq!(answers.iter().filter(|answer| *answer == "0").count(), 3, "{answers:?}");
