@@ -106,7 +106,7 @@ impl Core {
             // After an end its client may have begun anew.
             let there = maps.flow(&next.key).filter(|up| up.id == next.id);
             let Some(up) = there else { continue };
-            match is_over(&up, maps.flow(&up.to.turned()).as_ref(), now_ns) {
+            match is_over(&up, maps.other(&up).as_ref(), now_ns) {
                 true => self.remove(maps, shared, &next.key, Cause::Finished),
                 false => self.fading.push_back(Fading {
                     due: now + LINGER,
@@ -209,7 +209,10 @@ impl Core {
     /// Ends a flow of which nobody is told, or removes the entries of one that has ended.
     pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, cause: Cause) {
         let Some(up) = maps.take(key) else { return };
-        let down = maps.take(&up.to.turned()).unwrap_or_default();
+        let down = maps
+            .other(&up)
+            .and_then(|_| maps.take(&up.to.turned()))
+            .unwrap_or_default();
         if up.flags & FLOW_ENDED != 0 || key.is_tcp() && is_unproven(&up) {
             return;
         }

@@ -82,15 +82,19 @@ impl Core {
             shard.bytes_in.set(tally.bytes_up - before.bytes_up);
             shard.bytes_out.set(tally.bytes_down - before.bytes_down);
         }
-        let gauges = [&shared.process.connections, &shared.process.udp_sessions];
-        for ((gauge, is), was) in gauges.into_iter().zip(totals).zip(self.totals) {
-            gauge.follow(was, is);
-        }
-        for ((gauge, is), was) in shared.process.elsewhere.iter().zip(totals).zip(self.totals) {
-            gauge.follow(was, is);
+        self.account_for(shared, totals);
+        self.limit(maps, shared);
+    }
+
+    /// So many connections and sessions of the process are live here.
+    fn account_for(&mut self, shared: &Shared, totals: [u32; 2]) {
+        let process = &shared.process;
+        for (nth, gauge) in [&process.connections, &process.udp_sessions].into_iter().enumerate() {
+            for gauge in [gauge, &process.elsewhere[nth]] {
+                gauge.follow(self.totals[nth], totals[nth]);
+            }
         }
         self.totals = totals;
-        self.limit(maps, shared);
     }
 
     /// Tells the program how many there may be, beside what the workers have.
@@ -105,26 +109,9 @@ impl Core {
 
     /// Takes what is live here out of all gauges.
     pub(super) fn forget(&mut self, shared: &Shared) {
-        for (_, tenant) in self.listeners.iter_mut() {
-            let was = std::mem::take(&mut tenant.active);
-            tenant
-                .who
-                .iter()
-                .for_each(|listener| listener.stats.active.follow(was, 0));
-        }
-        for (_, tenant) in self.backends.iter_mut() {
-            let was = std::mem::take(&mut tenant.active);
-            tenant
-                .who
-                .iter()
-                .for_each(|backend| backend.stats.active.follow(was, 0));
-        }
-        shared.process.connections.follow(self.totals[0], 0);
-        shared.process.udp_sessions.follow(self.totals[1], 0);
-        for (gauge, was) in shared.process.elsewhere.iter().zip(self.totals) {
-            gauge.follow(was, 0);
-        }
-        self.totals = [0; 2];
+        self.listeners.forget(|listener| &listener.stats.active);
+        self.backends.forget(|backend| &backend.stats.active);
+        self.account_for(shared, [0; 2]);
     }
 }
 

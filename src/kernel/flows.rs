@@ -104,9 +104,10 @@ impl Patience {
         if is_tcp && is_unproven(up) {
             return if quiet > HANDSHAKE { Fate::Fades } else { Fate::Stays };
         }
-        let answered = up.flags & (FLOW_ANSWERED | FLOW_DSR) != 0;
         if is_tcp && up.flags & FLOW_OPEN == 0 {
-            return match answered {
+            // Whatever it has said, it is there.
+            let is_there = up.flags & (FLOW_ANSWERED | FLOW_DSR) != 0 || down.is_some_and(|down| down.packets > 0);
+            return match is_there {
                 false if since(up.opened) > self.connect => Fate::Ends(Cause::ConnectTimeout),
                 true if quiet > HANDSHAKE => Fate::Ends(Cause::IdleTimeout),
                 _ => Fate::Stays,
@@ -159,6 +160,9 @@ mod tests {
             (OPEN | FLOW_ENDED, 9_000, 9_994, Some((9_994, 0)), true, Fate::Fades),
             (0, 9_999, 9_999, Some((9_999, 0)), true, Fate::Stays),
             (0, 9_997, 9_999, Some((9_997, 0)), true, Fate::Ends(Cause::ConnectTimeout)),
+            // It has said something, if not what was asked.
+            (0, 9_997, 9_997, Some((9_998, 0)), true, Fate::Stays),
+            (0, 9_900, 9_930, Some((9_930, 0)), true, Fate::Ends(Cause::IdleTimeout)),
             (FLOW_ANSWERED, 9_997, 9_997, Some((9_998, 0)), true, Fate::Stays),
             (FLOW_ANSWERED, 9_900, 9_930, Some((9_930, 0)), true, Fate::Ends(Cause::IdleTimeout)),
             // Joined: entries that nobody uses go, and the next packet makes them again.
@@ -174,6 +178,8 @@ mod tests {
                 flags,
                 opened: opened * S,
                 last: last * S,
+                // That of a backend which has never spoken stands as it was opened.
+                packets: u64::from(last > opened),
                 ..Flow::default()
             };
             let (up, down) = (flow(flags, last), down.map(|(last, flags)| flow(flags, last)));

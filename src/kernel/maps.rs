@@ -335,6 +335,12 @@ impl Maps {
             .then(|| Flow::of(&value))
     }
 
+    /// The backend's entry of a flow, by its client's. Under its key may be another's: a port whose entry a flood has displaced
+    /// serves others.
+    pub fn other(&self, up: &Flow) -> Option<Flow> {
+        self.flow(&up.to.turned()).filter(|down| down.id == up.id)
+    }
+
     /// Removes a flow of either table and tells what it was.
     pub fn take(&self, key: &Tuple) -> Option<Flow> {
         let (key, mut value) = (key.bytes(), vec![0; Flow::SIZE]);

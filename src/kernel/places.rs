@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::layout::Tally;
+use crate::base::Gauge;
 use crate::snapshot::{Backend, Listener};
 
 /// How long a place stays empty after its last flow: entries of ended flows still name it.
@@ -128,6 +129,16 @@ impl<T: Identified> Places<T> {
     /// The place of the one with this identity, if it has one.
     pub fn find(&self, identity: u64) -> Option<u32> {
         self.by_identity.get(&identity).copied()
+    }
+
+    /// Takes what is live here out of the gauge of everybody with a place.
+    pub fn forget(&mut self, gauge: impl Fn(&T) -> &Gauge) {
+        for tenant in self.tenants.iter_mut().flatten() {
+            let was = std::mem::take(&mut tenant.active);
+            if let Some(who) = &tenant.who {
+                gauge(who).follow(was, 0);
+            }
+        }
     }
 
     /// Everybody with a place.

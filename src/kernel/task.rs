@@ -170,7 +170,7 @@ impl Task {
             };
             let is_tcp = key.is_tcp();
             if patience.doubts(&up, is_tcp, now) {
-                let down = maps.flow(&up.to.turned());
+                let down = maps.other(&up);
                 match patience.fate(&up, down.as_ref(), is_tcp, now) {
                     Fate::Stays => {}
                     Fate::Fades => faded.push(key),
@@ -239,7 +239,7 @@ impl Task {
                 continue;
             }
             let told = match key.is_tcp() && !(cause == Cause::VipMoved && core.goes_along(&up)) {
-                true => core.cut(&key, &up, maps.flow(&up.to.turned()).as_ref(), cause),
+                true => core.cut(&key, &up, maps.other(&up).as_ref(), cause),
                 false => None,
             };
             match told {
@@ -318,7 +318,7 @@ impl Task {
     }
 
     fn describe(&self, core: &Core, key: &Tuple, up: &Flow, now: u64) -> LiveConnection {
-        let down = self.attached.maps.flow(&up.to.turned()).unwrap_or_default();
+        let down = self.attached.maps.other(up).unwrap_or_default();
         let (listener, backend) = (core.listeners.get(up.listener), core.backends.get(up.backend));
         let ms = |since: u64| now.saturating_sub(since) / 1_000_000;
         LiveConnection {

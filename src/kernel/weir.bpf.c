@@ -163,7 +163,7 @@ int ingress(struct __sk_buff *skb)
 		return p->fragment == WHOLE ? error(skb, p, now) : PASS;
 
 	flow = find(&p->key);
-	if (flow && (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow->flags & FLOW_CLIENT)
+	if (flow && flow->flags & FLOW_CLIENT && may_begin(flow, p))
 		flow = going_on(p, flow);
 	/* Its flow has ended meanwhile, or is another program's: that of a process before or after this one. */
 	if (p->injected && !flow) {
@@ -236,9 +236,10 @@ int ingress(struct __sk_buff *skb)
 	verdict = leave(flow);
 	turn_round(&other, &flow->to);
 	if (!up && !(flow->flags & FLOW_ANSWERED)) {
-		__sync_fetch_and_or(&flow->flags, FLOW_ANSWERED);
-		other_flow = find(&other);
-		if (other_flow && !(p->flags & TCP_RST)) {
+		other_flow = other_of(flow, &other);
+		if (!other_flow || answers(other_flow, p))
+			__sync_fetch_and_or(&flow->flags, FLOW_ANSWERED);
+		if (other_flow && flow->flags & FLOW_ANSWERED && !(p->flags & TCP_RST)) {
 			if (!(other_flow->flags & FLOW_JOINED))
 				other_flow->connect_us = (now - other_flow->opened) / 1000 + 1;
 			__sync_fetch_and_or(&other_flow->flags, FLOW_ANSWERED);
@@ -248,8 +249,10 @@ int ingress(struct __sk_buff *skb)
 		return verdict;
 	if (p->flags & (TCP_RST | TCP_FIN)) {
 		__u32 how = END_FINISHED;
-		struct flow *client = up ? flow : find(&other), *down = up ? find(&other) : flow;
+		struct flow *its = other_of(flow, &other), *client = up ? flow : its, *down = up ? its : flow;
 
+		if (up && clears(flow, p))
+			return verdict;
 		__sync_fetch_and_or(&flow->flags, FLOW_FIN);
 		if (p->injected) {
 			how = END_CUT;

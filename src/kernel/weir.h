@@ -252,6 +252,7 @@ struct ports {
 #define FLOW_SOURCED 2048u  /* counts as one of its source's */
 #define FLOW_METERED 4096u  /* the meter of its source was asked */
 #define FLOW_LET_IN 8192u   /* limits are asked no more */
+#define FLOW_CLEARED 16384u /* its client has reset what the backend remembered */
 
 /* One direction of a connection or session. */
 struct flow {

@@ -295,16 +295,13 @@ impl Worker {
             let Some(Token { kind, side, key }) = Token::unpack(token) else {
                 continue;
             };
+            if !matches!(kind, Kind::Pair | Kind::Wake) {
+                self.tcp.note_others(now_ms);
+            }
             match kind {
                 Kind::Pair => self.tcp.mark(key, side, event),
-                Kind::Listen => {
-                    self.tcp.note_others(now_ms);
-                    self.accepting.mark(&mut self.sockets.streams, key);
-                }
-                Kind::Datagram | Kind::Session => {
-                    self.tcp.note_others(now_ms);
-                    self.udp.mark(kind, key, event);
-                }
+                Kind::Listen => self.accepting.mark(&mut self.sockets.streams, key),
+                Kind::Datagram | Kind::Session => self.udp.mark(kind, key, event),
                 Kind::Wake => {}
             }
         }

@@ -31,10 +31,6 @@ pools:
     )
 }
 
-fn start(net: &Net, yaml: &str) -> Weir {
-    Launch::new(yaml).inside(&net.balancer).start()
-}
-
 fn refusals(weir: &Weir, listener: &str, reason: &str) -> f64 {
     let labels = format!("listener=\"{listener}\",reason=\"{reason}\",engine=\"kernel\"");
     sample(weir, &format!("weir_connections_refused_total{{{labels}}}"))
@@ -64,7 +60,7 @@ fn access_lists_hold_for_new_connections() {
         net.udp_echo(1, &family.backend(1, 5353));
         let other = second_client(&net, family);
         let first: IpAddr = family.host(0, 2).parse().unwrap();
-        let weir = start(&net, &config(family, &format!(", deny: ['{other}']"), "", ""));
+        let weir = net.start(&config(family, &format!(", deny: ['{other}']"), "", ""));
         let web = family.service(80);
         let mut kept = net.client.enter(|| connect_from(first, &web));
         round_trip(&mut kept, b"hello");
@@ -119,7 +115,7 @@ fn long_lists_replace_each_other() {
         let list = others.chain([client.to_string()]).collect::<Vec<_>>();
         config(V4, &format!(", deny: [{}]", list.join(", ")), "", "")
     };
-    let weir = start(&net, &list(0, LONG, &clients[0]));
+    let weir = net.start(&list(0, LONG, &clients[0]));
     let are_served = || {
         net.client
             .enter(|| clients.map(|client| try_connect(&web, Some(client)).is_ok()))
@@ -176,7 +172,7 @@ fn sources_get_their_places_back() {
     for (how, keys, pool) in rows {
         let net = Net::new();
         let _server = net.echo(0, &V4.backend(0, 8080));
-        let mut weir = start(&net, &config(V4, ", limits: {per_source: 2}", keys, pool));
+        let mut weir = net.start(&config(V4, ", limits: {per_source: 2}", keys, pool));
         let mut held: Vec<TcpStream> = net.client.enter(|| vec![connect(&web), connect(&web)]);
         held.iter_mut().for_each(|stream| round_trip(stream, b"hello"));
         let error = net.client.enter(|| try_connect(&web, None).unwrap_err());
@@ -209,9 +205,7 @@ fn sources_get_their_places_back() {
                 weir.wait_for_end();
                 // Nobody is there who could count.
                 held.pop();
-                let file = weir.dir().join("weir.yaml").display().to_string();
-                let next = Launch::new("").file(&file).inside(&net.balancer).start();
-                next.wait_for_line("goes on with the connections");
+                let next = net.start_after(&weir);
                 held.iter_mut().for_each(|stream| round_trip(stream, b"after"));
                 wait_until("one more may come", || has_room_for(&net, &web, 1));
                 again = Some(next);
@@ -242,7 +236,7 @@ fn sessions_give_their_places_back() {
     net.udp_echo(1, &V4.backend(1, 5353));
     let yaml = config(V4, ", limits: {per_source: 1}", "", "");
     let yaml = yaml.replace("pool: dns,", "pool: dns, udp: {idle: 4s},");
-    let weir = start(&net, &yaml);
+    let weir = net.start(&yaml);
     let sockets = [(); 2].map(|()| net.udp_client(&V4.service(53)));
     // The second after an answer confirms a session.
     for _ in 0..2 {
@@ -319,7 +313,7 @@ fn a_flood_of_refusals_is_counted_and_seldom_recorded() {
     let other = second_client(&net, V4);
     let web = V4.service(80);
     let limits = format!(", limits: {{new_per_source: 4/h, exempt: ['{other}']}}");
-    let weir = start(&net, &config(V4, &limits, "", ""));
+    let weir = net.start(&config(V4, &limits, "", ""));
     let began = Instant::now();
     net.client.enter(|| {
         for _ in 0..4 {

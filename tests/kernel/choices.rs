@@ -20,7 +20,7 @@ use weir::stats::{BackendStats, LATENCY_TAU_NS};
 use super::common::client::{connect, round_trip};
 use super::common::netns::Netns;
 use super::common::operator::status;
-use super::common::{Launch, may_make_namespaces, seed, wait_until};
+use super::common::{may_make_namespaces, seed, wait_until};
 use super::hosts::{Net, V4, ask};
 use super::model::{
     ACK, BACKEND_PORT, CLIENTS, FIRST_BACKEND, Program, SERVICES, SOURCES, SYN, Verdict, data, datagram, ip, parse,
@@ -524,7 +524,7 @@ pools:
         V4.backend(0, 5353),
         V4.backend(1, 5353),
     );
-    let mut weir = Launch::new(&yaml).inside(&net.balancer).start();
+    let mut weir = net.start(&yaml);
     let mut to_slow = 0;
     for _ in 0..ASKED {
         let socket = net.udp_client(&V4.service(53));
@@ -550,9 +550,7 @@ pools:
 
     weir.signal(nix::sys::signal::Signal::SIGKILL);
     weir.wait_for_end_of_process();
-    let file = weir.dir().join("weir.yaml").display().to_string();
-    let again = Launch::new("").file(&file).inside(&net.balancer).start();
-    again.wait_for_line("goes on with the connections");
+    let _again = net.start_after(&weir);
     for pool in [0, 1] {
         let (_, known_ms) = served(&weir, pool, 1);
         assert!(known_ms > 5.0, "{known_ms} ms are known of pool {pool}'s slow one");

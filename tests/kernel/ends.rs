@@ -172,7 +172,7 @@ fn a_backend_that_does_not_answer_refuses() {
 }
 
 /// Client, balancer and a backend in mode `dsr` on one bridge, and the service that they know.
-fn direct() -> (Net, Bridge, String) {
+pub fn direct() -> (Net, Bridge, String) {
     let service = V4.host(8, 8);
     let net = Net::unlinked();
     let bridge = Bridge::new();

@@ -133,9 +133,20 @@ impl Net {
         } else {
             "kernel: {restart_grace: 1s}\n"
         };
-        Launch::new(&format!("workers: 1\n{grace}{yaml}"))
-            .inside(&self.balancer)
-            .start()
+        self.start(&format!("workers: 1\n{grace}{yaml}"))
+    }
+
+    /// With this configuration and nothing else.
+    pub fn start(&self, yaml: &str) -> Weir {
+        Launch::new(yaml).inside(&self.balancer).start()
+    }
+
+    /// Another process after one that has gone, on its file.
+    pub fn start_after(&self, gone: &Weir) -> Weir {
+        let file = gone.dir().join("weir.yaml").display().to_string();
+        let next = Launch::new("").file(&file).inside(&self.balancer).start();
+        next.wait_for_line("goes on with the connections");
+        next
     }
 
     /// Serves each connection in a backend's namespace.

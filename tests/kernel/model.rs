@@ -665,12 +665,19 @@ struct Flow {
     to: Tuple,
     is_client: bool,
     answered: bool,
+    /// Both sides have been heard.
+    open: bool,
     ended: bool,
     /// Ended by us.
     cut: bool,
     fin: bool,
-    /// TCP: what comes next from this side.
+    /// Its beginning was not seen.
+    joined: bool,
+    /// Its client has reset something else before.
+    cleared: bool,
+    /// TCP: what comes next from this side, and payload that has come.
     next: Option<u32>,
+    bytes: u32,
     /// What is added to the client's timestamps, and taken from echoes of them.
     behind: u32,
 }
@@ -693,6 +700,8 @@ struct Model {
     /// Packets from the middle of a connection that found their way.
     joined: usize,
     fragments: HashMap<([u8; 16], [u8; 16], u8, u32), Tuple>,
+    /// This packet's client has tried before, in vain: its own port is not tried again.
+    elsewhere: bool,
 }
 
 /// What must come of a packet.
@@ -718,6 +727,7 @@ impl Model {
             recent: Vec::new(),
             joined: 0,
             fragments: HashMap::new(),
+            elsewhere: false,
         }
     }
 
@@ -743,8 +753,9 @@ impl Model {
                 return Wanted::Dropped;
             }
             let to = self.by_hash(p.key, family);
-            self.joined += usize::from(p.protocol == TCP && p.flags & (SYN | ACK | RST | FIN) != SYN);
-            self.enter(p.key, to);
+            let joins = p.protocol == TCP && p.flags & (SYN | ACK | RST | FIN) != SYN;
+            self.joined += usize::from(joins);
+            self.enter(p.key, to, joins);
             return Wanted::Becomes(to);
         }
         if is_backend(p.key.dst, p.key.dport) {
@@ -773,7 +784,7 @@ impl Model {
             true if is_undeliverable => Wanted::Dropped,
             true => {
                 self.joined += 1;
-                self.enter(client, to);
+                self.enter(client, to, true);
                 Wanted::Becomes(client.turned())
             }
         }
@@ -814,12 +825,14 @@ impl Model {
         }
         let no_checksum = p.is_v6 && p.protocol == UDP && be16(b, p.l4 + 6) == 0;
         let mut flow = self.flows.get(&p.key).copied();
+        self.elsewhere = false;
         if let Some(old) = flow
             && p.flags & (SYN | ACK) == SYN
             && p.protocol == TCP
             && old.is_client
             && old.ended
         {
+            self.elsewhere = !old.open;
             self.flows.remove(&p.key);
             self.flows.remove(&old.to.turned());
             flow = None;
@@ -854,21 +867,25 @@ impl Model {
             Some(_) if p.hops <= 1 || no_checksum => Wanted::Dropped,
             Some((to, true)) => Wanted::Opens(to),
             Some((to, false)) => {
-                self.enter(p.key, to);
+                self.enter(p.key, to, false);
                 Wanted::Becomes(to)
             }
         }
     }
 
-    fn enter(&mut self, client: Tuple, to: Tuple) {
+    fn enter(&mut self, client: Tuple, to: Tuple, joined: bool) {
         let flow = |to, is_client| Flow {
             to,
             is_client,
             answered: false,
+            open: false,
             ended: false,
             cut: false,
             fin: false,
+            joined,
+            cleared: false,
             next: None,
+            bytes: 0,
             behind: 0,
         };
         self.recent.extend([client, to.turned()]);
@@ -903,7 +920,7 @@ impl Model {
     }
 
     /// What a packet that is passed on changes.
-    fn passed_on(&mut self, p: &Parsed, to: Tuple) {
+    fn passed_on(&mut self, p: &Parsed, to: Tuple, own: bool) {
         if let Some((true, id)) = p.fragment {
             self.fragments.insert((p.key.src, p.key.dst, p.protocol, id), to);
         }
@@ -914,15 +931,34 @@ impl Model {
         let flow = self.flows.get_mut(&key).unwrap();
         let is_client = flow.is_client;
         if p.protocol == TCP {
+            flow.open |= flow.answered && !flow.ended && p.flags & (SYN | ACK | RST | FIN) == ACK;
             let start = p.seq.wrapping_add(u32::from(p.flags & SYN != 0));
             let (end, next) = (start.wrapping_add(p.payload), flow.next.unwrap_or(start));
             // Further ahead than any window is no number of this connection.
             let is_ahead = p.flags & RST == 0 && end.wrapping_sub(next) <= 1 << 30;
+            flow.bytes += if is_ahead { end.wrapping_sub(next) } else { 0 };
             flow.next = Some(if is_ahead {
                 end.wrapping_add(u32::from(p.flags & FIN != 0))
             } else {
                 next
             });
+            if is_client
+                && p.flags & RST != 0
+                && !own
+                && !(flow.answered || flow.joined || flow.cleared)
+                && flow.next != Some(p.seq)
+            {
+                flow.cleared = true;
+                return;
+            }
+        }
+        if !is_client && !self.flows[&key].answered {
+            let client = self.flows[&other];
+            let ahead = client.next.unwrap_or(0).wrapping_sub(p.ack);
+            if p.protocol == UDP || client.joined || ahead <= client.bytes {
+                self.flows.get_mut(&key).unwrap().answered = true;
+                self.flows.get_mut(&other).unwrap().answered |= p.flags & RST == 0;
+            }
         }
         if p.protocol == TCP && p.flags & (RST | FIN) != 0 {
             self.flows.get_mut(&key).unwrap().fin = true;
@@ -931,9 +967,6 @@ impl Model {
                 let client = if is_client { key } else { other };
                 self.flows.entry(client).and_modify(|flow| flow.ended = true);
             }
-        }
-        if !is_client && p.flags & RST == 0 {
-            self.flows.entry(other).and_modify(|flow| flow.answered = true);
         }
     }
 
@@ -1089,8 +1122,18 @@ fn packet(rng: &mut Rng, model: &Model) -> Vec<u8> {
     let recent = model.recent.iter().rev().filter(|key| model.flows.contains_key(key));
     let keys: Vec<&Tuple> = recent.take(40).collect();
     let is_known = !keys.is_empty() && rng.below(3) > 0;
+    // What both sides expect, if it is no other.
+    let mut numbers = [rng.next_u64() as u32, rng.next_u64() as u32];
     let (src, dst, sport, dport, protocol) = if is_known {
         let key = *pick(rng, &keys);
+        let flow = &model.flows[key];
+        let expected = [
+            flow.next,
+            model.flows.get(&flow.to.turned()).and_then(|other| other.next),
+        ];
+        for (number, expected) in numbers.iter_mut().zip(expected) {
+            *number = expected.filter(|_| rng.below(2) > 0).unwrap_or(*number);
+        }
         let (src, dst) = (key.source(), key.destination());
         (
             src.ip().to_string(),
@@ -1131,7 +1174,7 @@ fn packet(rng: &mut Rng, model: &Model) -> Vec<u8> {
     let l4_of = |rng: &mut Rng, sport: u16, dport: u16| {
         let mut l4 = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
         if protocol == TCP {
-            l4.extend(rng.next_u64().to_be_bytes());
+            l4.extend(numbers.map(u32::to_be_bytes).concat());
             let flags = *pick(
                 rng,
                 &[SYN, SYN, SYN | ACK, ACK, ACK, ACK | FIN, RST, RST | ACK, SYN | FIN],
@@ -1304,7 +1347,7 @@ fn the_program_does_as_the_model_says() {
                     }
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
-                    model.passed_on(&p, to);
+                    model.passed_on(&p, to, own.is_some());
                     if own.is_some() {
                         model.cut(&p, &to);
                     }
@@ -1318,15 +1361,17 @@ fn the_program_does_as_the_model_says() {
                     let got = [out[p.l4], out[p.l4 + 1]];
                     let is_own = may(own) && is_free(&to);
                     to.sport = got;
-                    assert_eq!(is_own, got == p.key.sport && may(own), "{}", context());
+                    // Another one by chance may be the same.
+                    let is_kept = got == p.key.sport && may(own);
+                    assert!(is_own == is_kept || model.elsewhere, "{}", context());
                     assert!(may(u16::from_be_bytes(got)) && is_free(&to), "{}", context());
-                    model.enter(p.key, to);
+                    model.enter(p.key, to, false);
                     model.learn(&p, &packet, &out, clock);
                     let (mut bytes, checks) = rewritten(&p, &packet, &to);
                     model.retime(&p, &mut bytes);
                     assert!(same_but_for(&bytes, &out, &checks), "{}\nnot {bytes:02x?}", context());
                     check(&p, &packet, &out);
-                    model.passed_on(&p, to);
+                    model.passed_on(&p, to, false);
                 }
                 Wanted::Reset => {
                     assert_eq!(verdict, Verdict::Sent, "{}", context());
@@ -1368,7 +1413,7 @@ pub fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
     data(from, to, flags, 0, b"")
 }
 
-/// The same with data from a number on.
+/// The same with data from a number on. It acknowledges the SYN of [`segment`].
 pub fn data(from: (&str, u16), to: (&str, u16), flags: u8, seq: u32, body: &[u8]) -> Vec<u8> {
     let ports = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
     let build = Build {
@@ -1381,7 +1426,7 @@ pub fn data(from: (&str, u16), to: (&str, u16), flags: u8, seq: u32, body: &[u8]
         l4: [
             &ports[..],
             &seq.to_be_bytes(),
-            &[0; 4],
+            &1u32.to_be_bytes(),
             &[5 << 4, flags, 1, 0, 0, 0, 0, 0],
             body,
         ]
@@ -1414,6 +1459,27 @@ pub fn sent(program: &Program, packet: &[u8]) -> Tuple {
     let (verdict, out) = program.run(packet, 0).unwrap();
     assert_eq!(verdict, Verdict::Sent);
     parse(&out).unwrap().key
+}
+
+/// Opens a connection, both sides of it; what the SYN became.
+#[track_caller]
+fn establish(program: &Program, client: (&str, u16), service: (&str, u16)) -> Tuple {
+    let there = sent(program, &segment(client, service, SYN));
+    finish(program, client, service, there);
+    there
+}
+
+/// The rest of a handshake.
+#[track_caller]
+fn finish(program: &Program, client: (&str, u16), service: (&str, u16), there: Tuple) {
+    let (us, backend) = (there.source(), there.destination());
+    let (us_ip, backend_ip) = (us.ip().to_string(), backend.ip().to_string());
+    let answer = segment((&backend_ip, backend.port()), (&us_ip, us.port()), SYN | ACK);
+    assert_eq!(
+        sent(program, &answer).destination(),
+        (client.0.parse::<std::net::IpAddr>().unwrap(), client.1).into()
+    );
+    sent(program, &segment(client, service, ACK));
 }
 
 /// The proxy, the program, and the program of another node, each with tables of its own.
@@ -1489,13 +1555,8 @@ fn held_connections_are_spread_by_weight() {
             for nth in 0..EACH {
                 let client = (format!("10.1.0.{}", 10 + processor), 2_000 + nth);
                 let (client, service) = ((client.0.as_str(), client.1), (SERVICES[0], PORT));
-                let there = sent(program, &segment(client, service, SYN));
-                let ix = BACKENDS.iter().position(|text| ip(text) == there.dst).unwrap();
-                let (us, backend) = (there.source(), there.destination());
-                let (us, backend) = ((SOURCES[0], us.port()), (BACKENDS[ix], backend.port()));
-                sent(program, &segment(backend, us, SYN | ACK));
-                sent(program, &segment(client, service, ACK));
-                held[ix] += 1;
+                let there = establish(program, client, service);
+                held[BACKENDS.iter().position(|text| ip(text) == there.dst).unwrap()] += 1;
             }
             held
         };
@@ -1534,14 +1595,11 @@ fn ports_of_ended_connections_serve_others() {
     netns.enter(|| {
         let mut program = Program::new();
         program.state_sources(0, &[SOURCES[0]]);
-        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        let service = (SERVICES[0], PORTS[0]);
         for (client, count) in TURNS {
             for nth in 0..count {
                 let client = (client, 30_000 + nth);
-                let there = sent(&program, &segment(client, service, SYN));
-                let us = (SOURCES[0], there.source().port());
-                sent(&program, &segment(backend, us, SYN | ACK));
-                sent(&program, &segment(client, service, ACK));
+                establish(&program, client, service);
                 sent(&program, &segment(client, service, RST | ACK));
             }
             // Late packets of theirs count no more then.
@@ -1593,6 +1651,119 @@ fn after_a_refusal_another_port_is_tried() {
     });
 }
 
+/// A backend that remembers a connection of before under the ports of a new one answers its SYN by what it expects there. The client
+/// resets that, and its next SYN finds the way clear: it comes from the same port. If that does not help, the third does not.
+///
+/// Seen to fail where such a reset ends the flow.
+#[test]
+fn a_port_that_its_client_has_cleared_is_used_again() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("ports");
+    netns.enter(|| {
+        let mut program = Program::new();
+        program.state_sources(0, &[SOURCES[0]]);
+        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        let mut moved = 0;
+        for nth in 0..8 {
+            // No port that it may keep: each is by chance.
+            let client = (CLIENTS[0][0], 40_000 + nth);
+            let syn = || sent(&program, &segment(client, service, SYN));
+            let there = syn();
+            let us = (SOURCES[0], there.source().port());
+            // As a backend answers a SYN under the ports of a handshake that it waits for the end of, and again when that takes long.
+            let challenge = |flags| {
+                let mut frame = segment(backend, us, flags);
+                frame[ETHERNET + 28..][..4].copy_from_slice(&77_777u32.to_be_bytes());
+                sent(&program, &frame);
+                sent(&program, &data(client, service, RST, 77_777, b""));
+            };
+            challenge(if nth % 2 == 0 { ACK } else { SYN | ACK });
+            assert_eq!(syn(), there, "client {nth}");
+            if nth < 4 {
+                // It is served there.
+                finish(&program, client, service, there);
+                let flows = program.0.map("flows").unwrap();
+                let flows = Table::<_, Bytes<40>, Bytes<{ Entry::SIZE }>>::try_from(flows).unwrap();
+                assert_eq!(flows.keys().count(), 2 * (usize::from(nth) + 1));
+            } else {
+                challenge(ACK);
+                moved += usize::from(syn() != there);
+            }
+        }
+        // Another port by chance may be the same one.
+        assert!(moved > 2, "{moved}");
+    });
+}
+
+/// A flood has displaced the way back of a client that waits, and its port serves another: what the client sends next does not go
+/// where the answer is another's. Neither does it take anything from the other.
+///
+/// Seen to fail with a program that looks only whether there is a way back: where a SYN goes on, where a handshake ends, and for
+/// datagrams.
+#[test]
+fn a_way_back_that_is_anothers_by_now_is_not_used() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let netns = Netns::new("ports");
+    netns.enter(|| {
+        let mut program = Program::new();
+        program.state_sources(0, &[SOURCES[0]]);
+        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        let first = |is_tcp, client| match is_tcp {
+            true => segment(client, service, SYN),
+            false => datagram(client, service, b"question"),
+        };
+        let answer = |is_tcp, to: Tuple| match is_tcp {
+            true => segment(backend, (SOURCES[0], to.source().port()), SYN | ACK),
+            false => datagram(backend, (SOURCES[0], to.source().port()), b"answer"),
+        };
+        for (nth, (is_tcp, is_answered)) in [(true, false), (true, true), (false, false), (false, true)]
+            .into_iter()
+            .enumerate()
+        {
+            let (waits, other) = (
+                (CLIENTS[0][0], 40_000 + nth as u16),
+                (CLIENTS[0][1], 40_000 + nth as u16),
+            );
+            let there = sent(&program, &first(is_tcp, waits));
+            if is_answered {
+                // Lost on its way to the client.
+                sent(&program, &answer(is_tcp, there));
+            }
+            let map: &mut aya::maps::Map = program.0.map_mut("half").unwrap();
+            let mut half: Table<&mut MapData, Bytes<40>, Bytes<{ Entry::SIZE }>> = map.try_into().unwrap();
+            half.remove(&shape(&there.turned())).unwrap();
+            // No other port is free.
+            let port = there.source().port();
+            put(&mut program.0, "ports", 0, &ports::shape(&[port..=port]).bytes());
+            assert_eq!(sent(&program, &first(is_tcp, other)), there);
+            let all = ports::usable(&(32_768..=60_999), &[]);
+            put(&mut program.0, "ports", 0, &ports::shape(&all).bytes());
+            if is_tcp && is_answered {
+                sent(&program, &segment(waits, service, ACK));
+            }
+            let moved = sent(&program, &first(is_tcp, waits));
+            assert_ne!(moved, there, "{nth}");
+            for (there, client) in [(there, other), (moved, waits)] {
+                let to = sent(&program, &answer(is_tcp, there)).destination();
+                assert_eq!((to.ip().to_string().as_str(), to.port()), client, "{nth}");
+                let next = if is_tcp {
+                    segment(client, service, ACK)
+                } else {
+                    first(is_tcp, client)
+                };
+                assert_eq!(sent(&program, &next), there, "{nth}");
+            }
+            let flows = program.0.map("flows").unwrap();
+            let flows = Table::<_, Bytes<40>, Bytes<{ Entry::SIZE }>>::try_from(flows).unwrap();
+            assert_eq!(flows.keys().count(), 4 * (nth + 1), "both are established");
+        }
+    });
+}
+
 /// A flood of SYNs has taken every port towards a backend: whoever comes a moment later is served all the same.
 ///
 /// Seen to fail where half-open connections keep their ports.
@@ -1607,7 +1778,7 @@ fn half_open_connections_make_room_for_others() {
         let ports = ports::shape(&[2000..=2999]);
         put(&mut program.0, "ports", 0, &ports.bytes());
         program.state_sources(0, &[SOURCES[0]]);
-        let (service, backend) = ((SERVICES[0], PORTS[0]), (BACKENDS[0], BACKEND_PORT));
+        let service = (SERVICES[0], PORTS[0]);
         let syn = |nth: u16| {
             let packet = segment((CLIENTS[0][0], 40_000 + nth), service, SYN);
             program.run(&packet, 0).unwrap().0
@@ -1618,12 +1789,9 @@ fn half_open_connections_make_room_for_others() {
         // Those who finish a handshake keep their port.
         let settled: Vec<u16> = (0..100)
             .map(|nth| {
-                let client = (CLIENTS[0][1], 40_000 + nth);
-                let there = sent(&program, &segment(client, service, SYN));
-                let us = (SOURCES[0], there.source().port());
-                sent(&program, &segment(backend, us, SYN | ACK));
-                sent(&program, &segment(client, service, ACK));
-                us.1
+                establish(&program, (CLIENTS[0][1], 40_000 + nth), service)
+                    .source()
+                    .port()
             })
             .collect();
         std::thread::sleep(std::time::Duration::from_millis(300));

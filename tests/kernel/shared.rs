@@ -2,11 +2,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use super::common::client::{connect, round_trip, try_connect};
 use super::common::operator::{ask, json, said, status};
-use super::common::{Launch, Weir, may_make_namespaces, wait_until};
-use super::hosts::{Family, Net, V4, V6};
+use super::common::{Weir, may_make_namespaces, wait_until};
+use super::ends::direct;
+use super::hosts::{self, Family, Net, V4, V6, is_silent};
 
 /// The ports of the two listeners.
 const KERNEL: u16 = 80;
@@ -34,15 +36,23 @@ fn servers(net: &Net, family: Family) -> [super::common::Server; 2] {
 }
 
 /// A connection through which something has gone.
-fn held(net: &Net, family: Family, port: u16) -> TcpStream {
-    let mut stream = net.client.enter(|| connect(&family.service(port)));
+fn held_at(net: &Net, address: &str) -> TcpStream {
+    let mut stream = net.client.enter(|| connect(address));
     round_trip(&mut stream, b"hello");
     stream
 }
 
+fn held(net: &Net, family: Family, port: u16) -> TcpStream {
+    held_at(net, &family.service(port))
+}
+
 /// The same, or nothing if it was turned away, however that is.
 fn tried(net: &Net, port: u16) -> Option<TcpStream> {
-    let mut stream = net.client.enter(|| try_connect(&V4.service(port), None)).ok()?;
+    tried_at(net, &V4.service(port))
+}
+
+fn tried_at(net: &Net, address: &str) -> Option<TcpStream> {
+    let mut stream = net.client.enter(|| try_connect(address, None)).ok()?;
     let mut answer = [0; 5];
     let outcome = stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut answer));
     outcome.is_ok().then_some(stream)
@@ -142,6 +152,132 @@ fn a_cap_holds_over_both_engines() {
     assert!(tried(&net, KERNEL).is_none() && tried(&net, PROXY).is_none());
 }
 
+/// With a cap of three: two of the program's and one of the workers' fill it, and each gets the place that the other gives back.
+fn three_have_room(net: &Net, weir: &Weir, [kernel, proxy]: [&str; 2]) {
+    let mut of_kernel = [held_at(net, kernel), held_at(net, kernel)].into_iter();
+    let of_proxy = held_at(net, proxy);
+    assert_eq!(active(weir), [3]);
+    assert!(tried_at(net, proxy).is_none(), "the program's count among the workers'");
+    assert!(
+        tried_at(net, kernel).is_none(),
+        "the workers' count among the program's"
+    );
+    drop(of_kernel.next());
+    wait_until("one of the program's has ended", || active(weir) == [2]);
+    let _in_its_place = held_at(net, proxy);
+    drop(of_proxy);
+    wait_until("the program has heard of it", || tried_at(net, kernel).is_some());
+}
+
+/// The same cap where backends see clients, where they answer them directly, and of UDP sessions.
+///
+/// Seen to fail where the program is not told.
+#[test]
+fn a_cap_holds_in_every_mode_and_over_sessions() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let capped = |yaml: &str| yaml.replace("{name: a,", "{name: a, max_connections: 3,");
+    let services = [KERNEL, PROXY].map(|port| V4.service(port));
+    let services = services.each_ref().map(String::as_str);
+    {
+        let net = Net::new().through_balancer();
+        let _servers = servers(&net, V4);
+        let weir = net.weir(&capped(&config(V4, "kernel: {mode: keep},", 1)));
+        three_have_room(&net, &weir, services);
+    }
+    {
+        let (net, _bridge, service) = direct();
+        let _server = net.echo(0, "0.0.0.0:80");
+        let yaml = config(V4, "kernel: {mode: dsr},", 1).replace(&V4.backend(0, 8080), "10.7.0.20:80");
+        let plain = service.replace(":80", ":81");
+        let yaml = yaml.replace(services[0], &service).replace(services[1], &plain);
+        let weir = net.weir(&capped(&yaml));
+        three_have_room(&net, &weir, [&service, &plain]);
+    }
+    let net = Net::new();
+    net.udp_echo(0, &V4.backend(0, 8080));
+    let weir = net.weir(&capped(&config(V4, "", 1).replace("bind:", "protocol: udp, bind:")));
+    let sessions = [0, 0, 1].map(|nth| net.udp_client(services[nth]));
+    for socket in &sessions {
+        // The second after an answer confirms a session.
+        for _ in 0..2 {
+            assert_eq!(hosts::ask(socket, b"mine"), b"mine");
+        }
+    }
+    wait_until("all are counted", || active(&weir) == [3]);
+    for service in services {
+        assert!(is_silent(&net.udp_client(service), b"too many"), "{service}");
+    }
+}
+
+/// A backend that returns gets as many connections as its share of what both engines have at the others says, whichever engine
+/// opens them: here the other one holds most of them.
+///
+/// Seen to fail where the program is not told, and where it does not tell.
+#[test]
+fn slow_start_goes_by_connections_of_both_engines() {
+    const RAMP: Duration = Duration::from_secs(20);
+    const HELD: u32 = 100;
+    if !may_make_namespaces() {
+        return;
+    }
+    for (holder, opener) in [(KERNEL, PROXY), (PROXY, KERNEL)] {
+        let net = Net::new();
+        let _servers = servers(&net, V4);
+        let weir = net.weir(&config(V4, &format!("slow_start: {}s,", RAMP.as_secs()), 2));
+        said(&weir, &["backend", "web/b", "drain"]);
+        let mut all: Vec<TcpStream> = (0..HELD).map(|_| held(&net, V4, holder)).collect();
+        said(&weir, &["backend", "web/b", "ready"]);
+        let returned = Instant::now();
+        let mut wanted = [f64::from(HELD), 0.0];
+        for _ in 0..60 {
+            // By its own time, so that pauses do not matter.
+            let share = returned.elapsed().as_secs_f64() / RAMP.as_secs_f64();
+            let is_b = (wanted[1] + 1.0) / share.min(1.0) < wanted[0] + 1.0;
+            wanted[usize::from(is_b)] += 1.0;
+            all.push(held(&net, V4, opener));
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        let got = active(&weir);
+        println!("opened at {opener}: {got:?}, wanted {wanted:?}");
+        // It knows of each step a little later. Of its own connections alone it would make less than half.
+        let off = (got[1] as f64 - wanted[1]).abs();
+        assert!(
+            off <= 2.0 + 0.3 * wanted[1],
+            "opened at {opener}: {got:?}, wanted {wanted:?}"
+        );
+    }
+}
+
+/// What a drain closes at a time is divided by what each engine has there.
+///
+/// Seen to fail where all is asked of the workers first.
+#[test]
+fn a_drain_takes_from_both_engines_alike() {
+    const EACH: usize = 40;
+    if !may_make_namespaces() {
+        return;
+    }
+    let net = Net::new();
+    let _servers = servers(&net, V4);
+    let weir = net.weir(&config(V4, "on_drain: {finish: 2s},", 1));
+    let all: Vec<[TcpStream; 2]> = (0..EACH)
+        .map(|_| [KERNEL, PROXY].map(|port| held(&net, V4, port)))
+        .collect();
+    said(&weir, &["backend", "web/a", "drain"]);
+    let records = weir.wait_for_records(2 * EACH);
+    assert!(records.iter().all(|record| record.cause == "drained"), "{records:?}");
+    let of_kernel =
+        |records: &[super::common::Record]| records.iter().filter(|record| record.listener == "fast").count();
+    assert_eq!(of_kernel(&records), EACH);
+    // Whose the odd ones are is chance.
+    let half = of_kernel(&records[..EACH]);
+    println!("{half} of the first {EACH} were the program's");
+    assert!((EACH / 4..=EACH * 3 / 4).contains(&half), "{half} of the first {EACH}");
+    drop(all);
+}
+
 /// A connection waits at the proxy for a place that one of the kernel engine gives back.
 ///
 /// Seen to fail where nobody is called.
@@ -236,9 +372,7 @@ fn connections_of_a_killed_process_take_no_place() {
     let net = Net::new();
     let _servers = servers(&net, V4);
     let yaml = config(V4, "", 1).replace("{name: a,", "{name: a, max_connections: 3,");
-    let mut weir = Launch::new(&format!("workers: 1\nkernel: {{restart_grace: 20s}}\n{yaml}"))
-        .inside(&net.balancer)
-        .start();
+    let mut weir = net.weir(&format!("kernel: {{restart_grace: 20s}}\n{yaml}"));
     let mut kernel = held(&net, V4, KERNEL);
     let proxy = [held(&net, V4, PROXY), held(&net, V4, PROXY)];
     assert_eq!(active(&weir), [3]);
@@ -252,9 +386,7 @@ fn connections_of_a_killed_process_take_no_place() {
         meanwhile.len() == 2
     });
     assert!(tried(&net, KERNEL).is_none(), "the program goes on counting its own");
-    let file = weir.dir().join("weir.yaml").display().to_string();
-    let again = Launch::new("").file(&file).inside(&net.balancer).start();
-    again.wait_for_line("goes on with the connections");
+    let _again = net.start_after(&weir);
     round_trip(&mut kernel, b"after");
     drop(meanwhile.pop());
     let mut room = None;

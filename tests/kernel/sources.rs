@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::common::client::{connect, round_trip};
 use super::common::operator::{json, said};
-use super::common::{Launch, may_make_namespaces, wait_until};
+use super::common::{may_make_namespaces, wait_until};
 use super::hosts::{Family, Net, V4, V6};
 
 /// The second address towards the first backend.
@@ -57,7 +57,7 @@ fn connections_of_each_address_live_on() {
             super::common::server::echo(stream);
         });
         let both = [first.clone(), second.clone()];
-        let mut weir = Launch::new(&config(family, &both)).inside(&net.balancer).start();
+        let mut weir = net.start(&config(family, &both));
         let mut open_now: Vec<(TcpStream, SocketAddr)> = (0..40).map(|_| open(&net, family)).collect();
         let of = |address: &str, held: &[(TcpStream, SocketAddr)]| {
             let address: IpAddr = address.parse().unwrap();
@@ -73,9 +73,7 @@ fn connections_of_each_address_live_on() {
         weir.signal(nix::sys::signal::Signal::SIGKILL);
         weir.wait_for_end_of_process();
         all_answer();
-        let file = weir.dir().join("weir.yaml").display().to_string();
-        let again = Launch::new("").file(&file).inside(&net.balancer).start();
-        again.wait_for_line("goes on with the connections");
+        let again = net.start_after(&weir);
         all_answer();
         wait_until("all are listed", || {
             json(&weir, &["conns"]).as_array().unwrap().len() == 40
@@ -120,9 +118,7 @@ fn an_address_of_another_host_is_left_out() {
         let _ = writeln!(stream, "{}", stream.peer_addr().unwrap());
         super::common::server::echo(stream);
     });
-    let weir = Launch::new(&config(V4, &[first.clone(), second.clone()]))
-        .inside(&net.balancer)
-        .start();
+    let weir = net.start(&config(V4, &[first.clone(), second.clone()]));
     weir.wait_for_line(&format!("{second} of source_addresses is no address of this host"));
     let seen = |count: usize| -> Vec<String> { (0..count).map(|_| open(&net, V4).1.ip().to_string()).collect() };
     assert!(seen(20).iter().all(|source| *source == first));

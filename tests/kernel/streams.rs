@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::common::client::{connect, fetch, read_to_end, round_trip, try_connect};
 use super::common::operator::status;
-use super::common::{Launch, PATIENCE, command, may_make_namespaces, run, wait_until};
+use super::common::{PATIENCE, command, may_make_namespaces, run, wait_until};
 use super::hosts::{Family, Net, V4, V6};
 
 /// A service on port 80 before both backends, whose port is 8080.
@@ -271,7 +271,7 @@ fn connections_outlive_the_process() {
     let net = Net::new();
     let _servers = [0, 1].map(|ix| net.echo(ix, &V4.backend(ix, 8080)));
     let yaml = format!("workers: 1\nkernel: {{restart_grace: 5s}}\n{}", config(V4, ""));
-    let weir = Launch::new(&yaml).inside(&net.balancer).start();
+    let weir = net.start(&yaml);
     let mut stream = net.client.enter(|| connect(&V4.service(80)));
     round_trip(&mut stream, b"before");
     weir.signal(nix::sys::signal::Signal::SIGUSR2);
@@ -287,8 +287,7 @@ fn connections_outlive_the_process() {
     // New ones are served, too, by what was known last.
     let mut meanwhile = net.client.enter(|| connect(&V4.service(80)));
     round_trip(&mut meanwhile, b"new");
-    let again = Launch::new("").file(&file).inside(&net.balancer).start();
-    again.wait_for_line("goes on with the connections");
+    let again = net.start_after(&weir);
     wait_until("both are counted", || active_at(&file) == 2);
     round_trip(&mut stream, b"after");
     drop((stream, meanwhile));

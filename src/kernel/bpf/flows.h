@@ -6,12 +6,18 @@ INLINE struct flow *find(const struct tuple *key)
 	return flow ? flow : map_lookup(&half, key);
 }
 
-INLINE void forget(const struct tuple *key, const struct tuple *other)
+/* A flow's entry of the other direction, by its key: what stands there may be another's, for a port whose entry a flood has displaced
+ * serves others. */
+INLINE struct flow *other_of(const struct flow *flow, const struct tuple *other)
+{
+	struct flow *its = find(other);
+	return its && its->id == flow->id ? its : 0;
+}
+
+INLINE void forget(const struct tuple *key)
 {
 	map_delete(&half, key);
-	map_delete(&half, other);
 	map_delete(&flows, key);
-	map_delete(&flows, other);
 }
 
 /* What is served where a client's packet goes to. */

@@ -28,23 +28,53 @@ APART int end(struct tuple *key, struct flow *up, struct flow *down, __u64 now, 
 	return 0;
 }
 
-/* The flow that a SYN of its client belongs to, or 0 if the SYN begins another; then nothing is left of the one that there was.
+/* Whether this packet of a flow's client may be the beginning of another. What is not established may have lost its way back. */
+INLINE int may_begin(const struct flow *flow, const struct packet *p)
+{
+	if (p->key.protocol == IPPROTO_UDP)
+		return !(flow->flags & FLOW_OPEN);
+	return (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* The flow that such a packet belongs to, or 0 if it begins another; then nothing is left of the one that there was.
  * Apart, so that the verifier has forgotten whether there was one by the time that the new one is opened. */
 APART struct flow *going_on(struct packet *p, struct flow *flow)
 {
 	__u32 ix = flow->backend;
 	struct backend *backend = map_lookup(&backends, &ix);
+	struct flow *down;
 	struct tuple other;
 
 	turn_round(&other, &flow->to);
-	/* After an end the client may use its port again. Before the first answer, the backend may have been found down. */
+	down = other_of(flow, &other);
+	/* After an end the client may use its port again. Before the first answer to a SYN, the backend may have been found down; and a
+	 * flood may have displaced the way back: an answer would find another client, or nobody. */
 	if (!(flow->flags & FLOW_ENDED) &&
-	    (flow->flags & (FLOW_ANSWERED | FLOW_DSR) || (backend && backend->ready && map_lookup(&half, &other))))
+	    (flow->flags & (FLOW_OPEN | FLOW_DSR) ||
+	     (down && (flow->flags & FLOW_ANSWERED || p->key.protocol == IPPROTO_UDP || (backend && backend->ready)))))
 		return flow;
 	/* The backend may remember a connection of before under these ports, and turn away whatever comes from there. */
 	p->elsewhere = (flow->flags & (FLOW_ENDED | FLOW_OPEN)) == FLOW_ENDED;
-	forget(&p->key, &other);
+	if (down)
+		forget(&other);
+	forget(&p->key);
 	return 0;
+}
+
+/* Whether what a backend says is about the beginning of its client's flow, and not about something that it remembers under these
+ * ports: then it acknowledges what the client has sent. */
+INLINE int answers(const struct flow *client, const struct packet *p)
+{
+	return p->key.protocol == IPPROTO_UDP || client->flags & FLOW_JOINED || client->next - p->ack <= (__u32)client->bytes;
+}
+
+/* Whether a client's reset is about something that the backend remembers under these ports: it has told the client what it expects
+ * there instead of this SYN, so the client has it forget that (RFC 9293, 3.5.1), and goes on with another SYN, soon. From the same port,
+ * where nothing is in its way any more; but once only. */
+INLINE int clears(struct flow *flow, const struct packet *p)
+{
+	return p->flags & TCP_RST && !p->injected && !(flow->flags & (FLOW_ANSWERED | FLOW_OPEN | FLOW_JOINED)) &&
+	       p->seq != flow->next && !(__sync_fetch_and_or(&flow->flags, FLOW_CLEARED) & FLOW_CLEARED);
 }
 
 /* Whether this packet of a flow's client shows that both sides have been heard. */
@@ -75,6 +105,8 @@ APART int settle(struct tuple *key, __u64 now)
 		return 0;
 	turn_round(&other, &up->to);
 	down = map_lookup(&half, &other);
+	if (down && down->id != up->id)
+		down = 0;
 	if (!down && !(up->flags & FLOW_DSR))
 		return 0;
 	if (__sync_fetch_and_or(&up->flags, FLOW_OPEN) & FLOW_OPEN)

@@ -76,6 +76,9 @@ struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 #define REUSE_NS 500000000ull
 /* What is not established may be displaced when it has been quiet for so long: longer than a handshake takes to go on. */
 #define DISPLACE_NS 250000000ull
+/* The same where there is a choice: so soon after it has told one client what it expects under a port instead of a SYN, a backend that
+ * remembers something there does not tell the next (Linux: net.ipv4.tcp_invalid_ratelimit, 500 ms). */
+#define HEARD_NS 550000000ull
 #define LEAST_SEEN 64
 /* Of those that take work: so many are asked for the mean of bounded_load, and so many when nearly all others are out. */
 #define MEAN_SEEN 256

@@ -84,9 +84,9 @@ INLINE __u64 is_usable(const struct ports *usable, __u32 port)
 }
 
 /* Enters a flow's way back under a key, unless that is taken. What ended some time ago makes room: or a backend could only have
- * as many connections in the time that entries stay after their end as there are ports. If `pressed`, so does what is not
- * established and has been quiet: or a flood, which half-opens all that there are, would leave none to others. */
-APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed)
+ * as many connections in the time that entries stay after their end as there are ports. So does what is not established and has been
+ * quiet for so long, unless that is 0: or a flood, which half-opens all that there are, would leave none to others. */
+APART int take_port(struct tuple *key, struct flow *down, __u64 now, __u64 quiet)
 {
 	struct flow *old = map_lookup(&flows, key), *up;
 	struct tuple other;
@@ -101,9 +101,9 @@ APART int take_port(struct tuple *key, struct flow *down, __u64 now, int pressed
 			return 1;
 		map_delete(&flows, &other);
 		map_delete(&flows, key);
-	} else if (pressed) {
+	} else if (quiet) {
 		old = map_lookup(&half, key);
-		if (old && now > old->last + DISPLACE_NS) {
+		if (old && now > old->last + quiet) {
 			turn_round(&other, &old->to);
 			up = map_lookup(&half, &other);
 			if (up && up->id == old->id)
@@ -138,6 +138,7 @@ APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, st
 	tries = either(is_below(1, *count), *count * SOURCE_TRIES, PORT_TRIES);
 	for (__u32 i = 0; i < SOURCES * SOURCE_TRIES; i++) {
 		__u32 total, port, nth, with_own;
+		__u64 quiet;
 
 		if (i >= tries)
 			break;
@@ -150,7 +151,9 @@ APART int take_source(struct pool *pool, struct packet *p, struct tuple *key, st
 		port = nth_port(usable, prandom() % (total + is_zero(total)));
 		with_own = is_zero(i % SOURCE_TRIES) & (is_zero(i) | is_below(1, *count)) & not_zero(own);
 		key->dport = bpf_htons((__u16)either(with_own, own, port));
-		if (!take_port(key, down, now, i >= PORT_TRIES / 3))
+		/* A third of the tries each. */
+		quiet = either(is_below(i * 3, tries * 2), HEARD_NS, DISPLACE_NS) & (is_below(i * 3, tries) - 1);
+		if (!take_port(key, down, now, quiet))
 			return 0;
 	}
 	return 1;
