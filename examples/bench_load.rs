@@ -1,12 +1,11 @@
 //! Load that the usual generators do not make: requests at a fixed rate with latencies counted from the moment a request
-//! was due (so a stall is not hidden by the client waiting for it), thousands of idle connections, UDP flows; and the least
-//! that relaying through sockets can cost, a bare copy loop.
+//! was due (so a stall is not hidden by the client waiting for it), thousands of idle connections, UDP flows.
 //!
 //! `scripts/bench` runs it; every subcommand prints one JSON object.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -61,9 +60,6 @@ enum Command {
     },
     /// Counts what arrives (with GRO) until stdin ends; a line of stdin prints the counts so far.
     UdpSink { listen: SocketAddr },
-    /// Relays as little as a proxy can do: one thread, read, write, nothing else; no time-out, no account, no fairness. A
-    /// backend and a full socket are waited for on the spot, so it is a measure for requests on kept connections only.
-    CopyLoop { listen: SocketAddr, target: SocketAddr },
 }
 
 fn main() -> io::Result<()> {
@@ -91,7 +87,6 @@ fn main() -> io::Result<()> {
             seconds,
         } => udp_blast(target, size, batch, seconds)?,
         Command::UdpSink { listen } => udp_sink(listen)?,
-        Command::CopyLoop { listen, target } => copy_loop(listen, target)?,
     };
     println!("{answer}");
     Ok(())
@@ -478,69 +473,4 @@ fn udp_sink(listen: SocketAddr) -> io::Result<Value> {
         println!("{}", json!({"bytes": bytes.load(Relaxed)}));
     }
     Ok(json!({"bytes": bytes.load(Relaxed)}))
-}
-
-fn copy_loop(listen: SocketAddr, target: SocketAddr) -> io::Result<Value> {
-    let listener = TcpListener::bind(listen)?;
-    let mut poller = Poller::new()?;
-    poller.add(listener.as_raw_fd(), listener.as_raw_fd() as usize)?;
-    listener.set_nonblocking(true)?;
-    // By descriptor: the stream, and the descriptor of the other side.
-    let mut streams: HashMap<usize, (TcpStream, usize)> = HashMap::new();
-    let mut buffer = vec![0; 32 << 10];
-    loop {
-        let ready: Vec<usize> = poller.wait(Duration::from_secs(1)).collect();
-        for fd in ready {
-            if fd == listener.as_raw_fd() as usize {
-                while let Ok((client, _)) = listener.accept() {
-                    client.set_nodelay(true)?;
-                    client.set_nonblocking(true)?;
-                    let backend = TcpStream::connect(target)?;
-                    backend.set_nodelay(true)?;
-                    backend.set_nonblocking(true)?;
-                    let (a, b) = (client.as_raw_fd(), backend.as_raw_fd());
-                    for (stream, of, other) in [(client, a, b), (backend, b, a)] {
-                        poller.add(of, of as usize)?;
-                        streams.insert(of as usize, (stream, other as usize));
-                    }
-                }
-                continue;
-            }
-            let Some((stream, other)) = streams.get(&fd) else {
-                continue;
-            };
-            let other = *other;
-            let ended = loop {
-                match (&*stream).read(&mut buffer) {
-                    Ok(0) => break true,
-                    Ok(bytes) => {
-                        if write_out(&streams[&other].0, &buffer[..bytes]).is_err() {
-                            break true;
-                        }
-                        if bytes < buffer.len() {
-                            break false;
-                        }
-                    }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
-                    Err(_) => break true,
-                }
-            };
-            if ended {
-                streams.remove(&fd);
-                streams.remove(&other);
-            }
-        }
-    }
-}
-
-/// Writes all of it, waiting on the spot for room.
-fn write_out(mut to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match to.write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

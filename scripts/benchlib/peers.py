@@ -59,8 +59,8 @@ class Subject:
         pass
 
     def serves(self, service):
-        """`http-close`: a connection for each request."""
-        return service in ("http", "http-close", "iperf")
+        """`http-close`: a connection for each request; `mixed`: requests and streams through one thread."""
+        return service in ("http", "http-close", "iperf", "mixed")
 
     def pids(self):
         return self.hosts.pids(self.account)
@@ -177,16 +177,20 @@ stream {{
         return [pid for pid in self.pids() if b"worker" in open(f"/proc/{pid}/cmdline", "rb").read()]
 
 
-class CopyLoop(Subject):
-    """What relaying through two sockets costs at the least: one thread that reads and writes, and does nothing else."""
+class Bare(Subject):
+    """What relaying through two sockets costs at the least: loops of one thread that move bytes and do nothing else, one for each
+    service. `SPLICE` among a peer's variables has words for the one that splices."""
 
-    kind = name = "copy-loop"
+    kind, name, binary = "bare", "bare", f"{ROOT}/target/release/examples/bench_bare"
 
     def launch(self):
-        return self.run(f"{LOAD} copy-loop {NEAR}:{self.base} {BACKEND}:{SERVICES['http'][0]}")
+        loops = {"iperf": f"splice {self.environment.get('SPLICE', '')}", "echo": "udp", "http": "copy"}
+        children = [self.run(f"{self.binary} {loop} {self.address(service)} {BACKEND}:{SERVICES[service][0]}")
+                    for service, loop in loops.items()]
+        return children[-1]
 
     def serves(self, service):
-        return service == "http" and self.workers == 1
+        return self.workers == 1 and service in ("http", "http-close", "iperf", "echo")
 
 
 class Weir(Subject):
@@ -273,14 +277,14 @@ class Kernel(Weir):
         return True
 
 
-KINDS = {kind.kind: kind for kind in (Direct, Dnat, CopyLoop, Haproxy, Nginx, Weir, Kernel)}
+KINDS = {kind.kind: kind for kind in (Direct, Dnat, Bare, Haproxy, Nginx, Weir, Kernel)}
 
 
 def peer(argument):
-    """`NAME=PATH[,VARIABLE=VALUE]...`: a subject for another build of what the name begins with (haproxy, nginx, weir)."""
-    found = re.fullmatch(r"((haproxy|nginx|weir)(?:-[\w.]+)?)=([^,]+)((?:,\w+=[^,]*)*)", argument)
+    """`NAME=PATH[,VARIABLE=VALUE]...`: a subject for another build of what the name begins with (bare, haproxy, nginx, weir)."""
+    found = re.fullmatch(r"((bare|haproxy|nginx|weir)(?:-[\w.]+)?)=([^,]+)((?:,\w+=[^,]*)*)", argument)
     if not found:
-        raise ValueError(f"{argument}: NAME=PATH, where NAME is haproxy, nginx or weir, or one of them, a hyphen and more")
+        raise ValueError(f"{argument}: NAME=PATH, where NAME is bare, haproxy, nginx or weir, or one of them, a hyphen and more")
     name, kind, path, variables = found.groups()
     path = os.path.abspath(path)
     if not os.access(path, os.X_OK):

@@ -122,9 +122,14 @@ impl Pair {
         self.lanes[side as usize].moved()
     }
 
+    /// The lane from `side` moves so much that it is spliced.
+    pub fn is_spliced(&self, side: Side) -> bool {
+        self.lane(side).wanted() == Conduit::Pipe
+    }
+
     /// A lane moves so much that it is spliced.
     pub fn is_bulk(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.wanted() == Conduit::Pipe)
+        Side::BOTH.into_iter().any(|side| self.is_spliced(side))
     }
 
     /// Exactly one direction has ended.

@@ -452,6 +452,12 @@ pub fn set_nodelay(fd: RawFd) {
     let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
+/// The kernel tells that there is something to read when there are so many bytes (SO_RCVLOWAT; socket(7)), the stream has ended or its
+/// buffer is full. What it refuses changes only what reading costs.
+pub fn wake_at(fd: RawFd, bytes: usize) {
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes as libc::c_int);
+}
+
 /// What the kernel asks a silent peer: after how many seconds, how often, and how many times (SO_KEEPALIVE, TCP_KEEPIDLE,
 /// TCP_KEEPINTVL, TCP_KEEPCNT; tcp(7)). Accepted sockets inherit it.
 pub fn set_keepalive(fd: RawFd, wanted: Option<[u32; 3]>) -> io::Result<()> {

@@ -14,6 +14,8 @@ pub(super) enum Due {
     Hello,
     Reset,
     Resume,
+    /// Bytes might have gathered of which the kernel does not tell.
+    Gather,
     Ack,
     Look,
     Interim,
@@ -27,6 +29,8 @@ pub(super) struct Clocks {
     pub max_age_ms: Option<u64>,
     /// The lanes rest until then: for bandwidth or for memory.
     pub resume_ms: Option<u64>,
+    /// When a source that lets bytes gather is looked at.
+    pub gather_ms: Option<u64>,
     /// When the ACK of the backend's handshake is sent without the client's first bytes.
     pub ack_ms: Option<u64>,
     /// When the peers are looked at next: whether they are still there.
@@ -47,6 +51,7 @@ impl Clocks {
             quiet(timeouts.idle, Cause::IdleTimeout),
             self.max_age_ms.map(|at| (at, Due::End(Cause::MaxAge))),
             self.resume_ms.map(|at| (at, Due::Resume)),
+            self.gather_ms.map(|at| (at, Due::Gather)),
             self.ack_ms.map(|at| (at, Due::Ack)),
             self.look_ms.map(|at| (at, Due::Look)),
             self.interim_ms.map(|at| (at, Due::Interim)),
@@ -90,6 +95,7 @@ mod tests {
             (Clocks { max_age_ms: Some(120), ..active(100) }, timeouts(50, 0), false, ends(120, Cause::MaxAge)),
             (Clocks { ack_ms: Some(105), look_ms: Some(110), ..active(100) }, timeouts(50, 0), false, Some((105, Due::Ack))),
             (Clocks { look_ms: Some(110), interim_ms: Some(109), ..active(100) }, timeouts(0, 0), false, Some((109, Due::Interim))),
+            (Clocks { gather_ms: Some(102), look_ms: Some(110), ..active(100) }, timeouts(50, 0), false, Some((102, Due::Gather))),
             (Clocks { resume_ms: Some(101), look_ms: Some(110), ..active(100) }, timeouts(0, 0), false, Some((101, Due::Resume))),
         ];
         for (clocks, timeouts, half_closed, due) in rows {

@@ -26,7 +26,7 @@ use crate::base::{Side, Weight};
 use crate::config::model::Keepalive;
 use crate::link::{Accepted, Address};
 use crate::queue::Queued;
-use crate::relay::{self, By, Cause, Ending, Pair, Source};
+use crate::relay::{self, By, Cause, Ending, Gather, Pair, Source};
 use crate::routing::Asked;
 use crate::snapshot::{BackendPermit, Listener};
 use crate::worker::os::socket;
@@ -72,6 +72,8 @@ pub(super) struct Lanes {
     pub nagle: Nagle,
     /// Bandwidth limits, if any.
     pub throttles: Option<Box<[Option<Throttled>; 2]>>,
+    /// Whether their sources let bytes gather, once one was spliced.
+    pub gathers: Option<Box<[Gather; 2]>>,
     /// The kernel had no memory: no event will tell when to go on.
     pub starved: bool,
 }
@@ -182,6 +184,7 @@ impl Connection {
                 held: Default::default(),
                 nagle: Nagle::Untouched,
                 throttles: throttles(&listener),
+                gathers: None,
                 starved: false,
             },
             clocks: Clocks {

@@ -6,7 +6,8 @@ use super::Context;
 use super::connection::{Connection, Next};
 use super::io::{Pipes, SCRATCH_BYTES, SocketIo};
 use crate::base::{Side, Weight};
-use crate::relay::{self, Budget, Cause, Outcome, Pumped};
+use crate::relay::{self, Budget, Cause, GATHER_BYTES, Gather, Outcome, Pumped};
+use crate::worker::os::socket;
 
 /// Bytes that a lane may fill in one pump, spliced or copied, while others than bulk streams are served: 10 to 30 us of work, for which
 /// a request that arrives beside bulk streams has to wait. docs/performance.md has what other sizes do.
@@ -91,6 +92,7 @@ pub(super) fn relay(connection: &mut Connection, context: &Context, tools: &mut 
         connection.clocks.active_ms = context.now_ms();
         connection.account_moved(context, before, spliced);
     }
+    gather(connection, context.now_ms(), moved);
     match pumped {
         Pumped::Idle | Pumped::More if starved => {
             context.shared.exhausted(&"no memory for sockets");
@@ -98,7 +100,7 @@ pub(super) fn relay(connection: &mut Connection, context: &Context, tools: &mut 
             connection.clocks.rest_until(context.now_ms() + STARVED_REST_MS);
             Next::Schedule
         }
-        Pumped::Idle if !connection.lanes.pair.half_closed() => Next::Wait,
+        Pumped::Idle if !connection.lanes.pair.half_closed() && connection.clocks.gather_ms.is_none() => Next::Wait,
         Pumped::Idle => {
             if !was_half_closed {
                 // The end of a direction is activity: a connection that was idle before it has all its time.
@@ -116,6 +118,41 @@ pub(super) fn relay(connection: &mut Connection, context: &Context, tools: &mut 
         },
         Pumped::Ended(Outcome::Finished { first }) => Next::End(Cause::Finished, first.into()),
         Pumped::Ended(Outcome::Reset { by }) => Next::Reset(by),
+    }
+}
+
+/// Lets the sources of fast streams gather, and those of others no more. Under a bandwidth limit nothing is spliced.
+fn gather(connection: &mut Connection, now_ms: u64, moved: [u64; 2]) {
+    let lanes = &mut connection.lanes;
+    if lanes.gathers.is_none() && !lanes.pair.is_bulk() {
+        return;
+    }
+    let fds = [
+        Some(&connection.client),
+        connection.backend.as_ref().map(|reached| &reached.fd),
+    ];
+    let gathers = lanes.gathers.get_or_insert_with(|| Box::new([Gather::new(now_ms); 2]));
+    for side in Side::BOTH {
+        let piped = lanes.pair.is_spliced(side);
+        let change = gathers[side as usize].learn(now_ms, moved[side as usize], piped);
+        if let (Some(gathers), Some(fd)) = (change, fds[side as usize]) {
+            socket::wake_at(fd.as_raw_fd(), if gathers { GATHER_BYTES } else { 1 });
+        }
+    }
+    connection.clocks.gather_ms = gathers.iter().filter_map(Gather::due_ms).min();
+}
+
+/// A source that lets bytes gather was quiet: what is there is moved, told of or not.
+pub(super) fn look(connection: &mut Connection, now_ms: u64) {
+    connection.clocks.gather_ms = None;
+    let lanes = &mut connection.lanes;
+    for (side, gather) in Side::BOTH
+        .into_iter()
+        .zip(lanes.gathers.iter_mut().flat_map(|gathers| gathers.iter_mut()))
+    {
+        if gather.look(now_ms) {
+            lanes.pair.mark_readable(side);
+        }
     }
 }
 

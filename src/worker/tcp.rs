@@ -237,6 +237,11 @@ impl Tcp {
                     self.run.push(key, connection.weight, &mut connection.queued);
                     Next::Schedule
                 }
+                Some(Due::Gather) => {
+                    pump::look(connection, now_ms);
+                    self.run.push(key, connection.weight, &mut connection.queued);
+                    Next::Schedule
+                }
                 Some(Due::Interim) => {
                     let interval = context.snapshot.interim;
                     connection.clocks.interim_ms = interval.map(|i| now_ms + i.as_millis() as u64);

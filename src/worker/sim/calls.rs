@@ -147,6 +147,14 @@ pub mod socket {
 
     pub fn set_nodelay(_: RawFd) {}
 
+    pub fn wake_at(fd: RawFd, bytes: usize) {
+        with(|kernel| {
+            if let Some(stream) = kernel.stream(fd) {
+                stream.wake_at(bytes);
+            }
+        });
+    }
+
     pub fn set_backlog(_: RawFd, _: Option<u32>) -> io::Result<()> {
         Ok(())
     }

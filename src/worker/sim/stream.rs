@@ -79,6 +79,8 @@ pub struct Stream {
     urgent_out: Vec<usize>,
     pub got_end: Option<Goodbye>,
     pub edge: bool,
+    /// What has to be in the receive queue before the kernel tells of it.
+    low_water: usize,
     pub poller: Option<(usize, u64)>,
     /// Something failed that is no fault of either peer.
     pub disturbed: bool,
@@ -117,6 +119,7 @@ impl Stream {
             urgent_out: Vec::new(),
             got_end: None,
             edge: false,
+            low_water: 1,
             poller: None,
             disturbed: false,
         }
@@ -182,11 +185,23 @@ impl Stream {
         }
         self.arrived += n;
         self.to_send -= n;
+        self.edge |= self.is_readable() || self.urgent_at.is_some();
         if self.to_send == 0 && (n == 0 || rng.below(2) == 0) {
             self.fin = self.goodbye == Goodbye::Fin;
             self.reset = self.goodbye == Goodbye::Reset;
+            self.edge |= self.fin || self.reset;
         }
-        self.edge = true;
+    }
+
+    /// There is as much as the kernel is to tell of (tcp_stream_is_readable in its sources).
+    fn is_readable(&self) -> bool {
+        self.arrived - self.read >= self.low_water
+    }
+
+    /// SO_RCVLOWAT: what is there already is told of, if it is enough.
+    pub fn wake_at(&mut self, bytes: usize) {
+        self.low_water = bytes;
+        self.edge |= self.is_readable();
     }
 
     /// The peer resets the connection, in the middle of what it says.
@@ -374,7 +389,7 @@ impl Stream {
             return EPOLLIN | EPOLLOUT | error | EPOLLHUP | EPOLLRDHUP | urgent;
         }
         let mut mask = urgent;
-        if self.read < self.arrived {
+        if self.is_readable() {
             mask |= EPOLLIN;
         }
         if self.fin {

@@ -145,6 +145,9 @@ pub(super) fn check(seed: u64, nature: Nature, config: &Config, streams: Vec<Str
         match cause {
             Cause::Finished if stream.reset => {}
             Cause::Finished => assert!(is_whole && stream.got_end == Some(Goodbye::Fin), "{}", told()),
+            // Who is quiet has nothing waiting, unless it is gone.
+            Cause::IdleTimeout if stream.reset => {}
+            Cause::IdleTimeout => assert!(is_whole, "{}", told()),
             // What was sent before a reset has arrived.
             Cause::ClientReset | Cause::BackendReset if partner.reset && !stream.reset => {
                 // It may have ended its stream in order before.
