@@ -37,7 +37,7 @@ pub fn run(source: Source, sandboxed: bool) -> ExitCode {
 }
 
 fn start_and_serve(source: Source, sandboxed: bool) -> ExitCode {
-    let inheritance = match Inheritance::receive() {
+    let mut inheritance = match Inheritance::receive() {
         Ok(inheritance) => inheritance,
         Err(error) => {
             event_log::say(&format!("{error:#}"));
@@ -58,6 +58,11 @@ fn start_and_serve(source: Source, sandboxed: bool) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    if let Err(reason) = inheritance.check(&config) {
+        log::error!("upgrade refused: {reason}");
+        refuse(&reason);
+        return ExitCode::FAILURE;
+    }
     let capacity = match Capacity::claim(&config) {
         Ok(capacity) => capacity,
         Err(refusal) => {

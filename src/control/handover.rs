@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::amend;
+use super::election;
 use super::events;
 use super::life::Life;
 use super::operator::{admin, http};
@@ -48,6 +49,7 @@ impl Control {
             members: self.discovery.told(KNOWLEDGE_MAX, Instant::now()),
             amended: amend::told(&self.amended),
             own,
+            election: self.vips.is_running(),
         };
         let program = self.upgrade.program.clone();
         self.upgrade.error = None;
@@ -62,7 +64,7 @@ impl Control {
         }
     }
 
-    /// Duplicates of our own sockets, with their names.
+    /// Duplicates of our own sockets, with their names; and one more that stands for nothing but its name.
     fn own_sockets(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
         let mut own = vec![(
             admin::inherited_name(&self.config.admin),
@@ -71,6 +73,7 @@ impl Control {
         if let Some(http) = &self.http {
             own.push((http::inherited_name(self.config.metrics), http.try_clone()?.into()));
         }
+        own.push((election::form(), self.admin.try_clone()?.into()));
         own.extend(self.engines.hand_over()?);
         own.extend(self.returns.hand_over()?);
         Ok(own)
@@ -156,7 +159,7 @@ impl Control {
             Event::Vips(_) if phase == Phase::Stopping => log::warn!("upgrade: stopping, so the VIPs are let go"),
             Event::Vips(election) => {
                 if let Err(error) = self.vips.resume(self.config.failover.as_ref(), election) {
-                    log::error!("upgrade: the VIPs are let go: {error}");
+                    log::error!("upgrade: the VIPs are let go, and come back when weir is restarted: {error}");
                 }
             }
             Event::Main => {

@@ -20,7 +20,8 @@ use crate::sys::rules::Rule;
 /// How long a rule outlives the last connection that needed it.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// As what a successor inherits the channel.
+/// As what a successor inherits the channel. Another way of speaking to the keeper takes another name: whoever does not find the one
+/// that it knows refuses to take over.
 const NAME: &str = "keeper.returns";
 
 /// What a process without privileges is told.

@@ -122,7 +122,7 @@ impl Engine for Kernel {
         };
         match &self.attached {
             None => Err(format!(
-                "listeners.{}.engine: the kernel engine is loaded when weir starts, and this process was started without it: it needs a restart",
+                "listeners.{}.engine: the kernel engine is loaded when weir starts, and this process was started without it, or the version before it has another one: it needs a restart",
                 listener.name
             )),
             Some(attached) => {

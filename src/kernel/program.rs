@@ -61,10 +61,16 @@ const INJECT: &str = "inject";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("weir.bpf.o");
 
-/// What says that two builds have the same program and the same maps.
+/// Number of what is said between a helper and main processes, which may be of later versions.
+const PROTOCOL: u8 = 1;
+
+/// What says that two builds have the same program and the same maps, and speak to a helper in the same way.
 pub fn digest() -> String {
     use sha2::Digest;
-    let hash = sha2::Sha256::digest(OBJECT);
+    let hash = sha2::Sha256::new()
+        .chain_update([PROTOCOL])
+        .chain_update(OBJECT)
+        .finalize();
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -29,6 +29,10 @@ pub use run::main;
 /// The hidden subcommand under which the binary becomes a runner.
 pub const SUBCOMMAND: &str = "runner";
 
+/// Number of what is said between runner and caller. A runner outlives the main process in an upgrade, so the next one must speak
+/// as it does.
+pub const PROTOCOL: u32 = 1;
+
 /// Commands that run at the same time.
 pub const RUNNING_MAX: usize = 8;
 

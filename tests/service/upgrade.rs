@@ -1,6 +1,8 @@
 //! The binary on disk takes over: nothing is lost, and what goes wrong changes nothing.
 
+use std::ffi::OsString;
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
+use weir::sys::handover::{self, Channel};
 
 use super::common::program::Program;
 use super::common::{Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until};
@@ -108,6 +112,101 @@ fn a_successor_that_refuses_or_dies_changes_nothing() {
     service.upgrade(service.weir.pid());
     wait_until("the old process ends", || !service.weir.is_running());
     echoes(&address);
+}
+
+/// The test is the process before, as one of another version would speak.
+#[test]
+fn what_another_version_hands_over_is_refused_before_anything_is_touched() {
+    let form = weir::control::election::form();
+    let own = |name: &str| json!({"Sockets": [{"Own": name}]});
+    let failover = "failover: {node: here, nodes: {here: '127.0.0.1:7400'}, vips: [{address: 192.0.2.80/32, interface: lo, hold: all}]}\n";
+    let forms = Err("keep the state of virtual addresses in different forms");
+    let words = Err("do not understand each other");
+    let rows: [(&str, &str, Value, Result<(), &str>); 8] = [
+        ("of before there were forms", failover, own("http 127.0.0.1:80"), forms),
+        (
+            "another form",
+            failover,
+            own("failover state 0, keeper 3, runner 1"),
+            forms,
+        ),
+        ("the same form", failover, own(&form), Ok(())),
+        (
+            "another form, no failover",
+            "",
+            own("failover state 0, keeper 3, runner 1"),
+            Ok(()),
+        ),
+        (
+            "of before there were forms, no failover",
+            "",
+            own("http 127.0.0.1:80"),
+            Ok(()),
+        ),
+        (
+            "backends in other words",
+            "",
+            json!({"Knowledge": [{"backend": "one"}]}),
+            words,
+        ),
+        ("sockets in other words", "", json!({"Sockets": [{"Vsock": 3}]}), words),
+        ("something new", "", json!({"Later": []}), words),
+    ];
+    for (what, failover, note, expected) in rows {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, log) = (dir.path().join("weir.yaml"), dir.path().join("log"));
+        let admin = dir.path().join("admin.sock");
+        let yaml = format!("admin: {}\n{failover}{}", admin.display(), yaml("127.0.0.1:1"));
+        std::fs::write(&file, yaml).unwrap();
+        let (near, far) = Channel::pair().unwrap();
+        near.set_timeout(PATIENCE).unwrap();
+        let words = ["-c", "exec \"$0\" run -c \"$1\" 2>\"$2\"", env!("CARGO_BIN_EXE_weir")].map(OsString::from);
+        let words = words.into_iter().chain([file.into(), log.clone().into()]);
+        let pid = handover::spawn(&"sh".into(), words, "WEIR_UPGRADE_FD", &["NOTIFY_SOCKET"], far).unwrap();
+        let _ended = Ended(pid);
+        let descriptor = std::fs::File::open("/dev/null").unwrap();
+        let bytes = serde_json::to_vec(&note).unwrap();
+        near.send(&bytes, &[descriptor.as_fd()]).unwrap();
+        near.send(br#""Everything""#, &[]).unwrap();
+        let answer = near
+            .receive()
+            .unwrap()
+            .unwrap_or_else(|| panic!("{what}: it says nothing"));
+        let answer: Value = serde_json::from_slice(&answer.bytes).unwrap();
+        match expected {
+            Ok(()) => {
+                let unused = answer["Ready"]["unused"].as_array();
+                let unused = unused.unwrap_or_else(|| panic!("{what}: {answer}"));
+                let names = unused.iter().filter_map(|label| label["Own"].as_str());
+                assert!(
+                    names.clone().all(|name| !name.starts_with("failover")),
+                    "{what}: {answer}"
+                );
+                near.send(br#""Abandon""#, &[]).unwrap();
+            }
+            Err(reason) => {
+                let refused = answer["Refused"].as_str().unwrap_or_else(|| panic!("{what}: {answer}"));
+                assert!(refused.contains(reason), "{what}: {refused}");
+                assert!(refused.contains("restart weir instead"), "{what}: {refused}");
+                wait_until("it ends", || !is_weir(pid));
+                let log = std::fs::read_to_string(&log).unwrap();
+                assert!(log.contains(reason), "{what}: {log}");
+                assert!(!admin.exists(), "{what}: nothing was touched");
+            }
+        }
+        wait_until("it ends", || !is_weir(pid));
+    }
+}
+
+/// A process that is not to outlive its test.
+struct Ended(u32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if is_weir(self.0) {
+            handover::kill(self.0);
+        }
+    }
 }
 
 /// Break tried: waiting for a minute.

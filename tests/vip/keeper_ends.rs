@@ -59,6 +59,54 @@ fn an_upgrade_with_an_unusable_secret_is_refused() {
     }
 }
 
+/// The new binary is this one but for the name of its form.
+#[test]
+fn an_upgrade_to_a_version_that_keeps_its_state_otherwise_is_refused() {
+    let net = Net::new(&["a", "b", "c"]);
+    let program = net.dir.path().join("weir");
+    let form = weir::control::election::form();
+    let (form, _) = form.split_once(',').unwrap();
+    let install = |form_of_it: &str| {
+        let (from, new) = (env!("CARGO_BIN_EXE_weir"), net.dir.path().join("weir.new"));
+        fs::copy(from, &new).unwrap();
+        sh(&format!("LC_ALL=C sed -i 's/{form}/{form_of_it}/g' {}", new.display()));
+        let same = fs::read(&new).unwrap() == fs::read(from).unwrap();
+        assert_eq!(same, form_of_it == form, "the name is in the file");
+        fs::rename(new, &program).unwrap();
+    };
+    install(form);
+    let (a, b) = (
+        Whole::start_program(&net, "a", &program, serde_json::json!([])),
+        Whole::start(&net, "b"),
+    );
+    until(10_000, "a holds both", || {
+        [VIP, VIP6].iter().all(|ip| a.holds(ip) && !b.holds(ip))
+    });
+    let watches = [watch(&a.ns, VIP), watch(&b.ns, VIP)];
+    let log = || fs::read_to_string(net.log("a")).unwrap();
+    let other = format!("{}X", &form[..form.len() - 1]);
+    install(&other);
+    a.signal(Signal::SIGUSR2);
+    until(10_000, "refused", || {
+        log().contains("upgrade failed, this process goes on: failover: ")
+    });
+    assert_eq!(
+        log().matches("restart weir instead").count(),
+        2,
+        "both say it: {}",
+        log()
+    );
+    install(form);
+    a.signal(Signal::SIGUSR2);
+    until(10_000, "done", || log().contains("connections may finish here"));
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    for (watch, there) in watches.into_iter().zip([true, false]) {
+        let changes = watch.finish();
+        let states: Vec<bool> = changes.iter().map(|(_, there)| *there).collect();
+        assert_eq!(states, [there], "{changes:?}\n{}", log());
+    }
+}
+
 #[test]
 fn an_upgrade_while_the_keeper_hangs() {
     let net = Net::new(&["a", "b", "c"]);

@@ -59,6 +59,11 @@ impl Whole {
 
     /// With a `notify` command, if it is not empty.
     pub fn start_with(net: &Net, node: &str, notify: Value) -> Whole {
+        Whole::start_program(net, node, Path::new(env!("CARGO_BIN_EXE_weir")), notify)
+    }
+
+    /// The same as another program file, which an upgrade starts.
+    pub fn start_program(net: &Net, node: &str, program: &Path, notify: Value) -> Whole {
         let ns = net.ns(node);
         let answers = Command::new("ip")
             .args(["netns", "exec", &ns, &helper()])
@@ -105,7 +110,9 @@ impl Whole {
             .open(net.log(node))
             .unwrap();
         let child = Command::new("ip")
-            .args(["netns", "exec", &ns, env!("CARGO_BIN_EXE_weir"), "run", "-c"])
+            .args(["netns", "exec", &ns])
+            .arg(program)
+            .args(["run", "-c"])
             .arg(&path)
             .stderr(log)
             .stdout(Stdio::null())

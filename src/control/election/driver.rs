@@ -59,7 +59,7 @@ use crate::failover::beat::{Rejected, from_wire, to_wire};
 use crate::failover::table::Table;
 use crate::failover::words::{Action, Effect, Fit, Holders, Input, Lack, Local, Order as TableOrder, Phase};
 use crate::failover::{NodeIx, VipIx};
-use crate::keeper::{self, FromKeeper, KeeperHandle, Target, ToKeeper};
+use crate::keeper::{FromKeeper, KeeperHandle, Target, ToKeeper};
 use crate::link::Finished;
 use crate::sys::sched;
 

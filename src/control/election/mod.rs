@@ -15,6 +15,7 @@
 //! | `trust` | how far the keeper is relied on: pure |
 //! | `told` | what has changed since people were told last: pure |
 //! | `plan` | a configuration, ready to run |
+//! | `form` | what an upgrade hands over, and the name of its form |
 //! | `event`, `shown` | nothing: what people are told, and what they are shown |
 //! | `notify` | log and `notify` |
 //! | [`record`] | the last inputs, for replay |
@@ -45,7 +46,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use serde::{Deserialize, Serialize};
 
 use crate::config::model::Failover;
 use crate::failover::table::Table;
@@ -58,6 +58,7 @@ use crate::runner::{self, Commands, RunnerHandle};
 pub mod arbiter;
 mod driver;
 mod event;
+mod form;
 pub mod links;
 mod notify;
 mod plan;
@@ -70,10 +71,12 @@ pub mod vips;
 mod witness;
 
 use driver::{Command, Driver, Outside};
+use form::Remembered;
 use notify::{Change, Notes};
-use plan::{Known, Plan};
+use plan::Plan;
 
 pub use event::Event;
+pub use form::{FORMS, form};
 pub use shown::{ArbiterStatus, NodeStatus, Status, TrackStatus, VipStatus, WitnessStatus};
 
 /// How long a stop waits for commands to be told of its last changes.
@@ -102,20 +105,6 @@ pub struct Detached {
     pub runner: Option<OwnedFd>,
     /// The machine and its names, as JSON.
     pub state: Vec<u8>,
-}
-
-/// What goes from one process to the next.
-#[derive(Serialize, Deserialize)]
-struct Remembered {
-    #[serde(default)]
-    keeper_protocol: u32,
-    boot: u64,
-    resets: u64,
-    known: Known,
-    table: Table,
-    /// What `notify` has yet to be told.
-    #[serde(default)]
-    untold: Vec<Change>,
 }
 
 /// Whether this can be run, as far as that can be known without touching anything: the secret, the timers, the names.
@@ -187,8 +176,8 @@ impl Election {
     /// Goes on where another process stopped.
     ///
     /// # Errors
-    /// As [`Election::start`]; also when the state cannot be read. The descriptors are closed then, and the keeper removes
-    /// the addresses.
+    /// As [`Election::start`]; also when the state cannot be read, which is one of another [`form`]. The descriptors are closed
+    /// then, and the keeper removes the addresses.
     pub fn resume(
         config: &Failover,
         detached: Detached,
@@ -196,11 +185,6 @@ impl Election {
         events: Sender<Event>,
     ) -> io::Result<ElectionHandle> {
         let remembered: Remembered = serde_json::from_slice(&detached.state)?;
-        if remembered.keeper_protocol != keeper::PROTOCOL {
-            return Err(io::Error::other(
-                "the keeper of the old process speaks another protocol",
-            ));
-        }
         let plan = Plan::new(config, remembered.boot)?;
         let old = remembered.table.resume(Instant::now());
         let mut table = plan.carried(&old, &remembered.known);

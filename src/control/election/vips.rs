@@ -110,6 +110,11 @@ impl Vips {
         Ok(())
     }
 
+    /// Whether there is an election, and so something to hand over.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Stops the election without letting go of anything, for a successor.
     pub fn detach(&mut self) -> Option<Detached> {
         let (handle, _) = self.running.take()?;

@@ -105,6 +105,13 @@ impl InheritedSockets {
         Some(self.0.swap_remove(ix).1)
     }
 
+    /// Claims all of our own whose names begin like this; returns the names.
+    pub fn claim_all_own(&mut self, prefix: &str) -> Vec<String> {
+        let begins = |(label, _): &mut (Label, OwnedFd)| matches!(label, Label::Own(its) if its.starts_with(prefix));
+        let claimed = self.0.extract_if(.., begins);
+        claimed.map(|(label, _)| label.to_string()).collect()
+    }
+
     /// Closes what is left; returns the names.
     pub fn discard(&mut self) -> Vec<Label> {
         let mut labels: Vec<Label> = self.0.drain(..).map(|(label, _)| label).collect();

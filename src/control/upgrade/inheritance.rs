@@ -1,13 +1,15 @@
 //! The new process: what it was given, by a predecessor or by the service manager (socket activation), and its side of
 //! the conversation.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::{Before, Event, Line, Note, START_MAX, VARIABLE};
+use super::{Before, Event, Line, Note, START_MAX, VARIABLE, forms};
+use crate::config::Config;
 use crate::config::model::Device;
 use crate::control::amend;
 use crate::control::discovery::Told;
@@ -59,27 +61,48 @@ impl Inheritance {
         let channel = Channel::inherited(fd).with_context(|| format!("{VARIABLE}={fd}"))?;
         channel.set_timeout(START_MAX)?;
         let line = Line(Arc::new(channel));
-        let (mut knowledge, mut members, mut amended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut inheritance = Inheritance {
+            sockets,
+            ..Inheritance::default()
+        };
+        let successor = Successor { line };
+        if let Err(error) = inheritance.hear(&successor.line) {
+            successor.refuse(&format!("{error:#}"));
+            return Err(error);
+        }
+        inheritance.successor = Some(successor);
+        Ok(inheritance)
+    }
+
+    /// To the end, whatever is said: the other process does not hear why before it has said everything.
+    fn hear(&mut self, line: &Line) -> anyhow::Result<()> {
+        let mut strange = None;
         loop {
-            match line.hear()? {
-                Some((Note::Knowledge(part), _)) => knowledge.extend(part),
-                Some((Note::Members(part), _)) => members.extend(part),
-                Some((Note::Amended(part), _)) => amended.extend(part),
-                Some((Note::Sockets(labels), fds)) => {
-                    sockets.extend(labels.into_iter().zip(fds));
-                }
-                Some((Note::Everything, _)) => break,
-                Some((Note::Abandon, _)) | None => bail!("the old process gave the upgrade up"),
-                Some((other, _)) => bail!("the old process said {other:?}"),
+            match line.hear() {
+                Ok(Some((Note::Knowledge(part), _))) => self.knowledge.extend(part),
+                Ok(Some((Note::Members(part), _))) => self.members.extend(part),
+                Ok(Some((Note::Amended(part), _))) => self.amended.extend(part),
+                Ok(Some((Note::Sockets(labels), fds))) => self.sockets.extend(labels.into_iter().zip(fds)),
+                Ok(Some((Note::Everything, _))) => break,
+                Ok(Some((Note::Abandon, _)) | None) => bail!("the old process gave the upgrade up"),
+                Ok(Some((other, _))) => bail!("the old process said {other:?}"),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => drop(strange.get_or_insert(error)),
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(Inheritance {
-            sockets,
-            knowledge,
-            members,
-            amended,
-            successor: Some(Successor { line }),
-        })
+        strange.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Whether this process, with this configuration, can go on with what the one before it will hand over. To be asked before
+    /// anything is done.
+    ///
+    /// # Errors
+    /// Why it cannot, for both logs.
+    pub fn check(&mut self, config: &Config) -> Result<(), String> {
+        match self.is_succession() {
+            true => forms::take(&mut self.sockets, config.failover.is_some()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -153,8 +176,9 @@ impl Successor {
 }
 
 /// Ends when the other process has, or this one is told to give up.
-fn listen(line: &Line, before: &Before, tell: impl Fn(Event) -> bool) {
+pub(super) fn listen(line: &Line, before: &Before, tell: impl Fn(Event) -> bool) {
     let mut handed = Vec::new();
+    let mut vips = String::new();
     let mut is_main = false;
     loop {
         let heard = line.hear();
@@ -164,14 +188,16 @@ fn listen(line: &Line, before: &Before, tell: impl Fn(Event) -> bool) {
                 handed.extend(sessions.map(|(state, fd)| HandedSession { state, fd, held: None }));
             }
             Ok(Some((Note::Go, _))) => drop(tell(Event::Go(std::mem::take(&mut handed)))),
-            Ok(Some((Note::Vips(state), fds))) => {
+            Ok(Some((Note::VipsPart(part), _))) => vips += &part,
+            Ok(Some((Note::Vips(rest), fds))) => {
+                vips += &rest;
                 let mut fds = fds.into_iter();
                 if let (Some(keeper), Some(listener), runner) = (fds.next(), fds.next(), fds.next()) {
                     tell(Event::Vips(Detached {
                         keeper,
                         listener,
                         runner,
-                        state: state.into_bytes(),
+                        state: std::mem::take(&mut vips).into_bytes(),
                     }));
                 }
             }
@@ -181,6 +207,9 @@ fn listen(line: &Line, before: &Before, tell: impl Fn(Event) -> bool) {
                 tell(Event::Main);
             }
             Ok(Some((Note::Left(address), _))) => before.left(address),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("upgrade: something that the old process hands over is left out: {error}");
+            }
             Ok(None) | Err(_) if is_main => return before.is_gone(),
             Ok(Some((Note::Abandon, _))) => {
                 tell(Event::Abandoned);

@@ -10,7 +10,7 @@
 //!   (serves all the while)                              <-  Ready {unused}, or Refused {reason}
 //!   workers let go of the sockets, Sessions.., Go       ->  workers take the sockets, with their UDP sessions
 //!   stops the election, names the successor             <-  Serving
-//!   Vips (keeper, beats, state)                         ->  goes on with the election
+//!   VipsPart.., Vips (keeper, beats, state)             ->  goes on with the election
 //!   Main                                                ->  speaks for the service from now on
 //!   drains within shutdown_grace, ends                <-> Leaves, Left: addresses that leave this host meanwhile
 //! ```
@@ -21,7 +21,8 @@
 //!    of a SO_REUSEPORT group stay the same sockets, so the kernel neither moves nor resets a queued connection.
 //! 2. *Until Go the predecessor alone accepts*, and until Serving it can take everything back. Whatever fails before that
 //!    (no such file, a refused configuration, a crash, silence for [`START_MAX`]) leaves it as it was, with the reason in
-//!    log and status.
+//!    log and status. That one of them is of a version which cannot go on with what the other hands over is noticed before Ready
+//!    (`forms`). What cannot be read after Ready is left out, with a word.
 //! 3. *Exactly one speaks* to the service manager: see [`Notifier`](super::notifier::Notifier).
 //! 4. *A UDP session goes with its listening socket*, in one step: see the workers' `udp::migrate`. Datagrams wait in the
 //!    kernel meanwhile.
@@ -38,12 +39,14 @@
 //! therefore deregisters it by hand before it closes its descriptor.
 
 mod before;
+mod forms;
 mod inheritance;
 mod predecessor;
 mod state;
 
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +58,7 @@ use crate::control::election::Detached;
 use crate::control::publication::inherited::Label;
 use crate::control::publication::pools::Knowledge;
 use crate::link::{Address, Finished, HandedSession, ListenSocket, SessionState};
+use crate::sys::handover::{Channel, MESSAGE_MAX};
 
 pub use before::Before;
 pub use inheritance::{Inheritance, Successor};
@@ -67,9 +71,11 @@ pub const START_MAX: Duration = Duration::from_secs(15);
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// The variable that names the inherited end of the channel.
 const VARIABLE: &str = "WEIR_UPGRADE_FD";
+/// Bytes of the election's state in one message: a thousand addresses take many. As a string in JSON a byte takes six at most.
+const VIPS_PART_MAX: usize = MESSAGE_MAX / 8;
 
-/// What is said on the channel. Both ends may be of different versions: a note that one does not know ends the upgrade,
-/// a field that it does not know is ignored.
+/// What is said on the channel. Both ends may be of different versions: a note that one does not know ends the upgrade before
+/// Ready, and is left out later; a field that it does not know is ignored.
 #[derive(Debug, Serialize, Deserialize)]
 enum Note {
     /// Sockets; the descriptors are in the message, in this order.
@@ -86,7 +92,9 @@ enum Note {
     Sessions(Vec<SessionState>),
     /// The successor is to serve.
     Go,
-    /// The election's state; the descriptors are the keeper's channel and the socket for beats.
+    /// The election's state begins like this, or goes on; the end comes with `Vips`.
+    VipsPart(String),
+    /// The election's state, or the rest of it; the descriptors are the keeper's channel and the socket for beats.
     Vips(String),
     /// You speak for the service now.
     Main,
@@ -153,12 +161,21 @@ pub struct Done {
 impl Done {
     /// Hands the election over. Until the successor takes it up nobody proves life to the keeper, so nothing may come between.
     pub fn hand_vips(&self, election: Detached) {
-        let state = String::from_utf8_lossy(&election.state).into_owned();
+        let state = String::from_utf8_lossy(&election.state);
         let mut fds = vec![election.keeper.as_fd(), election.listener.as_fd()];
         fds.extend(election.runner.as_ref().map(AsFd::as_fd));
-        if let Err(error) = self.line.say_with(&Note::Vips(state), &fds) {
-            log::error!("upgrade: the VIPs cannot be handed over: {error}");
+        if let Err(error) = self.say_vips(&state, &fds) {
+            log::error!("upgrade: the VIPs cannot be handed over, and come back when weir is restarted: {error}");
         }
+    }
+
+    fn say_vips(&self, mut state: &str, fds: &[BorrowedFd]) -> io::Result<()> {
+        while state.len() > VIPS_PART_MAX {
+            let (part, rest) = state.split_at(state.floor_char_boundary(VIPS_PART_MAX));
+            self.line.say(&Note::VipsPart(part.into()))?;
+            state = rest;
+        }
+        self.line.say_with(&Note::Vips(state.into()), fds)
     }
 
     /// Tells the successor that it speaks for the service now, and does what it says of addresses that leave.
@@ -176,28 +193,77 @@ impl Done {
 
 /// A channel that carries [`Note`]s.
 #[derive(Debug, Clone)]
-struct Line(std::sync::Arc<crate::sys::handover::Channel>);
+struct Line(Arc<Channel>);
 
 impl Line {
-    fn say(&self, note: &Note) -> std::io::Result<()> {
+    fn say(&self, note: &Note) -> io::Result<()> {
         self.say_with(note, &[])
     }
 
-    fn say_with(&self, note: &Note, fds: &[std::os::fd::BorrowedFd]) -> std::io::Result<()> {
+    fn say_with(&self, note: &Note, fds: &[BorrowedFd]) -> io::Result<()> {
         self.0.send(&serde_json::to_vec(note)?, fds)
     }
 
     /// The same without waiting for room.
-    fn try_say(&self, note: &Note) -> std::io::Result<()> {
+    fn try_say(&self, note: &Note) -> io::Result<()> {
         self.0.try_send(&serde_json::to_vec(note)?)
     }
 
-    /// The next note with its descriptors; `None` = the peer has gone.
-    fn hear(&self) -> std::io::Result<Option<(Note, Vec<std::os::fd::OwnedFd>)>> {
+    /// The next note with its descriptors; `None` = the peer has gone. `InvalidData` = one that this version does not understand.
+    fn hear(&self) -> io::Result<Option<(Note, Vec<OwnedFd>)>> {
         let Some(message) = self.0.receive()? else {
             return Ok(None);
         };
-        let note = serde_json::from_slice(&message.bytes)?;
+        let note = serde_json::from_slice(&message.bytes).map_err(|error| {
+            let why = format!(
+                "the version that serves and the new one do not understand each other ({error}): restart weir instead"
+            );
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
         Ok(Some((note, message.descriptors)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// In parts, and whatever is said between them that this version does not know.
+    #[test]
+    fn the_state_of_many_addresses_goes_over_whole() {
+        let (near, far) = Channel::pair().unwrap();
+        let (tell, told) = crossbeam_channel::unbounded();
+        let line = Line(Arc::new(near));
+        let done = Done {
+            pid: 0,
+            unused: Vec::new(),
+            unused_own: Vec::new(),
+            line: line.clone(),
+        };
+        let hears = std::thread::spawn(move || {
+            let far = Line(Arc::new(far));
+            inheritance::listen(&far, &Before::default(), |event| tell.send(event).is_ok());
+        });
+        let descriptor = || File::open("/dev/null").unwrap().into();
+        for length in [0, 1, VIPS_PART_MAX, VIPS_PART_MAX + 1, 1 << 20] {
+            line.0.send(br#"{"Later":{"by":3}}"#, &[]).unwrap();
+            // As long in JSON as they get, and none that may be cut.
+            let state: String = "\u{1}\"\u{fc}".chars().cycle().take(length).collect();
+            done.hand_vips(Detached {
+                keeper: descriptor(),
+                listener: descriptor(),
+                runner: None,
+                state: state.clone().into_bytes(),
+            });
+            match told.recv_timeout(Duration::from_secs(10)) {
+                Ok(Event::Vips(detached)) => assert!(detached.state == state.as_bytes(), "{length}"),
+                other => panic!("{length}: {other:?}"),
+            }
+        }
+        drop((done, line));
+        hears.join().unwrap();
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::bounded;
 
-use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE};
+use super::{Back, Done, Event, Line, Note, START_MAX, STEP_MAX, VARIABLE, forms};
 use crate::control::amend;
 use crate::control::discovery::Told;
 use crate::control::publication::inherited::Label;
@@ -62,8 +62,10 @@ pub struct Handover {
     pub members: Vec<Told>,
     /// Backends that operators have added and removed.
     pub amended: Vec<amend::Told>,
-    /// Sockets of our own.
+    /// Sockets of our own, and the name of the form in which the election would be handed over.
     pub own: Vec<(String, OwnedFd)>,
+    /// There is an election.
+    pub election: bool,
 }
 
 /// An upgrade under way.
@@ -202,6 +204,7 @@ fn introduce(
         Note::Refused(reason) => bail!("{reason}"),
         other => bail!("the new process said {other:?}"),
     };
+    forms::was_taken(&unused, handover.election).map_err(anyhow::Error::msg)?;
     *ready = true;
     let listeners = handover.listeners.iter();
     let used = listeners.filter(|(_, (label, _))| !unused.contains(label));
@@ -287,21 +290,24 @@ fn gather(handover: &Handover) -> anyhow::Result<Vec<ListenSocket>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::election;
 
-    fn meet(successor: impl FnOnce(Channel) -> Option<Channel>) -> anyhow::Error {
+    fn meet(own: &[String], successor: impl FnOnce(Channel) -> Option<Channel>) -> anyhow::Result<Vec<Label>> {
         let (near, far) = Channel::pair().unwrap();
         near.set_timeout(Duration::from_millis(50)).unwrap();
+        let descriptor = || std::fs::File::open("/dev/null").unwrap().into();
         let handover = Handover {
             workers: Vec::new(),
             listeners: HashMap::new(),
             knowledge: Vec::new(),
             members: Vec::new(),
             amended: Vec::new(),
-            own: Vec::new(),
+            own: own.iter().map(|name| (name.clone(), descriptor())).collect(),
+            election: true,
         };
         let _far = successor(far);
         let line = Line(Arc::new(near));
-        introduce(&handover, &line, Vec::new(), &mut false, &mut Back::default()).unwrap_err()
+        introduce(&handover, &line, Vec::new(), &mut false, &mut Back::default())
     }
 
     /// The short version of `a_successor_that_hangs_is_given_up` in `tests/service/upgrade.rs`: whoever hangs has to be
@@ -310,14 +316,44 @@ mod tests {
     /// Seen to fail with both called the same.
     #[test]
     fn silence_is_told_from_an_end() {
-        let silent = meet(Some);
+        let silent = meet(&[], Some).unwrap_err();
         assert!(is_timeout(&silent), "{silent:#}");
         assert!(silent.to_string().contains("did not get ready in time"));
-        let ended = meet(|far| {
+        let ended = meet(&[], |far| {
             drop(far);
             None
-        });
+        })
+        .unwrap_err();
         assert!(!is_timeout(&ended), "{ended:#}");
         assert!(ended.to_string().contains("ended before it could get ready"));
+    }
+
+    /// As older versions say it, and later ones may.
+    #[test]
+    fn whoever_cannot_go_on_with_the_election_is_not_asked_to_serve() {
+        let form = election::form();
+        let left = format!(r#"{{"Ready":{{"unused":[{{"Own":"http"}},{{"Own":"{form}"}}]}}}}"#);
+        let rows = [
+            ("it has left the form's name", left.as_str(), "different forms"),
+            ("it refuses", r#"{"Refused":"no room"}"#, "no room"),
+            (
+                "it says something new",
+                r#"{"Later":{"by":3}}"#,
+                "do not understand each other",
+            ),
+            (
+                "it has taken the name, and more to say",
+                r#"{"Ready":{"unused":[],"mood":"good"}}"#,
+                "did not serve in time",
+            ),
+        ];
+        for (what, answer, expected) in rows {
+            let error = meet(std::slice::from_ref(&form), |far| {
+                far.send(answer.as_bytes(), &[]).unwrap();
+                Some(far)
+            });
+            let error = format!("{:#}", error.unwrap_err());
+            assert!(error.contains(expected), "{what}: {error}");
+        }
     }
 }

@@ -102,7 +102,6 @@ impl Driver {
         let (runner, untold) = self.notes.hand_over();
         let remembered = Remembered {
             untold,
-            keeper_protocol: keeper::PROTOCOL,
             boot: self.plan.identity.boot,
             resets: self.trust.resets(),
             known: self.plan.known(),
