@@ -115,13 +115,17 @@ fn the_release_is_the_same_wherever_it_is_built() {
         || Path::new(&std::env::var_os("HOME").unwrap()).join(".cargo"),
         |home| home.into(),
     );
-    let made = ["one", "the other, which has a longer name"].map(|place| {
+    // Both before either is built, which takes long: somebody may work here meanwhile.
+    let places = ["one", "the other, which has a longer name"].map(|place| {
         let dir = tempfile::Builder::new()
             .prefix("weir-place")
             .tempdir_in("/var/tmp")
             .unwrap();
+        copy_sources(&dir.path().join(place));
+        (place, dir)
+    });
+    let made = places.map(|(place, dir)| {
         let (sources, home) = (dir.path().join(place), dir.path().join(format!("{place} home")));
-        copy_sources(&sources);
         std::os::unix::fs::symlink(&crates, &home).unwrap();
         let package = dir.path().join("weir.deb");
         let mut make = Command::new("nice");
