@@ -78,6 +78,8 @@ pub enum Question {
     },
     /// Read the configuration again.
     Reload,
+    /// Start the program on disk, and have it serve in place of this process.
+    Upgrade,
     /// Follow what happens: see [`event`](super::event).
     Events,
     /// The configuration in force, as a file that the check accepts.

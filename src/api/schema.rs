@@ -45,6 +45,7 @@ pub fn schema() -> Value {
             question("vip", "Move a virtual address away from this node, or let it come back.",
                 &[("address", json!({"type": "string", "description": "without prefix length"})), ("order", json!({"enum": ["demote", "allow"]}))]),
             question("reload", "Read the configuration again; takes up to two minutes.", &[]),
+            question("upgrade", "Have the program on disk serve in place of this process; takes up to half a minute.", &[]),
             question("events", "Follow what happens: after the answer, one event a line until the connection or the process ends.", &[]),
             question("dump", "The configuration in force, as YAML.", &[]),
             question("metrics", "The page of Prometheus.", &[]),
@@ -93,6 +94,7 @@ mod tests {
                 order: VipOrder::Demote,
             },
             Question::Reload,
+            Question::Upgrade,
             Question::Events,
             Question::Dump,
             Question::Metrics,
@@ -104,7 +106,7 @@ mod tests {
                 Question::Status | Question::Conns { .. } | Question::Kill { .. } | Question::Backend { .. } => {}
                 Question::BackendAdd { .. } | Question::BackendRemove { .. } => {}
                 Question::Vip { .. } | Question::Reload | Question::Dump | Question::Metrics | Question::Health => {}
-                Question::History { .. } | Question::Events => {}
+                Question::History { .. } | Question::Events | Question::Upgrade => {}
             }
         }
         all

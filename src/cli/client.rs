@@ -17,6 +17,7 @@ use crate::app::EXIT_CONFIG;
 /// Longer than the other side waits for its control thread, so that its sentence arrives.
 const ANSWER_MAX: Duration = Duration::from_secs(7);
 const RELOAD_MAX: Duration = Duration::from_secs(125);
+const UPGRADE_MAX: Duration = Duration::from_secs(65);
 
 /// Options of every command that asks a running weir.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,6 +84,7 @@ impl Client {
     pub fn ask(&mut self, question: &Question) -> Result<Value, Error> {
         let patience = match question {
             Question::Reload => RELOAD_MAX,
+            Question::Upgrade => UPGRADE_MAX,
             _ => ANSWER_MAX,
         };
         let line = self.exchange(question, patience).map_err(|error| match error.kind() {

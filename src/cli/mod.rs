@@ -18,6 +18,7 @@ pub mod run;
 pub mod status;
 pub mod table;
 pub mod top;
+pub mod upgrade;
 pub mod vip;
 
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ enum Command {
     Top(top::Args),
     /// Read the configuration again; waits, and fails if it is refused.
     Reload(reload::Args),
+    /// Have the program on disk serve in place of the running process; waits, and fails if nothing comes of it.
+    Upgrade(upgrade::Args),
     /// The processes that install VIPs and routing rules; started by `weir run`, never by hand.
     #[command(hide = true, name = crate::keeper::SUBCOMMAND)]
     Keeper {
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         }
         Command::Vip(args) => vip::run(args),
         Command::Reload(args) => reload::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Top(args) => top::run(args),
         Command::Keeper {
             sweep: true, config, ..

@@ -27,9 +27,9 @@ const WORKERS_MAX: Duration = Duration::from_secs(1);
 impl Control {
     /// Answers a question or carries out an order.
     pub(super) fn answer(&mut self, request: Request) {
-        // `reload` asks for itself, because HUP comes there too.
+        // These ask for themselves, because signals come there too.
         let admitted = match request.operation() {
-            Operation::Reload => Ok(()),
+            Operation::Reload | Operation::Upgrade => Ok(()),
             operation => self.admit(operation).map_err(|why| why.to_string()),
         };
         // A client that has gone does not hear the answer.
@@ -91,6 +91,7 @@ impl Control {
                 let _ = reply.send(admitted.and_then(|()| self.vips.order(address, order)));
             }
             Request::Reload { reply } => drop(reply.send(self.reload())),
+            Request::Upgrade { reply } => self.begin_upgrade(Some(reply)),
             Request::Dump { reply } => drop(reply.send(self.dump())),
         }
     }

@@ -3,12 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use crossbeam_channel::Sender;
+
 use super::amend;
 use super::election;
 use super::events;
 use super::life::Life;
 use super::operator::{admin, http};
-use super::phase::{Operation, Phase};
+use super::phase::{Operation, Phase, Why};
 use super::publication::endpoints;
 use super::publication::sockets::reassign;
 use super::request::Input;
@@ -33,11 +35,15 @@ impl Control {
         Ok(())
     }
 
-    /// Starts the binary on disk.
-    pub(super) fn begin_upgrade(&mut self) {
-        if self.admit(Operation::Upgrade).is_err() {
+    /// Starts the binary on disk; `asked` hears what comes of it.
+    pub(super) fn begin_upgrade(&mut self, asked: Option<Sender<Result<String, String>>>) {
+        if let Err(why) = self.admit(Operation::Upgrade) {
+            if let Some(asked) = asked {
+                let _ = asked.send(Err(why.to_string()));
+            }
             return;
         }
+        self.upgrade.ask(asked);
         let own = match self.own_sockets() {
             Ok(own) => own,
             Err(error) => return self.upgrade_failed(error.to_string()),
@@ -53,6 +59,9 @@ impl Control {
         };
         let program = self.upgrade.program.clone();
         self.upgrade.error = None;
+        // What became of an earlier one is not to be taken for this one's.
+        let status = self.status_line();
+        self.notifier.status(status);
         events::tell(&Life::Upgrade {
             program: program.path.display().to_string(),
         });
@@ -82,6 +91,7 @@ impl Control {
     fn upgrade_failed(&mut self, mut reason: String) {
         reason += sandbox::hint(&reason);
         events::tell(&Life::UpgradeFailed { reason: reason.clone() });
+        self.upgrade.tell(Err(reason.clone()));
         self.upgrade.error = Some(reason);
         let status = self.status_line();
         self.notifier.status(status);
@@ -105,15 +115,20 @@ impl Control {
                     self.engines.workers.close(&endpoints);
                     self.closing = Some(self.engines.workers.barrier());
                     log::info!("upgrade given up: {reason}");
+                    self.upgrade.tell(Err(Why::Stopping.to_string()));
                     return true;
                 }
                 self.upgrade_failed(reason);
             }
             // This process was told to stop while the successor was about to say that it serves: it has the sockets, and has been
             // told to stop as well.
-            Event::Done(_) if phase == Phase::Stopping => self.upgrade.predecessor = None,
+            Event::Done(_) if phase == Phase::Stopping => {
+                self.upgrade.predecessor = None;
+                self.upgrade.tell(Err(Why::Stopping.to_string()));
+            }
             Event::Done(done) => {
                 let grace = self.config.shutdown_grace;
+                self.upgrade.tell(Ok(format!("process {} serves", done.pid)));
                 events::tell(&Life::Upgraded {
                     pid: done.pid,
                     connections: self.shared.process.connections.get(),

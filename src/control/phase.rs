@@ -39,7 +39,7 @@ pub enum Phase {
 pub enum Operation {
     /// The HUP signal, `weir reload`.
     Reload,
-    /// The USR2 signal.
+    /// The USR2 signal, `weir upgrade`.
     Upgrade,
     /// The TERM or INT signal.
     Stop,

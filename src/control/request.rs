@@ -111,6 +111,11 @@ pub enum Request {
         /// Takes a sentence that says what was done.
         reply: Sender<Result<String, Refusal>>,
     },
+    /// Have the program on disk serve in place of this process.
+    Upgrade {
+        /// Takes a sentence that says what came of it, when it is over.
+        reply: Sender<Result<String, String>>,
+    },
     /// The configuration in force, as a file that the check accepts.
     Dump {
         /// Takes the configuration as YAML.
@@ -141,6 +146,7 @@ impl Request {
             Request::Backend { .. } | Request::BackendAdd { .. } | Request::BackendRemove { .. } => Operation::Backend,
             Request::Vip { .. } => Operation::Vip,
             Request::Reload { .. } => Operation::Reload,
+            Request::Upgrade { .. } => Operation::Upgrade,
         }
     }
 }

@@ -348,7 +348,7 @@ impl Control {
             Input::Signal(libc::SIGHUP) => {
                 let _ = self.reload();
             }
-            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(),
+            Input::Signal(libc::SIGUSR2) => self.begin_upgrade(None),
             Input::Upgrade(event) => return self.on_upgrade(event),
             Input::Signal(_) => match phase::answer(Operation::Stop, self.phase()) {
                 Answer::End => return false,

@@ -1,6 +1,6 @@
 //! From the package of an older version to this one and back, with the service at work.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::common::{have, run, skip, wait_until};
@@ -15,31 +15,52 @@ const FILTERS: [&str; 2] = [
 
 /// The package as it might have been some versions ago: another number, the unit of then, a file that is gone since, one that was not there yet.
 /// WEIR_OLDER names a program of then; without it the present one stands in.
-fn older(package: &Path, into: &Path) -> PathBuf {
-    let tree = into.join("older");
-    let file = |name: &str| tree.join(name);
+fn older(package: &Path, into: &Path) {
+    repack(package, &into.join("older.deb"), |tree| {
+        let file = |name: &str| tree.join(name);
+        let change = |name: &str, from: &str, to: &str| {
+            let before = std::fs::read_to_string(file(name)).unwrap();
+            let after = before.replacen(from, to, 1);
+            assert_ne!(before, after, "{name} has no {from}");
+            std::fs::write(file(name), after).unwrap();
+        };
+        change("DEBIAN/control", "\nVersion: ", "\nVersion: 0.0~");
+        change("usr/lib/systemd/system/weir.service", FILTERS[0], FILTERS[1]);
+        std::fs::write(file("usr/share/doc/weir/examples/gone.yaml"), "listeners: {}\n").unwrap();
+        std::fs::remove_dir_all(file("usr/share/man/man5")).unwrap();
+        if let Some(program) = std::env::var_os("WEIR_OLDER") {
+            std::fs::copy(program, file("usr/bin/weir")).unwrap();
+        }
+    });
+}
+
+/// A package of a version that keeps the state of virtual addresses in another form.
+fn stranger(package: &Path, into: &Path) {
+    let form = weir::control::election::form();
+    let (form, _) = form.split_once(',').unwrap();
+    let other = format!("{}X", &form[..form.len() - 1]);
+    repack(package, &into.join("stranger.deb"), |tree| {
+        let program = tree.join("usr/bin/weir");
+        let before = std::fs::read(&program).unwrap();
+        run(Command::new("sed")
+            .env("LC_ALL", "C")
+            .args(["-i", &format!("s/{form}/{other}/g")])
+            .arg(&program));
+        assert!(std::fs::read(&program).unwrap() != before, "it has no {form}");
+    });
+}
+
+/// Another package made of one.
+fn repack(package: &Path, made: &Path, change: impl FnOnce(&Path)) {
+    let tree = made.with_extension("tree");
     run(Command::new("dpkg-deb").arg("-R").args([package, &tree]));
-    let change = |name: &str, from: &str, to: &str| {
-        let before = std::fs::read_to_string(file(name)).unwrap();
-        let after = before.replacen(from, to, 1);
-        assert_ne!(before, after, "{name} has no {from}");
-        std::fs::write(file(name), after).unwrap();
-    };
-    change("DEBIAN/control", "\nVersion: ", "\nVersion: 0.0~");
-    change("usr/lib/systemd/system/weir.service", FILTERS[0], FILTERS[1]);
-    std::fs::write(file("usr/share/doc/weir/examples/gone.yaml"), "listeners: {}\n").unwrap();
-    std::fs::remove_dir_all(file("usr/share/man/man5")).unwrap();
+    change(&tree);
     // It would not fit any more.
-    let _ = std::fs::remove_file(file("DEBIAN/md5sums"));
-    if let Some(program) = std::env::var_os("WEIR_OLDER") {
-        std::fs::copy(program, file("usr/bin/weir")).unwrap();
-    }
-    let made = into.join("older.deb");
+    let _ = std::fs::remove_file(tree.join("DEBIAN/md5sums"));
     run(Command::new("dpkg-deb")
         .args(["--root-owner-group", "-Zgzip", "-z1", "-b"])
-        .args([&tree, &made]));
+        .args([&tree, made]));
     std::fs::remove_dir_all(tree).unwrap();
-    made
 }
 
 /// A download that goes on all the while, everything that the operator has written and ordered, and the address outlast both moves.
@@ -60,7 +81,9 @@ fn an_older_package_is_upgraded_and_comes_back() {
     let Some(machine) = Container::boot(|upper| {
         let home = upper.join("root");
         std::fs::create_dir(&home).unwrap();
-        older(&package(&home), &home);
+        let package = package(&home);
+        older(&package, &home);
+        stranger(&package, &home);
         let server = |port: u16| {
             format!(
                 "server {{ listen 127.0.0.1:{port}; location / {{ return 200 'hello'; }} location /big {{ root /srv; }} }}"
@@ -184,5 +207,20 @@ fn an_older_package_is_upgraded_and_comes_back() {
         "every byte of the download has come"
     );
     machine.wait_for_end(&third);
+    machine.serves();
+
+    // To one that cannot go on with the virtual address.
+    let refused = machine.try_run("dpkg -i /root/stranger.deb");
+    assert!(refused.status.success(), "{refused:?}");
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("the old version goes on serving") && said.contains("restart weir instead"),
+        "{said}"
+    );
+    assert_eq!(machine.property("MainPID"), fourth);
+    assert!(machine.has_address());
+    machine.serves();
+    machine.run("systemctl restart weir");
+    wait_until("the virtual address is there", || machine.has_address());
     machine.serves();
 }

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use weir::sys::handover::{self, Channel};
 
+use super::common::operator;
 use super::common::program::Program;
 use super::common::{Launch, PATIENCE, Server, client, command, find, have, raise_descriptor_limit, run, wait_until};
 use super::{Finish, Service, is_weir};
@@ -98,7 +99,10 @@ fn a_successor_that_refuses_or_dies_changes_nothing() {
     ];
     for (what, spoil, expected) in rows {
         spoil();
-        service.weir.signal(Signal::SIGUSR2);
+        let asked = operator::ask(&service.weir, &["upgrade"]);
+        assert_eq!(asked.status.code(), Some(1), "{what}");
+        let said = String::from_utf8_lossy(&asked.stderr);
+        assert!(said.contains(expected), "{what}: {said}");
         let told = service.told("STATUS=upgrade failed: ");
         assert!(told.contains(expected), "{what}: {told}");
         echoes(&address);
@@ -109,7 +113,9 @@ fn a_successor_that_refuses_or_dies_changes_nothing() {
     // All is well again.
     std::fs::copy(env!("CARGO_BIN_EXE_weir"), &binary).unwrap();
     service.weir.rewrite(&yaml);
-    service.upgrade(service.weir.pid());
+    let said = operator::said(&service.weir, &["upgrade"]);
+    let successor = service.successors().pop().unwrap();
+    assert_eq!(said, format!("process {successor} serves\n"));
     wait_until("the old process ends", || !service.weir.is_running());
     echoes(&address);
 }

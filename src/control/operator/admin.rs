@@ -36,6 +36,8 @@ const THINK_MAX: Duration = Duration::from_secs(60);
 const READ_MAX: Duration = Duration::from_secs(10);
 /// How long a reload may take.
 const RELOAD_MAX: Duration = Duration::from_secs(120);
+/// How long an upgrade may take: longer than all of its steps.
+const UPGRADE_MAX: Duration = Duration::from_secs(60);
 /// How long another process that starts at this moment is waited for.
 const LOCK_MAX: Duration = Duration::from_secs(2);
 
@@ -138,7 +140,9 @@ pub(super) async fn serve(listener: tokio::net::UnixListener, asker: Asker, hist
                     _ => return,
                 }
                 held.set(Use::Answer);
-                let answer = match read_question(&line) {
+                let question = read_question(&line);
+                let _owed = matches!(question, Ok(Question::Upgrade)).then(|| asker.owe());
+                let answer = match question {
                     Ok(Question::Events) => match events::follow() {
                         Ok(follower) => {
                             held.set(Use::Follow);
@@ -252,6 +256,10 @@ async fn answer(question: Question, asker: &Asker, history: &Rc<RefCell<History>
             Ok(asker.ask(ANSWER_MAX, request).await??.into())
         }
         Question::Reload => Ok(asker.ask(RELOAD_MAX, |reply| Request::Reload { reply }).await??.into()),
+        Question::Upgrade => Ok(asker
+            .ask(UPGRADE_MAX, |reply| Request::Upgrade { reply })
+            .await??
+            .into()),
         Question::Dump => Ok(asker.ask(ANSWER_MAX, |reply| Request::Dump { reply }).await?.into()),
         Question::Metrics => Ok(asker.ask(ANSWER_MAX, |reply| Request::Metrics { reply }).await?.into()),
         Question::Health => {

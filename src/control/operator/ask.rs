@@ -1,5 +1,7 @@
 //! Asking the control thread: with a limit in time, and the same question once for all clients that wait for its answer.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
@@ -17,10 +19,39 @@ const WAITING_MAX: usize = 1024;
 /// Asks the control thread.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
-    pub(super) inputs: Sender<Input>,
+    inputs: Sender<Input>,
+    owed: Rc<Cell<usize>>,
+}
+
+/// An answer that has to be written before the clients of a process that hands its service over are left alone.
+#[derive(Debug)]
+pub(super) struct Owed(Rc<Cell<usize>>);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Asker {
+    pub(super) fn new(inputs: Sender<Input>) -> Asker {
+        Asker {
+            inputs,
+            owed: Rc::default(),
+        }
+    }
+
+    /// From now until what is returned is dropped an answer is owed.
+    pub(super) fn owe(&self) -> Owed {
+        self.owed.set(self.owed.get() + 1);
+        Owed(self.owed.clone())
+    }
+
+    /// Whether answers are owed.
+    pub(super) fn owes(&self) -> bool {
+        self.owed.get() > 0
+    }
+
     /// Sends the request that `make` makes around a reply channel and waits for the reply. The error is a sentence.
     pub(super) async fn ask<T: Send + 'static>(
         &self,

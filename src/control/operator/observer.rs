@@ -74,7 +74,7 @@ pub fn start(
     let (moves, mut moved) = mpsc::channel(MOVES_MAX);
     let serve = move || {
         sched::patient_thread();
-        let asker = Asker { inputs };
+        let asker = Asker::new(inputs);
         let local = LocalSet::new();
         let result = local.block_on(&runtime, async move {
             let admin = tokio::net::UnixListener::from_std(admin)?;
@@ -95,7 +95,7 @@ pub fn start(
                 serving = serve_http(http)?;
             }
             let gone = async {
-                while events::followers() > 0 {
+                while events::followers() > 0 || asker.owes() {
                     tokio::time::sleep(LAST_WORDS_LOOK).await;
                 }
             };

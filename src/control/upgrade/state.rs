@@ -1,5 +1,7 @@
 //! How far this process is between one that came before it and one that comes after it.
 
+use crossbeam_channel::Sender;
+
 use super::{Inheritance, Predecessor, Program, Successor};
 use crate::control::discovery::Told;
 use crate::control::phase::Phase;
@@ -19,6 +21,8 @@ pub struct State {
     pub(in crate::control) arriving: bool,
     /// An upgrade is under way.
     pub(in crate::control) predecessor: Option<Predecessor>,
+    /// Who waits for what comes of it.
+    asked: Option<Sender<Result<String, String>>>,
     /// Another process serves, and this one drains; whether somebody has told it to stop besides.
     pub(in crate::control) handed_over: Option<(u32, bool)>,
     /// Why the last upgrade failed.
@@ -34,6 +38,7 @@ impl State {
             waiting: inheritance.successor.map(|s| (s, Assigned::new())),
             arriving: false,
             predecessor: None,
+            asked: None,
             handed_over: None,
             error: None,
         };
@@ -66,6 +71,18 @@ impl State {
             None if self.predecessor.is_some() => Phase::Upgrading,
             None if self.arriving => Phase::Arriving,
             None => Phase::Serving,
+        }
+    }
+
+    /// Whom to tell what comes of the upgrade that begins.
+    pub fn ask(&mut self, asked: Option<Sender<Result<String, String>>>) {
+        self.asked = asked;
+    }
+
+    /// Tells whoever asked for the upgrade. One who has gone does not hear it.
+    pub fn tell(&mut self, outcome: Result<String, String>) {
+        if let Some(asked) = self.asked.take() {
+            let _ = asked.send(outcome);
         }
     }
 

@@ -102,6 +102,7 @@ fn answer(request: Request, control: Control, n: u64) {
             VipOrder::Allow => Err(format!("{address} is not ours")),
         })),
         Request::Reload { reply } => drop(reply.send(Err(Refusal::configuration("f.yaml:1:1: no")))),
+        Request::Upgrade { reply } => drop(reply.send(Err("no such file".into()))),
         Request::Dump { reply } => drop(reply.send("workers: 1\n".into())),
         Request::Metrics { reply } => drop(reply.send(format!("weir_asked_total {n}\n"))),
         Request::Health { reply } => drop(reply.send(match control {
