@@ -190,7 +190,7 @@ class Bare(Subject):
         return children[-1]
 
     def serves(self, service):
-        return self.workers == 1 and service in ("http", "http-close", "iperf", "echo")
+        return self.workers == 1 and service in ("http", "iperf", "echo")
 
 
 class Weir(Subject):

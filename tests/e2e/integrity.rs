@@ -234,3 +234,51 @@ fn ten_thousand_transfers_are_exact() {
 fn two_hundred_thousand_transfers_are_exact() {
     transfers(200_000);
 }
+
+/// The sources of fast streams are not told of every byte: what ends a burst, and what is small behind it, arrives all the same, though
+/// no end of the stream follows. Seen to fail without the look at a quiet source.
+#[test]
+fn the_last_bytes_of_a_burst_arrive_without_an_end() {
+    const WORD: &[u8] = b"that was all";
+    let server = server::Server::each(|mut stream| {
+        let mut go_on = [0];
+        while stream.read_exact(&mut go_on).is_ok() {
+            // As fast as it goes, for as long as it takes to be found fast; then not a byte more.
+            let began = std::time::Instant::now();
+            while began.elapsed() < Duration::from_millis(400) {
+                stream.write_all(&BYTES[..256 << 10]).unwrap();
+            }
+            stream.write_all(WORD).unwrap();
+            for _ in 0..3 {
+                if stream.read_exact(&mut go_on).is_err() || stream.write_all(WORD).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let weir = Weir::start(&balanced("", UNWATCHED, &[("one", server.address)]));
+    let mut stream = super::common::client::connect(&weir.address("main"));
+    let mut buffer = vec![0; 1 << 20];
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        stream.write_all(b"?").unwrap();
+        let mut bytes = 0;
+        let mut last = Vec::new();
+        while last != WORD {
+            let n = stream.read(&mut buffer).expect("the last bytes come");
+            assert_ne!(n, 0);
+            bytes += n;
+            last.extend_from_slice(&buffer[n.saturating_sub(WORD.len())..n]);
+            last.drain(..last.len().saturating_sub(WORD.len()));
+        }
+        println!("a burst of {} MB", bytes / 1_000_000);
+        for _ in 0..3 {
+            let asked = std::time::Instant::now();
+            stream.write_all(b"?").unwrap();
+            stream.read_exact(&mut buffer[..WORD.len()]).expect("an answer comes");
+            longest = longest.max(asked.elapsed());
+        }
+    }
+    println!("the longest of nine answers took {longest:?}");
+    assert!(longest < PATIENCE / 4, "{longest:?}");
+}
