@@ -8,7 +8,7 @@ use super::core::{Core, EndOrder};
 use super::flows::{Fading, LINGER, is_over, is_unproven};
 use super::layout::{
     END_BACKEND_RESET, END_CLIENT_RESET, END_CUT, END_REFUSALS, END_REFUSED, Ended, FLOW_BACKEND_FIRST, FLOW_ENDED,
-    FLOW_JOINED, FLOW_OPEN, Flow, REFUSALS, Tuple,
+    FLOW_JOINED, Flow, REFUSALS, Tuple,
 };
 use super::maps::Maps;
 use super::program::Injected;
@@ -107,7 +107,7 @@ impl Core {
             let there = maps.flow(&next.key).filter(|up| up.id == next.id);
             let Some(up) = there else { continue };
             match is_over(&up, maps.other(&up).as_ref(), now_ns) {
-                true => self.remove(maps, shared, &next.key, Cause::Finished),
+                true => self.remove(maps, shared, &next.key, &up, Cause::Finished),
                 false => self.fading.push_back(Fading {
                     due: now + LINGER,
                     ..next
@@ -207,17 +207,14 @@ impl Core {
     }
 
     /// Ends a flow of which nobody is told, or removes the entries of one that has ended.
-    pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, cause: Cause) {
-        let Some(up) = maps.take(key) else { return };
-        let down = maps
-            .other(&up)
-            .and_then(|_| maps.take(&up.to.turned()))
-            .unwrap_or_default();
+    pub(super) fn remove(&self, maps: &Maps, shared: &Shared, key: &Tuple, seen: &Flow, cause: Cause) {
+        // Before the client's: nobody would come across this one alone.
+        let its = maps.other(seen).and_then(|_| maps.take(&seen.to.turned()));
+        let (Some(up), down) = (maps.take_out(key, seen), its.unwrap_or_default()) else {
+            return;
+        };
         if up.flags & FLOW_ENDED != 0 || key.is_tcp() && is_unproven(&up) {
             return;
-        }
-        if up.flags & FLOW_OPEN != 0 {
-            maps.leave(key, &up);
         }
         self.account(
             shared,

@@ -346,6 +346,22 @@ shapes! {
         first_byte_us: u32,
     }
 
+    /// A flow on its way out of the table and of what counts it.
+    Removal {
+        /// As the client sends.
+        key: Tuple,
+        /// The flow's own.
+        id: u64,
+        /// Place of the listener.
+        listener: u32,
+        /// Place of the backend.
+        backend: u32,
+        /// The `FLOW_*` bits of the client's entry.
+        flags: u32,
+        /// What is to be done next; 0 = nothing.
+        step: u32,
+    }
+
     /// Ports in a row.
     PortRange {
         /// The first of them, in host order.
@@ -431,6 +447,9 @@ pub const BACKEND_LIVE: [usize; 8] = [BACKEND_ACTIVE, BACKEND_ACTIVE_ELSEWHERE, 
 pub const LATENCY_MAX: u64 = (1 << 43) - 1;
 /// Word of a listener that the program changes: live flows.
 pub const LISTENER_ACTIVE: usize = 2;
+
+/// Word of a removal: its step.
+pub const REMOVAL_STEP: usize = 15;
 
 /// Words of a process that the program changes: live TCP connections, UDP sessions.
 pub const PROCESS_ACTIVE: usize = 0;

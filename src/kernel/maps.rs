@@ -12,7 +12,8 @@ use nix::time::{ClockId, clock_gettime};
 use super::elsewhere;
 use super::layout::{
     BACKEND_ACTIVE, Backend, Bucket, DropReason, Ended, FLOW_SOURCED, Flow, Guard, LISTENER_ACTIVE, Listener, Network,
-    PROCESS_ACTIVE, PROCESS_ACTIVE_MAX, Plain, Pool, Ports, Process, Service, ServiceKey, Slot, State, Tally, Tuple,
+    PROCESS_ACTIVE, PROCESS_ACTIVE_MAX, Plain, Pool, Ports, Process, Removal, Service, ServiceKey, Slot, State, Tally,
+    Tuple,
 };
 use super::program::{NAMES, Sizes};
 use super::sources;
@@ -24,6 +25,9 @@ pub fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has it");
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
+
+/// What counts a flow: its listener, its backend, the process, its source.
+pub(super) const GAUGES: u32 = 4;
 
 /// Entries read at a time, more than share a bucket.
 const AT_ONCE: usize = 256;
@@ -53,6 +57,8 @@ pub struct Maps {
     networks: Map,
     sources: Array,
     process: Array,
+    /// What is being taken out.
+    pub(super) removal: Array,
 }
 
 /// Which of the two tables of flows.
@@ -89,6 +95,7 @@ impl Maps {
             networks,
             sources,
             process,
+            removal,
         ] = descriptors;
         let maps = Maps {
             state: Array::new(state)?,
@@ -108,6 +115,7 @@ impl Maps {
             networks: Map::new(networks)?,
             sources: Array::new(sources)?,
             process: Array::new(process)?,
+            removal: Array::new(removal)?,
         };
         maps.assert_shapes();
         Ok(maps)
@@ -125,6 +133,7 @@ impl Maps {
             (&self.guards, Guard::SIZE),
             (&self.sources, Bucket::SIZE),
             (&self.process, Process::SIZE),
+            (&self.removal, Removal::SIZE),
         ];
         for (array, size) in arrays {
             assert_eq!(array.words(0).len() * 4, size);
@@ -160,6 +169,7 @@ impl Maps {
             self.networks.try_clone_fd()?,
             self.sources.try_clone_fd()?,
             self.process.try_clone_fd()?,
+            self.removal.try_clone_fd()?,
         ])
     }
 
@@ -210,20 +220,21 @@ impl Maps {
         elsewhere::tell(&self.backends, place as usize, active, latency_ns);
     }
 
-    /// A flow that was counted, by its client's entry, is over.
-    pub fn leave(&self, key: &Tuple, up: &Flow) {
-        let gauges = [
-            (&self.listeners, up.listener, LISTENER_ACTIVE),
-            (&self.backends, up.backend, BACKEND_ACTIVE),
-            (&self.process, 0, PROCESS_ACTIVE + usize::from(!key.is_tcp())),
-        ];
-        for (array, place, word) in gauges {
-            array.words(place as usize)[word].fetch_sub(1, Relaxed);
-        }
-        if up.flags & FLOW_SOURCED != 0 {
-            let hash = self.hash(up.listener, key.source().ip());
-            sources::leave(|ix| self.sources.longs(ix as usize), self.sources.length() as u32, hash);
-        }
+    /// One of what counts a flow, which is over, counts it no more. There are [`GAUGES`].
+    pub(super) fn lower(&self, of: &Removal, gauge: u32) {
+        let (array, place, word) = match gauge {
+            0 => (&self.listeners, of.listener, LISTENER_ACTIVE),
+            1 => (&self.backends, of.backend, BACKEND_ACTIVE),
+            2 => (&self.process, 0, PROCESS_ACTIVE + usize::from(!of.key.is_tcp())),
+            _ => {
+                if of.flags & FLOW_SOURCED != 0 {
+                    let hash = self.hash(of.listener, of.key.source().ip());
+                    sources::leave(|ix| self.sources.longs(ix as usize), self.sources.length() as u32, hash);
+                }
+                return;
+            }
+        };
+        array.words(place as usize)[word].fetch_sub(1, Relaxed);
     }
 
     /// What stands for a source at the listener in a place.

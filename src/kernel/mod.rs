@@ -23,6 +23,7 @@
 //! | `core` | what is known; publication |
 //! | `counts`, `elsewhere` | statistics; what the program and the workers tell each other |
 //! | `account` | ends of flows: statistics, access records |
+//! | `removal` | a flow is taken out of what counts it, all of it or nothing |
 //! | `sweep` | how much of the tables is looked at, and when |
 //! | `task` | the thread: sweeps, orders, news |
 //! | `engine` | the engine as control knows it |
@@ -49,6 +50,7 @@ mod places;
 pub mod ports;
 mod program;
 mod refusals;
+mod removal;
 mod resets;
 mod sources;
 mod sweep;

@@ -33,7 +33,7 @@ pub struct Sizes {
 }
 
 /// The maps that the engine works on, in the order in which their descriptors travel.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "state",
     "services",
     "pools",
@@ -51,6 +51,7 @@ pub const NAMES: [&str; 17] = [
     "networks",
     "sources",
     "process",
+    "removal",
 ];
 
 /// The program that is attached, by its name in the object.

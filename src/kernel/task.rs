@@ -1,5 +1,6 @@
 //! The engine's thread: reads what flows have ended, ends those that are idle, follows this host's addresses, obeys.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -51,6 +52,9 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn run(mut self) {
+        let mut told = HashSet::new();
+        self.read_ends(|id| _ = told.insert(id));
+        self.attached.maps.finish_removal(&told);
         let now = Instant::now();
         let mut sweeps = Sweep::both(now);
         let (mut tidy_at, mut routes_at, mut exchange_at) = (now + TIDY, now + ROUTES, now);
@@ -75,7 +79,7 @@ impl Task {
             use std::io::Read;
             while (&self.woken).read(&mut [0; 64]).is_ok_and(|n| n > 0) {}
             if gather_at.is_none_or(|at| at <= Instant::now()) {
-                gather_at = self.read_ends().then(|| Instant::now() + GATHER);
+                gather_at = self.read_ends(|_| {}).then(|| Instant::now() + GATHER);
             }
             while let Ok(order) = self.orders.try_recv() {
                 if let EngineOrder::Stop = order {
@@ -116,11 +120,12 @@ impl Task {
         }
     }
 
-    /// Whether there were any.
-    fn read_ends(&self) -> bool {
+    /// Hands on whose they are; whether there were any.
+    fn read_ends(&self, mut each: impl FnMut(u64)) -> bool {
         let (mut core, mut any) = (self.core.lock(), false);
         self.attached.maps.ends(|ended| {
             any = true;
+            each(ended.up.id);
             core.on_end(&self.shared, &ended);
         });
         any
@@ -173,7 +178,7 @@ impl Task {
                 let down = maps.other(&up);
                 match patience.fate(&up, down.as_ref(), is_tcp, now) {
                     Fate::Stays => {}
-                    Fate::Fades => faded.push(key),
+                    Fate::Fades => faded.push((key, up)),
                     Fate::Ends(cause) => {
                         told += usize::from(is_tcp);
                         due.push((key, up, cause));
@@ -188,8 +193,8 @@ impl Task {
             log::warn!("kernel engine: flows cannot be looked at: {error}{left_out}");
         }
         let mut core = self.core.lock();
-        for key in faded {
-            core.remove(maps, &self.shared, &key, Cause::Finished);
+        for (key, up) in faded {
+            core.remove(maps, &self.shared, &key, &up, Cause::Finished);
         }
         self.end_all(&mut core, due);
     }
@@ -198,7 +203,9 @@ impl Task {
         let maps = &self.attached.maps;
         let mut core = self.core.lock();
         for (key, cause) in core.overdue(now) {
-            core.remove(maps, &self.shared, &key, cause);
+            if let Some(up) = maps.flow(&key) {
+                core.remove(maps, &self.shared, &key, &up, cause);
+            }
         }
         core.sweep_places(maps);
     }
@@ -244,7 +251,7 @@ impl Task {
             };
             match told {
                 Some(resets) => frames.extend(resets),
-                None => core.remove(maps, &self.shared, &key, cause),
+                None => core.remove(maps, &self.shared, &key, &up, cause),
             }
         }
         // Those that are not told end all the same, when the program has not told of them in time.

@@ -335,6 +335,19 @@ struct tally {
 	__u64 refused[REFUSALS];
 };
 
+/* A flow that user space is taking out of the table and out of what counts it: whoever comes after a process that was killed meanwhile
+ * does the rest. */
+struct removal {
+	/* Its client's entry. */
+	struct tuple key;
+	__u64 id;
+	__u32 listener;
+	__u32 backend;
+	__u32 flags;
+	/* What is to be done next; 0 = there is none. */
+	__u32 step;
+};
+
 /* What became of packets that were not passed on, or not as they should have been. */
 enum drop {
 	/* No backend: the host answers. */

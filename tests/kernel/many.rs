@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use aya::maps::MapData;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, loaded_programs};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -53,16 +54,30 @@ fn interface(netns: &Netns, name: &str) -> (u32, [u8; 6]) {
     (link[0]["ifindex"].as_u64().unwrap() as u32, mac)
 }
 
-/// The program that a helper holds.
-fn program(helper: i32) -> SchedClassifier {
+/// Ids of what a helper holds, by their name among what is known of a descriptor.
+fn held(helper: i32, id: &str) -> Vec<u32> {
     let files = std::fs::read_dir(format!("/proc/{helper}/fdinfo")).unwrap().flatten();
-    let held: Vec<u32> = files
+    files
         .filter_map(|file| {
             let text = std::fs::read_to_string(file.path()).ok()?;
-            let id = text.lines().find_map(|line| line.strip_prefix("prog_id:"))?;
+            let id = text.lines().find_map(|line| line.strip_prefix(id))?;
             id.trim().parse().ok()
         })
-        .collect();
+        .collect()
+}
+
+/// A map of a helper's.
+pub fn map(helper: i32, name: &str) -> MapData {
+    let maps = held(helper, "map_id:")
+        .into_iter()
+        .map(|id| MapData::from_id(id).unwrap());
+    let named = |map: &MapData| map.info().unwrap().name_as_str() == Some(name);
+    maps.into_iter().find(named).expect("the helper holds it")
+}
+
+/// The program that a helper holds.
+fn program(helper: i32) -> SchedClassifier {
+    let held = held(helper, "prog_id:");
     let mut all = loaded_programs().flatten();
     let ours = all.find(|info| held.contains(&info.id()) && info.name_as_str() == Some("ingress"));
     SchedClassifier::from_program_info(ours.expect("the helper holds it"), "ingress".into()).unwrap()
@@ -426,10 +441,11 @@ pools:
     );
     assert!(refused.is_empty(), "{refused:?}");
     assert!(at(50) < Duration::from_secs(1), "new clients are served");
-    // The smaller one runs beside other tests.
+    // The small one runs beside other tests.
     assert!(
-        size.flooded < Duration::from_secs(20) || at(100) < Duration::from_secs(2),
-        "nobody waits for more than one retransmission"
+        size.flooded < Duration::from_secs(20)
+            || at(99) < Duration::from_millis(900) && at(100) < Duration::from_secs(2),
+        "hardly anybody waits, and nobody for more than one retransmission"
     );
     let now = status(&weir)["kernel"]["flows"].as_u64().unwrap();
     assert!(

@@ -57,6 +57,7 @@ MAP(networks, BPF_MAP_TYPE_LPM_TRIE, struct network, __u32, 8192, BPF_F_NO_PREAL
 MAP(meters, BPF_MAP_TYPE_LRU_HASH, struct source, __u64, 65536, 0);
 MAP(sources, BPF_MAP_TYPE_ARRAY, __u32, struct bucket, 65536, BPF_F_MMAPABLE);
 MAP(process, BPF_MAP_TYPE_ARRAY, __u32, struct process, 1, BPF_F_MMAPABLE);
+MAP(removal, BPF_MAP_TYPE_ARRAY, __u32, struct removal, 1, BPF_F_MMAPABLE);
 MAP(searches, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct search, 1, 0);
 struct map SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0, 0, 0};
 
