@@ -121,6 +121,8 @@ fn a_successor_that_refuses_or_dies_changes_nothing() {
 }
 
 /// The test is the process before, as one of another version would speak.
+///
+/// Seen to fail with a program of before there were forms.
 #[test]
 fn what_another_version_hands_over_is_refused_before_anything_is_touched() {
     let form = weir::control::election::form();

@@ -176,7 +176,7 @@ impl Election {
     /// Goes on where another process stopped.
     ///
     /// # Errors
-    /// As [`Election::start`]; also when the state cannot be read, which is one of another [`form`]. The descriptors are closed
+    /// As [`Election::start`]; also when the state cannot be read, which is one of another [`form()`]. The descriptors are closed
     /// then, and the keeper removes the addresses.
     pub fn resume(
         config: &Failover,

@@ -232,6 +232,8 @@ mod tests {
     use super::*;
 
     /// In parts, and whatever is said between them that this version does not know.
+    ///
+    /// Seen to fail with the state in one message.
     #[test]
     fn the_state_of_many_addresses_goes_over_whole() {
         let (near, far) = Channel::pair().unwrap();

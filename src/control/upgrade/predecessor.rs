@@ -329,6 +329,8 @@ mod tests {
     }
 
     /// As older versions say it, and later ones may.
+    ///
+    /// Seen to fail with forms that always agree.
     #[test]
     fn whoever_cannot_go_on_with_the_election_is_not_asked_to_serve() {
         let form = election::form();
