@@ -214,7 +214,7 @@ fn a_cap_holds_in_every_mode_and_over_sessions() {
 /// A backend that returns gets as many connections as its share of what both engines have at the others says, whichever engine
 /// opens them: here the other one holds most of them.
 ///
-/// Seen to fail where the program is not told, and where it does not tell.
+/// Seen to fail where the program is not told.
 #[test]
 fn slow_start_goes_by_connections_of_both_engines() {
     const RAMP: Duration = Duration::from_secs(20);
