@@ -60,6 +60,8 @@ fn an_upgrade_with_an_unusable_secret_is_refused() {
 }
 
 /// The new binary is this one but for the name of its form.
+///
+/// Seen to fail with forms that always agree.
 #[test]
 fn an_upgrade_to_a_version_that_keeps_its_state_otherwise_is_refused() {
     let net = Net::new(&["a", "b", "c"]);

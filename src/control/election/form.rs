@@ -40,11 +40,14 @@ mod tests {
 
     /// A state with something in every place. When this fails, the form is another one: give [`STATE`] the next number, and put the
     /// change into the file.
+    ///
+    /// Seen to fail with one more field in a unit.
     #[test]
     fn the_number_of_the_form_stands_for_this_one() {
         let sample: serde_json::Value = serde_json::from_str(include_str!("form.json")).unwrap();
         let read: Remembered = serde_json::from_value(sample.clone()).unwrap();
-        assert_eq!(serde_json::to_value(&read).unwrap(), sample);
+        let written = serde_json::to_value(&read).unwrap();
+        assert!(written == sample, "another form: {written:#}");
         assert!(STATE.starts_with(FORMS));
     }
 }
