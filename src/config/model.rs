@@ -242,6 +242,14 @@ pub struct Keepalive {
     pub user_timeout: Option<Duration>,
 }
 
+impl Keepalive {
+    /// As the kernel takes it (tcp(7)): whole seconds until the first question and between two, and how many.
+    pub fn seconds_and_probes(self) -> [u32; 3] {
+        let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64) as u32;
+        [seconds(self.idle), seconds(self.interval), self.probes]
+    }
+}
+
 /// `listeners.NAME.udp`; `None` = unlimited.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UdpPolicy {

@@ -59,12 +59,14 @@ pub fn device(fd: RawFd) -> Option<u32> {
 }
 
 /// A TCP listening socket that shares its port (SO_REUSEPORT) with the other workers' ones. Accepted sockets inherit
-/// TCP_NODELAY and SO_OOBINLINE from it.
-pub fn listen_tcp(place: Place, backlog: Option<u32>) -> io::Result<OwnedFd> {
+/// TCP_NODELAY, SO_OOBINLINE and `keepalive` (as [`set_keepalive`] takes it) from it: what it has when their handshakes end, which may be
+/// before anybody accepts.
+pub fn listen_tcp(place: Place, backlog: Option<u32>, keepalive: Option<[u32; 3]>) -> io::Result<OwnedFd> {
     let socket = place.socket(Type::STREAM)?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     keep_urgent_inline(socket.as_raw_fd());
+    set_keepalive(socket.as_raw_fd(), keepalive)?;
     socket.bind(&place.address.into())?;
     socket.listen(length(backlog))?;
     Ok(socket.into())

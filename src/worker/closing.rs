@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd;
 
 use super::Context;
 use super::connection::{Connection, Next, Phase};
-use super::listen::seconds_and_probes;
 use crate::base::Side;
+use crate::config::model::Keepalive;
 use crate::health::FailureKind;
 use crate::relay::{By, Cause, Peer};
 use crate::worker::os::socket;
@@ -73,7 +73,7 @@ pub(super) fn look(connection: &mut Connection, context: &Context) -> Next {
         let fd = reached.fd.as_raw_fd();
         socket::keep_urgent_inline(fd);
         // A unix socket has no such option, and no need for it.
-        let _ = socket::set_keepalive(fd, reached.keepalive.map(seconds_and_probes));
+        let _ = socket::set_keepalive(fd, reached.keepalive.map(Keepalive::seconds_and_probes));
     }
     let keepalives = [
         connection.origin.listener.config.keepalive,

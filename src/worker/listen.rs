@@ -26,7 +26,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use super::Context;
 use super::sockets::set::{Listening, Set};
@@ -74,7 +73,8 @@ impl Default for Stream {
 
 impl Stream {
     /// Sets a socket up as the configuration says: how many may wait at it, and what accepted sockets inherit: keep-alive, and
-    /// that urgent data stays in its place.
+    /// that urgent data stays in its place. A socket that weir has made has all that from its beginning; others, and changes of the
+    /// configuration, come by here.
     pub(super) fn set_up(listening: &mut Listening<Stream>) {
         if let Some(listener) = &listening.listener
             && listening.own.backlog != Some(listener.config.backlog)
@@ -92,19 +92,13 @@ impl Stream {
         let wanted = listener.config.keepalive;
         if listening.own.keepalive != Some(wanted) {
             let fd = listening.fd.as_raw_fd();
-            if let Err(error) = socket::set_keepalive(fd, wanted.map(seconds_and_probes)) {
+            if let Err(error) = socket::set_keepalive(fd, wanted.map(Keepalive::seconds_and_probes)) {
                 log::warn!("{}: cannot set keep-alive: {error}", listening.local);
             }
             socket::keep_urgent_inline(fd);
             listening.own.keepalive = Some(wanted);
         }
     }
-}
-
-/// As [`socket::set_keepalive`] wants it.
-pub(super) fn seconds_and_probes(keepalive: Keepalive) -> [u32; 3] {
-    let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64) as u32;
-    [seconds(keepalive.idle), seconds(keepalive.interval), keepalive.probes]
 }
 
 /// What is to be done with a connection that has been accepted.

@@ -253,13 +253,17 @@ fn a_full_window_counts_against_tcp_user_timeout() {
     drop(far);
 }
 
-/// So a listening socket is set once, and a connection costs nothing for it.
+/// So a listening socket is set once, and a connection costs nothing for it. What it is given later is too late for those that wait.
 #[test]
 fn accepted_sockets_inherit_their_options() {
-    let fd = socket::listen_tcp(socket::Place::new("127.0.0.1:0".parse().unwrap(), false), None).unwrap();
-    socket::set_keepalive(fd.as_raw_fd(), Some([77, 7, 3])).unwrap();
-    socket::keep_urgent_inline(fd.as_raw_fd());
+    let place = socket::Place::new("127.0.0.1:0".parse().unwrap(), false);
+    let fd = socket::listen_tcp(place, None, Some([77, 7, 3])).unwrap();
     let _near = TcpStream::connect(socket::local_address(&fd).unwrap()).unwrap();
+    until("its handshake is over", || {
+        let mut waits = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut waits, PollTimeout::ZERO).unwrap() == 1
+    });
+    socket::set_keepalive(fd.as_raw_fd(), Some([88, 8, 4])).unwrap();
     let mut accepted = None;
     until("it is accepted", || {
         accepted = socket::accept(fd.as_raw_fd()).ok();

@@ -523,7 +523,7 @@ fn a_listener_of_an_address_that_moves_needs_it_not() {
     in_namespace(|| {
         for at in ["10.9.9.9:80", "[fd09::9]:80"] {
             let bound = |moves| {
-                let tcp = weir::sys::socket::listen_tcp(Place::new(addr(at), moves), None).map(drop);
+                let tcp = weir::sys::socket::listen_tcp(Place::new(addr(at), moves), None, None).map(drop);
                 let udp = udp::listen(Place::new(addr(at), moves), BUFFER).map(drop);
                 [tcp, udp].map(|bound| bound.map_err(|e| e.kind()))
             };

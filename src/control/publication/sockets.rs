@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use super::inherited::{InheritedSocket, InheritedSockets};
-use crate::config::model::{Bind, Listener, Protocol};
+use crate::config::model::{Bind, Keepalive, Listener, Protocol};
 use crate::link::{Address, Endpoint, ListenSocket};
 use crate::sys::socket::Place;
 use crate::sys::{socket, udp};
@@ -101,7 +101,10 @@ pub fn bind(
             moves: moves(address.ip()),
         };
         match listener.protocol {
-            Protocol::Tcp => socket::listen_tcp(place, listener.backlog),
+            Protocol::Tcp => {
+                let keepalive = listener.keepalive.map(Keepalive::seconds_and_probes);
+                socket::listen_tcp(place, listener.backlog, keepalive)
+            }
             Protocol::Udp => udp::listen(place, udp::LISTEN_BUFFER).map(|listening| listening.fd),
         }
     };
