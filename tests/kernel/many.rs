@@ -207,8 +207,9 @@ fn flood(netns: &Netns, mac: [u8; 6], rate: usize, stop: &AtomicBool) -> usize {
         let mut spoofed = Spoofed::new(mac, service);
         let (began, mut sent) = (Instant::now(), 0);
         while !stop.load(Relaxed) {
-            // What a pause of the machine left behind follows at twice the rate rather than in one burst, which queues of the kernel would lose.
-            let due = ((began.elapsed().as_secs_f64() * rate as f64) as usize).min(sent + rate / 100);
+            // What a pause of the machine left behind follows in small bursts rather than in one, which queues of the kernel would lose.
+            let now = (began.elapsed().as_secs_f64() * rate as f64) as usize;
+            let due = now.min(sent + rate / 100);
             for n in sent..due {
                 // 198.18.0.0/15 is for tests.
                 let client = 0xc612_0000 | (n as u32 & 0x1_ffff);
@@ -226,7 +227,7 @@ fn flood(netns: &Netns, mac: [u8; 6], rate: usize, stop: &AtomicBool) -> usize {
                 }
             }
             sent = due;
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(if due < now { 1 } else { 5 }));
         }
         sent
     })
