@@ -103,7 +103,8 @@ def scenario(name, samples, most):
         return f"{mine / others:.2f}" if mine is not None and others else "-"
     seen = {key for s in samples for key in s}
     shown = {key: label for key, label in LATENCIES.items() if key in seen}
-    head = ["", "rate", "added", "x", "own", "x", "machine", *shown.values(), *["lost"] * ("lost" in seen), *["bulk GB/s"] * ("bulk" in seen), "foreign", "errors"]
+    head = ["", "rate", "added", "x", "own", "x", "machine", *shown.values(), *["lost"] * ("lost" in seen),
+            *["bulk GB/s"] * ("bulk" in seen), "foreign", "errors"]
     rows = []
     for who, (good, quiet) in found.items():
         row = [who, figure(values(who, "rate")), figure(values(who, "added")), ratio(who, "added"), figure(values(who, "own")),

@@ -1461,6 +1461,13 @@ pub fn sent(program: &Program, packet: &[u8]) -> Tuple {
     parse(&out).unwrap().key
 }
 
+/// How many entries established flows have, two each.
+fn entries(program: &Program) -> usize {
+    let flows = program.0.map("flows").unwrap();
+    let flows = Table::<_, Bytes<40>, Bytes<{ Entry::SIZE }>>::try_from(flows).unwrap();
+    flows.keys().count()
+}
+
 /// Opens a connection, both sides of it; what the SYN became.
 #[track_caller]
 fn establish(program: &Program, client: (&str, u16), service: (&str, u16)) -> Tuple {
@@ -1684,9 +1691,7 @@ fn a_port_that_its_client_has_cleared_is_used_again() {
             if nth < 4 {
                 // It is served there.
                 finish(&program, client, service, there);
-                let flows = program.0.map("flows").unwrap();
-                let flows = Table::<_, Bytes<40>, Bytes<{ Entry::SIZE }>>::try_from(flows).unwrap();
-                assert_eq!(flows.keys().count(), 2 * (usize::from(nth) + 1));
+                assert_eq!(entries(&program), 2 * (usize::from(nth) + 1));
             } else {
                 challenge(ACK);
                 moved += usize::from(syn() != there);
@@ -1757,9 +1762,7 @@ fn a_way_back_that_is_anothers_by_now_is_not_used() {
                 };
                 assert_eq!(sent(&program, &next), there, "{nth}");
             }
-            let flows = program.0.map("flows").unwrap();
-            let flows = Table::<_, Bytes<40>, Bytes<{ Entry::SIZE }>>::try_from(flows).unwrap();
-            assert_eq!(flows.keys().count(), 4 * (nth + 1), "both are established");
+            assert_eq!(entries(&program), 4 * (nth + 1), "both are established");
         }
     });
 }
