@@ -3,13 +3,17 @@
 //!
 //! `scripts/bench` runs it; every subcommand prints one JSON object.
 
+#[path = "bench_bare/poller.rs"]
+mod poller;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use poller::{Poller, STREAM};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -63,6 +67,8 @@ enum Command {
 }
 
 fn main() -> io::Result<()> {
+    // Times to the nanosecond.
+    nix::sys::prctl::set_timerslack(1)?;
     let answer = match Command::parse() {
         Command::Http {
             target,
@@ -90,62 +96,6 @@ fn main() -> io::Result<()> {
     };
     println!("{answer}");
     Ok(())
-}
-
-/// epoll with nanosecond timeouts (mio rounds up to milliseconds).
-struct Poller {
-    fd: OwnedFd,
-    events: Vec<libc::epoll_event>,
-}
-
-impl Poller {
-    fn new() -> io::Result<Poller> {
-        // SAFETY: plain system calls; the descriptor is new and owned here.
-        let fd = unsafe {
-            libc::prctl(libc::PR_SET_TIMERSLACK, 1);
-            libc::epoll_create1(libc::EPOLL_CLOEXEC)
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let events = vec![libc::epoll_event { events: 0, u64: 0 }; 512];
-        // SAFETY: as above.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Poller { fd, events })
-    }
-
-    fn add(&self, fd: RawFd, token: usize) -> io::Result<()> {
-        let flags = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-        let mut event = libc::epoll_event {
-            events: flags as u32,
-            u64: token as u64,
-        };
-        // SAFETY: `event` outlives the call.
-        match unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn wait(&mut self, timeout: Duration) -> impl Iterator<Item = usize> + '_ {
-        let timeout = libc::timespec {
-            tv_sec: timeout.as_secs() as i64,
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        };
-        // SAFETY: `events` has room for what is asked; `timeout` outlives the call; no signal mask.
-        let n = unsafe {
-            libc::syscall(
-                libc::SYS_epoll_pwait2,
-                self.fd.as_raw_fd(),
-                self.events.as_mut_ptr(),
-                self.events.len(),
-                &raw const timeout,
-                std::ptr::null::<libc::sigset_t>(),
-                0,
-            )
-        };
-        self.events[..n.max(0) as usize].iter().map(|event| event.u64 as usize)
-    }
 }
 
 fn percentiles(mut us: Vec<u32>) -> Value {
@@ -214,7 +164,7 @@ fn http(target: SocketAddr, rate: f64, connections: usize, seconds: f64, close: 
             stream.write_all(ask)?;
             let _ = stream.read(&mut [0; 4096])?;
             stream.set_nonblocking(true)?;
-            poller.add(stream.as_raw_fd(), ix)?;
+            poller.add(stream.as_raw_fd(), STREAM, ix)?;
             slots[ix] = Some(Request {
                 stream,
                 due: None,
@@ -243,7 +193,7 @@ fn http(target: SocketAddr, rate: f64, connections: usize, seconds: f64, close: 
             if close {
                 match connect(target) {
                     Ok(stream) => {
-                        poller.add(stream.as_raw_fd(), ix)?;
+                        poller.add(stream.as_raw_fd(), STREAM, ix)?;
                         slots[ix] = Some(Request {
                             stream,
                             due: None,
@@ -269,7 +219,7 @@ fn http(target: SocketAddr, rate: f64, connections: usize, seconds: f64, close: 
         } else {
             Duration::from_millis(100)
         };
-        for ix in poller.wait(pause) {
+        for (ix, _) in poller.wait(Some(pause)) {
             let Some(request) = slots[ix].as_mut() else {
                 continue;
             };
@@ -346,7 +296,7 @@ fn udp_flows(target: SocketAddr, flows: usize, rate: f64, size: usize, seconds: 
         })
         .collect::<io::Result<Vec<_>>>()?;
     for (ix, socket) in sockets.iter().enumerate() {
-        poller.add(socket.as_raw_fd(), ix)?;
+        poller.add(socket.as_raw_fd(), STREAM, ix)?;
     }
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(seconds);
@@ -382,7 +332,10 @@ fn udp_flows(target: SocketAddr, flows: usize, rate: f64, size: usize, seconds: 
             }
         }
         let pause = if rate > 0.0 && sending { 1.0 / rate } else { 0.02 };
-        let ready: Vec<usize> = poller.wait(Duration::from_secs_f64(pause)).collect();
+        let ready: Vec<usize> = poller
+            .wait(Some(Duration::from_secs_f64(pause)))
+            .map(|(ix, _)| ix)
+            .collect();
         for ix in ready {
             while let Ok(n) = sockets[ix].recv(&mut buffer) {
                 if n < 8 {

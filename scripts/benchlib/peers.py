@@ -179,18 +179,20 @@ stream {{
 
 class Bare(Subject):
     """What relaying through two sockets costs at the least: loops of one thread that move bytes and do nothing else, one for each
-    service. `SPLICE` among a peer's variables has words for the one that splices."""
+    service. Among a peer's variables `HTTP` is the loop for requests (`ring` in place of `copy`) and its words, `SPLICE` has words for
+    the one that splices."""
 
     kind, name, binary = "bare", "bare", f"{ROOT}/target/release/examples/bench_bare"
 
     def launch(self):
-        loops = {"iperf": f"splice {self.environment.get('SPLICE', '')}", "echo": "udp", "http": "copy"}
+        loops = {"iperf": f"splice {self.environment.get('SPLICE', '')}", "echo": "udp",
+                 "http": self.environment.get("HTTP", "copy")}
         children = [self.run(f"{self.binary} {loop} {self.address(service)} {BACKEND}:{SERVICES[service][0]}")
                     for service, loop in loops.items()]
         return children[-1]
 
     def serves(self, service):
-        return self.workers == 1 and service in ("http", "iperf", "echo")
+        return self.workers == 1 and service in ("http", "http-close", "iperf", "echo")
 
 
 class Weir(Subject):

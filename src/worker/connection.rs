@@ -134,6 +134,8 @@ pub(super) enum Next {
     Connect,
     /// A backend is reached: set the timer and relay.
     Serve,
+    /// It has waited long enough: set the timer, and relay when it is its turn.
+    Resume,
     /// Move bytes.
     Relay,
     /// This side is gone: the other one hears of it after what came before.

@@ -143,7 +143,7 @@ fn gather(connection: &mut Connection, now_ms: u64, moved: [u64; 2]) {
 }
 
 /// A source that lets bytes gather was quiet: what is there is moved, told of or not.
-pub(super) fn look(connection: &mut Connection, now_ms: u64) {
+pub(super) fn look(connection: &mut Connection, now_ms: u64) -> Next {
     connection.clocks.gather_ms = None;
     let lanes = &mut connection.lanes;
     for (side, gather) in Side::BOTH
@@ -154,10 +154,11 @@ pub(super) fn look(connection: &mut Connection, now_ms: u64) {
             lanes.pair.mark_readable(side);
         }
     }
+    Next::Resume
 }
 
 /// A rest is over.
-pub(super) fn resume(connection: &mut Connection) {
+pub(super) fn resume(connection: &mut Connection) -> Next {
     connection.clocks.resume_ms = None;
     let lanes = &mut connection.lanes;
     if std::mem::take(&mut lanes.starved) {
@@ -166,6 +167,7 @@ pub(super) fn resume(connection: &mut Connection) {
             lanes.pair.mark_writable(side);
         }
     }
+    Next::Resume
 }
 
 #[cfg(test)]

@@ -182,6 +182,10 @@ impl Tcp {
                     schedule(&mut self.timers, key, connection);
                     Next::Relay
                 }
+                Next::Resume => {
+                    schedule(&mut self.timers, key, connection);
+                    Next::Requeue
+                }
                 Next::Relay => pump::relay(connection, context, &mut self.tools),
                 Next::Reset(by) => closing::reset(connection, context, by),
                 Next::End(cause, by) => return self.retire(context, key, cause, by),
@@ -232,16 +236,8 @@ impl Tcp {
                     connect::acknowledge(connection);
                     Next::Schedule
                 }
-                Some(Due::Resume) => {
-                    pump::resume(connection);
-                    self.run.push(key, connection.weight, &mut connection.queued);
-                    Next::Schedule
-                }
-                Some(Due::Gather) => {
-                    pump::look(connection, now_ms);
-                    self.run.push(key, connection.weight, &mut connection.queued);
-                    Next::Schedule
-                }
+                Some(Due::Resume) => pump::resume(connection),
+                Some(Due::Gather) => pump::look(connection, now_ms),
                 Some(Due::Interim) => {
                     let interval = context.snapshot.interim;
                     connection.clocks.interim_ms = interval.map(|i| now_ms + i.as_millis() as u64);

@@ -13,7 +13,49 @@ use super::common::PATIENCE;
 pub const LARGEST: usize = 65_507;
 
 /// A client with one socket.
-pub struct Client(pub UdpSocket);
+pub struct Client(pub UdpSocket, Dropped);
+
+/// What the kernel says of datagrams that went nowhere: the counters of Udp and Icmp of the thread's network namespace, and what each
+/// processor has dropped because too much waited to be delivered (net.core.netdev_max_backlog), of whatever namespace.
+struct Dropped(HashMap<String, u64>);
+
+impl Dropped {
+    fn now() -> Dropped {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let mut counters = HashMap::new();
+        let lines = read("/proc/thread-self/net/snmp");
+        let lines: Vec<Vec<&str>> = lines.lines().map(|line| line.split_whitespace().collect()).collect();
+        for pair in lines
+            .chunks_exact(2)
+            .filter(|pair| ["Udp:", "Icmp:"].contains(&pair[0][0]))
+        {
+            for (name, value) in pair[0].iter().zip(&pair[1]).skip(1) {
+                counters.insert(format!("{} {name}", pair[0][0]), value.parse().unwrap_or(0));
+            }
+        }
+        for (ix, cpu) in read("/proc/net/softnet_stat").lines().enumerate() {
+            let dropped = cpu.split_whitespace().nth(1).unwrap_or_default();
+            let dropped = u64::from_str_radix(dropped, 16).unwrap_or(0);
+            counters.insert(format!("backlog of line {ix}:"), dropped);
+        }
+        Dropped(counters)
+    }
+}
+
+impl std::fmt::Display for Dropped {
+    /// What has risen since.
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let mut risen: Vec<String> = Dropped::now()
+            .0
+            .into_iter()
+            .map(|(name, value)| (value - self.0.get(&name).unwrap_or(&0).min(&value), name))
+            .filter(|&(by, _)| by > 0)
+            .map(|(by, name)| format!("{name} +{by}"))
+            .collect();
+        risen.sort();
+        write!(f, "{}", risen.join(", "))
+    }
+}
 
 impl Client {
     /// On a port of the kernel's choice at `ip`.
@@ -26,7 +68,7 @@ impl Client {
     pub fn bound(address: &str) -> Client {
         let socket = UdpSocket::bind(address).unwrap_or_else(|e| panic!("binding {address}: {e}"));
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client(socket)
+        Client(socket, Dropped::now())
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -42,7 +84,9 @@ impl Client {
     #[track_caller]
     pub fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = vec![0; LARGEST + 1];
-        let (len, from) = self.0.recv_from(&mut buffer).expect("no datagram came");
+        let came = self.0.recv_from(&mut buffer);
+        let (len, from) =
+            came.unwrap_or_else(|error| panic!("no datagram came: {error}; since the client was made: {}", self.1));
         buffer.truncate(len);
         (buffer, from)
     }
