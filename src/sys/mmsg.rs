@@ -242,6 +242,9 @@ impl Inbox {
                 drained: false,
             });
         }
+        if wanted == 1 && !ask.from && !ask.control {
+            return self.receive_one(fd);
+        }
         let arena = self.arena.as_mut_ptr();
         for slot in first..first + wanted {
             self.parts[slot] = libc::iovec {
@@ -262,21 +265,12 @@ impl Inbox {
             header.msg_iovlen = 1;
             header.msg_flags = 0;
         }
-        let got = loop {
-            let headers = self.headers[first..first + wanted].as_mut_ptr();
-            // SAFETY: `wanted` headers whose names, control buffers and slots are writable for the lengths given and
-            // outlive the call; the timeout may be null.
-            let n = unsafe { libc::recvmmsg(fd, headers, wanted as u32, libc::MSG_DONTWAIT as _, null_mut()) };
-            if n >= 0 {
-                break n as usize;
-            }
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::EAGAIN) => break 0,
-                _ => return Err(error),
-            }
-        };
+        let headers = self.headers[first..first + wanted].as_mut_ptr();
+        // SAFETY: `wanted` headers whose names, control buffers and slots are writable for the lengths given and outlive the
+        // calls; the timeout may be null.
+        let call =
+            || unsafe { libc::recvmmsg(fd, headers, wanted as u32, libc::MSG_DONTWAIT as _, null_mut()) as isize };
+        let got = unless_empty(call)?.unwrap_or(0);
         for slot in first..first + got {
             let (header, len) = (&self.headers[slot].msg_hdr, self.headers[slot].msg_len as usize);
             // SAFETY: the kernel wrote `msg_namelen` bytes of name, the rest was zero or an older name.
@@ -299,6 +293,38 @@ impl Inbox {
             slots: first..first + got,
             drained: got < wanted,
         })
+    }
+
+    /// One datagram without anything beside it: most sessions' answers, for which recv(2) has less to prepare.
+    fn receive_one(&mut self, fd: RawFd) -> io::Result<Received> {
+        let slot = self.filled;
+        let bytes = &mut self.arena[slot * STRIDE..][..DATAGRAM_MAX];
+        // SAFETY: the slot is writable for as many bytes as are told, and outlives the calls.
+        let call = || unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+        let len = unless_empty(call)?;
+        if let Some(len) = len {
+            self.metas[slot] = Meta { len, ..Meta::default() };
+            self.filled += 1;
+        }
+        Ok(Received {
+            slots: slot..self.filled,
+            drained: len.is_none(),
+        })
+    }
+}
+
+/// What a receive returned, `None` from an empty socket; tried again when a signal came.
+fn unless_empty(mut call: impl FnMut() -> isize) -> io::Result<Option<usize>> {
+    loop {
+        if let Ok(n) = usize::try_from(call()) {
+            return Ok(Some(n));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(None),
+            _ => return Err(error),
+        }
     }
 }
 

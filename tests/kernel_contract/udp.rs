@@ -384,6 +384,48 @@ fn a_connected_socket_hears_its_peer_alone() {
 }
 
 #[test]
+fn one_datagram_is_received_like_several() {
+    in_namespace(|| {
+        for most in [1, 2] {
+            let peer = client("127.0.0.1:0");
+            let there = peer.local_addr().expect("local");
+            let socket = udp::connect(&route(there, None)).expect("connect");
+            let here = std_socket(&socket).local_addr().expect("local");
+            let mut inbox = Inbox::new(4);
+            let receive = |inbox: &mut Inbox| inbox.receive(socket.as_raw_fd(), BARE, most);
+            let none = receive(&mut inbox).expect("receive");
+            assert_eq!((none.slots, none.drained), (0..0, true), "{most}");
+            for bytes in [&b"some"[..], b"", &[7; 65_507]] {
+                peer.send_to(bytes, here).expect("send");
+                wait(&socket, PollFlags::POLLIN);
+                let got = receive(&mut inbox).expect("receive");
+                let slot = inbox.len() - 1;
+                assert_eq!((got.slots, got.drained), (slot..slot + 1, most > 1), "{most}");
+                assert_eq!(inbox.bytes(slot), bytes);
+                let meta = Meta {
+                    len: bytes.len(),
+                    ..Meta::default()
+                };
+                assert_eq!(*inbox.meta(slot), meta, "{most}");
+            }
+            // The error of an earlier datagram is told once.
+            drop(peer);
+            assert_eq!(udp::send(socket.as_raw_fd(), b"?"), Sent::Gone);
+            wait(&socket, PollFlags::empty());
+            let error = receive(&mut inbox).expect_err("refused");
+            assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{most}");
+            assert_eq!(receive(&mut inbox).expect("receive").slots.len(), 0);
+            // A full inbox takes nothing.
+            client(&there.to_string()).send_to(b"more", here).expect("send");
+            client(&there.to_string()).send_to(b"and more", here).expect("send");
+            wait(&socket, PollFlags::POLLIN);
+            receive(&mut inbox).expect("receive");
+            assert_eq!((inbox.room(), receive(&mut inbox).expect("receive").slots), (0, 4..4));
+        }
+    });
+}
+
+#[test]
 fn the_kernel_counts_what_it_drops_at_a_socket() {
     let listening = udp::listen(Place::new(addr("127.0.0.1:0"), false), 4096).expect("listen");
     let local = std_socket(&listening.fd).local_addr().expect("local");

@@ -23,6 +23,8 @@ const PROOF_MIN: usize = 8;
 const GROUP_MAX: u16 = u16::MAX;
 /// Most reads of one session in one turn.
 const BURST_MAX: u8 = 32;
+/// A session that is read one by one is asked for two every so many reads.
+const TRY_EVERY: u8 = 8;
 /// From this many reads in one go on a session counts as bulk: the kernel merges for it, and its buffers grow.
 const BURST_BULK: u8 = 4;
 /// Buffers of a bulk session's socket, bytes.
@@ -94,6 +96,8 @@ pub(super) struct Wire {
     pub group_max: u16,
     /// Reads at once; doubles while they are not enough.
     pub burst: u8,
+    /// Reads of one since two were asked for.
+    pub singles: u8,
     /// The kernel merges datagrams.
     pub gro: bool,
     /// Its buffers are large.
@@ -143,6 +147,7 @@ impl Wire {
             drops: Tally::default(),
             group_max: GROUP_MAX,
             burst: 1,
+            singles: 0,
             gro: false,
             grown: false,
         }
@@ -200,16 +205,16 @@ impl Session {
         self.bound.stashed = None;
     }
 
-    /// Learns from a read how much to read next time: `got` datagrams or batches, and whether that was all.
+    /// Learns from a read how much to read next time: `got` datagrams or batches, and whether that was all. Most sessions have one
+    /// answer for a request, and asking for two costs half a read more; what is left waits for the next turn.
     pub(super) fn adapt(&mut self, got: usize, drained: bool) {
-        if !drained && self.wire.burst < BURST_MAX {
-            self.wire.burst *= 2;
-            if self.wire.burst == BURST_BULK && !self.wire.gro {
-                self.wire.gro = udp::enable_bulk(self.wire.fd.as_raw_fd());
-                self.grow_buffers();
-            }
-        } else if got * 4 <= usize::from(self.wire.burst) {
-            self.wire.burst = (self.wire.burst / 2).max(1);
+        let wire = &mut self.wire;
+        let (burst, singles) = next_burst(wire.burst, wire.singles, got, drained);
+        let grows = burst > wire.burst;
+        (wire.burst, wire.singles) = (burst, singles);
+        if grows && burst == BURST_BULK && !wire.gro {
+            wire.gro = udp::enable_bulk(wire.fd.as_raw_fd());
+            self.grow_buffers();
         }
     }
 
@@ -274,9 +279,43 @@ impl Session {
     }
 }
 
+/// How much is read next, and how many reads of one there have been by then.
+fn next_burst(burst: u8, singles: u8, got: usize, drained: bool) -> (u8, u8) {
+    match burst {
+        1 if singles + 1 < TRY_EVERY => (1, singles + 1),
+        1 => (2, 0),
+        _ if !drained => ((burst * 2).min(BURST_MAX), 0),
+        _ if got <= usize::from((burst / 4).max(1)) => (burst / 2, 0),
+        _ => (burst, 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_follow_what_comes() {
+        // Burst and reads of one before; what came, and whether that was all; burst and reads of one after.
+        let rows = [
+            ((1, 0), (1, false), (1, 1)),
+            ((1, 6), (1, false), (1, 7)),
+            ((1, 7), (1, false), (2, 0)),
+            ((2, 0), (1, true), (1, 0)),
+            ((2, 0), (2, false), (4, 0)),
+            ((4, 0), (4, false), (8, 0)),
+            ((4, 0), (3, true), (4, 0)),
+            ((4, 0), (2, true), (4, 0)),
+            ((4, 0), (1, true), (2, 0)),
+            ((16, 0), (5, true), (16, 0)),
+            ((16, 0), (4, true), (8, 0)),
+            ((32, 0), (32, false), (32, 0)),
+        ];
+        for ((burst, singles), (got, drained), after) in rows {
+            let next = next_burst(burst, singles, got, drained);
+            assert_eq!(next, after, "{burst} {singles} {got} {drained}");
+        }
+    }
 
     /// With the table's own part (about 150 bytes) far below what the kernel spends on the socket.
     #[test]
