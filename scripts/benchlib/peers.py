@@ -184,6 +184,11 @@ class Bare(Subject):
 
     kind, name, binary = "bare", "bare", f"{ROOT}/target/release/examples/bench_bare"
 
+    @classmethod
+    def about(cls):
+        words = [f"{service}={words}" for service, words in cls.environment.items()]
+        return {"version": "loops", "build": ", ".join(words) or "as they are"}
+
     def launch(self):
         loops = {"iperf": f"splice {self.environment.get('SPLICE', '')}", "echo": "udp",
                  "http": self.environment.get("HTTP", "copy")}

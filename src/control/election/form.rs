@@ -37,6 +37,7 @@ pub(super) struct Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failover::words::{Fit, Holders, Lack, Phase, Reason, State};
 
     /// A state with something in every place. When this fails, the form is another one: give [`STATE`] the next number, and put the
     /// change into the file.
@@ -49,5 +50,36 @@ mod tests {
         let written = serde_json::to_value(&read).unwrap();
         assert!(written == sample, "another form: {written:#}");
         assert!(STATE.starts_with(FORMS));
+    }
+
+    /// The words that a place may have; a sample shows one of them. When this fails, the form is another one as well.
+    ///
+    /// Seen to fail with one more word for how many nodes hold an address.
+    #[test]
+    fn it_stands_for_these_words() {
+        // serde tells them of a word that is none.
+        fn words<T: serde::de::DeserializeOwned>() -> String {
+            let error = serde_json::from_str::<T>("\"?\"").err().expect("no word").to_string();
+            error.split('`').skip(3).step_by(2).collect::<Vec<_>>().join(" ")
+        }
+        let rows = [
+            (words::<Holders>(), "one all"),
+            (words::<Phase>(), "Free Claiming Held Yielding Leaving"),
+            (words::<Fit>(), "Unable Soon NoBackend Ready"),
+            (
+                words::<Lack>(),
+                "Nothing Unknown Listening Frozen NotListed Demoted Stopping NotServing NoQuorum NoBackend Keeper Fault \
+                 LinkDown Track",
+            ),
+            (words::<State>(), "standby claiming active releasing fault"),
+            (
+                words::<Reason>(),
+                "Starting Frozen NotListed Demoted Stopping Track NotServing NoQuorum NoBackend Keeper Fault LinkDown HeldBy \
+                 LeftTo Waiting Arbiter Quiet First Silent Gone From To Rival Unconfigured Serves",
+            ),
+        ];
+        for (words, expected) in rows {
+            assert_eq!(words, expected);
+        }
     }
 }

@@ -23,8 +23,8 @@ const PROOF_MIN: usize = 8;
 const GROUP_MAX: u16 = u16::MAX;
 /// Most reads of one session in one turn.
 const BURST_MAX: u8 = 32;
-/// A session that is read one by one is asked for two every so many reads.
-const TRY_EVERY: u8 = 8;
+/// So many reads of one, and the next asks for two.
+const SINGLES: u8 = 4;
 /// From this many reads in one go on a session counts as bulk: the kernel merges for it, and its buffers grow.
 const BURST_BULK: u8 = 4;
 /// Buffers of a bulk session's socket, bytes.
@@ -96,7 +96,7 @@ pub(super) struct Wire {
     pub group_max: u16,
     /// Reads at once; doubles while they are not enough.
     pub burst: u8,
-    /// Reads of one since two were asked for.
+    /// Reads of one since two were asked for. The first one of all counts as the last of its row, so that bulk is known by then.
     pub singles: u8,
     /// The kernel merges datagrams.
     pub gro: bool,
@@ -147,7 +147,7 @@ impl Wire {
             drops: Tally::default(),
             group_max: GROUP_MAX,
             burst: 1,
-            singles: 0,
+            singles: SINGLES - 1,
             gro: false,
             grown: false,
         }
@@ -282,7 +282,7 @@ impl Session {
 /// How much is read next, and how many reads of one there have been by then.
 fn next_burst(burst: u8, singles: u8, got: usize, drained: bool) -> (u8, u8) {
     match burst {
-        1 if singles + 1 < TRY_EVERY => (1, singles + 1),
+        1 if singles + 1 < SINGLES => (1, singles + 1),
         1 => (2, 0),
         _ if !drained => ((burst * 2).min(BURST_MAX), 0),
         _ if got <= usize::from((burst / 4).max(1)) => (burst / 2, 0),
@@ -299,8 +299,8 @@ mod tests {
         // Burst and reads of one before; what came, and whether that was all; burst and reads of one after.
         let rows = [
             ((1, 0), (1, false), (1, 1)),
-            ((1, 6), (1, false), (1, 7)),
-            ((1, 7), (1, false), (2, 0)),
+            ((1, 2), (1, false), (1, 3)),
+            ((1, 3), (1, false), (2, 0)),
             ((2, 0), (1, true), (1, 0)),
             ((2, 0), (2, false), (4, 0)),
             ((4, 0), (4, false), (8, 0)),
