@@ -155,9 +155,14 @@ class Hosts:
         own = int(usage.group(1)) / 1e6 if account else 0.0
         everything = int(re.search(r"usage_usec (\d+)", read(f"{self.cgroup}/cpu.stat")).group(1)) / 1e6
         softirqd = sum(int(read(path).split()[0]) for path in SOFTIRQD) / 1e9
-        fields = [int(v) for v in read("/proc/stat").split("\n", 1)[0].split()[1:]]
-        busy = sum(fields[:3] + fields[5:7]) / TICK
-        return {"own": own, "all": everything + softirqd, "machine": busy, "steal": fields[7] / TICK}
+        return {"own": own, "all": everything + softirqd, "machine": busy()}
+
+
+def busy():
+    """What all processors have spent, seconds since some moment: what they were neither idle nor taken away. Idle time is measured,
+    while that of users and the kernel is sampled by the timer, which meets a load that has the same period always or never."""
+    fields = [int(v) for v in read("/proc/stat").split("\n", 1)[0].split()[1:]]
+    return time.monotonic() * os.cpu_count() - (fields[3] + fields[4] + fields[7]) / TICK
 
 
 def softirqd():
@@ -216,9 +221,6 @@ def wait_quiet(limit, most):
     """Waits until other programs use less than `most` cores, `limit` seconds at most."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
-        def busy():
-            fields = [int(v) for v in read("/proc/stat").split("\n", 1)[0].split()[1:]]
-            return sum(fields[:3] + fields[5:7]) / TICK
         start = busy()
         time.sleep(0.4)
         if (busy() - start) / 0.4 < most:
