@@ -1,13 +1,13 @@
 //! Reads and writes. A short connection is eleven system calls, a request four, and a share of those that bring events and arrivals.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
-use crate::check;
 use crate::poller::{Poller, STREAM};
+use crate::{check, listening};
 
 /// Who is behind a descriptor.
 #[derive(Clone, Copy)]
@@ -65,14 +65,6 @@ pub fn run(listen: SocketAddr, target: SocketAddr, hold_ack: bool) -> io::Result
             }
         }
     }
-}
-
-pub fn listening(listen: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(listen), Type::STREAM.nonblocking(), None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&listen.into())?;
-    socket.listen(65535)?;
-    Ok(socket.into())
 }
 
 fn accept(door: RawFd) -> Option<RawFd> {
@@ -137,15 +129,9 @@ fn send_all(to: RawFd, mut bytes: &[u8], flags: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes both, by one call where they are neighbours.
+/// Closes both.
 pub fn close(a: RawFd, b: RawFd) {
     // SAFETY: both are open and nobody else's.
-    unsafe {
-        if a.abs_diff(b) == 1 {
-            libc::close_range(a.min(b) as u32, a.max(b) as u32, 0);
-        } else {
-            libc::close(a);
-            libc::close(b);
-        }
-    }
+    let [a, b] = [a, b].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    weir::sys::socket::close_two(a, b);
 }

@@ -11,9 +11,10 @@ mod splice;
 mod udp;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use clap::Parser;
+use socket2::{Domain, Socket, Type};
 
 #[derive(Parser)]
 enum Command {
@@ -65,4 +66,13 @@ fn main() -> io::Result<()> {
 /// What a system call returned, or its error.
 fn check(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
+}
+
+/// A socket that clients come to, non-blocking.
+fn listening(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(65535)?;
+    Ok(socket.into())
 }

@@ -16,7 +16,8 @@ use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode};
 use socket2::SockAddr;
 
-use crate::copy::{backend, close, listening};
+use crate::copy::{backend, close};
+use crate::listening;
 
 /// Buffers, a power of two, and bytes of one.
 const BUFFERS: u16 = 1024;

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::check;
 use crate::poller::{Poller, STREAM};
+use crate::{check, listening};
 
 #[derive(clap::Args)]
 pub struct Bulk {
@@ -115,8 +115,7 @@ fn move_pages(from: RawFd, to: RawFd, most: usize) -> io::Result<usize> {
 
 pub fn run(listen: SocketAddr, target: SocketAddr, bulk: &Bulk) -> io::Result<()> {
     let mut poller = Poller::new()?;
-    let listener = TcpListener::bind(listen)?;
-    listener.set_nonblocking(true)?;
+    let listener = listening(listen)?;
     let door = listener.as_raw_fd();
     poller.add(door, libc::EPOLLIN, door as usize)?;
     let mut pairs: HashMap<RawFd, Pair> = HashMap::new();

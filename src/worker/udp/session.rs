@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Learns from a read how much to read next time: `got` datagrams or batches, and whether that was all. Most sessions have one
-    /// answer for a request, and asking for two costs half a read more; what is left waits for the next turn.
+    /// answer for a request, and asking for two looks into an empty socket; what is left waits for the next turn.
     pub(super) fn adapt(&mut self, got: usize, drained: bool) {
         let wire = &mut self.wire;
         let (burst, singles) = next_burst(wire.burst, wire.singles, got, drained);
